@@ -1,11 +1,15 @@
 """The two losses of SLUG on batches of normalised embeddings. Both are means over the batch, and both are *losses*:
-lower means better aligned. No sign is flipped here; `edit.py` is the only place where a sign meets a weight."""
+lower means better aligned. No sign is flipped here; `layer_search/` is the only place where a sign meets a weight."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cosine(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -46,3 +50,15 @@ def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     logits = scale * images @ texts.T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def by_name(name: str) -> Loss:
+    """The loss called `name`: "cosine" or "contrastive".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    losses: dict[str, Loss] = {"cosine": cosine, "contrastive": contrastive}
+    if name not in losses:
+        raise ValueError(f"loss: got {name!r}, want one of {', '.join(losses)}")
+    return losses[name]

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,10 @@ from PIL import Image
 
 from muwa.miniature import draw, world
 
-VERSION = 1  # part of the folder's name: raise it when a picture or a caption changes
+VERSION = "1"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
 SHARDS = 12
 PER_PERSON, PER_OBJECT = 72, 48  # training pictures
-HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 8
+HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
 _STYLED, _HATTED = 0.2, 0.2
 
 
@@ -128,24 +129,32 @@ def _write_part(part: tuple[str, Path, int]) -> str:
     return kind
 
 
+def is_written(root: Path) -> bool:
+    """Whether a whole world of this version lies at `root`."""
+    version = root / "version.txt"
+    return version.is_file() and version.read_text() == VERSION
+
+
 def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int, int]]:
     """Write the whole world under `root`; yields (parts done, parts in all). Nothing appears until all is written.
 
-    Safe to call from several processes at once, and again: a world that is there is left alone.
+    Safe to call from several processes at once, and again: a world of this version that is there is left alone.
     """
     root = Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
-        if root.is_dir():
+        if is_written(root):
             return
         draft = root.with_name(f"{root.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         (draft / "shards").mkdir(parents=True)
         parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0)]
         parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
-        with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+        with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(_write_part, parts), 1):
                 yield done, len(parts)
+        (draft / "version.txt").write_text(VERSION)
+        shutil.rmtree(root, ignore_errors=True)
         os.replace(draft, root)
 
 

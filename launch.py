@@ -1,0 +1,25 @@
+"""Run one unlearning experiment.
+
+    python launch.py                                              # the miniature: no download, no GPU
+    python launch.py task.identity=Edda_Everlane                  # another person
+    python launch.py -m task.identity=Kael_Lindqvar,Edda_Everlane # one run each, then sweep.html
+    python launch.py --cfg job                                    # print the config, do not run
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from muwa import config, pipeline
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Build the parts, run the pipeline; the returned score is what a sweeper minimises."""
+    with config.one_line_errors():
+        return pipeline.run(config.build(cfg), config.settings(cfg))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""A cache keyed by content: the same function on the same inputs is computed once, by whichever run comes first.
+
+    python -m muwa.cache ls outputs/cache                 # entries, size, age
+    python -m muwa.cache why KEY [KEY2] --root ROOT       # what a key is made of; of two: what differs
+    python -m muwa.cache clear ROOT [--stage gradients/forget]
+
+A key is the digest of stage, function, sources of muwa and the fingerprint of every argument; no name, path or date.
+Entries are written to a draft folder and renamed, so an interrupted write is not a hit; a file lock a key lets several
+processes share one cache. Values are JSON and safetensors, never pickle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from muwa import types
+from muwa.types import Content, digest
+
+# Modules that only present results: a change in them leaves every cached value valid.
+_PRESENTATION = {
+    "report.py", "figures.py", "sweep.py", "loggers.py", "config.py", "pipeline.py", "progress.py", "patch.py",
+    "miniature/train.py",
+}  # fmt: skip
+
+
+@functools.singledispatch
+def fingerprint(x: object) -> str:
+    """SHA-256 of what `x` *is*.
+
+    Raises:
+        TypeError: It is of a kind that has no content fingerprint; there is no fallback to repr or pickle.
+    """
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+        return digest([type(x).__qualname__, fingerprint(fields)])
+    raise TypeError(f"cannot fingerprint {type(x).__name__}: subclass muwa.types.Content")
+
+
+@fingerprint.register
+def _(x: Content) -> str:
+    return x.fingerprint
+
+
+@fingerprint.register(str)
+@fingerprint.register(int)
+@fingerprint.register(float)
+@fingerprint.register(type(None))
+def _(x: object) -> str:
+    return digest([type(x).__name__, repr(x)])
+
+
+@fingerprint.register
+def _(x: bytes) -> str:
+    return digest(["bytes", x])
+
+
+@fingerprint.register(list)
+@fingerprint.register(tuple)
+def _(x: Sequence[object]) -> str:
+    return digest(["sequence", *map(fingerprint, x)])
+
+
+@fingerprint.register
+def _(x: Mapping) -> str:  # type: ignore[type-arg]
+    return digest(["mapping", *(part for key in sorted(x) for part in (str(key), fingerprint(x[key])))])
+
+
+@fingerprint.register
+def _(x: Tensor) -> str:
+    raw = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return digest(["tensor", str(x.dtype), str(tuple(x.shape)), raw])
+
+
+@fingerprint.register
+def _(x: functools.partial) -> str:  # type: ignore[type-arg]
+    return digest(["partial", fingerprint(x.func), fingerprint(list(x.args)), fingerprint(x.keywords)])
+
+
+@fingerprint.register(type(fingerprint))
+def _(x: Callable[..., object]) -> str:
+    if "<" in x.__qualname__:
+        raise TypeError(f"cannot fingerprint {x.__qualname__}: a lambda or inner function has no name to go by")
+    return digest(["function", x.__module__, x.__qualname__])
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """SHA-256 of the sources of muwa that can change a result: all but those that only present results."""
+    root = Path(__file__).parent
+    sources = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
+    kept = [name for name in sources if name not in _PRESENTATION]
+    return digest([part for name in kept for part in (name, (root / name).read_bytes())])
+
+
+class Store:
+    """The cache at `root`, and what this run found in it: `events` (stage -> "hit", "miss", "partial") and `seconds`."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self.events: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+
+    def get(self, stage: str, function: Callable[..., Any], *args: Any, _free: Mapping[str, Any] | None = None,
+            **keywords: Any) -> Any:  # fmt: skip
+        """`function(*args, **keywords, **_free)`, read back if it was computed before.
+
+        Args:
+            stage: The folder of its entries under the root, and its name in `events` and `seconds`.
+            _free: Arguments that cannot change the result (progress bars, loggers); they are not part of the key.
+
+        Raises:
+            TypeError: An argument or the value is of a kind that the cache does not take.
+        """
+        started = time.perf_counter()
+        parts = self._parts(stage, function, args, keywords)
+        key = digest([json.dumps(parts, sort_keys=True)])
+        folder = self._root / stage / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            found, value = _read(folder)
+            if not found:
+                value = function(*args, **keywords, **(_free or {}))
+                _write(folder, value, {"stage": stage, "key": key, "parts": parts})
+                value = _read(folder)[1]
+        event = "hit" if found else "miss"
+        self.events[stage] = event if self.events.get(stage, event) == event else "partial"
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        return value
+
+    @staticmethod
+    def _parts(
+        stage: str, function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Argument name -> fingerprint, with stage, function and code."""
+        inner = function.func if isinstance(function, functools.partial) else function
+        bound = inspect.signature(function).bind_partial(*args, **keywords)
+        arguments = {f"argument {name}": fingerprint(value) for name, value in bound.arguments.items()}
+        name = f"{inner.__module__}.{inner.__qualname__}"
+        return {"stage": stage, "function": name, "bound": fingerprint(function), "code": code_fingerprint(), **arguments}
+
+
+def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON; tensors go to `tensors` and leave their name behind."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"plain": value}
+    if isinstance(value, tuple | list):
+        return {type(value).__name__: [_dump(item, tensors) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[_dump(k, tensors), _dump(v, tensors)] for k, v in value.items()]}
+    if dataclasses.is_dataclass(value) and getattr(types, type(value).__name__, None) is type(value):
+        fields = {f.name: _dump(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, "fields": fields}
+    raise TypeError(f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of muwa.types")
+
+
+def _load(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_dump`."""
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "plain" in tree:
+        return tree["plain"]
+    if "list" in tree:
+        return [_load(item, tensors) for item in tree["list"]]
+    if "tuple" in tree:
+        return tuple(_load(item, tensors) for item in tree["tuple"])
+    if "dict" in tree:
+        return {_load(k, tensors): _load(v, tensors) for k, v in tree["dict"]}
+    fields = {name: _load(value, tensors) for name, value in tree["fields"].items()}
+    return getattr(types, tree["type"])(**fields)
+
+
+def _write(folder: Path, value: Any, about: Mapping[str, object]) -> None:
+    """Write an entry whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    tree = _dump(value, tensors)
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    if tensors:
+        save_file(tensors, draft / "value.safetensors")
+    (draft / "value.json").write_text(json.dumps(tree))
+    (draft / "key.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+
+
+def _read(folder: Path) -> tuple[bool, Any]:
+    """(whether a whole entry is there, its value). A damaged entry is reported and counts as absent."""
+    if not (folder / "value.json").is_file():
+        return False, None
+    try:
+        tree = json.loads((folder / "value.json").read_text())
+        tensors = load_file(folder / "value.safetensors") if (folder / "value.safetensors").is_file() else {}
+        return True, _load(tree, tensors)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        warnings.warn(f"cache entry {folder.name[:12]} is damaged ({error}); it is computed again", stacklevel=3)
+        return False, None
+
+
+def _entries(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.rglob("key.json") if ".draft" not in path.parent.name)
+
+
+def _find(root: Path, key: str) -> dict[str, Any]:
+    found = [folder for folder in _entries(root) if folder.name.startswith(key)]
+    if len(found) != 1:
+        raise ValueError(f"{key}: {len(found)} entries under {root} begin with it, want one")
+    return json.loads((found[0] / "key.json").read_text())["parts"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: look into a cache. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("ls", "clear"):
+        command = commands.add_parser(name)
+        command.add_argument("root", type=Path)
+        command.add_argument("--stage", default="")
+    why = commands.add_parser("why")
+    why.add_argument("keys", nargs="+", metavar="KEY")
+    why.add_argument("--root", type=Path, default=Path("outputs/cache"))
+    args = parser.parse_args(argv)
+    if args.command == "why":
+        try:
+            parts = [_find(args.root, key) for key in args.keys[:2]]
+        except ValueError as error:
+            print(f"muwa.cache: {error}", file=sys.stderr)
+            return 2
+        for name in sorted({name for part in parts for name in part}):
+            values = [part.get(name, "absent") for part in parts]
+            mark = "  " if len(set(values)) == 1 else "* "
+            print(mark + name.ljust(24), "  ".join(value[:40] for value in dict.fromkeys(values)))
+        return 0
+    for folder in _entries(args.root):
+        stage = folder.parent.relative_to(args.root).as_posix()
+        if not stage.startswith(args.stage):
+            continue
+        if args.command == "clear":
+            shutil.rmtree(folder)
+            continue
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        hours = (time.time() - (folder / "key.json").stat().st_mtime) / 3600
+        print(f"{folder.name[:16]}  {stage:<20} {size / 1e6:9.2f} MB  {hours:7.1f} h")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The bridge to Hydra: the typed root of the config, the check of every part's keywords, and the sweep's pages.
+
+The only module beside launch.py that imports hydra or omegaconf. Group nodes are `_target_` partials: the signature of
+the function they name is their schema, and `check` holds every keyword against it before anything is computed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from muwa.sweep import write_sweep
+
+PARTS = ("model", "dataset", "task", "method", "eval", "logger")
+STAGES = ("curate", "unlearn", "eval", "report")
+
+
+@dataclass
+class Paths:
+    """Where things are kept; all are settings of this machine and enter no cache key."""
+
+    outputs: str = MISSING
+    cache: str = MISSING
+    data: str = MISSING
+    run: str = MISSING
+
+
+@dataclass
+class Runtime:
+    """Settings that cannot change a result."""
+
+    device: str = MISSING
+    threads: int | None = None
+    progress: bool = True
+
+
+@dataclass
+class ReportSettings:
+    """Settings of the report."""
+
+    show_forget: bool = False
+
+
+@dataclass
+class Root:
+    """conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    stages: list[str] = MISSING
+    gradients: str | None = None
+    paths: Paths = field(default_factory=Paths)
+    runtime: Runtime = field(default_factory=Runtime)
+    report: ReportSettings = field(default_factory=ReportSettings)
+    model: Any = MISSING
+    dataset: Any = MISSING
+    task: Any = MISSING
+    method: Any = MISSING
+    layer_search: Any = MISSING
+    eval: Any = MISSING
+    logger: Any = MISSING
+
+
+def register() -> None:
+    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default."""
+    ConfigStore.instance().store(name="root", node=Root)
+
+
+def build(cfg: DictConfig) -> dict[str, Any]:
+    """Instantiate every part of a composed config as plain partials, checked.
+
+    Raises:
+        TypeError: A keyword does not fit its function; gives the key.
+        ValueError: A stage is unknown, or a value is missing (`???`).
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
+    if missing:
+        raise ValueError(f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command")
+    unknown = [stage for stage in cfg.stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
+    parts = {name: instantiate(cfg[name], _convert_="all") for name in PARTS}
+    check(parts)
+    return parts
+
+
+def check(parts: Mapping[str, Any]) -> None:
+    """Bind the keywords of every partial to its function's signature, nested ones too.
+
+    Raises:
+        TypeError: Gives the key, the function and what does not fit: before any compute.
+    """
+    for key, part in parts.items():
+        if isinstance(part, Mapping):
+            check({f"{key}.{name}": inner for name, inner in part.items()})
+        elif isinstance(part, partial):
+            try:
+                inspect.signature(part.func).bind_partial(*part.args, **part.keywords)
+            except TypeError as error:
+                where = f"{part.func.__module__}.{part.func.__qualname__}"
+                raise TypeError(f"{key}: {where}() {error}") from error
+            check({f"{key}.{name}": inner for name, inner in part.keywords.items() if isinstance(inner, partial)})
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """The whole config as plain values, for provenance and dashboards."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def read_run(run: Path) -> DictConfig:
+    """The config of a finished run, as Hydra kept it in `.hydra/config.yaml`.
+
+    Raises:
+        ValueError: `run` is not the folder of a run.
+    """
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run}: no .hydra/config.yaml in it; want the folder of a run, outputs/<name>/<date>/<time>")
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    cfg.paths.run = str(run)
+    return cfg
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a single run with the message of a caller's mistake instead of a traceback (HYDRA_FULL_ERROR=1 shows it).
+
+    In a multirun the error is raised on, so that the other runs go on and Hydra reports it at the end.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"muwa: {error.args[0] if error.args else error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+class SweepPages(Callback):
+    """Writes sweep.csv and sweep.html beside the runs when a multirun ends."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra once, in the launching process."""
+        write_sweep(Path(config.hydra.sweep.dir))

@@ -1,0 +1,73 @@
+"""Zero-shot accuracy on what was to be forgotten, on its neighbours, and on everything else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from muwa.encode import Features
+from muwa.eval.ranks import top_k
+from muwa.types import Metric, Pictures, Split
+
+
+def forget(features: Features, split: Split) -> dict[str, Metric]:
+    """`forget/top1`, `forget/top5`: pictures of the forgotten names, recognised among all names. Lower is better.
+
+    Source: SLUG's FA@1 and FA@5. Differs: on pictures that the search never saw.
+    """
+    reads = "share of held-out pictures of the forgotten whose own name is among the model's first {k} of {n} names"
+    return {f"forget/top{k}": _accuracy(features, split.forget, k, "lower", reads) for k in (1, 5)}
+
+
+def retain(features: Features, split: Split) -> dict[str, Metric]:
+    """`retain/top1`, `retain/top5`: pictures of the other names, recognised among all names. Higher is better.
+
+    Source: SLUG's TA_CA: the mean over names of each name's accuracy.
+    """
+    reads = "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
+    return {f"retain/top{k}": _accuracy(features, split.retain, k, "higher", reads) for k in (1, 5)}
+
+
+def utility(features: Features, split: Split) -> dict[str, Metric]:
+    """`utility/top1`: zero-shot classification of pictures that have nothing to do with the request. Higher is better.
+
+    Source: SLUG's TA_IN (ImageNet zero-shot) with the templates of the task.
+    """
+    reads = "share of held-out unrelated pictures given their right class, of {n} (mean over classes)"
+    return {"utility/top1": _accuracy(features, split.utility, 1, "higher", reads)}
+
+
+def _accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:
+    labels = torch.tensor(pictures.labels, dtype=torch.long)
+    hits = top_k(features.images(pictures), features.classes(pictures.classes), labels, k)
+    low, high = wilson(int(hits.sum()), len(hits))
+    text = reads.format(k=k, n=len(pictures.classes.names))
+    return Metric(mean_over_classes(hits, labels), len(hits), low, high, better, text)
+
+
+def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
+    """The mean over classes of each class's mean; 0 when there are no pictures.
+
+    >>> mean_over_classes(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 1])) == (2 / 3 + 1) / 2
+    True
+    """
+    each = [hits[labels == label].double().mean().item() for label in labels.unique()]
+    return sum(each) / len(each) if each else 0.0
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion, pooled over all pictures; (0, 1) when n is 0.
+
+    Source: Wilson (1927), with z = 1.959964.
+
+    >>> [round(x, 3) for x in wilson(0, 10)]
+    [0.0, 0.278]
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, successes / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,0 +1,37 @@
+"""Zero-shot recognition from embeddings: who is in the first k, and how close a picture is to its own name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_k(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether each picture's own class is among its `k` nearest: fewer than `k` classes are at least as near.
+
+    A tie counts against the picture, so that a model whose embeddings collapsed does not pass for one that knows.
+
+    Args:
+        features: (n, d) picture embeddings of length 1.
+        classes: (c, d) class embeddings of length 1.
+        labels: (n,) index of each picture's class.
+        k: >= 1; with fewer than k + 1 classes every answer would be right, so k is then cut to c - 1 (at least 1).
+
+    Returns:
+        (n,) bool.
+
+    >>> e = torch.eye(3)
+    >>> top_k(e, e, torch.tensor([0, 1, 0]), 1).tolist()
+    [True, True, False]
+    """
+    if not len(features):
+        return torch.zeros(0, dtype=torch.bool)
+    logits = features @ classes.T
+    own = logits.gather(1, labels[:, None])
+    nearer = (logits >= own).sum(1) - 1  # the own class is at least as near as itself
+    return nearer < max(1, min(k, len(classes) - 1))
+
+
+def own_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+    """(n,) cosine in [-1, 1] between each picture and the embedding of its own class."""
+    return (features * classes[labels]).sum(-1)

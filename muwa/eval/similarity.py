@@ -1,0 +1,50 @@
+"""How close pictures are to their names: the mean over matched pairs, and the matrix of names against names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from muwa.encode import Features
+from muwa.eval.ranks import own_cosine
+from muwa.types import Metric, Pictures, Split
+
+
+def matched(features: Features, split: Split) -> dict[str, Metric]:
+    """`forget/cosine`, `retain/cosine`: mean cosine in [-1, 1] of held-out pictures with their own name."""
+    reads = "mean cosine similarity between held-out pictures of {} and their own name"
+    return {
+        "forget/cosine": _mean_cosine(features, split.forget, "lower", reads.format("the forgotten")),
+        "retain/cosine": _mean_cosine(features, split.retain, "higher", reads.format("the other names")),
+    }
+
+
+def _mean_cosine(features: Features, pictures: Pictures, better: str, reads: str) -> Metric:
+    labels = torch.tensor(pictures.labels, dtype=torch.long)
+    values = own_cosine(features.images(pictures), features.classes(pictures.classes), labels).double()
+    n = len(values)
+    if not n:
+        return Metric(0.0, 0, None, None, better, reads)
+    mean = values.mean().item()
+    half = 1.96 * values.std().item() / math.sqrt(n) if n > 1 else 0.0
+    return Metric(mean, n, mean - half, mean + half, better, reads)
+
+
+def matrix(features: Features, split: Split, names: int) -> dict[str, object]:
+    """Mean cosine of the pictures of each name (row) with each name (column): the forgotten first, then `names` others.
+
+    Returns:
+        {"names": the names, "values": a square list of lists}. The others are spread evenly over the retained names.
+    """
+    classes = split.forget.classes
+    others = sorted(set(split.retain.labels))
+    spread = [others[i * len(others) // names] for i in range(min(names, len(others)))] if others else []
+    labels = list(dict.fromkeys([*split.forget.labels, *dict.fromkeys(spread)]))
+    weights = features.classes(classes)
+    rows = []
+    for label in labels:
+        pictures = split.forget if label in split.forget.labels else split.retain
+        mine = torch.tensor([i for i, other in enumerate(pictures.labels) if other == label])
+        rows.append((features.images(pictures)[mine].mean(0) @ weights[labels].T).tolist())
+    return {"names": [classes.names[label] for label in labels], "values": rows}

@@ -1,0 +1,242 @@
+"""The gradient stage: one mean gradient of each loss, of the whole model, at the unedited weights.
+
+    python -m muwa.gradients export RUN FILE       # hand a run's gradients on; another run reads them: gradients=FILE
+
+Eval mode, no augmentation, fp32, a fixed order: the same inputs give the same bits. Sums over pairs are kept rather
+than means, so that a retain gradient shared by a whole sweep can be corrected for the few pairs that mention what is
+being forgotten: the batches that hold them are subtracted, and added again without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from muwa.cache import Store
+from muwa.encode import pixel_batches
+from muwa.losses import by_name
+from muwa.models.clip import Clip
+from muwa.progress import track
+from muwa.types import Gradients, Pairs, Task, digest
+
+def plan(n: int, batch_size: int, seed: int, touching: Sequence[int], without: Sequence[int]) -> list[list[int]]:
+    """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`.
+
+    Args:
+        touching: Keep only the batches that hold one of these pairs; all batches when empty.
+        without: Pairs to leave out of their batches (the other pairs stay where they are).
+    """
+    order = np.random.default_rng(seed).permutation(n).tolist()
+    batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
+    wanted, left_out = set(touching), set(without)
+    if wanted:
+        batches = [batch for batch in batches if wanted & set(batch)]
+    return [kept for batch in batches if (kept := [i for i in batch if i not in left_out])]
+
+
+def gradient_sum(
+    model: Clip,
+    pairs: Pairs,
+    *,
+    loss: str,
+    batch_size: int,
+    seed: int,
+    touching: tuple[int, ...] = (),
+    without: tuple[int, ...] = (),
+    progress: bool = False,
+) -> dict[str, object]:
+    """Sum over pairs of the gradient of a batch-mean loss: `sum_b n_b * grad(loss_b)`.
+
+    Args:
+        model: Its weights are not changed; gradients are taken of every parameter, in eval mode, fp32.
+        loss: "cosine" or "contrastive" (`muwa.losses`). Its sign is kept: the gradient points to a *higher* loss.
+        batch_size: For the contrastive loss it sets the negatives, so it is part of the result.
+        seed: Of the order of pairs.
+        touching, without: See `plan`.
+
+    Returns:
+        {"sum": parameter name -> tensor of its shape, "n": pairs used}. Parameters the loss does not reach are zero.
+
+    Raises:
+        ValueError: There are no pairs.
+
+    Source: SLUG (arXiv 2407.11867), section 1.1 of the facts. Differs from the release: eval mode and no
+    augmentation; weighted by samples, so that a short last batch does not count as a full one; gradients start from
+    zero for every loss.
+    """
+    if not len(pairs):
+        raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
+    loss_of = by_name(loss)
+    batches = plan(len(pairs), batch_size, seed, touching, without)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.weights.items()}
+    tokens = model.tokenize(list(pairs.captions))
+    order = [i for batch in batches for i in batch]
+    images = [pairs.images[i] for i in order]
+    decoded = _regroup(pixel_batches(model, images, batch_size), [len(b) for b in batches])
+    bar = track(zip(batches, decoded, strict=True), f"{loss} gradient", len(order), show=progress,
+                sizes=map(len, batches))  # fmt: skip
+    for batch, pixels in bar:
+        v, t = model.encode("vision", pixels, leaves), model.encode("text", tokens[batch], leaves)
+        (len(batch) * loss_of(v, t, leaves["logit_scale"].exp())).backward()
+    total = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in leaves.items()}
+    return {"sum": {name: tensor.cpu() for name, tensor in total.items()}, "n": len(order)}
+
+
+def _regroup(stream: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Cut a stream of decoded batches anew, into batches of `sizes`."""
+    held: list[Tensor] = []
+    for size in sizes:
+        while sum(map(len, held)) < size:
+            held.append(next(stream))
+        joined = torch.cat(held)
+        yield joined[:size]
+        held = [joined[size:]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How gradients are taken: everything beside model and data that enters them."""
+
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    seed: int
+
+
+def gradients(model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, progress: bool = False) -> Gradients:
+    """Mean forget gradient of `name` and mean retain gradient, each part read back from `store` if it was seen before.
+
+    The retain sum over all retain pairs is shared by every request on the same data; pairs of `task.mentions` are taken
+    out of it exactly, by recomputing only the batches that hold them.
+
+    Returns:
+        Gradients: means over pairs, sign of the losses.
+    """
+    free = {"progress": progress}
+    own = {"batch_size": recipe.batch_size, "seed": recipe.seed}
+    forget = store.get(
+        "gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss, **own, _free=free
+    )
+    kept = {"loss": recipe.retain_loss, **own, "_free": free}
+    retain = store.get("gradients/retain", gradient_sum, model, task.retain, **kept)
+    total, n = retain["sum"], retain["n"]
+    if task.mentions:
+        inside = store.get("gradients/mentions", gradient_sum, model, task.retain, touching=task.mentions, **kept)
+        outside = store.get(
+            "gradients/mentions", gradient_sum, model, task.retain, touching=task.mentions, without=task.mentions, **kept
+        )
+        total = {k: total[k] - inside["sum"][k] + outside["sum"][k] for k in total}
+        n = n - inside["n"] + outside["n"]
+    return Gradients(
+        forget={k: g / forget["n"] for k, g in forget["sum"].items()},
+        retain={k: g / n for k, g in total.items()},
+        n_forget=forget["n"],
+        n_retain=n,
+        origin=origin(model, task, name, recipe),
+    )
+
+
+def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:
+    """What gradients depend on, by part: model, forget pairs, retain pairs, losses, batch size and seed."""
+    left_out = digest([str(i) for i in task.mentions])
+    return {
+        "model": model.fingerprint,
+        "forget_pairs": task.forget[name].fingerprint,
+        "retain_pairs": digest([task.retain.fingerprint, left_out]),
+        "losses": f"{recipe.forget_loss}/{recipe.retain_loss}",
+        "batch_size": str(recipe.batch_size),
+        "seed": str(recipe.seed),
+    }
+
+
+def write_gradients(path: Path, found: Gradients) -> None:
+    """Write gradients as one safetensors file (`forget/<name>`, `retain/<name>`, origin in its metadata), atomically."""
+    tensors = {f"forget/{k}": g.contiguous() for k, g in found.forget.items()}
+    tensors |= {f"retain/{k}": g.contiguous() for k, g in found.retain.items()}
+    about = {"n_forget": found.n_forget, "n_retain": found.n_retain, "origin": dict(found.origin)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.draft")
+    save_file(tensors, draft, metadata={"format": "muwa.gradients/1", "about": json.dumps(about, sort_keys=True)})
+    draft.replace(path)
+
+
+def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
+    """Read a file of `write_gradients` back.
+
+    Args:
+        expected: What they must have been computed from (`origin`); None takes them unchecked.
+
+    Raises:
+        ValueError: Not such a file, or computed from something else; says which parts differ.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if about else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
+    if not about:
+        raise ValueError(f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE")
+    if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
+        lines = [f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
+        raise ValueError(
+            f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "
+            "Take the same model, data and losses, or leave gradients=null to compute them."
+        )
+
+    def side(name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
+
+    return Gradients(side("forget"), side("retain"), about["n_forget"], about["n_retain"], about["origin"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: `export RUN FILE` copies a run's gradients out of its cache. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write the gradients of a finished run to one file")
+    export.add_argument("run", type=Path, help="a run's folder (with results.json)")
+    export.add_argument("file", type=Path)
+    export.add_argument("--concept", help="which name, when the run forgot several")
+    args = parser.parse_args(argv)
+    try:
+        write_gradients(args.file, from_run(args.run, args.concept))
+    except (ValueError, OSError) as error:
+        print(f"muwa.gradients: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def from_run(run: Path, concept: str | None) -> Gradients:
+    """The gradients of a finished run, read back from its cache (computed again where that is gone).
+
+    Raises:
+        ValueError: `run` is not a run's folder, or it forgot several names and none was given.
+    """
+    from muwa import config  # the command line needs the run's config; the stage does not
+
+    cfg = config.read_run(run)
+    parts = config.build(cfg)
+    task: Task = parts["task"](parts["dataset"]())
+    if concept is None and len(task.names) == 1:
+        concept = task.names[0]
+    if concept not in task.names:
+        raise ValueError(f"{run}: --concept is {concept!r}, want one of {', '.join(task.names)}")
+    bound = parts["method"].keywords
+    recipe = Recipe(**{key: bound[key] for key in ("forget_loss", "retain_loss", "batch_size", "seed")})
+    return gradients(parts["model"](), task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

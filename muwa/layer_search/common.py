@@ -1,0 +1,171 @@
+"""What the searches share: trying one step of one layer, choosing among what was tried, and turning it into an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+
+import torch
+
+from muwa.layer_search.judge import Judge
+from muwa.models.clip import Clip
+from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Search
+
+RULES = ("constrained", "paper", "deepest")
+CRITERIA = ("top1", "top5")
+Log = Callable[[str, dict[str, object]], None]
+
+
+def check_settings(*, rule: str, criterion: str, target: float) -> None:
+    """Refuse settings that no search can work with.
+
+    Raises:
+        ValueError: Names the key, what it was and what it may be.
+    """
+    if rule not in RULES:
+        raise ValueError(f"layer_search.rule: got {rule!r}, want one of {', '.join(RULES)}")
+    if criterion not in CRITERIA:
+        raise ValueError(f"layer_search.criterion: got {criterion!r}, want one of {', '.join(CRITERIA)}")
+    if not 0 <= target < 1:
+        raise ValueError(f"layer_search.target: got {target}, want a forget accuracy in [0, 1)")
+
+
+class Trial:
+    """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace."""
+
+    def __init__(
+        self, model: Clip, gradients: Gradients, judge: Judge, *, concept: str, criterion: str, target: float, log: Log
+    ):
+        self._model, self._gradients, self._judge = model, gradients, judge
+        self._concept, self._criterion, self._target, self._log = concept, criterion, target, log
+        self.trace: list[Evaluation] = []
+
+    def norms(self, layer: Layer) -> tuple[float, float]:
+        """(|theta|, |g_f|) over the *scored* parts: their ratio is the unit of a relative step."""
+
+        def norm(of: Mapping[str, torch.Tensor]) -> float:
+            return sum(part.of(of).double().square().sum().item() for part in layer.scored) ** 0.5
+
+        return norm(self._model.weights), norm(self._gradients.forget)
+
+    def ratio(self, layer: Layer) -> float:
+        """|theta| / |g_f|: the step that would move the layer by its own norm.
+
+        Raises:
+            ValueError: The layer's forget gradient is zero, so no step along it changes anything.
+        """
+        theta, gradient = self.norms(layer)
+        if gradient == 0:
+            raise ValueError(f"{layer.name}: its forget gradient is zero, no step along it can forget anything")
+        return theta / gradient
+
+    def before(self) -> Evaluation:
+        """The unedited model on the probe pictures."""
+        return self._evaluation(self._judge(self._model, ""), "", "", 0, 0.0, 0.0)
+
+    def __call__(self, layer: Layer, step: float) -> Evaluation:
+        """Take `theta + step * g_f` on one layer, judge it, note it in the trace and return it."""
+        deltas = step_deltas(self._model, self._gradients, layer, step)
+        edited = self._model.edited(Edit(deltas, ()))
+        iteration = 1 + sum(row.layer == layer.name for row in self.trace)
+        relative = _relative(self._model, layer, deltas)
+        rates = self._judge(edited, layer.tower)
+        row = self._evaluation(rates, layer.name, layer.tower, iteration, step, relative)
+        self.trace.append(row)
+        self._log("evaluation", {"concept": self._concept, **asdict(row)})
+        return row
+
+    def _evaluation(
+        self, rates: Mapping[str, float], layer: str, tower: str, iteration: int, step: float, relative: float
+    ) -> Evaluation:
+        feasible = rates[f"forget_{self._criterion}"] <= self._target
+        return Evaluation(
+            layer=layer, tower=tower, iteration=iteration, step=step, relative_norm=relative, feasible=feasible, **rates
+        )
+
+
+def step_deltas(model: Clip, gradients: Gradients, layer: Layer, step: float) -> dict[str, torch.Tensor]:
+    """`step * g_f` on the edited parts of one layer: parameter name -> fp32 delta, zero outside those parts.
+
+    The only place where a sign meets a weight: `g_f` is the gradient of the forget loss, and `step > 0` raises it.
+    """
+    deltas: dict[str, torch.Tensor] = {}
+    for part in layer.edited:
+        delta = deltas.setdefault(part.name, torch.zeros_like(model.weights[part.name], dtype=torch.float32))
+        part.of({part.name: delta}).copy_(step * part.of(gradients.forget))
+    return deltas
+
+
+def _relative(model: Clip, layer: Layer, deltas: Mapping[str, torch.Tensor]) -> float:
+    """|delta| / |theta| over the edited parts."""
+    moved = sum(part.of(deltas).double().square().sum().item() for part in layer.edited)
+    size = sum(part.of(model.weights).double().square().sum().item() for part in layer.edited)
+    return (moved / size) ** 0.5
+
+
+def kept(row: Evaluation) -> float:
+    """What an edit keeps: the mean of retain and utility top-1 on the probe pictures, in [0, 1]."""
+    return (row.retain_top1 + row.utility_top1) / 2
+
+
+def choose(trace: Iterable[Evaluation], *, rule: str, criterion: str) -> tuple[int | None, str]:
+    """Which evaluation of a trace becomes the edit, and why in one sentence.
+
+    Args:
+        rule:
+            "constrained": of the feasible steps the one that keeps most (`kept`); ties go to the one whose forget
+                pictures are farther from their name. None when no step is feasible.
+            "paper": lowest forget accuracy, then most kept, feasible or not (the paper's algorithm 1).
+            "deepest": the last step that was tried (the search then tries the deepest front layer only), feasible or
+                not: what the release's Stable Diffusion and VLM code ships.
+
+    Returns:
+        (index into `trace` or None, the reason).
+    """
+    rows = list(trace)
+
+    def forgot(row: Evaluation) -> float:
+        return row.forget_top5 if criterion == "top5" else row.forget_top1
+
+    if not rows:
+        return None, "Nothing was tried: no layer is on the front."
+    feasible = [i for i, row in enumerate(rows) if row.feasible]
+    note = f"{len(feasible)} of {len(rows)} steps on {len({r.layer for r in rows})} layers were feasible"
+    if rule == "constrained":
+        if not feasible:
+            least = min(map(forgot, rows))
+            return None, f"No feasible step: the lowest forget {criterion} reached was {least:.1%}; {note}."
+        best = max(feasible, key=lambda i: (kept(rows[i]), -rows[i].forget_cosine))
+        return best, f"The feasible step that keeps most ({kept(rows[best]):.1%} of retain and utility); {note}."
+    if rule == "paper":
+        best = min(range(len(rows)), key=lambda i: (forgot(rows[i]), -kept(rows[i])))
+        reason = f"The lowest forget {criterion} ({forgot(rows[best]):.1%}), then most kept"
+    else:
+        best = len(rows) - 1
+        reason = f"The last step of the deepest front layer, {rows[best].layer}"
+    verdict = "feasible" if rows[best].feasible else "NOT feasible"
+    return best, f"{reason}: {verdict}; {note}."
+
+
+def edit_of(search: Search, model: Clip, gradients: Gradients) -> Edit:
+    """The edit that a search chose; an edit without deltas when it chose none."""
+    if search.chosen is None:
+        return Edit({}, (), (search,))
+    row = search.trace[search.chosen]
+    layer = next(layer for layer in model.layers(search.granularity) if layer.name == row.layer)
+    move = Move(search.concept, row.tower, row.layer, row.step, row.relative_norm)
+    return Edit(step_deltas(model, gradients, layer, row.step), (move,), (search,))
+
+
+def add_edits(edits: Iterable[Edit]) -> Edit:
+    """Several edits found on the same original model, added up: deltas of a shared tensor are summed.
+
+    Source: SLUG, section 1.7 of the facts (joint update, each concept its own layer).
+    """
+    total = Edit({}, ())
+    for edit in edits:
+        deltas = dict(total.deltas)
+        for name, delta in edit.deltas.items():
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+        total = replace(total, deltas=deltas, moves=total.moves + edit.moves, searches=total.searches + edit.searches)
+    return total

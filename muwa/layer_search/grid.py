@@ -1,0 +1,103 @@
+"""Given layers and steps: one of each (`fixed`) or every pair (`grid`). Scores and front are still computed and kept."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from muwa.layer_search.common import Log, Trial, check_settings, choose
+from muwa.layer_search.judge import Judge
+from muwa.models.clip import Clip
+from muwa.progress import track
+from muwa.scores import layer_scores
+from muwa.select import pareto
+from muwa.types import Gradients, Search, Split
+
+
+def grid(
+    model: Clip,
+    gradients: Gradients,
+    probe: Split,
+    concept: str,
+    *,
+    granularity: str,
+    rule: str,
+    layers: Sequence[str] | None,
+    steps: Sequence[float] | None,
+    relative_steps: Sequence[float] | None,
+    target: float,
+    criterion: str,
+    towers: Sequence[str],
+    log: Log,
+    progress: bool = False,
+) -> Search:
+    """Try every given step on every given layer and choose by `rule`.
+
+    Args:
+        layers: Names at this granularity; the layers on the Pareto front when None.
+        steps: lambda in `theta + lambda * g_f`, as `edit.step` of results.json says it.
+        relative_steps: The same as fractions of |theta| / |g_f|. Exactly one of the two is given.
+        Others: as in `muwa.layer_search.bisect.pareto_bisect`.
+
+    Raises:
+        ValueError: A layer is unknown (names the nearest), both or neither kind of step is given, or a setting is
+            out of range.
+    """
+    check_settings(rule=rule, criterion=criterion, target=target)
+    if (steps is None) == (relative_steps is None):
+        raise ValueError("layer_search: give exactly one of steps (lambda) and relative_steps (of |theta| / |g_f|)")
+    candidates = {layer.name: layer for layer in model.layers(granularity)}
+    for name in layers or ():
+        if name not in candidates:
+            raise ValueError(_unknown(name, list(candidates), granularity))
+    scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
+    front = [name for tower in towers for name in pareto(scores, tower)]
+    log("scores", {"concept": concept, "scores": scores, "front": front})
+    trial = Trial(model, gradients, Judge(model, probe), concept=concept, criterion=criterion, target=target, log=log)
+    before = trial.before()
+    pairs = [
+        (candidates[name], step if steps is not None else step * trial.ratio(candidates[name]))
+        for name in (front if layers is None else layers)
+        for step in (steps if steps is not None else relative_steps or ())
+    ]
+    for layer, step in track(pairs, f"trying {len(pairs)} edits", len(pairs), show=progress):
+        trial(layer, step)
+    chosen, why = choose(trial.trace, rule=rule, criterion=criterion)
+    return Search(concept, rule, granularity, scores, tuple(front), before, tuple(trial.trace), chosen, why)
+
+
+def fixed(
+    model: Clip,
+    gradients: Gradients,
+    probe: Split,
+    concept: str,
+    *,
+    granularity: str,
+    rule: str,
+    layer: str,
+    step: float | None,
+    relative_step: float | None,
+    target: float,
+    criterion: str,
+    towers: Sequence[str],
+    log: Log,
+    progress: bool = False,
+) -> Search:
+    """One given step on one given layer: judged, and taken whether feasible or not unless `rule` is "constrained".
+
+    Args:
+        step, relative_step: As in `grid`, one number; exactly one of the two.
+    """
+    return grid(
+        model, gradients, probe, concept, granularity=granularity, rule=rule, layers=[layer],
+        steps=None if step is None else [step], relative_steps=None if relative_step is None else [relative_step],
+        target=target, criterion=criterion, towers=towers, log=log, progress=progress,
+    )  # fmt: skip
+
+
+def _unknown(name: str, candidates: list[str], granularity: str) -> str:
+    near = difflib.get_close_matches(name, candidates, 4, 0.3)
+    return (
+        f"layer_search.layer: {name!r} is not one of the {len(candidates)} candidates at granularity={granularity}. "
+        f"Nearest: {', '.join(near) or candidates[0]}."
+    )

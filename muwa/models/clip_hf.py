@@ -1,0 +1,63 @@
+"""Load a Hugging Face `CLIPModel` from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+from muwa.models.clip import Clip, Towers
+
+
+class _Prepare:
+    """PIL picture -> pixels (3, h, w) by the folder's own image processor."""
+
+    def __init__(self, processor: CLIPImageProcessor):
+        self._processor = processor
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def __repr__(self) -> str:
+        return self._processor.to_json_string()
+
+
+def load(path: str, *, device: str) -> Clip:
+    """Load a `CLIPModel` with its tokenizer and image processor in fp32, eval mode.
+
+    Args:
+        path: A folder written by `save_pretrained` (model, tokenizer and image processor), or a hub id.
+        device: "cpu", "cuda", ...
+
+    Raises:
+        FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
+    """
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        there = sorted(p.name for p in Path(path).iterdir())[:8]
+        raise FileNotFoundError(f"model.path={path}: looked for config.json and model.safetensors, found {there}")
+    try:
+        model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
+        processor = CLIPImageProcessor.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could not be "
+            f"fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: `hf download {path}`, or give "
+            "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer files."
+        ) from error
+    length = model.config.text_config.max_position_embeddings
+
+    def tokenize(texts: list[str]) -> Tensor:
+        batch = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return batch["input_ids"]
+
+    towers = Towers(
+        model,
+        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
+        lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
+    )
+    return Clip(towers, _Prepare(processor), tokenize, source=f"Hugging Face CLIPModel {path}")

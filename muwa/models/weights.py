@@ -1,0 +1,127 @@
+"""Checkpoints as files, with no model built: fingerprints, reading, and rewriting a few tensors of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from muwa.types import digest
+
+_BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked")
+_PICKLED = (".pt", ".pth", ".bin")
+_SINGLE = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+_INDEX = "model.safetensors.index.json"
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of shape and fp32 bytes: an fp16 tensor and its fp32 cast have the same digest."""
+    found = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    found.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def fingerprint_of_digests(digests: Mapping[str, str]) -> str:
+    """SHA-256 of named tensor digests, by sorted name."""
+    return digest([part for name in sorted(digests) for part in (name, digests[name])])
+
+
+def counts(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is a weight (masks, position numbers and integers are not)."""
+    return tensor.is_floating_point() and not name.endswith(_BUFFERS)
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a set of weights, the same in every dtype that holds them exactly. What a patch is bound to."""
+    return fingerprint_of_digests({n: tensor_digest(t) for n, t in weights.items() if counts(n, t)})
+
+
+def find_checkpoint(base: Path) -> list[Path]:
+    """The weight files of `base`: a file itself, or those of an open_clip or Hugging Face folder (sharded or not).
+
+    Raises:
+        FileNotFoundError: Says what was looked for and what is there.
+    """
+    if base.is_file():
+        if base.suffix != ".safetensors" and base.suffix not in _PICKLED:
+            raise FileNotFoundError(f"{base}: want a .safetensors, .pt, .pth or .bin file, or a model's folder")
+        return [base]
+    if (base / _INDEX).is_file():
+        names = sorted(set(json.loads((base / _INDEX).read_text())["weight_map"].values()))
+        if missing := [name for name in names if not (base / name).is_file()]:
+            raise FileNotFoundError(f"{base}: {_INDEX} names {missing[0]}, which is not there ({len(missing)} missing)")
+        return [base / name for name in names]
+    for name in _SINGLE:
+        if (base / name).is_file():
+            return [base / name]
+    there = sorted(path.name for path in base.iterdir())[:8] if base.is_dir() else "no such folder"
+    raise FileNotFoundError(f"{base}: looked for {', '.join(_SINGLE)} or {_INDEX}, found {there}")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of one weight file; a pickle is read with `weights_only=True`, "state_dict" and "module." taken off."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tree = torch.load(path, map_location="cpu", weights_only=True)
+    tree = tree.get("state_dict", tree)
+    return {name.removeprefix("module."): tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)}
+
+
+def read_weights(base: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint file or folder, in the dtype they are stored in."""
+    return {name: tensor for path in find_checkpoint(base) for name, tensor in read_file(path).items()}
+
+
+def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint file or folder to the folder `out` with some tensors replaced, file by file.
+
+    Each tensor keeps the dtype of the base; other files are copied as they are; a pickled checkpoint becomes
+    safetensors. `out` appears whole or not at all.
+
+    Raises:
+        FileExistsError: `out` is there and not empty.
+        KeyError: A changed tensor is not in the base.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
+    files = find_checkpoint(base)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f"{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    if base.is_dir():
+        weights = {path.name for path in files}
+        shutil.copytree(base, draft, ignore=lambda folder, names: weights if Path(folder) == base else set())
+    else:
+        draft.mkdir()
+    left = set(changed)
+    for path in files:
+        tensors = read_file(path)
+        for name in left & set(tensors):
+            tensors[name] = changed[name].to(tensors[name].dtype)
+        left -= set(tensors)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, draft / path.with_suffix(".safetensors").name,
+            metadata=_metadata(path),
+        )  # fmt: skip
+    if left:
+        shutil.rmtree(draft)
+        raise KeyError(f"{base}: has no tensor {sorted(left)[0]} ({len(left)} of the patch's are missing)")
+    if out.is_dir():
+        out.rmdir()
+    os.replace(draft, out)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {"format": "pt"}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {"format": "pt"}

@@ -1,0 +1,216 @@
+"""The edit as one safetensors file that can be applied elsewhere, taken back bit for bit, and added to others.
+
+    python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint file, an open_clip or an HF folder
+    python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
+    python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
+    python -m muwa.patch show PATCH
+
+Holds `delta/<name>` (fp32) and `base/<name>`: the bits of the touched tensors, since floating point addition cannot be
+undone by subtraction. Bound to its base by a fingerprint of all weights: on any other it is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from muwa.models.weights import read_weights, rewrite, weights_fingerprint
+from muwa.types import Edit, Move
+
+FORMAT = "muwa.patch/1"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch file in memory. `deltas` are fp32; `base` holds the base's own bits of the same tensors."""
+
+    deltas: Mapping[str, Tensor]
+    base: Mapping[str, Tensor]
+    base_fingerprint: str
+    moves: tuple[Move, ...]
+    story: Mapping[str, Any]
+
+
+def write_patch(
+    path: Path, edit: Edit, base: Mapping[str, Tensor], *, base_fingerprint: str, story: Mapping[str, Any]
+) -> None:
+    """Write an edit as a patch: the same edit gives the same bytes.
+
+    Args:
+        base: Weights that hold at least the edited tensors, unedited.
+        base_fingerprint: `weights_fingerprint` of the whole base.
+        story: How it was found, JSON-able; searches' rules and reasons are added.
+    """
+    found = [{"concept": s.concept, "rule": s.rule, "granularity": s.granularity, "why": s.why} for s in edit.searches]
+    kept = {name: base[name] for name in edit.deltas}
+    save_patch(path, Patch(edit.deltas, kept, base_fingerprint, edit.moves, {**story, "searches": found}))
+
+
+def save_patch(path: Path, patch: Patch) -> None:
+    """Write a patch file, whole or not at all."""
+    tensors = {f"delta/{name}": delta.float().cpu().contiguous() for name, delta in patch.deltas.items()}
+    tensors |= {f"base/{name}": tensor.cpu().contiguous() for name, tensor in patch.base.items()}
+    about = {
+        "format": FORMAT, "base_fingerprint": patch.base_fingerprint,
+        "moves": json.dumps([asdict(move) for move in patch.moves]), "story": json.dumps(patch.story, sort_keys=True),
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.draft")
+    save_file(tensors, draft, metadata=about)
+    os.replace(draft, path)
+
+
+def read_patch(path: Path) -> Patch:
+    """Read a patch file.
+
+    Raises:
+        ValueError: It is no patch.
+        FileNotFoundError: It is not there.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such patch file; a run writes one to its folder: patch.safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a muwa patch (format {about.get('format')!r}, want {FORMAT!r})")
+
+    def side(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    moves = tuple(Move(**row) for row in json.loads(about["moves"]))
+    return Patch(side("delta/"), side("base/"), about["base_fingerprint"], moves, json.loads(about["story"]))
+
+
+def _edited(base: Tensor, delta: Tensor) -> Tensor:
+    """What a tensor is after the patch, in the base's dtype."""
+    return (base.float() + delta.to(base.device)).to(base.dtype)
+
+
+def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor]:
+    """The edited tensors, in the dtype of `weights`: `fp32(base) + delta`, cast back.
+
+    Raises:
+        ValueError: `weights` are not the base that the patch was made for; says what differs, or that it is applied.
+    """
+    found = weights_fingerprint(weights)
+    if found == patch.base_fingerprint:
+        return {name: _edited(weights[name], delta) for name, delta in patch.deltas.items()}
+    missing = [name for name in patch.deltas if name not in weights]
+    if not missing and _is_applied(weights, patch):
+        raise ValueError("the patch is applied already: these weights are its base plus its delta")
+    touched = [n for n in patch.deltas if n in weights and not _same(weights[n], patch.base[n].to(weights[n].dtype))]
+    where = f"it has no {missing[0]}" if missing else f"{len(touched)} of the {len(patch.deltas)} tensors to edit differ"
+    raise ValueError(
+        f"wrong base: its fingerprint is {found[:12]}, the patch was made for {patch.base_fingerprint[:12]} ({where}). "
+        "To put several patches on one base, join them first: python -m muwa.patch add"
+    )
+
+
+def remove_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor]:
+    """The base's own bits of the touched tensors, in the dtype of `weights`.
+
+    Raises:
+        ValueError: The patch is not what changed these tensors, or other tensors were changed too.
+    """
+    if not _is_applied(weights, patch):
+        raise ValueError("the patch is not on these weights: the tensors it touches are not its base plus its delta")
+    restored = {name: tensor.to(weights[name].dtype) for name, tensor in patch.base.items()}
+    found = weights_fingerprint({**weights, **restored})
+    if found != patch.base_fingerprint:
+        raise ValueError(
+            f"something else was changed too: without the patch the fingerprint is {found[:12]}, "
+            f"the base's is {patch.base_fingerprint[:12]}"
+        )
+    return restored
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+
+
+def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:
+    return bool(patch.deltas) and all(
+        name in weights and _same(weights[name], _edited(patch.base[name].to(weights[name].dtype), delta))
+        for name, delta in patch.deltas.items()
+    )
+
+
+def add_patches(patches: Sequence[Patch]) -> Patch:
+    """Several patches of one base as one: deltas of a shared tensor are summed.
+
+    Raises:
+        ValueError: They were made for different bases.
+    """
+    bases = {patch.base_fingerprint for patch in patches}
+    if len(bases) != 1:
+        raise ValueError(f"the patches were made for {len(bases)} different bases: {', '.join(sorted(b[:12] for b in bases))}")
+    deltas: dict[str, Tensor] = {}
+    base: dict[str, Tensor] = {}
+    for patch in patches:
+        for name, delta in patch.deltas.items():
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+        base |= patch.base
+    moves = tuple(move for patch in patches for move in patch.moves)
+    return Patch(deltas, base, bases.pop(), moves, {"added": [dict(patch.story) for patch in patches]})
+
+
+def _show(path: Path, patch: Patch) -> None:
+    console = Console()
+    table = Table("name", "tower", "layer", "step", "relative norm", title=f"{path}, {path.stat().st_size / 1e6:.2f} MB")
+    for move in patch.moves:
+        table.add_row(move.concept, move.tower, move.layer, f"{move.step:.6g}", f"{move.relative_norm:.4f}")
+    console.print(table)
+    for name, delta in patch.deltas.items():
+        console.print(f"{name}  {tuple(delta.shape)}", highlight=False)
+    console.print(f"base {patch.base_fingerprint}", highlight=False)
+    console.print_json(json.dumps(patch.story))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit code: 2 where the input was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, on in (("apply", "base"), ("remove", "edited")):
+        command = commands.add_parser(name)
+        command.add_argument("patch", type=Path)
+        command.add_argument(on, type=Path, help="a checkpoint file, an open_clip folder or a Hugging Face folder")
+        command.add_argument("--out", type=Path, required=True, help="a new folder")
+    add = commands.add_parser("add")
+    add.add_argument("patches", type=Path, nargs="+")
+    add.add_argument("--out", type=Path, required=True, help="the joined patch file")
+    commands.add_parser("show").add_argument("patch", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "show":
+            _show(args.patch, read_patch(args.patch))
+        elif args.command == "add":
+            save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
+        else:
+            patch, on = read_patch(args.patch), args.base if args.command == "apply" else args.edited
+            change = apply_patch if args.command == "apply" else remove_patch
+            rewrite(on, args.out, change(read_weights(on), patch))
+            print(f"{args.out}: {len(patch.deltas)} tensors {'edited' if args.command == 'apply' else 'restored'}")
+    except (ValueError, OSError, KeyError) as error:
+        print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The story of a run: data -> method (gradients, scores, layer search) -> edit -> eval -> report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muwa.cache import Store
+from muwa.data.tasks import curate_only
+from muwa.encode import Features
+from muwa.eval.similarity import matrix
+from muwa.loggers import Loggers
+from muwa.models.clip import Clip
+from muwa.patch import write_patch
+from muwa.report import write_report
+from muwa.types import Edit, Metric, Report, Split, Task
+
+LIBRARIES = ("muwa", "torch", "open_clip_torch", "transformers", "webdataset", "hydra-core", "safetensors", "numpy")
+MATRIX_NAMES = 12  # retained names in the similarity matrix
+
+
+def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
+    """One run: every stage in turn, everything written to the run's folder.
+
+    Args:
+        parts: `model`, `dataset`, `task`, `method` as callables, `eval` and `logger` as mappings of callables:
+            what `muwa.config.build` makes of a config.
+        settings: The whole config as plain values.
+
+    Returns:
+        The objective (`objective`); 0 when `eval` is not among the stages.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before any compute.
+    """
+    stages, folder = settings["stages"], Path(settings["paths"]["run"])
+    progress = settings["runtime"]["progress"]
+    if settings["runtime"]["threads"]:
+        torch.set_num_threads(settings["runtime"]["threads"])
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    dataset = parts["dataset"](progress=progress)
+    if "curate" in stages:
+        asked = parts["task"].keywords
+        names = asked["identity"] if "identity" in asked else asked["object"]
+        found = curate_only(dataset, names, asked["aliases"], asked["limits"]["forget_pairs"], progress=progress)
+        for name, where in found.folders.items():
+            print(f"{name}: {found.counts[name]} pairs in {where}", file=sys.stderr)
+        seconds["curate"] = time.perf_counter() - started
+    if "unlearn" not in stages:
+        return 0.0
+
+    model: Clip = parts["model"]()
+    task: Task = parts["task"](dataset, progress=progress)
+    seconds["data"] = time.perf_counter() - started
+    store = Store(Path(settings["paths"]["cache"]))
+    loggers = Loggers([make() for make in parts["logger"].values()])
+    loggers.log("config", dict(settings))
+    gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
+    edit: Edit = parts["method"](
+        model, task, store=store, log=loggers.log, gradient_file=gradient_file, progress=progress
+    )
+    story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
+             "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
+    write_patch(
+        folder / "patch.safetensors", edit, model.weights, base_fingerprint=model.weights_fingerprint, story=story
+    )
+    if "eval" not in stages:
+        loggers.close(None)
+        return 0.0
+
+    before, base_matrix = evaluate(model, task.eval, parts["eval"], store, progress=progress)
+    loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
+    after, edited_matrix = evaluate(model.edited(edit), task.eval, parts["eval"], store, progress=progress)
+    loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
+    seconds |= store.seconds
+    seconds["total"] = time.perf_counter() - started
+    report = Report(
+        name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
+        task=task, similarity={"names": base_matrix["names"], "before": base_matrix["values"],
+                               "after": edited_matrix["values"]},
+        seconds=seconds, cache=dict(store.events), peak_memory_bytes=peak_memory(),
+        provenance=provenance(model, task, settings),
+    )  # fmt: skip
+    if "report" in stages:
+        write_report(report, show_forget=settings["report"]["show_forget"])
+    loggers.close(report)
+    return report.objective
+
+
+def evaluate(
+    model: Clip, split: Split, metrics: Mapping[str, Callable[..., dict[str, Metric]]], store: Store, *, progress: bool
+) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """All metrics of one model, and its similarity matrix. Features are read back if they were computed before."""
+    features = Features(model, store, progress=progress)
+    found: dict[str, Metric] = {}
+    for metric in metrics.values():
+        found |= metric(features, split)
+    return found, matrix(features, split, MATRIX_NAMES)
+
+
+def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
+    """What a sweep minimises: what is still recognised plus what was lost, in accuracy (0 is perfect).
+
+    `forget/top1 + max(0, drop of retain/top1) + max(0, drop of utility/top1)`; a metric that was not asked for counts 0.
+    """
+    lost = sum(
+        max(0.0, before[name].value - after[name].value) for name in ("retain/top1", "utility/top1") if name in after
+    )
+    return lost + (after["forget/top1"].value if "forget/top1" in after else 0.0)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def provenance(model: Clip, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
+    """What is needed to make the run again, and to know that it was the same."""
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "seed": settings["seed"],
+        "model": {"source": model.source, "fingerprint": model.fingerprint, "weights": model.weights_fingerprint},
+        "data": {"kind": task.kind, "fingerprint": task.fingerprint},
+        "device": settings["runtime"]["device"],
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "command": " ".join(["python", *map(_quoted, sys.argv)]),
+    }
+
+
+def _quoted(argument: str) -> str:
+    return f"'{argument}'" if set(argument) & set(" ()[]{}$&;*'\"") else argument
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout muwa runs from, with "+changes" when it was edited; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: Sequence[str] | str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *map(str, arguments)], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain") else commit
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes; on a GPU, the peak of allocated device memory is added."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)

@@ -1,0 +1,40 @@
+"""One progress bar for everything that takes long: what, how far, rate, time left. Written to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class _Rate(ProgressColumn):
+    """Items a second, averaged over the last seconds."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "", style="progress.data.speed")
+
+
+def track(items: Iterable[T], what: str, total: int, *, show: bool, sizes: Iterable[int] | None = None) -> Iterator[T]:
+    """Yield `items` with a progress bar that says `what` is being done.
+
+    Args:
+        total: How many units there are in all.
+        show: False draws nothing.
+        sizes: How many units each item counts for; one each when None.
+    """
+    if not show:
+        yield from items
+        return
+    columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        counts = iter(sizes) if sizes is not None else None
+        for item in items:
+            yield item
+            bar.advance(task, next(counts) if counts is not None else 1)

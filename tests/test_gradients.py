@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+import tiny
+from muwa.cache import Store
+from muwa.data.samples import decode
+from muwa.gradients import Recipe, gradient_sum, gradients, origin, plan, read_gradients, write_gradients
+from muwa.layer_search.common import step_deltas
+from muwa.losses import contrastive, cosine
+from muwa.types import Edit
+
+RECIPE = Recipe("cosine", "contrastive", 4, 0)
+
+
+def forward(model, pairs):
+    pixels = torch.stack([tiny.prepare(decode(image)) for image in pairs.images])
+    return model.encode("vision", pixels), model.encode("text", tiny.tokenize(list(pairs.captions)))
+
+
+def naive_sum(model, pairs, loss_of, batches):
+    """A second, plain implementation: torch.autograd.grad per batch on the network itself."""
+    network = model._towers.model.requires_grad_(True)
+    named = dict(network.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
+    for batch in batches:
+        some = pairs.select(batch)
+        pixels = torch.stack([tiny.prepare(decode(image)) for image in some.images])
+        v = F.normalize(network.encode_image(pixels), dim=-1)
+        t = F.normalize(network.encode_text(tiny.tokenize(list(some.captions))), dim=-1)
+        grads = torch.autograd.grad(loss_of(v, t, network.logit_scale.exp()), list(named.values()), allow_unused=True)
+        for name, g in zip(named, grads, strict=True):
+            if g is not None:
+                total[name] += len(batch) * g
+    network.requires_grad_(False)
+    return total
+
+
+@pytest.mark.parametrize(("name", "loss"), [("cosine", cosine), ("contrastive", contrastive)])
+def test_equals_a_plain_loop(name, loss):
+    model, pairs = tiny.clip(), tiny.pairs(10)
+    got = gradient_sum(model, pairs, loss=name, batch_size=4, seed=5)
+    want = naive_sum(model, pairs, loss, plan(10, 4, 5, (), ()))
+    assert got["n"] == 10
+    for key, tensor in want.items():
+        torch.testing.assert_close(got["sum"][key], tensor, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_the_same_inputs_give_the_same_bits_and_the_model_is_untouched():
+    model, pairs = tiny.clip(), tiny.pairs(9)
+    before = {name: w.clone() for name, w in model.weights.items()}
+    one, two = (gradient_sum(model, pairs, loss="contrastive", batch_size=4, seed=0) for _ in range(2))
+    assert all(torch.equal(one["sum"][name], two["sum"][name]) for name in before)
+    assert all(torch.equal(w, before[name]) for name, w in model.weights.items())
+    assert not any(w.requires_grad for w in model.weights.values())
+
+
+def test_plan_cuts_a_permutation():
+    batches = plan(10, 4, 0, (), ())
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    holder = next(batch for batch in batches if 3 in batch)
+    assert plan(10, 4, 0, (3,), ()) == [holder]
+    assert plan(10, 4, 0, (3,), (3,)) == [[i for i in holder if i != 3]]
+
+
+def test_the_shared_retain_gradient_is_corrected_exactly(tmp_path):
+    """Leaving out pairs by correction equals taking the gradient without them, batch by batch."""
+    model, task = tiny.clip(), tiny.task()
+    got = gradients(model, task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
+    batches = [[i for i in batch if i not in task.mentions] for batch in plan(12, 4, 0, (), ())]
+    want = naive_sum(model, task.retain, contrastive, batches)
+    assert got.n_retain == 10
+    for name, tensor in want.items():
+        torch.testing.assert_close(got.retain[name], tensor / 10, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_second_identity_reads_the_retain_gradient_back(tmp_path):
+    model, task = tiny.clip(), tiny.task()
+    gradients(model, task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
+    again = Store(tmp_path)
+    gradients(model, task, tiny.NAMES[0], RECIPE, store=again)
+    assert set(again.events.values()) == {"hit"}
+
+
+def test_direction_a_small_step_lowers_the_cosine_of_the_forget_pairs(tmp_path):
+    """To first order: d mean cos / d step = -|g_f|^2 on every layer, and the loss rises by as much."""
+    model, task = tiny.clip(), tiny.task()
+    found = gradients(model, task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
+    v, t = forward(model, task.forget[tiny.NAMES[0]])
+    before = (v * t).sum(-1).mean().item()
+    for layer in model.layers("tensor"):
+        norm2 = sum(part.of(found.forget).square().sum().item() for part in layer.scored)
+        if norm2 < 1e-4:
+            continue
+        step = 1e-3 / norm2  # first-order change of the mean cosine: -1e-3
+        v, t = forward(model.edited(Edit(step_deltas(model, found, layer, step), ())), task.forget[tiny.NAMES[0]])
+        after = (v * t).sum(-1).mean().item()
+        assert after < before, layer.name
+        assert after - before == pytest.approx(-1e-3, rel=0.25), layer.name
+
+
+def test_no_pairs_is_an_error():
+    with pytest.raises(ValueError, match="no pairs to take a gradient of"):
+        gradient_sum(tiny.clip(), tiny.pairs(0), loss="cosine", batch_size=4, seed=0)
+
+
+def test_files_come_back_whole_and_are_checked(tmp_path):
+    model, task = tiny.clip(), tiny.task()
+    found = gradients(model, task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
+    write_gradients(tmp_path / "g.safetensors", found)
+    expected = origin(model, task, tiny.NAMES[0], RECIPE)
+    back = read_gradients(tmp_path / "g.safetensors", expected)
+    assert (back.n_forget, back.n_retain) == (6, 10)
+    assert all(torch.equal(back.forget[name], g) for name, g in found.forget.items())
+    assert all(torch.equal(back.retain[name], g) for name, g in found.retain.items())
+    with pytest.raises(ValueError, match="computed from something else.*model: file has"):
+        read_gradients(tmp_path / "g.safetensors", origin(tiny.clip(1), task, tiny.NAMES[0], RECIPE))
+    with pytest.raises(ValueError, match="losses: file has cosine/contr.*seed: file has 0, this run has 1"):
+        read_gradients(tmp_path / "g.safetensors", origin(model, task, tiny.NAMES[0], Recipe("contrastive", "contrastive", 4, 1)))
+    (tmp_path / "text").write_text("not a tensor file")
+    with pytest.raises(ValueError, match="not a readable gradient file"):
+        read_gradients(tmp_path / "text", expected)
