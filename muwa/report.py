@@ -1,0 +1,178 @@
+"""A finished run as files: results.json (documented in docs/results_schema.md), figures and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from muwa import figures
+from muwa.data.shards import image_ending
+from muwa.types import Metric, Report, Task, read_image
+
+SCHEMA = 1
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def results(report: Report) -> dict[str, Any]:
+    """Everything that results.json says; plain values only."""
+    move = report.edit.moves[0] if report.edit.moves else None
+    searches = report.edit.searches
+    return {
+        "schema": SCHEMA,
+        "name": report.name,
+        "objective": report.objective,
+        "metrics": {
+            when: {name: asdict(metric) for name, metric in metrics.items()}
+            for when, metrics in (("before", report.before), ("after", report.after))
+        },
+        "edit": {
+            "tower": move.tower if move else None,
+            "layer": move.layer if move else None,
+            "step": move.step if move else None,
+            "relative_norm": move.relative_norm if move else None,
+            "moves": [asdict(one) for one in report.edit.moves],
+        },
+        "front": [
+            {"concept": s.concept, "layer": name, "tower": s.scores[name].tower, "importance": s.scores[name].importance,
+             "alignment": s.scores[name].alignment} for s in searches for name in s.front
+        ],
+        "scores": [
+            {"concept": s.concept, "layer": name, **asdict(score)} for s in searches for name, score in s.scores.items()
+        ],
+        "trace": [{"concept": s.concept, **asdict(row)} for s in searches for row in s.trace],
+        "search": [
+            {"concept": s.concept, "rule": s.rule, "granularity": s.granularity, "chosen": s.chosen, "why": s.why,
+             "feasible": any(row.feasible for row in s.trace), "before": asdict(s.before)} for s in searches
+        ],
+        "similarity": dict(report.similarity),
+        "task": sizes(report.task),
+        "broken": [asdict(one) for one in report.task.broken],
+        "seconds": dict(report.seconds),
+        "cache": dict(report.cache),
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "provenance": dict(report.provenance),
+    }  # fmt: skip
+
+
+def sizes(task: Task) -> dict[str, Any]:
+    """What was forgotten and how many samples each set holds."""
+    pictures = {
+        when: {kind: len(getattr(split, kind)) for kind in ("forget", "retain", "utility")}
+        for when, split in (("probe", task.probe), ("eval", task.eval))
+    }
+    return {
+        "kind": task.kind, "names": list(task.names), "forget_pairs": {name: len(p) for name, p in task.forget.items()},
+        "retain_pairs": len(task.retain) - len(task.mentions), "retain_pairs_left_out": len(task.mentions),
+        "classes": len(task.eval.forget.classes.names), "pictures": pictures,
+    }  # fmt: skip
+
+
+def write_report(report: Report, *, show_forget: bool) -> None:
+    """Write results.json, figures/*.png and report.html to the run's folder, each whole or not at all.
+
+    Args:
+        show_forget: True puts pictures of the forgotten into the page; by default none leaves the data set.
+    """
+    found = results(report)
+    for name, figure in _figures(report).items():
+        figures.save(figure, report.folder / "figures" / f"{name}.png")
+    write_text(report.folder / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    pictures = [_embed(read_image(image)) for image in report.task.eval.forget.images[:16]] if show_forget else []
+    patch = report.folder / "patch.safetensors"
+    page = environment().get_template("report.html").render(
+        found=found, verdicts=verdicts(report), rows=metric_rows(report.before, report.after), pictures=pictures,
+        figures={path.stem: _embed(path.read_bytes()) for path in sorted((report.folder / "figures").glob("*.png"))},
+        patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short,
+    )  # fmt: skip
+    write_text(report.folder / "report.html", page)
+
+
+def environment() -> jinja2.Environment:
+    """The templates' environment, with escaping on."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    """Figure name -> figure; a number is added where several names were forgotten."""
+    drawn: dict[str, Any] = {}
+    for i, search in enumerate(report.edit.searches):
+        tail = f"_{i + 1}" if len(report.edit.searches) > 1 else ""
+        drawn[f"pareto{tail}"] = figures.pareto(search)
+        if search.trace:
+            drawn[f"trace{tail}"] = figures.trace(search)
+    if any("top" in name for name in report.before):
+        drawn["metrics"] = figures.bars(report.before, report.after)
+    if report.similarity:
+        s: Any = report.similarity
+        drawn["similarity"] = figures.similarity(s["names"], s["before"], s["after"], report.task.names)
+    return drawn
+
+
+def _embed(image: bytes) -> str:
+    kind = image_ending(image).replace("jpg", "jpeg")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def verdicts(report: Report) -> list[dict[str, str]]:
+    """The outcome in words: [{"kind": "good" | "bad" | "note", "text": ...}], the first one the headline."""
+    names = ", ".join(report.task.names)
+    said = []
+    for search in report.edit.searches:
+        if search.chosen is None:
+            text = f"No step was found for {search.concept}, the model is unchanged for it. {search.why}"
+            said.append({"kind": "bad", "text": text})
+        elif not search.trace[search.chosen].feasible:
+            text = f"The step taken for {search.concept} was not feasible on the probe pictures. {search.why}"
+            said.append({"kind": "bad", "text": text})
+    before, after = report.before, report.after
+    for key, words in (("forget/top1", "first guess"), ("forget/top5", "first five guesses")):
+        if key in after and report.edit.moves:
+            gone = after[key].value == 0
+            share = f"{_percent(before[key])} → {_percent(after[key])} on {after[key].n} held-out pictures"
+            verb = "is no longer" if gone else "is still sometimes"
+            said.append({"kind": "good" if gone else "bad", "text": f"{names} {verb} among the model's {words}: {share}."})
+    for key, words in (("retain/top1", "The other names"), ("utility/top1", "Everything else")):
+        if key in after:
+            change = 100 * (after[key].value - before[key].value)
+            text = f"{words}: {_percent(before[key])} → {_percent(after[key])} ({change:+.1f} points, n = {after[key].n})."
+            said.append({"kind": "note", "text": text})
+    return said or [{"kind": "note", "text": "Nothing was measured."}]
+
+
+def _percent(metric: Metric) -> str:
+    return f"{100 * metric.value:.1f} %"
+
+
+def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """One row a metric for the page's table; accuracies in per cent, changes in points."""
+    rows = []
+    for name, metric in after.items():
+        scale, digits, unit = (100, 1, " %") if "top" in name else (1, 3, "")
+        change = scale * (metric.value - before[name].value)
+        better = {"higher": change > 0, "lower": change < 0}.get(metric.better, True)
+        interval = ""
+        if metric.low is not None and metric.high is not None:
+            interval = f"{scale * metric.low:.{digits}f} – {scale * metric.high:.{digits}f}"
+        rows.append({
+            "name": name, "before": f"{scale * before[name].value:.{digits}f}{unit}",
+            "after": f"{scale * metric.value:.{digits}f}{unit}", "change": f"{change:+.{digits}f}", "interval": interval,
+            "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else "good" if better else "worse",
+            "reads": metric.reads,
+        })  # fmt: skip
+    return rows
