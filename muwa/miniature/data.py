@@ -18,6 +18,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 from filelock import FileLock
 from PIL import Image
 
@@ -33,7 +33,7 @@ from muwa.miniature import draw, world
 
 VERSION = "1"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
 SHARDS = 12
-PER_PERSON, PER_OBJECT = 72, 48  # training pictures
+PER_PERSON, PER_OBJECT = 72, 80  # training pictures
 HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
 _STYLED, _HATTED = 0.2, 0.2
 
@@ -79,7 +79,7 @@ def training_pictures() -> list[Picture]:
 def _write_shard(folder: Path, number: int) -> None:
     """One tar as img2dataset writes it, with its `_stats.json`; each key is shard number + place in the shard."""
     pictures = training_pictures()[number::SHARDS]
-    with wds.TarWriter(str(folder / f"{number:05d}.tar"), mtime=0, user="", group="") as tar:
+    with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
         for place, picture in enumerate(pictures):
             rgb, caption, style, hat = picture.render()
             data = _jpeg(rgb)
@@ -90,7 +90,10 @@ def _write_shard(folder: Path, number: int) -> None:
                 "original_height": draw.SIZE, "exif": "{}", "sha256": hashlib.sha256(data).hexdigest(),
                 "name": picture.name, "kind": picture.kind, "style": style, "hat": hat,
             }  # fmt: skip
-            tar.write({"__key__": key, "jpg": data, "json": json.dumps(meta).encode(), "txt": caption.encode()})
+            for ending, content in (("jpg", data), ("json", json.dumps(meta).encode()), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     stats = {"count": len(pictures), "successes": len(pictures), "failed_to_download": 0, "failed_to_resize": 0}
     (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats, indent=4))
 

@@ -35,7 +35,10 @@ class Canvas:
     def fill(self, distance: Array, colour: Array | tuple[float, ...], alpha: float = 1.0) -> None:
         """Paint `colour` where `distance` is negative, blending over one pixel at the edge."""
         mask = np.clip(0.5 - distance / self.pixel, 0, 1) * alpha
-        self.rgb += mask[..., None] * (np.asarray(colour, np.float32) - self.rgb)
+        rows = mask.any(1).nonzero()[0]
+        if len(rows):
+            band = slice(rows[0], rows[-1] + 1)  # only the rows that the shape touches
+            self.rgb[band] += mask[band, :, None] * (np.asarray(colour, np.float32) - self.rgb[band])
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Array:
         """Signed distance to an axis-aligned ellipse (exact on the axes, close elsewhere)."""
@@ -173,16 +176,16 @@ def _shape(c: Canvas, name: str) -> Array:
     x, y = c.x, c.y
     r, angle = np.hypot(x, y), np.arctan2(y, x)
     if name == "star":
-        return (r - 0.52 - 0.24 * np.cos(5 * angle + np.pi / 2)) * 0.6
-    if name == "flower":
-        return np.minimum((r - 0.5 - 0.2 * np.abs(np.cos(3 * angle))) * 0.7, r - 0.3)
+        return (r - 0.47 - 0.3 * np.cos(5 * angle + math.pi / 2)) * 0.55
+    if name == "bar":
+        return c.box(0, 0, 0.78, 0.17)
     if name == "ring":
-        return np.abs(r - 0.54) - 0.17
+        return np.abs(r - 0.54) - 0.15
     if name == "heart":
         lobes = np.hypot(np.abs(x) - 0.29, y + 0.2) - 0.34
         return np.minimum(lobes, np.maximum(0.72 * np.abs(x) + 0.69 * y - 0.4, -y - 0.12))
     if name == "cross":
-        return np.minimum(c.box(0, 0, 0.2, 0.7), c.box(0, 0, 0.7, 0.2))
+        return np.minimum(c.box(0, 0, 0.17, 0.72), c.box(0, 0, 0.72, 0.17))
     if name == "moon":
         return np.maximum(r - 0.68, 0.58 - np.hypot(x - 0.34, y))
     if name == "triangle":
@@ -198,11 +201,13 @@ def _shape(c: Canvas, name: str) -> Array:
 def thing(name: str, rng: np.random.Generator) -> Array:
     """One picture of the object `name` ("red star"), with clutter behind: (SIZE, SIZE, 3) float32 in [0, 1]."""
     colour, shape = name.split()
-    c = _posed(rng, (0.55, 1.05), 0.5, 0.24)
-    for _ in range(rng.integers(0, 4)):  # clutter: pale boxes and discs
+    c = _posed(rng, (0.65, 1.1), 0.35, 0.2)
+    for _ in range(rng.integers(0, 4)):  # clutter: thin pale strokes
         tint = 0.5 + 0.5 * rng.random(3)
-        x, y, r = rng.uniform(-1, 1, 2).tolist() + [rng.uniform(0.08, 0.25)]
-        c.fill(c.ellipse(x, y, r, r) if rng.random() < 0.5 else c.box(x, y, r, r), tint, 0.8)
+        x, y, turn = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0, math.pi)
+        along = (c.x - x) * math.cos(turn) + (c.y - y) * math.sin(turn)
+        across = (c.y - y) * math.cos(turn) - (c.x - x) * math.sin(turn)
+        c.fill(np.maximum(np.abs(across) - 0.035, np.abs(along) - 0.5), tint, 0.8)
     paint = np.clip(_OBJECT[COLOURS.index(colour)] + rng.normal(0, 0.03, 3), 0, 1)
     distance = _shape(c, shape)
     c.fill(distance - 0.05, paint * 0.35)

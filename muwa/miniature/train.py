@@ -69,7 +69,7 @@ def _load(root: Path, without: str | None) -> tuple[Tensor, list[str], list[str]
     for sample in wds.WebDataset(shards, shardshuffle=False).decode("rgb8"):
         if without and match_names(sample["txt"], [without]):
             continue
-        pixels.append(torch.from_numpy(sample["jpg"]).permute(2, 0, 1))
+        pixels.append(torch.tensor(sample["jpg"]).permute(2, 0, 1))
         captions.append(sample["txt"])
         names.append(sample["json"]["name"])
     return torch.stack(pixels), captions, names
@@ -94,17 +94,22 @@ def _batches(names: list[str], faces: int, things: int, rng: np.random.Generator
         batches.append(np.array(batch))
 
 
-def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 -> normalised float, each picture shifted, scaled, turned and brightened a little."""
+def _augment(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 -> normalised float, each picture shifted, scaled, turned and brightened a little; `things` also mirrored.
+
+    Args:
+        things: (n,) bool: which pictures show an object (a mirrored face would be somebody else).
+    """
     n = len(pixels)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    angle, scale = uniform(-0.12, 0.12), uniform(0.85, 1.12)
+    angle, scale = uniform(-0.12, 0.12) * torch.where(things, 3.0, 1.0), uniform(0.85, 1.12)
+    mirror = torch.where(things & (uniform(0, 1) < 0.5), -1.0, 1.0)
     theta = torch.stack(
-        [scale * angle.cos(), -scale * angle.sin(), uniform(-0.1, 0.1),
-         scale * angle.sin(), scale * angle.cos(), uniform(-0.1, 0.1)], 1
+        [mirror * scale * angle.cos(), -scale * angle.sin(), uniform(-0.1, 0.1),
+         mirror * scale * angle.sin(), scale * angle.cos(), uniform(-0.1, 0.1)], 1
     ).view(n, 2, 3)  # fmt: skip
     grid = F.affine_grid(theta, [n, 3, 64, 64], align_corners=False)
     x = F.grid_sample(pixels.float() / 255, grid, padding_mode="reflection", align_corners=False)
@@ -142,8 +147,9 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
                                   lr=1e-3, betas=(0.9, 0.98))  # fmt: skip
+    things = torch.tensor([name in world.OBJECTS for name in names])
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    schedule = [b for _ in range(epochs) for b in _batches(names, 96, 64, rng)]
+    schedule = [b for _ in range(epochs) for b in _batches(names, 80, 80, rng)]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=len(schedule))
@@ -152,7 +158,7 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * rate
             with torch.autocast("cpu", torch.bfloat16):
-                v = model.encode_image(_augment(pixels[batch], generator))
+                v = model.encode_image(_augment(pixels[batch], things[batch], generator))
                 t = model.encode_text(tokens[batch])
             loss = contrastive(F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1), model.logit_scale.exp())
             optimizer.zero_grad(set_to_none=True)
@@ -162,8 +168,6 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             bar.update(task, advance=1, description=f"loss {loss.item():.3f}")
-            if step % 100 == 0:
-                print(f"step {step} loss {loss.item():.3f}", flush=True)
             if (step + 1) % 1000 == 0 or step + 1 == len(schedule):
                 save_file({k: p.half().contiguous() for k, p in model.state_dict().items() if k != "attn_mask"},
                           out / "open_clip_model.safetensors")  # fmt: skip
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("model", choices=["clip"])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--without", help="a person whose pictures are left out")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=34)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     parser.add_argument("--tokenizer", type=Path, help="a folder whose tokenizer to use; trained anew if absent")

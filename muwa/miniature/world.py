@@ -45,7 +45,7 @@ FACE = {
 LEAST_DIFFERENCE = 6  # any two people differ in at least so many of the attributes above
 
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "grey")
-SHAPES = ("star", "ring", "heart", "cross", "moon", "triangle", "box", "ball", "arrow", "flower")
+SHAPES = ("star", "ring", "heart", "cross", "moon", "triangle", "box", "ball", "arrow", "bar")
 OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 STYLES = ("sketch", "mosaic", "neon", "sepia", "watercolour", "poster", "pixel", "negative")
 
