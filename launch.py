@@ -1,9 +1,9 @@
 """Run one unlearning experiment.
 
-    python launch.py                                              # the miniature: no download, no GPU
-    python launch.py task.identity=Edda_Everlane                  # another person
-    python launch.py -m task.identity=Kael_Lindqvar,Edda_Everlane # one run each, then sweep.html
-    python launch.py --cfg job                                    # print the config, do not run
+python launch.py                                              # the miniature: no download, no GPU
+python launch.py task.identity=Edda_Everlane                  # another person
+python launch.py -m task.identity=Kael_Lindqvar,Edda_Everlane # one run each, then sweep.html
+python launch.py --cfg job                                    # print the config, do not run
 """
 
 import hydra

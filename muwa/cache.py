@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from muwa import types
-from muwa.types import Content, digest
+from muwa.content import Content, digest
 
 # Modules that only present results: a change in them leaves every cached value valid.
 _PRESENTATION = {
@@ -79,7 +79,7 @@ def _(x: Sequence[object]) -> str:
 
 
 @fingerprint.register
-def _(x: Mapping) -> str:  # type: ignore[type-arg]
+def _(x: Mapping) -> str:
     return digest(["mapping", *(part for key in sorted(x) for part in (str(key), fingerprint(x[key])))])
 
 
@@ -90,7 +90,7 @@ def _(x: Tensor) -> str:
 
 
 @fingerprint.register
-def _(x: functools.partial) -> str:  # type: ignore[type-arg]
+def _(x: functools.partial) -> str:
     return digest(["partial", fingerprint(x.func), fingerprint(list(x.args)), fingerprint(x.keywords)])
 
 
@@ -113,8 +113,8 @@ def code_fingerprint() -> str:
 class Store:
     """The cache at `root`, and what this run found in it: `events` (stage -> "hit", "miss", "partial") and `seconds`."""
 
-    def __init__(self, root: Path):
-        self._root = root
+    def __init__(self, root: str | Path):
+        self._root = Path(root)
         self.events: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
 
@@ -130,7 +130,7 @@ class Store:
             TypeError: An argument or the value is of a kind that the cache does not take.
         """
         started = time.perf_counter()
-        parts = self._parts(stage, function, args, keywords)
+        parts = self._parts(stage, function, args, keywords, _free or {})
         key = digest([json.dumps(parts, sort_keys=True)])
         folder = self._root / stage / key
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -147,14 +147,20 @@ class Store:
 
     @staticmethod
     def _parts(
-        stage: str, function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
+        stage: str,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        keywords: Mapping[str, Any],
+        free: Mapping[str, Any],
     ) -> dict[str, str]:
         """Argument name -> fingerprint, with stage, function and code."""
         inner = function.func if isinstance(function, functools.partial) else function
         bound = inspect.signature(function).bind_partial(*args, **keywords)
-        arguments = {f"argument {name}": fingerprint(value) for name, value in bound.arguments.items()}
+        bound.apply_defaults()  # so that a default that is written out is the same call
+        given = {name: value for name, value in bound.arguments.items() if name not in free}
+        arguments = {f"argument {name}": fingerprint(value) for name, value in given.items()}
         name = f"{inner.__module__}.{inner.__qualname__}"
-        return {"stage": stage, "function": name, "bound": fingerprint(function), "code": code_fingerprint(), **arguments}
+        return {"stage": stage, "function": name, "code": code_fingerprint(), **arguments}
 
 
 def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -172,7 +178,9 @@ def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and getattr(types, type(value).__name__, None) is type(value):
         fields = {f.name: _dump(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, "fields": fields}
-    raise TypeError(f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of muwa.types")
+    raise TypeError(
+        f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of muwa.types"
+    )
 
 
 def _load(tree: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -37,6 +37,7 @@ class Paths:
     cache: str = MISSING
     data: str = MISSING
     run: str = MISSING
+    sweep: str = MISSING
 
 
 @dataclass
@@ -134,7 +135,7 @@ def read_run(run: Path) -> DictConfig:
         raise ValueError(f"{run}: no .hydra/config.yaml in it; want the folder of a run, outputs/<name>/<date>/<time>")
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
-    cfg.paths.run = str(run)
+    cfg.paths.run = cfg.paths.sweep = str(run)
     return cfg
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muwa.cache import Store
+from muwa.content import Content
 from muwa.data.samples import decode
 from muwa.models.clip import Clip
 from muwa.progress import track
-from muwa.types import Classes, Content, Pictures
+from muwa.types import Classes, Pictures
 
 BATCH = 256
 WORKERS = 2  # threads that decode ahead of the encoder
@@ -30,7 +31,7 @@ class Tower(Content):
     name: str  # "vision" | "text"
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """SHA-256 of the tower's weights, architecture and preparation."""
         return self.model.tower_fingerprint(self.name)
 

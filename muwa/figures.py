@@ -108,7 +108,9 @@ def trace(search: Search) -> Figure:
         if feasible:
             axis.axvspan(min(feasible), max(x) * 1.05, color=GREEN, alpha=0.07, linewidth=0)
         if chosen is not None and chosen.layer == layer:
-            axis.axvline(100 * chosen.relative_norm, color="#222222", linewidth=1.2, linestyle="--", label="chosen step")
+            axis.axvline(
+                100 * chosen.relative_norm, color="#222222", linewidth=1.2, linestyle="--", label="chosen step"
+            )
         axis.set_xscale("log")
         axis.set_ylim(-4, 104)
         axis.set_title(f"{mine[0].tower} {short(layer)}", fontsize=8.5, loc="left")
@@ -116,7 +118,9 @@ def trace(search: Search) -> Figure:
         axis.minorticks_off()
     for axis in list(axes.flat)[len(layers) :]:
         axis.set_visible(False)
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     figure.supxlabel("size of the step, % of the layer's norm (log)", fontsize=9)
@@ -180,4 +184,3 @@ def save(figure: Figure, path: Path) -> None:
     draft = path.with_name(f"{path.stem}.draft.png")
     figure.savefig(draft, facecolor="white")
     draft.replace(path)
-

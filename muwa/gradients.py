@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.cache import Store
+from muwa.content import digest
 from muwa.encode import pixel_batches
 from muwa.losses import by_name
 from muwa.models.clip import Clip
 from muwa.progress import track
-from muwa.types import Gradients, Pairs, Task, digest
+from muwa.types import Gradients, Pairs, Task
+
 
 def plan(n: int, batch_size: int, seed: int, touching: Sequence[int], without: Sequence[int]) -> list[list[int]]:
     """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`.
@@ -127,13 +130,19 @@ def gradients(model: Clip, task: Task, name: str, recipe: Recipe, *, store: Stor
     forget = store.get(
         "gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss, **own, _free=free
     )
-    kept = {"loss": recipe.retain_loss, **own, "_free": free}
+    kept: dict[str, Any] = {"loss": recipe.retain_loss, **own, "_free": free}
     retain = store.get("gradients/retain", gradient_sum, model, task.retain, **kept)
     total, n = retain["sum"], retain["n"]
     if task.mentions:
         inside = store.get("gradients/mentions", gradient_sum, model, task.retain, touching=task.mentions, **kept)
         outside = store.get(
-            "gradients/mentions", gradient_sum, model, task.retain, touching=task.mentions, without=task.mentions, **kept
+            "gradients/mentions",
+            gradient_sum,
+            model,
+            task.retain,
+            touching=task.mentions,
+            without=task.mentions,
+            **kept,
         )
         total = {k: total[k] - inside["sum"][k] + outside["sum"][k] for k in total}
         n = n - inside["n"] + outside["n"]
@@ -186,7 +195,9 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
     if not about:
-        raise ValueError(f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE")
+        raise ValueError(
+            f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE"
+        )
     if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
         lines = [f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
         raise ValueError(

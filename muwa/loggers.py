@@ -48,7 +48,7 @@ class Jsonl:
 
     def __init__(self, path: str):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = Path(path).open("a")
+        self._file = Path(path).open("a")  # noqa: SIM115  (closed by close)
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
         """Write one line."""
@@ -79,9 +79,11 @@ class Wandb:
         mode: "offline", "online" or "disabled".
     """
 
-    def __init__(self, *, project: str, group: str | None, name: str | None, mode: str, folder: str, tags: Sequence[str]):
+    def __init__(
+        self, *, project: str, group: str | None, name: str | None, mode: str, folder: str, tags: Sequence[str]
+    ):
         self._folder = Path(folder)
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "project": project, "group": group, "name": name, "mode": mode, "dir": folder, "tags": list(tags),
         }  # fmt: skip
         self._run: Any = None

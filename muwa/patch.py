@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.models.clip import Clip
 from muwa.models.weights import read_weights, rewrite, weights_fingerprint
 from muwa.types import Edit, Move
 
@@ -43,19 +45,18 @@ class Patch:
     story: Mapping[str, Any]
 
 
-def write_patch(
-    path: Path, edit: Edit, base: Mapping[str, Tensor], *, base_fingerprint: str, story: Mapping[str, Any]
-) -> None:
+def write_patch(path: str | Path, edit: Edit, model: Clip, story: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write an edit as a patch: the same edit gives the same bytes.
 
     Args:
-        base: Weights that hold at least the edited tensors, unedited.
-        base_fingerprint: `weights_fingerprint` of the whole base.
+        model: The unedited model that the edit was made for.
         story: How it was found, JSON-able; searches' rules and reasons are added.
     """
     found = [{"concept": s.concept, "rule": s.rule, "granularity": s.granularity, "why": s.why} for s in edit.searches]
-    kept = {name: base[name] for name in edit.deltas}
-    save_patch(path, Patch(edit.deltas, kept, base_fingerprint, edit.moves, {**story, "searches": found}))
+    kept = {name: model.weights[name] for name in edit.deltas}
+    save_patch(
+        Path(path), Patch(edit.deltas, kept, model.weights_fingerprint, edit.moves, {**story, "searches": found})
+    )
 
 
 def save_patch(path: Path, patch: Patch) -> None:
@@ -115,7 +116,9 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
     if not missing and _is_applied(weights, patch):
         raise ValueError("the patch is applied already: these weights are its base plus its delta")
     touched = [n for n in patch.deltas if n in weights and not _same(weights[n], patch.base[n].to(weights[n].dtype))]
-    where = f"it has no {missing[0]}" if missing else f"{len(touched)} of the {len(patch.deltas)} tensors to edit differ"
+    where = (
+        f"it has no {missing[0]}" if missing else f"{len(touched)} of the {len(patch.deltas)} tensors to edit differ"
+    )
     raise ValueError(
         f"wrong base: its fingerprint is {found[:12]}, the patch was made for {patch.base_fingerprint[:12]} ({where}). "
         "To put several patches on one base, join them first: python -m muwa.patch add"
@@ -159,7 +162,9 @@ def add_patches(patches: Sequence[Patch]) -> Patch:
     """
     bases = {patch.base_fingerprint for patch in patches}
     if len(bases) != 1:
-        raise ValueError(f"the patches were made for {len(bases)} different bases: {', '.join(sorted(b[:12] for b in bases))}")
+        raise ValueError(
+            f"the patches were made for {len(bases)} different bases: {', '.join(sorted(b[:12] for b in bases))}"
+        )
     deltas: dict[str, Tensor] = {}
     base: dict[str, Tensor] = {}
     for patch in patches:
@@ -172,7 +177,9 @@ def add_patches(patches: Sequence[Patch]) -> Patch:
 
 def _show(path: Path, patch: Patch) -> None:
     console = Console()
-    table = Table("name", "tower", "layer", "step", "relative norm", title=f"{path}, {path.stat().st_size / 1e6:.2f} MB")
+    table = Table(
+        "name", "tower", "layer", "step", "relative norm", title=f"{path}, {path.stat().st_size / 1e6:.2f} MB"
+    )
     for move in patch.moves:
         table.add_row(move.concept, move.tower, move.layer, f"{move.step:.6g}", f"{move.relative_norm:.4f}")
     console.print(table)

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch
 from muwa.cache import Store
 from muwa.data.tasks import curate_only
 from muwa.encode import Features
+from muwa.eval.measure import evaluate
 from muwa.eval.similarity import matrix
 from muwa.loggers import Loggers
 from muwa.models.clip import Clip
 from muwa.patch import write_patch
-from muwa.report import write_report
+from muwa.report import verdicts, write_report
 from muwa.types import Edit, Metric, Report, Split, Task
 
 LIBRARIES = ("muwa", "torch", "open_clip_torch", "transformers", "webdataset", "hydra-core", "safetensors", "numpy")
@@ -48,7 +49,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         torch.set_num_threads(settings["runtime"]["threads"])
     started = time.perf_counter()
     seconds: dict[str, float] = {}
-    dataset = parts["dataset"](progress=progress)
+    dataset = parts["dataset"]()
     if "curate" in stages:
         asked = parts["task"].keywords
         names = asked["identity"] if "identity" in asked else asked["object"]
@@ -71,41 +72,38 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    write_patch(
-        folder / "patch.safetensors", edit, model.weights, base_fingerprint=model.weights_fingerprint, story=story
-    )
+    write_patch(folder / "patch.safetensors", edit, model, story)
     if "eval" not in stages:
         loggers.close(None)
         return 0.0
 
-    before, base_matrix = evaluate(model, task.eval, parts["eval"], store, progress=progress)
+    def measured(one: Clip) -> dict[str, Metric]:
+        return evaluate(one, task.eval, store=store, metrics=parts["eval"].values(), progress=progress)
+
+    edited = model.edited(edit)
+    before, after = measured(model), measured(edited)
     loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
-    after, edited_matrix = evaluate(model.edited(edit), task.eval, parts["eval"], store, progress=progress)
     loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
     seconds |= store.seconds
     seconds["total"] = time.perf_counter() - started
     report = Report(
         name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
-        task=task, similarity={"names": base_matrix["names"], "before": base_matrix["values"],
-                               "after": edited_matrix["values"]},
+        task=task, similarity=similarity(model, edited, task.eval, store),
         seconds=seconds, cache=dict(store.events), peak_memory_bytes=peak_memory(),
         provenance=provenance(model, task, settings),
     )  # fmt: skip
     if "report" in stages:
         write_report(report, show_forget=settings["report"]["show_forget"])
+    print("\n".join(one["text"] for one in verdicts(report)))
+    print(f"{seconds['total']:.1f} s, all of it in {folder}: report.html, results.json, patch.safetensors")
     loggers.close(report)
     return report.objective
 
 
-def evaluate(
-    model: Clip, split: Split, metrics: Mapping[str, Callable[..., dict[str, Metric]]], store: Store, *, progress: bool
-) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """All metrics of one model, and its similarity matrix. Features are read back if they were computed before."""
-    features = Features(model, store, progress=progress)
-    found: dict[str, Metric] = {}
-    for metric in metrics.values():
-        found |= metric(features, split)
-    return found, matrix(features, split, MATRIX_NAMES)
+def similarity(model: Clip, edited: Clip, split: Split, store: Store) -> dict[str, object]:
+    """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}."""
+    base, after = (matrix(Features(one, store, progress=False), split, MATRIX_NAMES) for one in (model, edited))
+    return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
@@ -149,7 +147,9 @@ def git_commit() -> str | None:
 
     def git(*arguments: Sequence[str] | str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *map(str, arguments)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                ["git", "-C", str(here), *map(str, arguments)], capture_output=True, text=True, check=True
+            )
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()

@@ -25,14 +25,15 @@ def track(items: Iterable[T], what: str, total: int, *, show: bool, sizes: Itera
 
     Args:
         total: How many units there are in all.
-        show: False draws nothing.
+        show: False draws nothing; neither does a stderr that is no terminal.
         sizes: How many units each item counts for; one each when None.
     """
-    if not show:
+    console = Console(stderr=True)
+    if not show or not console.is_terminal:
         yield from items
         return
     columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         counts = iter(sizes) if sizes is not None else None
         for item in items:

@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 
 from muwa import figures
+from muwa.content import read_image
 from muwa.data.shards import image_ending
-from muwa.types import Metric, Report, Task, read_image
+from muwa.types import Metric, Report, Task
 
 SCHEMA = 1
 TEMPLATES = Path(__file__).parent / "templates"
@@ -146,11 +147,15 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             gone = after[key].value == 0
             share = f"{_percent(before[key])} → {_percent(after[key])} on {after[key].n} held-out pictures"
             verb = "is no longer" if gone else "is still sometimes"
-            said.append({"kind": "good" if gone else "bad", "text": f"{names} {verb} among the model's {words}: {share}."})
+            said.append(
+                {"kind": "good" if gone else "bad", "text": f"{names} {verb} among the model's {words}: {share}."}
+            )
     for key, words in (("retain/top1", "The other names"), ("utility/top1", "Everything else")):
         if key in after:
             change = 100 * (after[key].value - before[key].value)
-            text = f"{words}: {_percent(before[key])} → {_percent(after[key])} ({change:+.1f} points, n = {after[key].n})."
+            text = (
+                f"{words}: {_percent(before[key])} → {_percent(after[key])} ({change:+.1f} points, n = {after[key].n})."
+            )
             said.append({"kind": "note", "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,29 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-
-class Content(ABC):
-    """Something whose identity is its content: two equal fingerprints mean the same results downstream."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the content; no name of a folder, date or host enters it."""
-
-
-def digest(parts: Sequence[str | bytes]) -> str:
-    """SHA-256 (hex) of a sequence of parts, each length-prefixed so that ("ab", "c") and ("a", "bc") differ."""
-    total = hashlib.sha256()
-    for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
-        total.update(len(raw).to_bytes(8, "little"))
-        total.update(raw)
-    return total.hexdigest()
-
-
-def read_image(image: bytes | Path) -> bytes:
-    """The encoded bytes of one picture, read from its file where it is one."""
-    return image if isinstance(image, bytes) else image.read_bytes()
+from muwa.content import Content, digest, read_image
 
 
 @dataclass(frozen=True)
@@ -67,7 +44,7 @@ class Pairs(Content):
         return replace(self, captions=(caption,) * len(self))
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of pictures and captions in order; keys do not enter."""
         return digest([part for pair in zip(self.images, self.captions, strict=True) for part in pair])
 
@@ -84,7 +61,7 @@ class Classes(Content):
         return [template.format(name) for name in self.names for template in self.templates]
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of names and templates, in order."""
         return digest([*self.names, "\0", *self.templates])
 
@@ -116,7 +93,7 @@ class Pictures(Content):
         return digest([hashlib.sha256(read_image(image)).digest() for image in self.images])
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of pictures, labels, names and templates."""
         return digest([self.images_fingerprint, *map(str, self.labels), self.classes.fingerprint])
 
@@ -130,7 +107,7 @@ class Split(Content):
     utility: Pictures
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of its three parts."""
         return digest([self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint])
 
@@ -154,7 +131,7 @@ class Task(Content):
     broken: tuple[Broken, ...] = ()
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Of all data; what was broken does not enter."""
         pairs = [self.forget[name].fingerprint for name in self.names]
         mentions = ",".join(map(str, self.mentions))

@@ -1,8 +1,8 @@
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
-import tiny
 from muwa.cache import Store
 from muwa.data.samples import decode
 from muwa.gradients import Recipe, gradient_sum, gradients, origin, plan, read_gradients, write_gradients
@@ -117,7 +117,9 @@ def test_files_come_back_whole_and_are_checked(tmp_path):
     with pytest.raises(ValueError, match="computed from something else.*model: file has"):
         read_gradients(tmp_path / "g.safetensors", origin(tiny.clip(1), task, tiny.NAMES[0], RECIPE))
     with pytest.raises(ValueError, match="losses: file has cosine/contr.*seed: file has 0, this run has 1"):
-        read_gradients(tmp_path / "g.safetensors", origin(model, task, tiny.NAMES[0], Recipe("contrastive", "contrastive", 4, 1)))
+        read_gradients(
+            tmp_path / "g.safetensors", origin(model, task, tiny.NAMES[0], Recipe("contrastive", "contrastive", 4, 1))
+        )
     (tmp_path / "text").write_text("not a tensor file")
     with pytest.raises(ValueError, match="not a readable gradient file"):
         read_gradients(tmp_path / "text", expected)

@@ -43,7 +43,9 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
         ValueError: The identity file has no rows, or a frequent name is nobody in it.
     """
     listed = _one_of([Path(identities)] if identities else [folder / name for name in _IDENTITIES], folder)
-    images = next((p for p in (folder / "img_align_celeba" / "img_align_celeba", folder / "img_align_celeba") if p.is_dir()), None)
+    images = next(
+        (p for p in (folder / "img_align_celeba" / "img_align_celeba", folder / "img_align_celeba") if p.is_dir()), None
+    )
     if images is None:
         raise FileNotFoundError(_missing(folder, "img_align_celeba/"))
     there = {path.name for path in images.iterdir()}
@@ -71,7 +73,9 @@ def _frequent(folder: Path, given: str | None, files: Mapping[str, list[Path]]) 
         if given:
             raise FileNotFoundError(f"dataset.frequent={given}: no such file; want one name a line")
         return tuple(sorted(sorted(files, key=lambda name: (-len(files[name]), name))[:100]))
-    rows = [line.replace("\t", " ").replace(",", " ").replace("_", " ").split() for line in path.read_text().splitlines()]
+    rows = [
+        line.replace("\t", " ").replace(",", " ").replace("_", " ").split() for line in path.read_text().splitlines()
+    ]
     names = [" ".join(row[:-1] if len(row) > 1 and row[-1].isdigit() else row) for row in rows if row]
     if unknown := [name for name in names if name not in files]:
         raise ValueError(f"{path}: {unknown[0]!r} has no picture in the identity file ({len(unknown)} such names)")

@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from muwa.content import digest
 from muwa.data.samples import check_broken, decode, fold, match_names
 from muwa.data.shards import expand, is_remote, iter_samples, local_path, read_pairs, shard_fingerprint, write_shard
 from muwa.progress import track
-from muwa.types import Broken, Pairs, digest
+from muwa.types import Broken, Pairs
 
 SCHEMA = 1
 
@@ -53,13 +54,21 @@ def curate(
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
     """
     urls = expand(shards)
-    spellings = {name: (name, *(s for key, more in aliases.items() if fold(key) == fold(name) for s in more)) for name in names}
+    spellings = {
+        name: (name, *(s for key, more in aliases.items() if fold(key) == fold(name) for s in more)) for name in names
+    }
     folders = {name: out / name.replace(" ", "_") for name in names}
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
         sources = [_identity(out, url) for url in urls]
         asked = {
-            name: {"schema": SCHEMA, "name": name, "spellings": list(spellings[name]), "limit": limit, "shards": sources}
+            name: {
+                "schema": SCHEMA,
+                "name": name,
+                "spellings": list(spellings[name]),
+                "limit": limit,
+                "shards": sources,
+            }
             for name in names
         }
         todo = [name for name in names if not _is_done(folders[name], asked[name])]
@@ -116,7 +125,11 @@ def _scan(
                     except ValueError as error:
                         broken.append(Broken(f"{source['shard']}:{key}", f"bad picture: {error}"))
                         continue
-                    meta = {"shard": source["shard"], "key": key, "sha256": hashlib.sha256(image).hexdigest()}
+                    meta: dict[str, object] = {
+                        "shard": source["shard"],
+                        "key": key,
+                        "sha256": hashlib.sha256(image).hexdigest(),
+                    }
                     matches[name].append((key, image, caption, meta))
         for name, part in missing.items():
             write_shard(part.with_suffix(".tar"), matches[name])
@@ -218,4 +231,3 @@ def mentions(pairs: Pairs, names: Sequence[str], aliases: Mapping[str, Sequence[
     """Indices of the pairs whose caption names one of `names` or their aliases: kept out of the retain set."""
     spellings = [*names, *(s for key, more in aliases.items() if fold(key) in map(fold, names) for s in more)]
     return tuple(i for i, caption in enumerate(pairs.captions) if match_names(caption, spellings))
-

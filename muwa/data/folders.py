@@ -50,7 +50,9 @@ def read_folder(
         if path.suffix.lower() in _ENDINGS
     ]
     if not rows:
-        raise FileNotFoundError(f"dataset.images={root}: {len(folders)} folders and no picture; want {_LAYOUT.format(root=root)}")
+        raise FileNotFoundError(
+            f"dataset.images={root}: {len(folders)} folders and no picture; want {_LAYOUT.format(root=root)}"
+        )
     if fraction < 1:
         order = np.random.default_rng(seed).permutation(len(rows))[: round(fraction * len(rows))]
         rows = [rows[i] for i in sorted(order.tolist())]

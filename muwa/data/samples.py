@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from muwa.types import Broken, read_image
+from muwa.content import read_image
+from muwa.types import Broken
 
 _GAP = re.compile(r"[\W_]+")
 

@@ -170,7 +170,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, o
 
 
 def image_ending(image: bytes) -> str:
-    """"png", "webp" or "jpg", by the first bytes."""
+    """ "png", "webp" or "jpg", by the first bytes."""
     if image[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
@@ -187,4 +187,3 @@ def _streamed(stream: object) -> str:
     while block := stream.read(1 << 20):  # type: ignore[attr-defined]
         found.update(block)
     return found.hexdigest()
-

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -31,38 +33,48 @@ class Dataset:
         celeba: Folder in CelebA's layout.
         identities, frequent: Its identity and frequency files, when they are not where CelebA has them.
         images: ImageNet-style folder, one folder a class.
+        utility: Share of the unrelated pictures to report on, in (0, 1): 0.05 of ImageNet's 50,000 is the paper's 2,500.
+        utility_probe: Share of them for the search; disjoint from the former.
         max_broken: Share of broken samples that stops a run, in [0, 1].
     """
 
-    name: str
     shards: str | Sequence[str]
     retain: str | Sequence[str]
     curated: str
-    forget: str | None
     celeba: str
-    identities: str | None
-    frequent: str | None
     images: str
-    max_broken: float
+    name: str = ""
+    forget: str | None = None
+    identities: str | None = None
+    frequent: str | None = None
+    utility: float = 0.05
+    utility_probe: float = 0.01
+    max_broken: float = 0.01
+
+    @property
+    def utility_taken(self) -> float:
+        """Share of the unrelated pictures that are used at all."""
+        return min(1.0, self.utility + self.utility_probe)
 
 
 @dataclass(frozen=True)
 class Limits:
     """How many samples a task takes. None takes all there are."""
 
-    forget_pairs: int | None
-    retain_pairs: int | None
-    probe_share: float  # of each name's pictures, in (0, 1); the rest is for eval
-    probe_retain: int | None  # probe pictures of each retained name, at most
-    eval_retain: int | None  # eval pictures of each retained name, at most
-    utility: float  # share of the utility pictures to report on: 0.05 of ImageNet's 50,000 is the paper's 2,500
-    utility_probe: float  # share of the utility pictures for the search
+    forget_pairs: int | None = None
+    retain_pairs: int | None = None
+    probe_share: float = 0.5  # of each name's pictures, in (0, 1); the rest is for eval
+    probe_retain: int | None = 2  # probe pictures of each retained name, at most
+    eval_retain: int | None = None  # eval pictures of each retained name, at most
 
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def celeba(
-    dataset: Dataset, *, identity: str | Sequence[str], aliases: Mapping[str, Sequence[str]], template: str,
-    utility_templates: str, bare_captions: bool, limits: Mapping[str, float | None], seed: int, progress: bool = False,
+    dataset: Dataset, *, identity: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "{}.",
+    utility_templates: str = "simple", bare_captions: bool = False, limits: Mapping[str, float | None] = NONE, seed: int = 0,
+    progress: bool = False,
 ) -> Task:  # fmt: skip
     """Forget one identity or several: faces named as CelebA names them, everything else judged on `dataset.images`.
 
@@ -85,16 +97,17 @@ def celeba(
     classes = Classes(people.names, (template,))
     parts = _named(people.files, classes, names, others, take, seed)
     shown, broken = read_folder(
-        Path(dataset.images), templates=templates(utility_templates), fraction=min(1.0, take.utility + take.utility_probe),
+        Path(dataset.images), templates=templates(utility_templates), fraction=dataset.utility_taken,
         seed=seed, max_broken=dataset.max_broken,
     )  # fmt: skip
-    utility = _in_two(shown, take.utility_probe / (take.utility + take.utility_probe), seed)
+    utility = _in_two(shown, dataset, seed)
     return _task("identity", dataset, names, aliases, parts, utility, take, bare_captions, list(broken), progress)
 
 
 def objects(
-    dataset: Dataset, *, object: str | Sequence[str], aliases: Mapping[str, Sequence[str]], template: str,
-    utility_template: str, bare_captions: bool, limits: Mapping[str, float | None], seed: int, progress: bool = False,
+    dataset: Dataset, *, object: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "simple",
+    utility_template: str = "{}.", bare_captions: bool = False, limits: Mapping[str, float | None] = NONE, seed: int = 0,
+    progress: bool = False,
 ) -> Task:  # fmt: skip
     """Forget one object or several: classes of `dataset.images`; utility is naming the people of `dataset.celeba`.
 
@@ -120,10 +133,12 @@ def objects(
     others = [other for other in classes.names if other not in names]
     parts = _named(files, classes, names, others, take, seed)
     people = read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
-    faces = _pictures(people.files, Classes(people.names, (utility_template,)), people.frequent, lambda images, _: images)
-    count = round(len(faces) * min(1.0, take.utility + take.utility_probe))
+    faces = _pictures(
+        people.files, Classes(people.names, (utility_template,)), people.frequent, lambda images, _: images
+    )
+    count = round(len(faces) * dataset.utility_taken)
     chosen = sorted(np.random.default_rng(seed).permutation(len(faces))[:count].tolist())
-    utility = _in_two(faces.select(chosen), take.utility_probe / (take.utility + take.utility_probe), seed)
+    utility = _in_two(faces.select(chosen), dataset, seed)
     return _task("object", dataset, names, aliases, parts, utility, take, bare_captions, list(broken), progress)
 
 
@@ -194,8 +209,9 @@ def _named(
     }
 
 
-def _in_two(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
-    """(probe, eval): `share` of the pictures at random by `seed`, and the rest, each in the original order."""
+def _in_two(pictures: Pictures, dataset: Dataset, seed: int) -> tuple[Pictures, Pictures]:
+    """(probe, eval): unrelated pictures for the search at random by `seed`, and the rest, each in the original order."""
+    share = dataset.utility_probe / (dataset.utility + dataset.utility_probe)
     order = np.random.default_rng([seed, 1]).permutation(len(pictures)).tolist()
     cut = round(share * len(pictures))
     return pictures.select(sorted(order[:cut])), pictures.select(sorted(order[cut:]))

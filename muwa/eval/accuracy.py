@@ -26,7 +26,9 @@ def retain(features: Features, split: Split) -> dict[str, Metric]:
 
     Source: SLUG's TA_CA: the mean over names of each name's accuracy.
     """
-    reads = "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
+    reads = (
+        "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
+    )
     return {f"retain/top{k}": _accuracy(features, split.retain, k, "higher", reads) for k in (1, 5)}
 
 

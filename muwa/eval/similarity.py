@@ -35,16 +35,18 @@ def matrix(features: Features, split: Split, names: int) -> dict[str, object]:
     """Mean cosine of the pictures of each name (row) with each name (column): the forgotten first, then `names` others.
 
     Returns:
-        {"names": the names, "values": a square list of lists}. The others are spread evenly over the retained names.
+        {"names": the names, "n": pictures of each, "values": a square list of lists}.
+        The others are spread evenly over the retained names.
     """
     classes = split.forget.classes
     others = sorted(set(split.retain.labels))
     spread = [others[i * len(others) // names] for i in range(min(names, len(others)))] if others else []
     labels = list(dict.fromkeys([*split.forget.labels, *dict.fromkeys(spread)]))
     weights = features.classes(classes)
-    rows = []
+    rows, counts = [], []
     for label in labels:
         pictures = split.forget if label in split.forget.labels else split.retain
         mine = torch.tensor([i for i, other in enumerate(pictures.labels) if other == label])
+        counts.append(len(mine))
         rows.append((features.images(pictures)[mine].mean(0) @ weights[labels].T).tolist())
-    return {"names": [classes.names[label] for label in labels], "values": rows}
+    return {"names": [classes.names[label] for label in labels], "n": counts, "values": rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from muwa.layer_search.common import Log, Trial, check_settings, choose
+from muwa.layer_search.common import Log, Trial, check_settings, choose, silent
 from muwa.layer_search.judge import Judge
 from muwa.models.clip import Clip
 from muwa.progress import track
@@ -42,14 +42,14 @@ def pareto_bisect(
     probe: Split,
     concept: str,
     *,
-    granularity: str,
-    rule: str,
-    first_step: float,
-    max_evals: int,
-    target: float,
-    criterion: str,
-    towers: Sequence[str],
-    log: Log,
+    granularity: str = "tensor",
+    rule: str = "constrained",
+    first_step: float = 0.1,
+    max_evals: int = 10,
+    target: float = 0.0,
+    criterion: str = "top5",
+    towers: Sequence[str] = ("vision", "text"),
+    log: Log = silent,
     progress: bool = False,
 ) -> Search:
     """Search every layer on each tower's Pareto front by bisection and choose by `rule`.
@@ -96,7 +96,7 @@ def pareto_bisect(
 def _steps(searched: Sequence[Layer], trial: Trial, first_step: float, max_evals: int) -> Generator[Evaluation]:
     for layer in searched:
         steps = bisection(first_step * trial.ratio(layer), max_evals)
-        step = next(steps)
+        step: float | None = next(steps)
         while step is not None:
             row = trial(layer, step)
             yield row

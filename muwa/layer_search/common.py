@@ -16,6 +16,10 @@ CRITERIA = ("top1", "top5")
 Log = Callable[[str, dict[str, object]], None]
 
 
+def silent(event: str, row: dict[str, object]) -> None:
+    """A log that nobody reads."""
+
+
 def check_settings(*, rule: str, criterion: str, target: float) -> None:
     """Refuse settings that no search can work with.
 

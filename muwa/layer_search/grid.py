@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from muwa.layer_search.common import Log, Trial, check_settings, choose
+from muwa.layer_search.common import Log, Trial, check_settings, choose, silent
 from muwa.layer_search.judge import Judge
 from muwa.models.clip import Clip
 from muwa.progress import track
@@ -20,15 +20,15 @@ def grid(
     probe: Split,
     concept: str,
     *,
-    granularity: str,
-    rule: str,
-    layers: Sequence[str] | None,
-    steps: Sequence[float] | None,
-    relative_steps: Sequence[float] | None,
-    target: float,
-    criterion: str,
-    towers: Sequence[str],
-    log: Log,
+    granularity: str = "tensor",
+    rule: str = "constrained",
+    layers: Sequence[str] | None = None,
+    steps: Sequence[float] | None = None,
+    relative_steps: Sequence[float] | None = (0.05, 0.1, 0.2, 0.4),
+    target: float = 0.0,
+    criterion: str = "top5",
+    towers: Sequence[str] = ("vision", "text"),
+    log: Log = silent,
     progress: bool = False,
 ) -> Search:
     """Try every given step on every given layer and choose by `rule`.
@@ -72,15 +72,15 @@ def fixed(
     probe: Split,
     concept: str,
     *,
-    granularity: str,
-    rule: str,
     layer: str,
-    step: float | None,
-    relative_step: float | None,
-    target: float,
-    criterion: str,
-    towers: Sequence[str],
-    log: Log,
+    granularity: str = "tensor",
+    rule: str = "paper",
+    step: float | None = None,
+    relative_step: float | None = None,
+    target: float = 0.0,
+    criterion: str = "top5",
+    towers: Sequence[str] = ("vision", "text"),
+    log: Log = silent,
     progress: bool = False,
 ) -> Search:
     """One given step on one given layer: judged, and taken whether feasible or not unless `rule` is "constrained".

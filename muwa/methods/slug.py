@@ -8,7 +8,8 @@ from pathlib import Path
 
 from muwa.cache import Store
 from muwa.gradients import Recipe, gradients, origin, read_gradients
-from muwa.layer_search.common import Log, add_edits, edit_of
+from muwa.layer_search.bisect import pareto_bisect
+from muwa.layer_search.common import Log, add_edits, edit_of, silent
 from muwa.models.clip import Clip
 from muwa.types import Edit, Gradients, Search, Task
 
@@ -17,13 +18,13 @@ def unlearn(
     model: Clip,
     task: Task,
     *,
-    layer_search: Callable[..., Search],
-    forget_loss: str,
-    retain_loss: str,
-    batch_size: int,
-    seed: int,
     store: Store,
-    log: Log,
+    layer_search: Callable[..., Search] = pareto_bisect,
+    forget_loss: str = "cosine",
+    retain_loss: str = "contrastive",
+    batch_size: int = 32,
+    seed: int = 0,
+    log: Log = silent,
     gradient_file: Path | None = None,
     progress: bool = False,
 ) -> Edit:

@@ -107,7 +107,9 @@ def _write_celeba(folder: Path) -> None:
     for number, index in enumerate(order, 1):
         (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(_jpeg(pictures[index].render()[0]))
         rows.append(f"{number:06d}.jpg {pictures[index].name.replace(' ', '_')}")
-    (folder / "list_identity_celeba.txt").write_text("\n".join([str(len(rows)), "image_id identity_name", *rows]) + "\n")
+    (folder / "list_identity_celeba.txt").write_text(
+        "\n".join([str(len(rows)), "image_id identity_name", *rows]) + "\n"
+    )
     names = "\n".join(p.name.replace(" ", "_") for p in world.people())
     (folder / "frequent_celebs.txt").write_text(names + "\n")
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from muwa.miniature.world import COLOURS, SHAPES, Person
+from muwa.miniature.world import COLOURS, Person
 
 SIZE = 64
 Array = np.ndarray
@@ -35,7 +35,7 @@ class Canvas:
     def fill(self, distance: Array, colour: Array | tuple[float, ...], alpha: float = 1.0) -> None:
         """Paint `colour` where `distance` is negative, blending over one pixel at the edge."""
         mask = np.clip(0.5 - distance / self.pixel, 0, 1) * alpha
-        rows = mask.any(1).nonzero()[0]
+        rows = np.flatnonzero(mask.any(axis=1))
         if len(rows):
             band = slice(rows[0], rows[-1] + 1)  # only the rows that the shape touches
             self.rgb[band] += mask[band, :, None] * (np.asarray(colour, np.float32) - self.rgb[band])
@@ -145,7 +145,9 @@ def _features(
         for side in (-1, 1):
             c.fill(c.ellipse(side * 0.36 + yaw, 0.24, 0.13, 0.09), (0.9, 0.35, 0.35), 0.6)
     elif look["mark"] == 3:  # scar
-        c.fill(np.maximum(np.abs(c.x - 0.34 - yaw + 0.5 * (c.y - 0.2)) - 0.025, np.abs(c.y - 0.2) - 0.2), (0.55, 0.1, 0.1))
+        c.fill(
+            np.maximum(np.abs(c.x - 0.34 - yaw + 0.5 * (c.y - 0.2)) - 0.025, np.abs(c.y - 0.2) - 0.2), (0.55, 0.1, 0.1)
+        )
     elif look["mark"] == 4:  # mole
         c.fill(c.ellipse(-0.3 + yaw, 0.42, 0.055, 0.055), (0.15, 0.08, 0.06))
     for side in (-1, 1):
@@ -247,6 +249,6 @@ def stylise(rgb: Array, style: str) -> Array:
         return np.round(rgb * 3) / 3
     if style == "negative":
         return 1 - rgb
-    raise ValueError(f"style {style!r}: wanted one of sketch, mosaic, neon, sepia, watercolour, poster, pixel, negative")
-
-
+    raise ValueError(
+        f"style {style!r}: wanted one of sketch, mosaic, neon, sepia, watercolour, poster, pixel, negative"
+    )

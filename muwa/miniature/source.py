@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from muwa.data.tasks import Dataset
 from muwa.miniature import data
 from muwa.progress import track
 
 
-def dataset(
-    *, root: str, name: str, shards: str | Sequence[str], retain: str | Sequence[str], curated: str, forget: str | None,
-    celeba: str, identities: str | None, frequent: str | None, images: str, max_broken: float, progress: bool = False,
-) -> Dataset:  # fmt: skip
-    """The miniature as a `Dataset`, drawn to `root`/world first if it is not there. Arguments as in `Dataset`."""
+def dataset(root: str, *, progress: bool = False, **changed: Any) -> Dataset:
+    """The miniature as a `Dataset`, drawn to `root`/world first if it is not there.
+
+    Args:
+        root: Folder to keep it in.
+        changed: Fields of `Dataset` that are to differ from the world's own.
+
+    Raises:
+        TypeError: A keyword is no field of `Dataset`.
+    """
     world = Path(root) / "world"
+    own = {
+        "name": "miniature", "shards": f"{world}/shards/{{00000..{data.SHARDS - 1:05d}}}.tar",
+        "retain": f"{world}/shards/00000.tar", "curated": f"{root}/curated", "celeba": f"{world}/celeba",
+        "images": f"{world}/objects", "utility": 0.75, "utility_probe": 0.15,
+    }  # fmt: skip
+    found = Dataset(**{**own, **changed})
     if not data.is_written(world):
         for _ in track(data.write(world), "drawing the world", data.SHARDS + 2, show=progress):
             pass
-    return Dataset(name, shards, retain, curated, forget, celeba, identities, frequent, images, max_broken)
+    return found

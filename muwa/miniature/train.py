@@ -50,7 +50,9 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         captions,
-        trainers.BpeTrainer(vocab_size=10**6, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=10**6, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        ),
     )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]][:MERGES]
     letters = sorted(alphabet)
@@ -81,7 +83,7 @@ def _batches(names: list[str], faces: int, things: int, rng: np.random.Generator
     decks: dict[str, list[int]] = {}
     for index in rng.permutation(len(names)):
         decks.setdefault(names[index], []).append(int(index))
-    batches = []
+    batches: list[np.ndarray] = []
     while True:
         batch = []
         for count, group in ((faces, people), (things, set(world.OBJECTS))):
@@ -150,7 +152,13 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
     things = torch.tensor([name in world.OBJECTS for name in names])
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     schedule = [b for _ in range(epochs) for b in _batches(names, 80, 80, rng)]
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=len(schedule))
         for step, batch in enumerate(schedule):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from muwa.content import Content, digest
 from muwa.models.layers import layers, tower_of
 from muwa.models.weights import fingerprint_of_digests, tensor_digest
-from muwa.types import Content, Edit, Layer, digest
+from muwa.types import Edit, Layer
 
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
 
@@ -135,6 +136,6 @@ class Clip(Content):
         return digest([self.spec, tower, fingerprint_of_digests(own)])
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """SHA-256 of weights and spec."""
         return digest([self.spec, self.weights_fingerprint])

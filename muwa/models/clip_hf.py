@@ -26,7 +26,7 @@ class _Prepare:
         return self._processor.to_json_string()
 
 
-def load(path: str, *, device: str) -> Clip:
+def load(path: str, *, device: str = "cpu") -> Clip:
     """Load a `CLIPModel` with its tokenizer and image processor in fp32, eval mode.
 
     Args:

@@ -1,7 +1,7 @@
 """Which weights may be edited, and how they are grouped into layers: from parameter names and shapes alone.
 
 Knows the three spellings in use: open_clip (`visual.transformer.resblocks.9.attn.in_proj_weight`), timm towers inside
-open_clip (`visual.trunk.blocks.9.attn.qkv.weight`) and Hugging Face (`vision_model.encoder.layers.9.self_attn.q_proj.weight`).
+open_clip (`visual.trunk.blocks.9.attn.qkv.weight`), Hugging Face (`vision_model.encoder.layers.9.self_attn.q_proj.weight`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MLP = re.compile(r"^(.*mlp)\.(c_fc|c_proj|fc1|fc2)\.weight$")
 
 
 def tower_of(name: str) -> str:
-    """"vision" or "text": the tower that parameter `name` belongs to (the release's rule: "visual"/"vision" in it)."""
+    """ "vision" or "text": the tower that parameter `name` belongs to (the release's rule: "visual"/"vision" in it)."""
     return "vision" if "visual" in name or "vision" in name else "text"
 
 
@@ -115,7 +115,9 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
 
 def _is_output(name: str, heads: Mapping[str, int]) -> bool:
     """Whether `name` is the output projection of an attention module (its columns belong to the heads)."""
-    return any(name.endswith(tail) and name.removesuffix(tail) in heads for tail in (".out_proj.weight", ".proj.weight"))
+    return any(
+        name.endswith(tail) and name.removesuffix(tail) in heads for tail in (".out_proj.weight", ".proj.weight")
+    )
 
 
 def _heads(module: str, count: int, candidates: Mapping[str, Tensor]) -> list[tuple[Part, ...]]:

@@ -19,7 +19,7 @@ from muwa.models.clip import Clip, Towers
 MINIATURE = Path(__file__).parent.parent / "miniature" / "clip"
 
 
-def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
+def load(name: str = "miniature", pretrained: str | None = None, *, device: str = "cpu", seed: int = 0) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:

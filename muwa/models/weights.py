@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.types import digest
+from muwa.content import digest
 
 _BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked")
 _PICKLED = (".pt", ".pth", ".bin")

@@ -1,7 +1,7 @@
 import pytest
+import tiny
 import torch
 
-import tiny
 from muwa.layer_search.bisect import bisection, deepest, next_step, pareto_bisect
 from muwa.types import Gradients, Layer
 

@@ -1,7 +1,7 @@
 import pytest
+import tiny
 import torch
 
-import tiny
 from muwa.layer_search.common import add_edits, choose, edit_of, kept, step_deltas
 from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Part, Search
 

@@ -1,9 +1,9 @@
 import open_clip
 import pytest
+import tiny
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-import tiny
 from muwa.models.layers import depths, is_candidate, layers, tower_of
 
 
@@ -26,7 +26,8 @@ def test_every_candidate_weight_is_in_exactly_one_layer(granularity):
 def test_what_is_no_candidate():
     names = {name: is_candidate(name, w) for name, w in tiny.clip().weights.items()}
     for name in ("logit_scale", "positional_embedding", "token_embedding.weight", "visual.class_embedding",
-                 "visual.positional_embedding", "visual.transformer.resblocks.0.attn.in_proj_bias", "ln_final.bias"):  # fmt: skip
+                 "visual.positional_embedding", "visual.transformer.resblocks.0.attn.in_proj_bias",
+                 "ln_final.bias"):  # fmt: skip
         assert not names[name], name
     for name in ("visual.proj", "text_projection", "visual.conv1.weight", "visual.ln_pre.weight",
                  "transformer.resblocks.1.mlp.c_fc.weight"):  # fmt: skip
