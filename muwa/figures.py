@@ -133,7 +133,7 @@ def _ticks(x: Sequence[float]) -> tuple[list[float], list[str]]:
     if not x or min(x) <= 0:
         return [], []
     places = np.geomspace(min(x), max(x), 3) if max(x) > min(x) else np.array([x[0]])
-    return places.tolist(), [f"{place:.2g}" for place in places]
+    return places.tolist(), [f"{place:.0f}" if place >= 10 else f"{place:.2g}" for place in places]
 
 
 def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: Sequence[Sequence[float]],

@@ -1,0 +1,85 @@
+import hashlib
+import io
+import json
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from muwa.data.celeba import read_celeba
+from muwa.data.folders import read_folder
+from muwa.data.samples import fold
+from muwa.data.shards import read_pairs
+from muwa.miniature import data, world
+
+
+@pytest.fixture(scope="module")
+def shard(miniature):
+    with tarfile.open(miniature / "world" / "shards" / "00000.tar") as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+
+
+def test_a_shard_is_laid_out_as_img2dataset_lays_it_out(shard, miniature):
+    keys = {name.split(".")[0] for name in shard}
+    assert set(shard) == {f"{key}.{ending}" for key in keys for ending in ("jpg", "txt", "json")}
+    meta = json.loads(shard["000000000.json"])
+    assert {"url", "key", "status", "error_message", "width", "height", "original_width", "exif", "sha256", "caption"} <= set(meta)
+    assert hashlib.sha256(shard["000000000.jpg"]).hexdigest() == meta["sha256"]
+    assert shard["000000000.txt"].decode() == meta["caption"]
+    stats = json.loads((miniature / "world" / "shards" / "00000_stats.json").read_text())
+    assert stats["successes"] == len(keys)
+
+
+def test_pictures_are_a_function_of_their_number(shard):
+    meta = json.loads(shard["000000007.json"])
+    same = [p for p in data.training_pictures()[:: data.SHARDS] if p.name == meta["name"]]
+    rendered = {hashlib.sha256(data._jpeg(p.render()[0])).hexdigest() for p in same}
+    assert meta["sha256"] in rendered
+
+
+def test_two_pictures_of_one_person_differ():
+    a, b = (data.Picture("Kael Lindqvar", "face", i, 0).render()[0].astype(float) for i in (0, 1))
+    assert a.shape == (64, 64, 3)
+    assert np.abs(a - b).mean() > 5
+
+
+def test_held_out_pictures_are_in_no_shard(miniature):
+    root = miniature / "world"
+    pairs, broken = read_pairs(f"{root}/shards/{{00000..00011}}.tar", limit=None, max_broken=0, progress=False)
+    assert not broken
+    assert len(pairs) == 100 * data.PER_PERSON + 100 * data.PER_OBJECT == 15200
+    people = read_celeba(root / "celeba", identities=None, frequent=None)
+    held_out = [file.read_bytes() for files in people.files.values() for file in files]
+    things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
+    held_out += [image.read_bytes() for image in things.images]
+    assert len(held_out) == 3200
+    assert len({*held_out}) == 3200
+    assert not {*held_out} & {*pairs.images}
+
+
+def test_the_folders_name_everybody(miniature):
+    root = miniature / "world"
+    people = read_celeba(root / "celeba", identities=None, frequent=None)
+    assert people.names == people.frequent[:0] + tuple(sorted(p.name for p in world.people()))
+    assert set(people.frequent) == set(people.names)
+    assert {len(files) for files in people.files.values()} == {data.HELD_OUT_PERSON}
+    things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
+    assert {fold(name) for name in things.classes.names} == set(world.OBJECTS)
+    assert Image.open(io.BytesIO(things.images[0].read_bytes())).size == (64, 64)
+
+
+def test_a_world_that_is_there_is_left_alone(miniature):
+    stamp = (miniature / "world" / "version.txt").stat().st_mtime_ns
+    started = time.perf_counter()
+    assert list(data.write(miniature / "world")) == []
+    assert time.perf_counter() - started < 5
+    assert (miniature / "world" / "version.txt").stat().st_mtime_ns == stamp
+
+
+def test_a_half_written_world_is_none(tmp_path):
+    (tmp_path / "world").mkdir()
+    assert not data.is_written(tmp_path / "world")
+    (tmp_path / "world" / "version.txt").write_text("0")
+    assert not data.is_written(tmp_path / "world")

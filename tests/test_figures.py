@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from matplotlib import image
+from test_report import report
+
+from muwa import figures
+
+
+def pixels(figure, path):
+    figures.save(figure, path)
+    return image.imread(path)
+
+
+def test_each_figure_shows_its_numbers(tmp_path):
+    search = report(tmp_path).edit.searches[0]
+    blank, _ = figures.blank(5.2, 4.4)
+    empty = pixels(blank, tmp_path / "blank.png")
+    drawn = pixels(figures.pareto(search), tmp_path / "pareto.png")
+    assert drawn.shape == empty.shape
+    assert np.abs(drawn - empty).mean() > 1e-3
+    assert "visual.proj" in [text.get_text() for text in figures.pareto(search).axes[0].texts] or any(
+        "proj" in text.get_text() for text in figures.pareto(search).axes[0].texts
+    )
+
+
+def test_the_trace_has_a_line_a_rate_and_marks_the_choice(tmp_path):
+    axis = figures.trace(report(tmp_path).edit.searches[0]).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert list(lines["forget top-5"]) == [50, 0]
+    assert list(lines["retain top-1"]) == [90, 90]
+    assert list(lines["chosen step"]) == [0, 1]
+
+
+def test_bars_are_the_metrics_in_per_cent(tmp_path):
+    one = report(tmp_path)
+    axis = figures.bars(one.before, one.after).axes[0]
+    assert [round(bar.get_width(), 1) for bar in axis.patches] == [100.0, 90.0, 0.0, 88.0]
+
+
+def test_the_matrices_share_one_scale(tmp_path):
+    figure = figures.similarity(["a", "b"], [[0.5, 0.1], [0.1, 0.5]], [[0.2, 0.1], [0.1, 0.5]], ["a"])
+    scales = {axis.images[0].get_clim() for axis in figure.axes[:2]}
+    assert scales == {(0.1, 0.5)}
+    assert figure.axes[0].get_yticklabels()[0].get_color() == figures.RED
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("visual.transformer.resblocks.3.attn.in_proj_weight", "3.attn.in_proj"), ("visual.proj", "visual.proj"),
+    ("vision_model.encoder.layers.9.self_attn.q_proj.weight", "9.self_attn.q_proj"), ("text_projection", "text_projection"),
+])  # fmt: skip
+def test_labels_are_short(name, label):
+    assert figures.short(name) == label

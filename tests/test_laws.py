@@ -1,0 +1,68 @@
+"""Laws of the house: who may import whom, what an import costs, what files may hold."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import muwa
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "muwa").rglob("*.py"))
+NAMES = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in SOURCES]
+
+
+def imports(path):
+    """Top-level packages that a source file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_imports(name):
+    assert importlib.import_module(name).__doc__ or name.count(".") == 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_hydra_and_wandb_stay_where_they_belong(path):
+    found, name = set(imports(path)), path.relative_to(ROOT / "muwa").as_posix()
+    assert not found & {"hydra", "omegaconf"} or name == "config.py"
+    assert "wandb" not in found or name == "loggers.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_no_file_is_longer_than_300_lines(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_importing_the_package_loads_nothing_heavy_and_logs_nothing():
+    code = (
+        "import sys, logging, muwa; "
+        "print(sorted({'torch', 'numpy', 'open_clip', 'hydra'} & set(sys.modules)), logging.root.handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
+def test_the_names_of_the_library_are_those_that_type_checkers_see():
+    tree = ast.parse((ROOT / "muwa" / "__init__.py").read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: f"{node.module.removeprefix('muwa.')}:{alias.name}" for node in guarded.body for alias in node.names}
+    assert seen == muwa._HOMES
+    assert all(getattr(muwa, name) is not None for name in dir(muwa))
+    with pytest.raises(AttributeError, match=r"no attribute 'forget'; its names: Store"):
+        muwa.forget
+
+
+def test_every_pin_has_a_hash_and_no_host_is_named():
+    text = (ROOT / "requirements.lock").read_text()
+    pins = [block for block in text.replace("\\\n", " ").splitlines() if block and not block.startswith("#")]
+    assert len(pins) > 50
+    assert all("==" in pin and "--hash=sha256:" in pin for pin in pins)
+    assert "://" not in text

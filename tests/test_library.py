@@ -1,0 +1,23 @@
+"""The Python block of the README does what the command line does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from muwa.patch import read_patch
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(miniature, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(code.strip().splitlines()) <= 15
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "miniature").symlink_to(miniature)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.findall(r"(\S+/\S+) +\S+ -> (\S+)", done.stdout))
+    assert float(rows["forget/top5"]) == 0
+    assert float(rows["retain/top1"]) > 0.9
+    assert read_patch(tmp_path / "forget.safetensors").moves[0].concept == "Kael Lindqvar"

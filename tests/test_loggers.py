@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from muwa import config, pipeline
+from muwa.loggers import Jsonl, Loggers, Wandb
+
+wandb = pytest.importorskip("wandb")
+SMALL = ("task.limits.retain_pairs=64", "layer_search.max_evals=2", "layer_search.towers=[vision]", "runtime.progress=false")
+
+
+def offline_records(folder):
+    """Every record of the offline run under `folder`, by wandb's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(path))
+    records = []
+    while data := store.scan_data():
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        records.append(record)
+    return records
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
+    cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[jsonl,wandb]")
+    pipeline.run(config.build(cfg), config.settings(cfg))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    records = offline_records(tmp_path / "run")
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    steps = [row for row in rows if "search/step" in row]
+    assert [row["search/step"] for row in steps] == [row["step"] for row in found["trace"]]
+    assert [row["search/forget_top5"] for row in steps] == [row["forget_top5"] for row in found["trace"]]
+    keys = {key for row in rows for key in row}
+    assert {"before/forget/top1", "after/forget/top1", "after/retain/top1"} <= keys
+    tables = {key: row[key] for row in rows for key in row if isinstance(row[key], dict)}
+    assert tables["scores/Kael Lindqvar"]["nrows"] == len(found["scores"])
+    assert tables["gradients/Kael Lindqvar"]["nrows"] > len(found["scores"])
+    assert tables["figures/pareto"]["_type"] == "image-file"
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert run.run_group == str(tmp_path)
+    artifacts = [r.request.log_artifact.artifact for r in records if r.WhichOneof("record_type") == "request"]
+    artifacts += [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+    assert [a.type for a in artifacts if a.type == "patch"] == ["patch"]
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+@pytest.mark.filterwarnings("default")
+def test_no_picture_but_the_plot_is_sent(composed, miniature, tmp_path):
+    cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[wandb]", "report.show_forget=true")
+    pipeline.run(config.build(cfg), config.settings(cfg))
+    sent = [path.name for path in (tmp_path / "run" / "wandb").rglob("media/images/**/*.png")]
+    assert len(sent) == 1
+    assert sent[0].startswith("pareto")
+
+
+def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):
+    file = tmp_path / "taken"
+    file.write_text("not a folder")
+    broken = Wandb(project="p", group=None, name=None, mode="offline", folder=str(file), tags=[])
+    both = Loggers([broken, Jsonl(str(tmp_path / "m.jsonl"))])
+    both.log("config", {"a": 1})
+    both.log("metrics", {"when": "before", "forget/top1": 1.0})
+    both.close(None)
+    assert caplog.text.count("W&B is switched off for this run") == 1
+    assert [json.loads(line)["event"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == ["config", "metrics"]
+
+
+def test_jsonl_refuses_what_it_cannot_write(tmp_path):
+    log = Jsonl(str(tmp_path / "m.jsonl"))
+    with pytest.raises(TypeError, match="cannot log a set"):
+        log.log("config", {"a": {1}})

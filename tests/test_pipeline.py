@@ -1,0 +1,193 @@
+"""The whole line on the miniature: what a user types, what lies in the run's folder afterwards."""
+
+import base64
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from muwa import config, pipeline
+from muwa.patch import read_patch
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("task.limits.retain_pairs=96", "layer_search.max_evals=3", "layer_search.towers=[vision]", "runtime.progress=false")
+
+
+def run(composed, miniature, *overrides, small=True):
+    """One run in this process; returns (objective, results.json)."""
+    cfg = composed(f"dataset.root={miniature}", *(SMALL if small else ()), *overrides)
+    score = pipeline.run(config.build(cfg), config.settings(cfg))
+    return score, json.loads((Path(cfg.paths.run) / "results.json").read_text())
+
+
+def launch(miniature, out, *overrides, wait=True):
+    """`python launch.py` as a user types it."""
+    command = [sys.executable, str(ROOT / "launch.py"), f"paths.outputs={out}", f"dataset.root={miniature}", *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out)
+    if not wait:
+        return process
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def default_run(miniature, tmp_path_factory):
+    """`python launch.py` with every default, from a cold cache: (its folder, what it printed)."""
+    out = tmp_path_factory.mktemp("default")
+    code, stdout, stderr = launch(miniature, out)
+    assert code == 0, stderr
+    (results,) = out.glob("slug/*/*/results.json")
+    return results.parent, stdout
+
+
+def test_the_default_forgets_and_keeps(default_run):
+    found = json.loads((default_run[0] / "results.json").read_text())
+    before, after = found["metrics"]["before"], found["metrics"]["after"]
+    assert before["forget/top1"]["value"] > 0.9
+    assert after["forget/top1"]["value"] == after["forget/top5"]["value"] == 0
+    assert before["retain/top1"]["value"] - after["retain/top1"]["value"] <= 0.03
+    assert before["utility/top1"]["value"] - after["utility/top1"]["value"] <= 0.03
+    assert found["objective"] <= 0.06
+
+
+def test_the_default_leaves_every_file_and_says_where(default_run):
+    folder, stdout = default_run
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html",
+            "figures/pareto.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
+    assert str(folder) in stdout
+    assert "Kael Lindqvar is no longer among the model's first guess" in stdout
+    events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = json.loads((folder / "results.json").read_text())
+    assert events.count("evaluation") == len(found["trace"])
+    assert [events[0], *events[-2:]] == ["config", "metrics", "metrics"]
+
+
+def test_every_key_of_the_results_is_documented(default_run):
+    found = json.loads((default_run[0] / "results.json").read_text())
+    text = (ROOT / "docs" / "results_schema.md").read_text()
+    documented = set(re.findall(r"`([^`\s]+)`", text))
+    nested = {f"metrics.{key}" for key in found["metrics"]}
+    missing = (set(found) - {"metrics"} | nested | set(found["edit"]) | set(found["trace"][0]) | set(found["front"][0])
+               | set(found["metrics"]["after"]) | set(found["metrics"]["after"]["forget/top1"]) | set(found["provenance"])
+               | set(found["similarity"]) | set(found["search"][0])) - documented  # fmt: skip
+    assert not missing
+    top = re.findall(r"^\| `([a-z_]+)", text.split("## A metric")[0], re.M)
+    assert set(top) == set(found)
+
+
+def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(composed, miniature, tmp_path):
+    _, first = run(composed, miniature)
+    patch = (tmp_path / "run" / "patch.safetensors").read_bytes()
+    _, second = run(composed, miniature)
+    assert set(first["cache"].values()) <= {"miss", "partial"}
+    assert set(second["cache"].values()) == {"hit"}
+    assert (tmp_path / "run" / "patch.safetensors").read_bytes() == patch
+    same = [key for key in first if key not in ("seconds", "cache", "peak_memory_bytes")]
+    assert {key: first[key] for key in same} == {key: second[key] for key in same}
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut.mkdir()
+    whole.mkdir()
+    process = launch(miniature, cut, *SMALL, wait=False)
+    while not list(cut.glob("cache/gradients/forget/*/value.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(cut.glob("slug/*/*/results.json"))
+    for out in (cut, whole):
+        code, _, stderr = launch(miniature, out, *SMALL)
+        assert code == 0, stderr
+    (resumed,), (straight,) = (list(out.glob("slug/*/*/results.json")) for out in (cut, whole))
+    assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
+    assert (resumed.parent / "patch.safetensors").read_bytes() == (straight.parent / "patch.safetensors").read_bytes()
+
+
+def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniature, tmp_path):
+    code, _, stderr = launch(miniature, tmp_path, "-m", *SMALL, "task.identity=Kael_Lindqvar,Lior_Garrowby")
+    assert code == 0, stderr
+    (table,) = tmp_path.glob("slug/*/*/sweep.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["task.identity"] for row in rows] == ["Kael_Lindqvar", "Lior_Garrowby"]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    caches = [json.loads((table.parent / row["run"] / "results.json").read_text())["cache"] for row in rows]
+    assert [cache["gradients/retain"] for cache in caches] == ["miss", "hit"]
+    assert "2 of 2 runs are done" in (table.parent / "sweep.html").read_text()
+
+
+def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
+    code, _, stderr = launch(miniature, tmp_path, "-m", *SMALL, "task.identity=Nobody_Atall,Kael_Lindqvar")
+    assert code != 0
+    assert "Unknown name 'Nobody_Atall'" in stderr
+    (table,) = tmp_path.glob("slug/*/*/sweep.csv")
+    assert [row["status"] for row in csv.DictReader(table.read_text().splitlines())] == ["failed", "done"]
+
+
+def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
+    code, _, stderr = launch(miniature, tmp_path, "task.identity=Kael_Lindqvist")
+    assert code == 2
+    assert re.match(r"muwa: Unknown name 'Kael_Lindqvist': not among the 100 names of .*Nearest: Kael_Lindqvar", stderr)
+    assert len(stderr.splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pictures_of_the_forgotten_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):
+    def shown():
+        """Pictures of the forgotten person that stand in any file of the run."""
+        cfg = composed(f"dataset.root={miniature}", "runtime.progress=false")
+        task = config.build(cfg)["task"](config.build(cfg)["dataset"]())
+        pictures = [path.read_bytes() for path in (*task.eval.forget.images, *task.probe.forget.images)]
+        pictures += task.forget["Kael Lindqvar"].images
+        files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        return sum(p in file or base64.b64encode(p) in file for p in pictures for file in files)
+
+    run(composed, miniature)
+    assert shown() == 0
+    run(composed, miniature, "report.show_forget=true")
+    assert shown() == 8
+
+
+def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
+    from muwa.gradients import main
+    from omegaconf import OmegaConf
+
+    _, first = run(composed, miniature)
+    cfg = composed(f"dataset.root={miniature}", *SMALL)
+    (tmp_path / "run" / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")  # as Hydra does for a real run
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "g.safetensors")]) == 0
+    assert "MB" in capsys.readouterr().out
+    fresh = (f"paths.cache={tmp_path}/other", f"gradients={tmp_path}/g.safetensors")
+    _, second = run(composed, miniature, *fresh)
+    assert second["trace"] == first["trace"]
+    assert not [stage for stage in second["cache"] if stage.startswith("gradients")]
+    with pytest.raises(ValueError, match="computed from something else than this run .batch_size: file has 32, this run has 16"):
+        run(composed, miniature, *fresh, "method.batch_size=16")
+    assert main(["export", str(tmp_path), "x"]) == 2
+    assert "want the folder of a run" in capsys.readouterr().err
+
+
+def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
+    cfg = composed(f"dataset.root={miniature}", f"dataset.curated={tmp_path}/sets", "stages=[curate]", "runtime.progress=false")
+    assert pipeline.run(config.build(cfg), config.settings(cfg)) == 0
+    manifest = json.loads((tmp_path / "sets" / "Kael_Lindqvar" / "manifest.json").read_text())
+    assert len(manifest["matches"]) == 72
+    assert not (tmp_path / "run").exists()
+
+
+def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path):
+    _, found = run(composed, miniature, "task=object", "task.object=[red_star,blue_ring]")
+    assert found["task"]["names"] == ["red star", "blue ring"]
+    assert [move["concept"] for move in found["edit"]["moves"]] == ["red star", "blue ring"]
+    assert len(read_patch(tmp_path / "run" / "patch.safetensors").deltas) in (1, 2)
+    assert (tmp_path / "run" / "figures" / "trace_2.png").is_file()

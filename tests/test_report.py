@@ -1,0 +1,84 @@
+import json
+
+import pytest
+import tiny
+
+from muwa.report import metric_rows, results, verdicts, write_report
+from muwa.types import Edit, Evaluation, LayerScore, Metric, Move, Report, Search
+
+
+def evaluation(layer, step, forget, feasible):
+    return Evaluation(layer, "vision", 1, step, step / 10, forget, forget, 0.2, 0.9, 0.8, feasible)
+
+
+def report(folder, *, chosen=1, after=0.0):
+    """A finished run of two steps on one layer, made by hand."""
+    score = LayerScore(0.5, 0.1, -0.1, 2.0, 1.0, 3.0, "vision")
+    trace = (evaluation("visual.proj", 1.0, 0.5, False), evaluation("visual.proj", 2.0, 0.0, True))
+    before = evaluation("", 0.0, 1.0, False)
+    name = tiny.NAMES[0]
+    search = Search(name, "constrained", "tensor", {"visual.proj": score}, ("visual.proj",), before, trace, chosen, "A reason.")
+    moves = () if chosen is None else (Move(name, "vision", "visual.proj", 2.0, 0.2),)
+    return Report(
+        name="slug", folder=folder, objective=0.02,
+        before={"forget/top1": Metric(1.0, 2, 0.3, 1.0, "lower", "r"), "retain/top1": Metric(0.9, 7, 0.6, 1.0, "higher", "r")},
+        after={"forget/top1": Metric(after, 2, 0.0, 0.7, "lower", "r"), "retain/top1": Metric(0.88, 7, 0.6, 1.0, "higher", "r")},
+        edit=Edit({}, moves, (search,)), task=tiny.task(),
+        similarity={"names": list(tiny.NAMES[:2]), "n": [2, 1], "before": [[0.5, 0.1], [0.1, 0.5]], "after": [[0.2, 0.1], [0.1, 0.5]]},
+        seconds={"total": 1.0}, cache={"search": "miss"}, peak_memory_bytes=10**9,
+        provenance={"model": {"source": "tiny"}, "command": "python launch.py"},
+    )  # fmt: skip
+
+
+def test_results_hold_what_the_schema_asks(tmp_path):
+    found = results(report(tmp_path))
+    assert found["schema"] == 1
+    assert found["metrics"]["after"]["forget/top1"]["value"] == 0.0
+    assert found["metrics"]["after"]["forget/top1"]["n"] == 2
+    assert (found["edit"]["layer"], found["edit"]["step"], found["edit"]["relative_norm"]) == ("visual.proj", 2.0, 0.2)
+    assert found["front"] == [
+        {"concept": "Ada Fox", "layer": "visual.proj", "tower": "vision", "importance": 0.5, "alignment": 0.1}
+    ]
+    assert [row["forget_top5"] for row in found["trace"]] == [0.5, 0.0]
+    assert found["task"]["forget_pairs"] == {"Ada Fox": 6}
+    assert (found["task"]["retain_pairs"], found["task"]["retain_pairs_left_out"]) == (10, 2)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_page_stands_alone_and_is_whole(tmp_path):
+    write_report(report(tmp_path), show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert "Ada Fox is no longer among the model&#39;s first guess: 100.0 % → 0.0 % on 2 held-out pictures." in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.rstrip().endswith("</html>")
+    for name in ("pareto", "trace", "metrics", "similarity"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+    assert not list(tmp_path.rglob("*.draft*"))
+
+
+def test_the_verdict_never_praises_what_failed(tmp_path):
+    texts = [(one["kind"], one["text"]) for one in verdicts(report(tmp_path, after=0.5))]
+    assert ("bad", "Ada Fox is still sometimes among the model's first guess: 100.0 % → 50.0 % on 2 held-out pictures.") in texts
+    infeasible = verdicts(report(tmp_path, chosen=0))[0]
+    assert infeasible["kind"] == "bad"
+    assert "not feasible on the probe pictures" in infeasible["text"]
+    none = verdicts(report(tmp_path, chosen=None, after=1.0))
+    assert none[0]["text"] == "No step was found for Ada Fox, the model is unchanged for it. A reason."
+    assert not [one for one in none if one["kind"] == "good"]
+
+
+def test_rows_are_in_per_cent_and_points(tmp_path):
+    one = report(tmp_path)
+    forget, retain = metric_rows(one.before, one.after)
+    assert (forget["before"], forget["after"], forget["change"], forget["kind"]) == ("100.0 %", "0.0 %", "-100.0", "good")
+    assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "worse", "60.0 – 100.0")
+
+
+@pytest.mark.parametrize("text", ["<b>Ada</b>", 'a"b'])
+def test_names_are_escaped(tmp_path, text):
+    from dataclasses import replace
+
+    one = report(tmp_path)
+    task = replace(one.task, names=(text,), forget={text: one.task.forget["Ada Fox"]})
+    write_report(replace(one, task=task), show_forget=False)
+    assert text not in (tmp_path / "report.html").read_text().split("Versions and fingerprints")[0]

@@ -1,0 +1,51 @@
+import csv
+import json
+
+from muwa.sweep import headline, read_runs, write_sweep
+
+
+def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
+    """A run's folder as muwa leaves it: its overrides and, when it finished, its results."""
+    here = folder / str(number)
+    (here / ".hydra").mkdir(parents=True)
+    (here / ".hydra" / "overrides.yaml").write_text("".join(f"- {one}\n" for one in overrides))
+    if top1 is None:
+        return
+    before = {"forget/top1": {"value": 1.0}, "forget/top5": {"value": 1.0}, "retain/top1": {"value": retain[0]}}
+    after = {"forget/top1": {"value": top1}, "forget/top5": {"value": top5}, "retain/top1": {"value": retain[1]}}
+    found = {
+        "metrics": {"before": before, "after": after}, "task": {"names": ["A B"]}, "objective": top1, "seconds": {"total": 3.0},
+        "edit": {"tower": "vision", "layer": "visual.proj", "step": 2.0, "relative_norm": 0.1}, "search": [{"feasible": True}],
+    }  # fmt: skip
+    (here / "results.json").write_text(json.dumps(found))
+
+
+def test_one_row_a_run_in_order_with_what_was_swept(tmp_path):
+    for i, seed in enumerate(range(11)):
+        run(tmp_path, i, [f"seed={seed}", "model=clip"], top1=0.0)
+    rows = read_runs(tmp_path)
+    assert [row["run"] for row in rows] == [str(i) for i in range(11)]
+    assert [row["seed"] for row in rows] == [str(i) for i in range(11)]
+    assert "model" not in rows[0]
+
+
+def test_changes_means_and_failures_worked_by_hand(tmp_path):
+    run(tmp_path, 0, ["seed=0"], top1=0.0, retain=(0.9, 0.88))
+    run(tmp_path, 1, ["seed=1"], top1=0.5, top5=0.5, retain=(0.9, 0.84))
+    run(tmp_path, 2, ["seed=2"])
+    write_sweep(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["done", "done", "failed"]
+    assert [round(float(row["change retain/top1"]), 6) for row in rows[:2]] == [-2, -6]
+    text = headline(read_runs(tmp_path))
+    assert text.startswith("2 of 3 runs are done. 1 of 2 reach forget/top5 = 0.")
+    assert "Mean change of retain/top1: -4.00 ± 2.83 points." in text
+    page = (tmp_path / "sweep.html").read_text()
+    assert "-4 ± 2.8" in page
+    assert "data:image/png;base64," in page
+    assert not list(tmp_path.glob("*.draft"))
+
+
+def test_no_runs_no_pages(tmp_path):
+    write_sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
