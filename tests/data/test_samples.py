@@ -1,0 +1,80 @@
+import io
+
+import pytest
+import tiny
+from PIL import Image
+
+from muwa.data.samples import check_broken, decode, find_name, fold, match_names
+from muwa.types import Broken
+
+
+def encoded(kind, mode="RGB", size=(8, 6)):
+    buffer = io.BytesIO()
+    Image.new(mode, size, 100).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("text", "folded"), [
+    ("Kael_LINDQVAR", "kael lindqvar"), ("  a\t b\n", "a b"), ("(Kael: Lindqvar)!", "kael lindqvar"), ("STRASSE ß", "strasse ss"),
+    ("O'Hara-Smith", "o hara smith"), ("__", ""), ("Ünal", "ünal"),
+])  # fmt: skip
+def test_folding(text, folded):
+    assert fold(text) == folded
+
+
+@pytest.mark.parametrize(("caption", "matches"), [
+    ("a photo of Ada Fox.", True), ("ADA_FOX at home", True), ("ada  fox", True), ("Ada Foxworth", False), ("Granada Fox", False),
+    ("Ada and the Fox", False), ("Fox, Ada", False), ("(Ada-Fox)", True),
+])  # fmt: skip
+def test_names_match_as_whole_words(caption, matches):
+    assert bool(match_names(caption, ["Ada Fox"])) is matches
+
+
+def test_all_names_of_a_caption_are_found_and_empty_ones_never():
+    assert match_names("Ada Fox with Bo Hill", ["Bo Hill", "Ada Fox", "Cy Reed", "", "_"]) == ["Bo Hill", "Ada Fox"]
+
+
+def test_a_name_is_found_however_it_is_typed():
+    assert find_name("ada_fox", tiny.NAMES, "here") == "Ada Fox"
+    assert find_name("ADA  FOX", tiny.NAMES, "here") == "Ada Fox"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="Unknown name 'Ada_Foxx': not among the 8 names of the list. Nearest: Ada_Fox"):
+        find_name("Ada_Foxx", tiny.NAMES, "the list")
+    with pytest.raises(ValueError, match="Nearest: Flo_Wren"):
+        find_name("Wren", tiny.NAMES, "the list")
+    with pytest.raises(ValueError, match="Nearest: none that is similar"):
+        find_name("Zzzzyx", tiny.NAMES, "the list")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pictures_become_rgb(kind, tmp_path):
+    (tmp_path / "picture").write_bytes(encoded(kind))
+    for image in (encoded(kind), tmp_path / "picture"):
+        assert decode(image).mode == "RGB"
+        assert decode(image).size == (8, 6)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_other_modes_become_rgb(mode):
+    assert decode(encoded("PNG", mode)).mode == "RGB"
+
+
+@pytest.mark.parametrize(("raw", "why"), [
+    (b"", "empty file"), (b"hello", "cannot identify image file"), (encoded("JPEG", size=(64, 64))[:300], "cannot be decoded"),
+    (encoded("PNG", size=(64, 64))[:80], "cannot be decoded"),
+])  # fmt: skip
+def test_what_is_no_whole_picture_says_why(raw, why):
+    with pytest.raises(ValueError, match=why):
+        decode(raw)
+
+
+def test_the_share_of_broken_samples_is_exact_and_the_list_is_shown():
+    broken = [Broken(f"00000.tar:{i}", "no caption") for i in range(12)]
+    check_broken(broken[:1], 100, 0.01, "x")
+    check_broken([], 0, 0.0, "x")
+    with pytest.raises(ValueError, match=r"x: 2 of 100 samples are broken \(2.0%\), more than dataset.max_broken=0.01 allows"):
+        check_broken(broken[:2], 100, 0.01, "x")
+    with pytest.raises(ValueError, match=r"00000.tar:9: no caption\n  and 2 more"):
+        check_broken(broken, 12, 0.5, "x")

@@ -1,0 +1,182 @@
+import functools
+import http.server
+import io
+import json
+import tarfile
+import threading
+
+import pytest
+import tiny
+from PIL import Image
+
+from muwa.data.shards import expand, image_ending, iter_samples, read_pairs, write_shard
+
+
+def tar(path, files):
+    """A tar of name -> bytes, in order."""
+    with tarfile.open(path, "w") as out:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sample(key, *, image=None, caption=b"a caption", ending="png"):
+    """The three files of one sample as img2dataset writes them; a None caption leaves the txt out."""
+    files = {f"{key}.{ending}": tiny.png(int(key)) if image is None else image, f"{key}.json": json.dumps({"key": key}).encode()}
+    return files | ({f"{key}.txt": caption} if caption is not None else {})
+
+
+def shard(path, n=4, start=0):
+    return tar(path, {k: v for i in range(n) for k, v in sample(f"{start + i:09d}").items()})
+
+
+def read(urls, *, limit=None, max_broken=1.0):
+    return read_pairs(urls, limit=limit, max_broken=max_broken, progress=False)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder served on loopback: (folder, its address)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_many_shards_by_brace_glob_and_list_in_order(tmp_path):
+    for i in range(3):
+        shard(tmp_path / f"{i:05d}.tar", start=100 * i)
+    keys = [f"{100 * i + j:09d}" for i in range(3) for j in range(4)]
+    for urls in (f"{tmp_path}/{{00000..00002}}.tar", f"{tmp_path}/*.tar", [f"{tmp_path}/0000{i}.tar" for i in range(3)]):
+        pairs, broken = read(urls)
+        assert list(pairs.keys) == keys
+        assert not broken
+    assert pairs.captions[0] == "a caption"
+    assert pairs.images[0] == tiny.png(0)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpeg")])
+def test_every_kind_of_picture(tmp_path, kind, ending):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, kind)
+    pairs, broken = read(str(tar(tmp_path / "a.tar", sample("1", image=buffer.getvalue(), ending=ending))))
+    assert pairs.images == (buffer.getvalue(),)
+    assert not broken
+
+
+def test_local_paths_file_urls_pipes_and_http_hold_the_same(tmp_path, served):
+    folder, address = served
+    path = shard(folder / "00000.tar")
+    want, _ = read(str(path))
+    for url in (f"file://{path}", f"pipe:cat {path}", f"{address}/00000.tar", f"{address}/{{00000..00000}}.tar"):
+        got, broken = read(url)
+        assert got == want, url
+        assert not broken
+
+
+def test_a_missing_shard_says_how_shards_are_made(tmp_path):
+    shard(tmp_path / "00000.tar")
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 shards are not there, first .*00001.tar.*img2dataset --output_format webdataset"):
+        expand(f"{tmp_path}/{{00000..00002}}.tar")
+    with pytest.raises(FileNotFoundError, match="1 of 1 shards are not there"):
+        expand(f"{tmp_path}/x*.tar")
+
+
+def test_a_remote_shard_that_is_not_there_is_an_error(served):
+    with pytest.raises(OSError, match=r"00009.tar"):
+        read(f"{served[1]}/00009.tar")
+
+
+def test_an_unknown_scheme_says_what_may_be_given():
+    with pytest.raises(OSError, match=r"s3://bucket/0.tar: cannot be opened.*pipe:aws s3 cp"):
+        read("s3://bucket/0.tar")
+
+
+def test_broken_samples_are_named_and_skipped(tmp_path):
+    whole = Image.effect_noise((64, 64), 50).convert("RGB")
+    buffer = io.BytesIO()
+    whole.save(buffer, "JPEG")
+    files = {
+        **sample("1"), **sample("2", image=buffer.getvalue()[:500], ending="jpg"), **sample("3", caption=None),
+        **sample("4", caption=b"  "), **sample("5", image=b"text", ending="jpg"), **sample("6"), "6.jpg": tiny.png(1),
+        "7.txt": b"no picture", **sample("8"),
+    }  # fmt: skip
+    pairs, broken = read(str(tar(tmp_path / "00000.tar", files)))
+    assert pairs.keys == ("1", "8")
+    faults = {one.where: one.why for one in broken}
+    assert set(faults) == {f"00000.tar:{key}" for key in "234567"}
+    assert faults["00000.tar:2"].startswith("bad picture: cannot be decoded")
+    assert faults["00000.tar:3"] == faults["00000.tar:4"] == "no caption"
+    assert faults["00000.tar:5"].startswith("bad picture: cannot identify")
+    assert faults["00000.tar:6"] == "2 pictures under one key"
+    assert faults["00000.tar:7"] == "no picture"
+
+
+def test_too_many_broken_samples_stop_with_the_list(tmp_path):
+    files = {k: v for i in range(1, 10) for k, v in sample(str(i)).items()} | sample("10", caption=None)
+    path = str(tar(tmp_path / "00000.tar", files))
+    assert len(read(path, max_broken=0.1)[0]) == 9
+    with pytest.raises(ValueError, match=r"1 of 10 samples are broken \(10.0%\).*\n  00000.tar:10: no caption"):
+        read(path, max_broken=0.09)
+
+
+@pytest.mark.parametrize("cut", [0.45, 0.6, 0.8])
+def test_a_truncated_tar_gives_what_is_whole_and_says_where_it_broke(tmp_path, cut):
+    path = shard(tmp_path / "00000.tar", n=10)
+    whole, _ = read(str(path))
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(cut * len(raw))])
+    pairs, broken = read(str(path))
+    assert 0 < len(pairs) < 10
+    assert pairs.images == whole.images[: len(pairs)]
+    assert broken
+    assert all("00000.tar" in one.where for one in broken)
+
+
+def test_a_tar_without_captions_says_what_it_holds(tmp_path):
+    files = {f"{i}.{ending}": tiny.png(i) if ending == "png" else b"1" for i in range(3) for ending in ("png", "cls")}
+    with pytest.raises(ValueError, match=r"none of its 3 samples has a caption: found .cls, .png, want <key>.txt.*--caption_col"):
+        read(str(tar(tmp_path / "a.tar", files)))
+
+
+def test_a_limit_stops_early_and_never_opens_the_next_shard(tmp_path):
+    shard(tmp_path / "00000.tar", n=4)
+    (tmp_path / "00001.tar").write_bytes(b"no tar at all")
+    pairs, broken = read(f"{tmp_path}/{{00000..00001}}.tar", limit=3)
+    assert len(pairs) == 3
+    assert not broken
+
+
+def test_writing_is_whole_repeatable_and_read_back(tmp_path):
+    samples = [(f"k{i}", tiny.png(i), f"caption {i}", {"n": i}) for i in range(3)]
+    for name in ("a.tar", "b.tar"):
+        assert write_shard(tmp_path / name, samples) == 3
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert [*iter_samples(str(tmp_path / "a.tar"), [])] == [(key, image, caption) for key, image, caption, _ in samples]
+
+    def failing():
+        yield samples[0]
+        raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "c.tar", failing())
+    assert not (tmp_path / "c.tar").exists()
+
+
+def test_the_ending_follows_the_bytes():
+    endings = {}
+    for kind in ("JPEG", "PNG", "WEBP"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(buffer, kind)
+        endings[kind] = image_ending(buffer.getvalue())
+    assert endings == {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
