@@ -167,7 +167,11 @@ def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON; tensors go to `tensors` and leave their name behind."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous()
+        tensor = value.detach().cpu().contiguous()
+        memory = {other.untyped_storage().data_ptr() for other in tensors.values()}
+        tensors[name] = (
+            tensor.clone() if tensor.untyped_storage().data_ptr() in memory else tensor
+        )  # views share memory
         return {"tensor": name}
     if value is None or isinstance(value, bool | int | float | str):
         return {"plain": value}

@@ -31,6 +31,8 @@ from muwa.models.clip import Clip
 from muwa.progress import track
 from muwa.types import Gradients, Pairs, Task
 
+FORMAT = "muwa.gradients/1"
+
 
 def plan(n: int, batch_size: int, seed: int, touching: Sequence[int], without: Sequence[int]) -> list[list[int]]:
     """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`.
@@ -175,7 +177,7 @@ def write_gradients(path: Path, found: Gradients) -> None:
     about = {"n_forget": found.n_forget, "n_retain": found.n_retain, "origin": dict(found.origin)}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
-    save_file(tensors, draft, metadata={"format": "muwa.gradients/1", "about": json.dumps(about, sort_keys=True)})
+    save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
     draft.replace(path)
 
 
@@ -190,7 +192,7 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
     """
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "null"))
+            about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()} if about else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error

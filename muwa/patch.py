@@ -64,12 +64,15 @@ def save_patch(path: Path, patch: Patch) -> None:
     tensors = {f"delta/{name}": delta.float().cpu().contiguous() for name, delta in patch.deltas.items()}
     tensors |= {f"base/{name}": tensor.cpu().contiguous() for name, tensor in patch.base.items()}
     about = {
-        "format": FORMAT, "base_fingerprint": patch.base_fingerprint,
-        "moves": json.dumps([asdict(move) for move in patch.moves]), "story": json.dumps(patch.story, sort_keys=True),
-    }  # fmt: skip
+        "base_fingerprint": patch.base_fingerprint,
+        "moves": [asdict(move) for move in patch.moves],
+        "story": dict(patch.story),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
-    save_file(tensors, draft, metadata=about)
+    save_file(
+        tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)}
+    )  # one key: the order of several varies
     os.replace(draft, path)
 
 
@@ -84,18 +87,21 @@ def read_patch(path: Path) -> Patch:
         raise FileNotFoundError(f"{path}: no such patch file; a run writes one to its folder: patch.safetensors")
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a muwa patch (format {about.get('format')!r}, want {FORMAT!r})")
+    if FORMAT not in metadata:
+        raise ValueError(
+            f"{path}: not a muwa patch (its metadata has {sorted(metadata) or 'nothing'}, want {FORMAT!r})"
+        )
+    about = json.loads(metadata[FORMAT])
 
     def side(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    moves = tuple(Move(**row) for row in json.loads(about["moves"]))
-    return Patch(side("delta/"), side("base/"), about["base_fingerprint"], moves, json.loads(about["story"]))
+    moves = tuple(Move(**row) for row in about["moves"])
+    return Patch(side("delta/"), side("base/"), about["base_fingerprint"], moves, about["story"])
 
 
 def _edited(base: Tensor, delta: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def nodes(cfg):
             yield from nodes(node)
 
 
-AGREEING = [file for file in FILES if file.parts[0] not in ("hydra", "experiment", "model") and file.name != "laion_celeba"]
+AGREEING = [
+    file for file in FILES if file.parts[0] not in ("hydra", "experiment", "model") and file.name != "laion_celeba"
+]
 
 
 @pytest.mark.parametrize("file", AGREEING, ids=str)
@@ -59,7 +61,13 @@ def test_a_default_in_a_signature_is_the_one_in_the_yaml(composed, file):
             if name in ("layers", "steps", "step", "relative_step", "progress") or (key, name) == ("task", "limits"):
                 continue
             default = parameter.default
-            default = list(default) if isinstance(default, tuple) else dict(default) if isinstance(default, Mapping) else default
+            default = (
+                list(default)
+                if isinstance(default, tuple)
+                else dict(default)
+                if isinstance(default, Mapping)
+                else default
+            )
             assert node[name] == default, f"{key}.{name}"
 
 
@@ -73,7 +81,9 @@ def test_a_misspelt_key_is_an_error_that_gives_it(composed):
 
 
 def test_an_added_key_that_no_function_takes_is_an_error(composed):
-    with pytest.raises(TypeError, match=r"method: muwa.methods.slug.unlearn\(\) got an unexpected keyword argument 'rate'"):
+    with pytest.raises(
+        TypeError, match=r"method: muwa.methods.slug.unlearn\(\) got an unexpected keyword argument 'rate'"
+    ):
         config.build(composed("+method.rate=1"))
     with pytest.raises(TypeError, match=r"method.layer_search: muwa.layer_search.bisect.pareto_bisect\(\) .*'depth'"):
         config.build(composed("+layer_search.depth=1"))

@@ -12,7 +12,9 @@ import muwa
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "muwa").rglob("*.py"))
-NAMES = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in SOURCES]
+NAMES = [
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in SOURCES
+]
 
 
 def imports(path):
@@ -53,7 +55,11 @@ def test_importing_the_package_loads_nothing_heavy_and_logs_nothing():
 def test_the_names_of_the_library_are_those_that_type_checkers_see():
     tree = ast.parse((ROOT / "muwa" / "__init__.py").read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {alias.asname: f"{node.module.removeprefix('muwa.')}:{alias.name}" for node in guarded.body for alias in node.names}
+    seen = {
+        alias.asname: f"{node.module.removeprefix('muwa.')}:{alias.name}"
+        for node in guarded.body
+        for alias in node.names
+    }
     assert seen == muwa._HOMES
     assert all(getattr(muwa, name) is not None for name in dir(muwa))
     with pytest.raises(AttributeError, match=r"no attribute 'forget'; its names: Store"):

@@ -6,7 +6,12 @@ from muwa import config, pipeline
 from muwa.loggers import Jsonl, Loggers, Wandb
 
 wandb = pytest.importorskip("wandb")
-SMALL = ("task.limits.retain_pairs=64", "layer_search.max_evals=2", "layer_search.towers=[vision]", "runtime.progress=false")
+SMALL = (
+    "task.limits.retain_pairs=64",
+    "layer_search.max_evals=2",
+    "layer_search.towers=[vision]",
+    "runtime.progress=false",
+)
 
 
 def offline_records(folder):
@@ -71,7 +76,10 @@ def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):
     both.log("metrics", {"when": "before", "forget/top1": 1.0})
     both.close(None)
     assert caplog.text.count("W&B is switched off for this run") == 1
-    assert [json.loads(line)["event"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == ["config", "metrics"]
+    assert [json.loads(line)["event"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [
+        "config",
+        "metrics",
+    ]
 
 
 def test_jsonl_refuses_what_it_cannot_write(tmp_path):

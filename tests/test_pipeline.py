@@ -17,7 +17,12 @@ from muwa import config, pipeline
 from muwa.patch import read_patch
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("task.limits.retain_pairs=96", "layer_search.max_evals=3", "layer_search.towers=[vision]", "runtime.progress=false")
+SMALL = (
+    "task.limits.retain_pairs=96",
+    "layer_search.max_evals=3",
+    "layer_search.towers=[vision]",
+    "runtime.progress=false",
+)
 
 
 def run(composed, miniature, *overrides, small=True):
@@ -158,8 +163,9 @@ def test_pictures_of_the_forgotten_leave_the_data_set_only_when_asked(composed, 
 
 
 def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
-    from muwa.gradients import main
     from omegaconf import OmegaConf
+
+    from muwa.gradients import main
 
     _, first = run(composed, miniature)
     cfg = composed(f"dataset.root={miniature}", *SMALL)
@@ -171,14 +177,18 @@ def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
     _, second = run(composed, miniature, *fresh)
     assert second["trace"] == first["trace"]
     assert not [stage for stage in second["cache"] if stage.startswith("gradients")]
-    with pytest.raises(ValueError, match="computed from something else than this run .batch_size: file has 32, this run has 16"):
+    with pytest.raises(
+        ValueError, match="computed from something else than this run .batch_size: file has 32, this run has 16"
+    ):
         run(composed, miniature, *fresh, "method.batch_size=16")
     assert main(["export", str(tmp_path), "x"]) == 2
     assert "want the folder of a run" in capsys.readouterr().err
 
 
 def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
-    cfg = composed(f"dataset.root={miniature}", f"dataset.curated={tmp_path}/sets", "stages=[curate]", "runtime.progress=false")
+    cfg = composed(
+        f"dataset.root={miniature}", f"dataset.curated={tmp_path}/sets", "stages=[curate]", "runtime.progress=false"
+    )
     assert pipeline.run(config.build(cfg), config.settings(cfg)) == 0
     manifest = json.loads((tmp_path / "sets" / "Kael_Lindqvar" / "manifest.json").read_text())
     assert len(manifest["matches"]) == 72

@@ -17,7 +17,9 @@ def report(folder, *, chosen=1, after=0.0):
     trace = (evaluation("visual.proj", 1.0, 0.5, False), evaluation("visual.proj", 2.0, 0.0, True))
     before = evaluation("", 0.0, 1.0, False)
     name = tiny.NAMES[0]
-    search = Search(name, "constrained", "tensor", {"visual.proj": score}, ("visual.proj",), before, trace, chosen, "A reason.")
+    search = Search(
+        name, "constrained", "tensor", {"visual.proj": score}, ("visual.proj",), before, trace, chosen, "A reason."
+    )
     moves = () if chosen is None else (Move(name, "vision", "visual.proj", 2.0, 0.2),)
     return Report(
         name="slug", folder=folder, objective=0.02,
@@ -58,7 +60,10 @@ def test_the_page_stands_alone_and_is_whole(tmp_path):
 
 def test_the_verdict_never_praises_what_failed(tmp_path):
     texts = [(one["kind"], one["text"]) for one in verdicts(report(tmp_path, after=0.5))]
-    assert ("bad", "Ada Fox is still sometimes among the model's first guess: 100.0 % → 50.0 % on 2 held-out pictures.") in texts
+    assert (
+        "bad",
+        "Ada Fox is still sometimes among the model's first guess: 100.0 % → 50.0 % on 2 held-out pictures.",
+    ) in texts
     infeasible = verdicts(report(tmp_path, chosen=0))[0]
     assert infeasible["kind"] == "bad"
     assert "not feasible on the probe pictures" in infeasible["text"]
@@ -70,7 +75,12 @@ def test_the_verdict_never_praises_what_failed(tmp_path):
 def test_rows_are_in_per_cent_and_points(tmp_path):
     one = report(tmp_path)
     forget, retain = metric_rows(one.before, one.after)
-    assert (forget["before"], forget["after"], forget["change"], forget["kind"]) == ("100.0 %", "0.0 %", "-100.0", "good")
+    assert (forget["before"], forget["after"], forget["change"], forget["kind"]) == (
+        "100.0 %",
+        "0.0 %",
+        "-100.0",
+        "good",
+    )
     assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "worse", "60.0 – 100.0")
 
 

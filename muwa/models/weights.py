@@ -82,10 +82,10 @@ def read_weights(base: Path) -> dict[str, Tensor]:
 
 
 def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint file or folder to the folder `out` with some tensors replaced, file by file.
+    """Copy a checkpoint file or folder to the folder `out` with some tensors replaced.
 
-    Each tensor keeps the dtype of the base; other files are copied as they are; a pickled checkpoint becomes
-    safetensors. `out` appears whole or not at all.
+    Each tensor keeps the dtype of the base and every other byte of a safetensors file stays; other files are copied as
+    they are; a pickled checkpoint becomes safetensors. `out` appears whole or not at all.
 
     Raises:
         FileExistsError: `out` is there and not empty.
@@ -94,34 +94,50 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
     files = find_checkpoint(base)
+    homes = {name: path for path in files for name in _names(path)}
+    if missing := sorted(set(changed) - set(homes)):
+        raise KeyError(f"{base}: has no tensor {missing[0]} ({len(missing)} of the patch's are missing)")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     if base.is_dir():
-        weights = {path.name for path in files}
-        shutil.copytree(base, draft, ignore=lambda folder, names: weights if Path(folder) == base else set())
+        pickled = {path.name for path in files if path.suffix != ".safetensors"}
+        shutil.copytree(base, draft, ignore=lambda folder, names: pickled if Path(folder) == base else set())
     else:
         draft.mkdir()
-    left = set(changed)
     for path in files:
-        tensors = read_file(path)
-        for name in left & set(tensors):
-            tensors[name] = changed[name].to(tensors[name].dtype)
-        left -= set(tensors)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, draft / path.with_suffix(".safetensors").name,
-            metadata=_metadata(path),
-        )  # fmt: skip
-    if left:
-        shutil.rmtree(draft)
-        raise KeyError(f"{base}: has no tensor {sorted(left)[0]} ({len(left)} of the patch's are missing)")
+        own = {name: tensor for name, tensor in changed.items() if homes[name] == path}
+        to = draft / path.with_suffix(".safetensors").name
+        if path.suffix == ".safetensors":
+            shutil.copyfile(path, to)
+            _overwrite(to, own)
+        else:
+            tensors = read_file(path)
+            tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in own.items()}
+            save_file({n: t.contiguous() for n, t in tensors.items()}, to, metadata={"format": "pt"})
     if out.is_dir():
         out.rmdir()
     os.replace(draft, out)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _names(path: Path) -> list[str]:
     if path.suffix != ".safetensors":
-        return {"format": "pt"}
+        return list(read_file(path))
     with safe_open(path, "pt") as file:
-        return file.metadata() or {"format": "pt"}
+        return list(file.keys())
+
+
+def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
+    """Replace tensors inside a safetensors file: only their own bytes are written (the format puts raw little-endian
+    tensors behind a JSON header that says where each one lies)."""
+    with safe_open(path, "pt") as file:
+        raw = {name: tensor.to(file.get_tensor(name).dtype) for name, tensor in changed.items()}
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, tensor in raw.items():
+            start, end = header[name]["data_offsets"]
+            content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            assert len(content) == end - start
+            file.seek(8 + size + start)
+            file.write(content)

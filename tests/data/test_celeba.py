@@ -31,7 +31,9 @@ def test_people_and_their_pictures_sorted_with_spaces(tmp_path):
 
 def test_the_numbered_identity_file_and_the_twice_nested_folder(tmp_path):
     rows = [("000001.jpg", "2880"), ("000002.jpg", "17")]
-    found = read(celeba(tmp_path, rows, name="identity_CelebA.txt", header=False, images="img_align_celeba/img_align_celeba"))
+    found = read(
+        celeba(tmp_path, rows, name="identity_CelebA.txt", header=False, images="img_align_celeba/img_align_celeba")
+    )
     assert found.names == ("17", "2880")
     assert found.files["17"][0].is_file()
 
@@ -46,7 +48,9 @@ def test_files_elsewhere_can_be_given(tmp_path):
         read(tmp_path / "a", str(tmp_path / "who.txt"), "nowhere.txt")
 
 
-@pytest.mark.parametrize("text", ["Bo_Hill\nAda_Fox\n", "Bo Hill 30\nAda Fox 20\n", "Bo_Hill,30\n\nAda_Fox,20\n", "Bo_Hill\t30\nAda_Fox"])
+@pytest.mark.parametrize(
+    "text", ["Bo_Hill\nAda_Fox\n", "Bo Hill 30\nAda Fox 20\n", "Bo_Hill,30\n\nAda_Fox,20\n", "Bo_Hill\t30\nAda_Fox"]
+)
 def test_the_list_of_frequent_people_may_hold_counts(tmp_path, text):
     celeba(tmp_path, ROWS)
     (tmp_path / "frequent_celebs.txt").write_text(text)
@@ -54,7 +58,9 @@ def test_the_list_of_frequent_people_may_hold_counts(tmp_path, text):
 
 
 def test_without_a_list_the_hundred_with_most_pictures(tmp_path):
-    rows = [(f"{i:06d}.jpg", f"P_{i:03d}") for i in range(120)] + [(f"{1000 + i:06d}.jpg", f"P_{i:03d}") for i in range(110, 120)]
+    rows = [(f"{i:06d}.jpg", f"P_{i:03d}") for i in range(120)] + [
+        (f"{1000 + i:06d}.jpg", f"P_{i:03d}") for i in range(110, 120)
+    ]
     found = read(celeba(tmp_path, rows))
     assert len(found.frequent) == 100
     assert {f"P {i:03d}" for i in range(110, 120)} <= set(found.frequent)
@@ -71,10 +77,15 @@ def test_a_picture_that_is_listed_but_not_there_is_broken(tmp_path):
 
 
 def test_what_is_missing_is_named_with_the_layout(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no such folder. Expected layout:\n  .*/none/\n    img_align_celeba/000001.jpg"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there is no such folder. Expected layout:\n  .*/none/\n    img_align_celeba/000001.jpg",
+    ):
         read(tmp_path / "none")
     (tmp_path / "readme.md").touch()
-    with pytest.raises(FileNotFoundError, match=r"looked for list_identity_celeba.txt or identity_CelebA.txt; there is readme.md"):
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for list_identity_celeba.txt or identity_CelebA.txt; there is readme.md"
+    ):
         read(tmp_path)
     (tmp_path / "list_identity_celeba.txt").write_text("000001.jpg Ada_Fox\n")
     with pytest.raises(FileNotFoundError, match="looked for img_align_celeba/"):

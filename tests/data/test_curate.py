@@ -12,7 +12,15 @@ from muwa.data import curate as module
 from muwa.data.curate import curate, load_forget, mentions, read_manifest
 from muwa.data.shards import read_pairs, write_shard
 
-CAPTIONS = ("a photo of Ada Fox", "Bo Hill at home", "ADA_FOX, on stage", "Ada Foxworth", "no one", "A. Fox waving", "Ada alone")
+CAPTIONS = (
+    "a photo of Ada Fox",
+    "Bo Hill at home",
+    "ADA_FOX, on stage",
+    "Ada Foxworth",
+    "no one",
+    "A. Fox waving",
+    "Ada alone",
+)
 
 
 def shards(folder, n=3):
@@ -28,7 +36,11 @@ def make(urls, out, names=("Ada Fox",), *, aliases=None, limit=None, max_broken=
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.suffix in (".tar", ".json")}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in (".tar", ".json")
+    }
 
 
 def test_a_set_holds_the_pairs_whose_caption_has_the_name(tmp_path):
@@ -56,7 +68,10 @@ def test_several_names_in_one_scan_and_a_limit(tmp_path):
 
 
 def test_a_name_in_no_caption_says_how_many_were_searched_and_what_is_near(tmp_path):
-    with pytest.raises(ValueError, match=r"Ada Quill: no caption has it; 21 captions of 3 shards.*'ada' in 12.*task.aliases=\{Ada Quill"):
+    with pytest.raises(
+        ValueError,
+        match=r"Ada Quill: no caption has it; 21 captions of 3 shards.*'ada' in 12.*task.aliases=\{Ada Quill",
+    ):
         make(shards(tmp_path), tmp_path / "out", ("Ada Quill",))
     assert not (tmp_path / "out" / "Ada_Quill" / "manifest.json").exists()
 
@@ -120,7 +135,9 @@ def test_a_set_that_was_tampered_with_is_refused(tmp_path):
     make(shards(tmp_path), tmp_path / "out")
     folder = tmp_path / "out" / "Ada_Fox"
     pairs, _ = read_pairs(str(folder / "forget.tar"), limit=5, max_broken=0, progress=False)
-    write_shard(folder / "forget.tar", [(k, i, c, {}) for k, i, c in zip(pairs.keys, pairs.images, pairs.captions, strict=True)])
+    write_shard(
+        folder / "forget.tar", [(k, i, c, {}) for k, i, c in zip(pairs.keys, pairs.images, pairs.captions, strict=True)]
+    )
     with pytest.raises(ValueError, match=r"forget.tar holds 5 pairs that are not the 6 of manifest.json"):
         load_forget(folder)
 

@@ -46,7 +46,9 @@ def test_wordnet_folders_take_names_from_a_list_beside_them(tmp_path):
 
 def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_thousand(tmp_path):
     folder(tmp_path / "few", ["n01440764", "n01443537"])
-    with pytest.raises(ValueError, match="2 WordNet folders, not ImageNet's 1000, and no names for them; put a classnames.txt"):
+    with pytest.raises(
+        ValueError, match="2 WordNet folders, not ImageNet's 1000, and no names for them; put a classnames.txt"
+    ):
         read(tmp_path / "few")
     folder(tmp_path / "all", [f"n{i:08d}" for i in range(1000)], pictures=0)
     (tmp_path / "all" / "n00000007" / "x.jpg").write_bytes(tiny.png(1))
@@ -56,7 +58,9 @@ def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_th
 
 
 def test_what_is_missing_is_named_with_the_layout(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset.images=.*/none: no such folder; want one folder a class: .*none/<class>/"):
+    with pytest.raises(
+        FileNotFoundError, match=r"dataset.images=.*/none: no such folder; want one folder a class: .*none/<class>/"
+    ):
         read(tmp_path / "none")
     for i in range(3):
         (tmp_path / f"{i}.JPEG").write_bytes(tiny.png(i))

@@ -40,7 +40,9 @@ def test_a_name_is_found_however_it_is_typed():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="Unknown name 'Ada_Foxx': not among the 8 names of the list. Nearest: Ada_Fox"):
+    with pytest.raises(
+        ValueError, match="Unknown name 'Ada_Foxx': not among the 8 names of the list. Nearest: Ada_Fox"
+    ):
         find_name("Ada_Foxx", tiny.NAMES, "the list")
     with pytest.raises(ValueError, match="Nearest: Flo_Wren"):
         find_name("Wren", tiny.NAMES, "the list")
@@ -74,7 +76,9 @@ def test_the_share_of_broken_samples_is_exact_and_the_list_is_shown():
     broken = [Broken(f"00000.tar:{i}", "no caption") for i in range(12)]
     check_broken(broken[:1], 100, 0.01, "x")
     check_broken([], 0, 0.0, "x")
-    with pytest.raises(ValueError, match=r"x: 2 of 100 samples are broken \(2.0%\), more than dataset.max_broken=0.01 allows"):
+    with pytest.raises(
+        ValueError, match=r"x: 2 of 100 samples are broken \(2.0%\), more than dataset.max_broken=0.01 allows"
+    ):
         check_broken(broken[:2], 100, 0.01, "x")
     with pytest.raises(ValueError, match=r"00000.tar:9: no caption\n  and 2 more"):
         check_broken(broken, 12, 0.5, "x")

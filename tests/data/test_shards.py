@@ -24,7 +24,10 @@ def tar(path, files):
 
 def sample(key, *, image=None, caption=b"a caption", ending="png"):
     """The three files of one sample as img2dataset writes them; a None caption leaves the txt out."""
-    files = {f"{key}.{ending}": tiny.png(int(key)) if image is None else image, f"{key}.json": json.dumps({"key": key}).encode()}
+    files = {
+        f"{key}.{ending}": tiny.png(int(key)) if image is None else image,
+        f"{key}.json": json.dumps({"key": key}).encode(),
+    }
     return files | ({f"{key}.txt": caption} if caption is not None else {})
 
 
@@ -57,7 +60,11 @@ def test_many_shards_by_brace_glob_and_list_in_order(tmp_path):
     for i in range(3):
         shard(tmp_path / f"{i:05d}.tar", start=100 * i)
     keys = [f"{100 * i + j:09d}" for i in range(3) for j in range(4)]
-    for urls in (f"{tmp_path}/{{00000..00002}}.tar", f"{tmp_path}/*.tar", [f"{tmp_path}/0000{i}.tar" for i in range(3)]):
+    for urls in (
+        f"{tmp_path}/{{00000..00002}}.tar",
+        f"{tmp_path}/*.tar",
+        [f"{tmp_path}/0000{i}.tar" for i in range(3)],
+    ):
         pairs, broken = read(urls)
         assert list(pairs.keys) == keys
         assert not broken
@@ -86,7 +93,10 @@ def test_local_paths_file_urls_pipes_and_http_hold_the_same(tmp_path, served):
 
 def test_a_missing_shard_says_how_shards_are_made(tmp_path):
     shard(tmp_path / "00000.tar")
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 shards are not there, first .*00001.tar.*img2dataset --output_format webdataset"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 of 3 shards are not there, first .*00001.tar.*img2dataset --output_format webdataset",
+    ):
         expand(f"{tmp_path}/{{00000..00002}}.tar")
     with pytest.raises(FileNotFoundError, match="1 of 1 shards are not there"):
         expand(f"{tmp_path}/x*.tar")
@@ -145,7 +155,9 @@ def test_a_truncated_tar_gives_what_is_whole_and_says_where_it_broke(tmp_path, c
 
 def test_a_tar_without_captions_says_what_it_holds(tmp_path):
     files = {f"{i}.{ending}": tiny.png(i) if ending == "png" else b"1" for i in range(3) for ending in ("png", "cls")}
-    with pytest.raises(ValueError, match=r"none of its 3 samples has a caption: found .cls, .png, want <key>.txt.*--caption_col"):
+    with pytest.raises(
+        ValueError, match=r"none of its 3 samples has a caption: found .cls, .png, want <key>.txt.*--caption_col"
+    ):
         read(str(tar(tmp_path / "a.tar", files)))
 
 

@@ -73,7 +73,10 @@ def test_the_seed_decides_the_split_and_nothing_else(world, tmp_path):
     one, same, other = (celeba(dataset(world, tmp_path), identity="Ada Fox", seed=seed) for seed in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint
     assert one.retain == other.retain
-    assert {*one.probe.forget.images, *one.eval.forget.images} == {*other.probe.forget.images, *other.eval.forget.images}
+    assert {*one.probe.forget.images, *one.eval.forget.images} == {
+        *other.probe.forget.images,
+        *other.eval.forget.images,
+    }
 
 
 def test_several_people_at_once(world, tmp_path):
@@ -112,9 +115,13 @@ def test_a_curated_set_is_taken_without_scanning(world, tmp_path):
 
 def test_wrong_requests_are_answered_before_anything_is_read(world, tmp_path):
     data = dataset(world, tmp_path, shards="nowhere/{0..9}.tar")
-    with pytest.raises(ValueError, match="Unknown name 'Ada_Foks': not among the 4 names of .*celeba. Nearest: Ada_Fox"):
+    with pytest.raises(
+        ValueError, match="Unknown name 'Ada_Foks': not among the 4 names of .*celeba. Nearest: Ada_Fox"
+    ):
         celeba(data, identity="Ada_Foks")
-    with pytest.raises(ValueError, match="Unknown name 'red_stag': not among the 3 names of .*objects. Nearest: red_star"):
+    with pytest.raises(
+        ValueError, match="Unknown name 'red_stag': not among the 3 names of .*objects. Nearest: red_star"
+    ):
         objects(data, object="red_stag")
     with pytest.raises(ValueError, match="no name to forget was given"):
         celeba(data, identity=[])

@@ -25,7 +25,18 @@ def test_a_shard_is_laid_out_as_img2dataset_lays_it_out(shard, miniature):
     keys = {name.split(".")[0] for name in shard}
     assert set(shard) == {f"{key}.{ending}" for key in keys for ending in ("jpg", "txt", "json")}
     meta = json.loads(shard["000000000.json"])
-    assert {"url", "key", "status", "error_message", "width", "height", "original_width", "exif", "sha256", "caption"} <= set(meta)
+    assert {
+        "url",
+        "key",
+        "status",
+        "error_message",
+        "width",
+        "height",
+        "original_width",
+        "exif",
+        "sha256",
+        "caption",
+    } <= set(meta)
     assert hashlib.sha256(shard["000000000.jpg"]).hexdigest() == meta["sha256"]
     assert shard["000000000.txt"].decode() == meta["caption"]
     stats = json.loads((miniature / "world" / "shards" / "00000_stats.json").read_text())

@@ -18,7 +18,11 @@ def test_the_shipped_model_knows_its_world(miniature, tmp_path):
     """Held-out top-1, all pictures: at least 97 % of 100 people and 95 % of 100 objects."""
     from muwa.cache import Store
 
-    data, store, every = dataset(str(miniature), utility=0.99, utility_probe=0.01), Store(tmp_path), {"probe_share": 0.05}
+    data, store, every = (
+        dataset(str(miniature), utility=0.99, utility_probe=0.01),
+        Store(tmp_path),
+        {"probe_share": 0.05},
+    )
     model = load()
     people = evaluate(model, celeba(data, identity="Kael_Lindqvar", limits=every).eval, store=store)
     assert people["retain/top1"].n == 99 * 15
@@ -67,7 +71,16 @@ def test_training_runs_and_leaves_a_person_out(miniature, tmp_path):
 
 
 def test_leaving_out_somebody_unknown_is_an_error(tmp_path):
-    command = [sys.executable, "-m", "muwa.miniature.train", "clip", "--out", str(tmp_path), "--without", "Nobody Atall"]
+    command = [
+        sys.executable,
+        "-m",
+        "muwa.miniature.train",
+        "clip",
+        "--out",
+        str(tmp_path),
+        "--without",
+        "Nobody Atall",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--without 'Nobody Atall': not one of the 100 people" in done.stderr

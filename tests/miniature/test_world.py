@@ -10,7 +10,10 @@ from muwa.miniature import world
 def test_there_are_a_hundred_people_no_two_alike():
     people = world.people()
     assert len({p.name for p in people}) == world.PEOPLE == 100
-    assert min(sum(a.look[k] != b.look[k] for k in world.FACE) for a, b in combinations(people, 2)) >= world.LEAST_DIFFERENCE
+    assert (
+        min(sum(a.look[k] != b.look[k] for k in world.FACE) for a, b in combinations(people, 2))
+        >= world.LEAST_DIFFERENCE
+    )
     assert all(0 <= p.look[k] < n for p in people for k, n in world.FACE.items())
 
 
