@@ -85,8 +85,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     """Instantiate every part of a composed config as plain partials, checked.
 
     Raises:
-        TypeError: A keyword does not fit its function; gives the key.
-        ValueError: A stage is unknown, or a value is missing (`???`).
+        ValueError: A keyword does not fit its function, a stage is unknown, or a value is missing (`???`); gives the key.
     """
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
@@ -103,7 +102,7 @@ def check(parts: Mapping[str, Any]) -> None:
     """Bind the keywords of every partial to its function's signature, nested ones too.
 
     Raises:
-        TypeError: Gives the key, the function and what does not fit: before any compute.
+        ValueError: Gives the key, the function and what does not fit: before any compute.
     """
     for key, part in parts.items():
         if isinstance(part, Mapping):
@@ -113,7 +112,7 @@ def check(parts: Mapping[str, Any]) -> None:
                 inspect.signature(part.func).bind_partial(*part.args, **part.keywords)
             except TypeError as error:
                 where = f"{part.func.__module__}.{part.func.__qualname__}"
-                raise TypeError(f"{key}: {where}() {error}") from error
+                raise ValueError(f"{key}: {where}() {error}") from error
             check({f"{key}.{name}": inner for name, inner in part.keywords.items() if isinstance(inner, partial)})
 
 
@@ -147,10 +146,10 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"muwa: {error.args[0] if error.args else error}", file=sys.stderr)
+        print(f"muwa: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

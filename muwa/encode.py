@@ -52,6 +52,12 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], batch_size: int) 
 
 
 @torch.inference_mode()
+def width(model: Clip) -> int:
+    """d, the length of an embedding."""
+    return model.encode("text", model.tokenize([""])).shape[-1]
+
+
+@torch.inference_mode()
 def encode_pixels(model: Clip, pixels: Tensor) -> Tensor:
     """Embeddings (n, d) of length 1 of prepared pictures (n, 3, h, w), in batches."""
     return torch.cat([model.encode("vision", batch) for batch in pixels.split(BATCH)])
@@ -60,6 +66,8 @@ def encode_pixels(model: Clip, pixels: Tensor) -> Tensor:
 @torch.inference_mode()
 def image_features(tower: Tower, pictures: Pictures, *, progress: bool = False) -> Tensor:
     """Embeddings (n, d) of length 1 of `pictures`, on the CPU, in their order."""
+    if not len(pictures):
+        return torch.zeros(0, width(tower.model))
     batches = pixel_batches(tower.model, pictures.images, BATCH)
     sizes = [len(pictures.images[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
     bar = track(batches, "encoding pictures", len(pictures), show=progress, sizes=sizes)

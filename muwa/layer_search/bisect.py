@@ -79,7 +79,7 @@ def pareto_bisect(
         raise ValueError(f"layer_search: first_step {first_step} and max_evals {max_evals} must be above 0")
     candidates = {layer.name: layer for layer in model.layers(granularity)}
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
-    front = [name for tower in towers for name in pareto(scores, tower)]
+    front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
     trial = Trial(model, gradients, Judge(model, probe), concept=concept, criterion=criterion, target=target, log=log)
     before = trial.before()
@@ -90,7 +90,7 @@ def pareto_bisect(
                    len(searched) * max_evals, show=progress):  # fmt: skip
         pass
     chosen, why = choose(trial.trace, rule=rule, criterion=criterion)
-    return Search(concept, rule, granularity, scores, tuple(front), before, tuple(trial.trace), chosen, why)
+    return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
 
 
 def _steps(searched: Sequence[Layer], trial: Trial, first_step: float, max_evals: int) -> Generator[Evaluation]:

@@ -51,7 +51,7 @@ def grid(
         if name not in candidates:
             raise ValueError(_unknown(name, list(candidates), granularity))
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
-    front = [name for tower in towers for name in pareto(scores, tower)]
+    front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
     trial = Trial(model, gradients, Judge(model, probe), concept=concept, criterion=criterion, target=target, log=log)
     before = trial.before()
@@ -63,7 +63,7 @@ def grid(
     for layer, step in track(pairs, f"trying {len(pairs)} edits", len(pairs), show=progress):
         trial(layer, step)
     chosen, why = choose(trial.trace, rule=rule, criterion=criterion)
-    return Search(concept, rule, granularity, scores, tuple(front), before, tuple(trial.trace), chosen, why)
+    return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
 
 
 def fixed(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from muwa.encode import BATCH, classifier, encode_pixels, pixel_batches
+from muwa.encode import BATCH, classifier, encode_pixels, pixel_batches, width
 from muwa.eval.ranks import own_cosine, top_k
 from muwa.models.clip import Clip
 from muwa.types import Classes, Split
@@ -53,9 +53,8 @@ class Judge:
         return rates
 
     def _encode_images(self, model: Clip) -> Mapping[str, Tensor]:
-        width = len(model.weights) and model.encode("text", model.tokenize([""])).shape[-1]
         return {
-            kind: encode_pixels(model, pixels).cpu() if pixels is not None else torch.zeros(0, width)
+            kind: encode_pixels(model, pixels).cpu() if pixels is not None else torch.zeros(0, width(model))
             for kind, pixels in self._pixels.items()
         }
 

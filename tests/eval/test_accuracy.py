@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from muwa.cache import Store
+from muwa.data.samples import decode
+from muwa.encode import Features
+from muwa.eval.accuracy import forget, mean_over_classes, retain, utility, wilson
+from muwa.types import Split
+
+
+@pytest.fixture
+def features(tmp_path):
+    return Features(tiny.clip(), Store(tmp_path), progress=False)
+
+
+def logits(pictures):
+    """(n, names) cosines, each picture and prompt encoded by itself."""
+    model = tiny.clip()
+    images = torch.cat([model.encode("vision", tiny.prepare(decode(image))[None]) for image in pictures.images])
+    names = torch.cat([model.encode("text", tiny.tokenize([prompt])) for prompt in pictures.classes.prompts()])
+    return (images @ names.T).detach().numpy()
+
+
+def test_accuracies_are_those_of_a_sorted_list_of_names(features):
+    pictures = tiny.pictures([1, 1, 2, 3, 4, 5, 5, 5, 6, 7])
+    split = Split(pictures, pictures, pictures)
+    scores = logits(pictures)
+    right = scores.argmax(1) == np.array(pictures.labels)
+    top1 = np.mean([right[np.array(pictures.labels) == label].mean() for label in set(pictures.labels)])
+    assert retain(features, split)["retain/top1"].value == pytest.approx(top1)
+    assert utility(features, split)["utility/top1"].value == pytest.approx(top1)
+    one = tiny.pictures([3] * 6)
+    k5 = np.mean([3 in row.argsort()[::-1][:5] for row in logits(one)])
+    found = forget(features, Split(one, pictures, pictures))
+    assert found["forget/top5"].value == pytest.approx(k5)
+    assert [metric.n for metric in found.values()] == [6, 6]
+
+
+def test_every_metric_says_what_is_better_and_how_to_read_it(features):
+    split = tiny.split()
+    found = {**forget(features, split), **retain(features, split), **utility(features, split)}
+    assert list(found) == ["forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1"]
+    assert [metric.better for metric in found.values()] == ["lower"] * 2 + ["higher"] * 3
+    assert all("8" in metric.reads for metric in found.values())
+    assert all(metric.low <= metric.high for metric in found.values())
+
+
+def test_no_pictures_is_no_accuracy_and_no_certainty(features):
+    nothing = tiny.pictures([])
+    found = retain(features, Split(nothing, nothing, nothing))["retain/top1"]
+    assert (found.value, found.n, found.low, found.high) == (0.0, 0, 0.0, 1.0)
+
+
+def test_names_count_the_same_however_many_pictures_they_have():
+    hits, labels = torch.tensor([True] * 8 + [False, False]), torch.tensor([0] * 8 + [1, 1])
+    assert mean_over_classes(hits, labels) == 0.5
+
+
+@pytest.mark.parametrize(("successes", "n", "low", "high"), [
+    (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718),
+    (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0),
+])  # fmt: skip
+def test_the_interval_is_wilsons(successes, n, low, high):
+    """Rows 3, 4, 5 and 6 are method 3 of table I in Newcombe, Statistics in Medicine 17 (1998)."""
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)

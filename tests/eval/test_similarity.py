@@ -1,0 +1,71 @@
+import math
+import statistics
+
+import pytest
+import tiny
+import torch
+
+from muwa.cache import Store
+from muwa.data.samples import decode
+from muwa.encode import Features
+from muwa.eval.measure import evaluate
+from muwa.eval.similarity import matched, matrix
+from muwa.types import Split
+
+
+def cosine(image, name):
+    model = tiny.clip()
+    v = model.encode("vision", tiny.prepare(decode(image))[None])
+    return torch.cosine_similarity(v, model.encode("text", tiny.tokenize([f"{name}."]))).item()
+
+
+@pytest.fixture
+def features(tmp_path):
+    return Features(tiny.clip(), Store(tmp_path), progress=False)
+
+
+def test_the_mean_is_over_pictures_and_their_own_names(features):
+    split = tiny.split()
+    found = matched(features, split)
+    values = [cosine(i, tiny.NAMES[label]) for i, label in zip(split.retain.images, split.retain.labels, strict=True)]
+    metric = found["retain/cosine"]
+    assert metric.value == pytest.approx(statistics.mean(values), abs=1e-6)
+    half = 1.96 * statistics.stdev(values) / math.sqrt(7)
+    assert (metric.low, metric.high) == pytest.approx((metric.value - half, metric.value + half), abs=1e-6)
+    assert (metric.n, found["forget/cosine"].n) == (7, 2)
+
+
+def test_nothing_to_match_is_said_by_n(features):
+    nothing = tiny.pictures([])
+    assert matched(features, Split(nothing, tiny.pictures([1]), nothing))["forget/cosine"].n == 0
+
+
+def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(features):
+    split = tiny.split()
+    found = matrix(features, split, 3)
+    assert found["names"] == ["Ada Fox", "Bo Hill", "Di Moss", "Flo Wren"]
+    assert found["n"] == [2, 1, 1, 1]
+    first = [statistics.mean(cosine(image, name) for image in split.forget.images) for name in found["names"]]
+    assert found["values"][0] == pytest.approx(first, abs=1e-6)
+    own = split.retain.images[split.retain.labels.index(3)]
+    assert found["values"][2] == pytest.approx([cosine(own, name) for name in found["names"]], abs=1e-6)
+
+
+def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
+    first, second = Store(tmp_path), Store(tmp_path)
+    found = evaluate(tiny.clip(), tiny.split(), store=first)
+    assert set(found) == {
+        "forget/top1",
+        "forget/top5",
+        "retain/top1",
+        "retain/top5",
+        "utility/top1",
+        "forget/cosine",
+        "retain/cosine",
+    }
+    assert evaluate(tiny.clip(), tiny.split(), store=second) == found
+    assert second.events == {"features": "hit"}
+    assert list(evaluate(tiny.clip(), tiny.split(), store=second, metrics=[matched])) == [
+        "forget/cosine",
+        "retain/cosine",
+    ]
