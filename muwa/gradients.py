@@ -117,6 +117,12 @@ class Recipe:
     batch_size: int
     seed: int
 
+    def __post_init__(self) -> None:
+        for loss in (self.forget_loss, self.retain_loss):
+            by_name(loss)  # an unknown one is an error here, before anything is computed
+        if self.batch_size < 1:
+            raise ValueError(f"method.batch_size: got {self.batch_size}, want at least 1")
+
 
 def gradients(model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, progress: bool = False) -> Gradients:
     """Mean forget gradient of `name` and mean retain gradient, each part read back from `store` if it was seen before.

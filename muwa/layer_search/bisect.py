@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from muwa.layer_search.common import Log, Trial, check_settings, choose, silent
+from muwa.layer_search.common import Log, Trial, choose, silent
 from muwa.layer_search.judge import Judge
+from muwa.layer_search.settings import check_settings
 from muwa.models.clip import Clip
 from muwa.progress import track
 from muwa.scores import layer_scores
@@ -74,9 +75,10 @@ def pareto_bisect(
 
     Source: SLUG (arXiv 2407.11867), algorithms 1 to 3; sections 1.4 to 1.6 of the facts.
     """
-    check_settings(rule=rule, criterion=criterion, target=target)
-    if first_step <= 0 or max_evals < 1:
-        raise ValueError(f"layer_search: first_step {first_step} and max_evals {max_evals} must be above 0")
+    check_settings(
+        model, rule=rule, criterion=criterion, target=target, first_step=first_step, max_evals=max_evals, towers=towers,
+        granularity=granularity,
+    )  # fmt: skip
     candidates = {layer.name: layer for layer in model.layers(granularity)}
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
     front = tuple(name for tower in towers for name in pareto(scores, tower))

@@ -11,27 +11,11 @@ from muwa.layer_search.judge import Judge
 from muwa.models.clip import Clip
 from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Search
 
-RULES = ("constrained", "paper", "deepest")
-CRITERIA = ("top1", "top5")
 Log = Callable[[str, dict[str, object]], None]
 
 
 def silent(event: str, row: dict[str, object]) -> None:
     """A log that nobody reads."""
-
-
-def check_settings(*, rule: str, criterion: str, target: float) -> None:
-    """Refuse settings that no search can work with.
-
-    Raises:
-        ValueError: Names the key, what it was and what it may be.
-    """
-    if rule not in RULES:
-        raise ValueError(f"layer_search.rule: got {rule!r}, want one of {', '.join(RULES)}")
-    if criterion not in CRITERIA:
-        raise ValueError(f"layer_search.criterion: got {criterion!r}, want one of {', '.join(CRITERIA)}")
-    if not 0 <= target < 1:
-        raise ValueError(f"layer_search.target: got {target}, want a forget accuracy in [0, 1)")
 
 
 class Trial:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from muwa.layer_search.common import Log, Trial, check_settings, choose, silent
+from muwa.layer_search.common import Log, Trial, choose, silent
 from muwa.layer_search.judge import Judge
+from muwa.layer_search.settings import check_settings
 from muwa.models.clip import Clip
 from muwa.progress import track
 from muwa.scores import layer_scores
@@ -43,13 +43,11 @@ def grid(
         ValueError: A layer is unknown (names the nearest), both or neither kind of step is given, or a setting is
             out of range.
     """
-    check_settings(rule=rule, criterion=criterion, target=target)
-    if (steps is None) == (relative_steps is None):
-        raise ValueError("layer_search: give exactly one of steps (lambda) and relative_steps (of |theta| / |g_f|)")
+    check_settings(
+        model, rule=rule, criterion=criterion, target=target, towers=towers, granularity=granularity, layers=layers,
+        steps=steps, relative_steps=relative_steps,
+    )  # fmt: skip
     candidates = {layer.name: layer for layer in model.layers(granularity)}
-    for name in layers or ():
-        if name not in candidates:
-            raise ValueError(_unknown(name, list(candidates), granularity))
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
     front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
@@ -93,11 +91,3 @@ def fixed(
         steps=None if step is None else [step], relative_steps=None if relative_step is None else [relative_step],
         target=target, criterion=criterion, towers=towers, log=log, progress=progress,
     )  # fmt: skip
-
-
-def _unknown(name: str, candidates: list[str], granularity: str) -> str:
-    near = difflib.get_close_matches(name, candidates, 4, 0.3)
-    return (
-        f"layer_search.layer: {name!r} is not one of the {len(candidates)} candidates at granularity={granularity}. "
-        f"Nearest: {', '.join(near) or candidates[0]}."
-    )

@@ -10,6 +10,7 @@ from muwa.cache import Store
 from muwa.gradients import Recipe, gradients, origin, read_gradients
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.common import Log, add_edits, edit_of, silent
+from muwa.layer_search.settings import check_search
 from muwa.models.clip import Clip
 from muwa.types import Edit, Gradients, Search, Task
 
@@ -43,9 +44,10 @@ def unlearn(
         The edit; without deltas where the search found no feasible step.
 
     Raises:
-        ValueError: The gradient file was computed from something else.
+        ValueError: A setting is out of range, before any compute; or the gradient file was computed from something else.
     """
     recipe = Recipe(forget_loss, retain_loss, batch_size, seed)
+    check_search(model, layer_search)
     edits = []
     for name in task.names:
         if gradient_file is None:

@@ -20,6 +20,21 @@ from muwa.types import Edit, Layer
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        ValueError: Says what there is.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA says so by an assertion
+        here = f"cpu, {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(
+            f"runtime.device={device}: not usable here ({str(error).splitlines()[0]}); there is {here}"
+        ) from error
+
+
 class Towers(nn.Module):
     """Both towers of a model behind one `forward`, so that `functional_call` can swap weights for either.
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from muwa.models.clip import Clip, Towers
+from muwa.models.clip import Clip, Towers, check_device
 
 
 class _Prepare:
@@ -36,6 +36,7 @@ def load(path: str, *, device: str = "cpu") -> Clip:
     Raises:
         FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
     """
+    check_device(device)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         there = sorted(p.name for p in Path(path).iterdir())[:8]
         raise FileNotFoundError(f"model.path={path}: looked for config.json and model.safetensors, found {there}")

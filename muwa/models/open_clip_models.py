@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from muwa.models.clip import Clip, Towers
+from muwa.models.clip import Clip, Towers, check_device
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "clip"
 
@@ -37,6 +37,7 @@ def load(name: str = "miniature", pretrained: str | None = None, *, device: str 
     if name == "miniature":
         name = f"local-dir:{MINIATURE}"
     _check(name, pretrained)
+    check_device(device)
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         try:

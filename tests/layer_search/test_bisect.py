@@ -93,7 +93,7 @@ def test_wrong_settings_name_their_key():
     for key, value, message in (("rule", "best", "layer_search.rule: got 'best'"),
                                 ("criterion", "top3", "layer_search.criterion: got 'top3'"),
                                 ("target", 1.5, "layer_search.target: got 1.5"),
-                                ("max_evals", 0, "must be above 0"),
+                                ("max_evals", 0, "layer_search.max_evals: got 0, want more than 0"),
                                 ("granularity", "block", "layer_search.granularity: got 'block'")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             pareto_bisect(tiny.clip(), None, tiny.split(), "x", **{**keywords, key: value})

@@ -87,3 +87,16 @@ def test_norms_are_told_for_every_parameter(tmp_path):
     told = norms(found)
     assert set(told) == set(tiny.clip().weights)
     assert told["visual.proj"]["forget"] == pytest.approx(found.forget["visual.proj"].square().sum().sqrt().item())
+
+
+def test_wrong_settings_stop_before_any_gradient(tmp_path):
+    store = Store(tmp_path)
+    for settings, message in (
+        ({"layer_search": partial(pareto_bisect, rule="best")}, "layer_search.rule"),
+        ({"forget_loss": "l2"}, "loss: got 'l2', want one of cosine, contrastive"),
+        ({"retain_loss": "l2"}, "loss: got 'l2'"),
+        ({"batch_size": 0}, "method.batch_size: got 0, want at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unlearn(tiny.clip(), tiny.task(), store=store, **settings)
+    assert store.events == {}

@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 
+from muwa.models.clip import check_device
 from muwa.types import Edit
 
 
@@ -61,3 +62,10 @@ def test_wrong_names_and_shapes_are_refused():
         model.with_weights({"nothing": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"visual.proj: got shape \(1,\), want \(32, 16\)"):
         model.with_weights({"visual.proj": torch.zeros(1)})
+
+
+def test_a_device_that_is_not_here_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"runtime.device=cuda:99: not usable here \(.*; there is cpu, \d+ CUDA devices"
+    ):
+        check_device("cuda:99")
