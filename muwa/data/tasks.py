@@ -64,7 +64,7 @@ class Limits:
     forget_pairs: int | None = None
     retain_pairs: int | None = None
     probe_share: float = 0.5  # of each name's pictures, in (0, 1); the rest is for eval
-    probe_retain: int | None = 2  # probe pictures of each retained name, at most
+    probe_retain: int | None = 1  # probe pictures of each retained name, at most
     eval_retain: int | None = None  # eval pictures of each retained name, at most
 
 

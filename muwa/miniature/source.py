@@ -24,7 +24,7 @@ def dataset(root: str, *, progress: bool = False, **changed: Any) -> Dataset:
     own = {
         "name": "miniature", "shards": f"{world}/shards/{{00000..{data.SHARDS - 1:05d}}}.tar",
         "retain": f"{world}/shards/00000.tar", "curated": f"{root}/curated", "celeba": f"{world}/celeba",
-        "images": f"{world}/objects", "utility": 0.75, "utility_probe": 0.15,
+        "images": f"{world}/objects", "utility": 0.75, "utility_probe": 0.075,
     }  # fmt: skip
     found = Dataset(**{**own, **changed})
     if not data.is_written(world):
