@@ -80,7 +80,9 @@ def _(x: Sequence[object]) -> str:
 
 @fingerprint.register
 def _(x: Mapping) -> str:
-    return digest(["mapping", *(part for key in sorted(x) for part in (str(key), fingerprint(x[key])))])
+    return digest(
+        ["mapping", *(part for row in sorted((fingerprint(k), fingerprint(v)) for k, v in x.items()) for part in row)]
+    )
 
 
 @fingerprint.register
@@ -154,8 +156,11 @@ class Store:
         free: Mapping[str, Any],
     ) -> dict[str, str]:
         """Argument name -> fingerprint, with stage, function and code."""
-        inner = function.func if isinstance(function, functools.partial) else function
-        bound = inspect.signature(function).bind_partial(*args, **keywords)
+        inner, first, more = function, (), {}
+        if isinstance(function, functools.partial):
+            inner, first, more = function.func, function.args, function.keywords
+        fingerprint(inner)  # refuses what has no name of its own
+        bound = inspect.signature(inner).bind_partial(*first, *args, **{**more, **keywords})
         bound.apply_defaults()  # so that a default that is written out is the same call
         given = {name: value for name, value in bound.arguments.items() if name not in free}
         arguments = {f"argument {name}": fingerprint(value) for name, value in given.items()}
@@ -175,7 +180,7 @@ def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if value is None or isinstance(value, bool | int | float | str):
         return {"plain": value}
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):
         return {type(value).__name__: [_dump(item, tensors) for item in value]}
     if isinstance(value, Mapping):
         return {"dict": [[_dump(k, tensors), _dump(v, tensors)] for k, v in value.items()]}

@@ -119,7 +119,7 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
     if found == patch.base_fingerprint:
         return {name: _edited(weights[name], delta) for name, delta in patch.deltas.items()}
     missing = [name for name in patch.deltas if name not in weights]
-    if not missing and _is_applied(weights, patch):
+    if patch.deltas and not missing and _is_applied(weights, patch):
         raise ValueError("the patch is applied already: these weights are its base plus its delta")
     touched = [n for n in patch.deltas if n in weights and not _same(weights[n], patch.base[n].to(weights[n].dtype))]
     where = (
@@ -154,7 +154,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:
-    return bool(patch.deltas) and all(
+    return all(
         name in weights and _same(weights[name], _edited(patch.base[name].to(weights[name].dtype), delta))
         for name, delta in patch.deltas.items()
     )

@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,7 +12,7 @@ import torch
 
 from muwa import cache
 from muwa.cache import Store, fingerprint
-from muwa.types import Evaluation, Metric, Move, Search
+from muwa.types import Edit, Evaluation, Gradients, LayerScore, Metric, Move, Search
 
 CALLS = []
 
@@ -203,3 +205,123 @@ def test_the_command_line_lists_explains_and_clears(tmp_path, capsys):
     assert "0 entries under" in capsys.readouterr().err
     assert cache.main(["clear", str(tmp_path), "--stage", "a"]) == 0
     assert [json.loads(path.read_text())["stage"] for path in tmp_path.rglob("key.json")] == ["c"]
+
+
+def test_dataclasses_of_tensors_come_back_with_their_types(tmp_path):
+    score = LayerScore(0.5, 0.25, -0.25, 2.0, 1.0, 4.0, "text")
+    search = Search("a", "paper", "tensor", {"l": score}, ("l",), ROW, (ROW,), 0, "why")
+    edit = Edit({"w": torch.arange(6.0).view(2, 3)}, (Move("a", "text", "l", 1.0, 0.1),), (search,))
+    gradients = Gradients({"w": torch.ones(2)}, {"w": -torch.ones(2)}, 3, 4, {"model": "m"})
+    for _ in range(2):
+        back, other = Store(tmp_path).get("s", returning, 1, _free={"value": (edit, gradients)})
+        assert (type(back), type(other), type(back.searches[0].scores["l"])) == (Edit, Gradients, LayerScore)
+        assert (back.moves, back.searches) == (edit.moves, edit.searches)
+        assert torch.equal(back.deltas["w"], edit.deltas["w"])
+        assert torch.equal(other.retain["w"], gradients.retain["w"])
+        assert (other.n_forget, other.n_retain, other.origin) == (3, 4, {"model": "m"})
+
+
+def test_the_sources_that_can_change_a_result_are_in_the_key_and_the_others_are_not(tmp_path, monkeypatch):
+    root = tmp_path / "muwa"
+    shutil.copytree(Path(cache.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__", "clip"))
+    monkeypatch.setattr(cache, "__file__", str(root / "cache.py"))
+    read = cache.code_fingerprint.__wrapped__
+    before = read()
+    for name in ("report.py", "miniature/train.py"):
+        (root / name).write_text("changed = 1")
+        assert read() == before
+    for name in ("losses.py", "eval/ranks.py", "miniature/data.py"):
+        (root / name).write_text("changed = 1")
+        after = read()
+        assert after != before
+        before = after
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b'{"tensor": "9"}', b'{"type": "Nothing", "fields": {}}']
+)
+def test_an_entry_of_garbage_is_computed_again(tmp_path, garbage):
+    Store(tmp_path).get("s", echo, torch.ones(2))
+    (path,) = tmp_path.rglob("value.json")
+    path.write_bytes(garbage)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert Store(tmp_path).get("s", echo, torch.ones(2)).tolist() == [1, 1]
+    assert Store(tmp_path).get("s", echo, torch.ones(2)).tolist() == [1, 1]
+
+
+def test_an_entry_whose_tensors_are_gone_is_computed_again(tmp_path):
+    Store(tmp_path).get("s", echo, torch.ones(2))
+    (path,) = tmp_path.rglob("value.safetensors")
+    path.unlink()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert Store(tmp_path).get("s", echo, torch.ones(2)).tolist() == [1, 1]
+
+
+KILLED = """
+import os, sys
+from muwa.cache import Store
+def slow(x):
+    return x
+if sys.argv[2] == "kill":
+    os.replace = lambda *paths: os._exit(9)
+store = Store(sys.argv[1])
+print(store.get("s", slow, 7), store.events["s"])
+"""
+
+
+def test_a_process_that_dies_while_it_writes_blocks_nobody_and_leaves_no_entry(tmp_path):
+    def run(how):
+        command = [sys.executable, "-c", KILLED, str(tmp_path), how]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+
+    assert run("kill").returncode == 9
+    assert [path.parent.suffix for path in tmp_path.rglob("value.json")] == [".draft"]
+    assert cache.main(["ls", str(tmp_path)]) == 0
+    assert run("live").stdout.split() == ["7", "miss"]
+    assert [path.parent.suffix for path in tmp_path.rglob("value.json")] == [""]
+
+
+def test_one_key_is_explained_and_a_stage_is_listed_alone(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.get("a/b", add, 1, 2)
+    store.get("c", add, 1, 2)
+    assert cache.main(["ls", str(tmp_path), "--stage", "c"]) == 0
+    ((key, stage, *_),) = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert stage == "c"
+    assert cache.main(["why", key, "--root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[2:26].strip() for line in shown] == [
+        "argument bar",
+        "argument x",
+        "argument y",
+        "code",
+        "function",
+        "stage",
+    ]
+    assert not [line for line in shown if line.startswith("*")]
+    assert cache.main(["why", "", "--root", str(tmp_path)]) == 2
+    assert "2 entries under" in capsys.readouterr().err
+    assert cache.main(["clear", str(tmp_path)]) == 0
+    assert not list(tmp_path.rglob("key.json"))
+
+
+def test_what_a_partial_binds_by_position_is_in_the_key(tmp_path):
+    store = Store(tmp_path)
+    assert [store.get("s", partial(add, x), 1) for x in (5, 6)] == [6, 7]
+
+
+def test_a_lambda_is_refused_as_the_function(tmp_path):
+    with pytest.raises(TypeError, match="lambda"):
+        Store(tmp_path).get("s", lambda x: x + 1, 1)
+
+
+def test_a_subclass_of_tuple_comes_back_or_is_refused(tmp_path):
+    try:
+        back = Store(tmp_path).get("s", returning, 1, _free={"value": torch.Size([2, 3])})
+    except TypeError:
+        return
+    assert tuple(back) == (2, 3)
+
+
+def test_keys_of_a_mapping_are_told_apart_by_kind():
+    assert fingerprint({1: "x"}) != fingerprint({"1": "x"})

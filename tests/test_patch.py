@@ -1,11 +1,13 @@
 import hashlib
 import json
 
+import open_clip
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from muwa.models.clip import Clip, Towers
 from muwa.models.weights import read_weights
 from muwa.patch import add_patches, apply_patch, main, read_patch, remove_patch, write_patch
 from muwa.types import Edit, Move
@@ -176,3 +178,129 @@ def test_the_command_line_adds_and_shows(folder, capsys):
     assert "visual.proj" in shown
     assert one.base_fingerprint in shown
     assert json.loads(json.dumps(dict(one.story)))["searches"] == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_file_in_any_dtype_is_edited_and_given_back_byte_for_byte(tmp_path, dtype):
+    model, weights = in_dtype(dtype)
+    patch, base, out, back = (str(tmp_path / name) for name in ("p", "base.safetensors", "out", "back"))
+    save_file(weights, base, metadata={"by": "us"})
+    write_patch(tmp_path / "p", edit(model), model)
+    assert main(["apply", patch, base, "--out", out]) == 0
+    edited = load_file(tmp_path / "out" / "base.safetensors")
+    assert [name for name in weights if not torch.equal(edited[name], weights[name])] == sorted(
+        NAMES, key=list(weights).index
+    )
+    assert {tensor.dtype for tensor in edited.values()} == {dtype}
+    assert main(["remove", patch, f"{out}/base.safetensors", "--out", back]) == 0
+    assert (tmp_path / "back" / "base.safetensors").read_bytes() == (tmp_path / "base.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pickled_file_is_edited_and_given_back_bit_for_bit(tmp_path, suffix, dtype):
+    model, weights = in_dtype(dtype)
+    torch.save(weights, tmp_path / f"base{suffix}")
+    write_patch(tmp_path / "p", edit(model), model)
+    patch, out = str(tmp_path / "p"), str(tmp_path / "out")
+    assert main(["apply", patch, str(tmp_path / f"base{suffix}"), "--out", out]) == 0
+    assert not bits(load_file(f"{out}/base.safetensors"), weights)
+    assert main(["remove", patch, f"{out}/base.safetensors", "--out", str(tmp_path / "back")]) == 0
+    assert bits(load_file(tmp_path / "back" / "base.safetensors"), weights)
+
+
+def test_only_the_patch_that_was_applied_can_be_removed(tmp_path):
+    model = tiny.clip()
+    for i, names in enumerate((NAMES[:1], NAMES[1:], NAMES[:1])):
+        write_patch(tmp_path / str(i), edit(model, names, seed=i), model)
+    one, two, other = (read_patch(tmp_path / str(i)) for i in range(3))
+    edited = {**model.weights, **apply_patch(model.weights, one)}
+    for wrong in (two, other):
+        with pytest.raises(ValueError, match="the patch is not on these weights"):
+            remove_patch(edited, wrong)
+    both = {**model.weights, **apply_patch(model.weights, add_patches([one, two]))}
+    with pytest.raises(
+        ValueError, match=f"something else was changed too: .*the base's is {one.base_fingerprint[:12]}"
+    ):
+        remove_patch(both, one)
+
+
+def test_a_second_patch_on_an_edited_model_is_told_to_be_added_first(tmp_path):
+    model = tiny.clip()
+    for i in range(2):
+        write_patch(tmp_path / str(i), edit(model, NAMES[i : i + 1], seed=i), model)
+    edited = {**model.weights, **apply_patch(model.weights, read_patch(tmp_path / "0"))}
+    with pytest.raises(ValueError, match="wrong base: .* join them first: python -m muwa.patch add"):
+        apply_patch(edited, read_patch(tmp_path / "1"))
+
+
+def test_the_file_depends_on_the_edit_and_not_on_the_order_it_was_made_in(tmp_path):
+    model = tiny.clip()
+    one = edit(model)
+    write_patch(tmp_path / "a", one, model)
+    write_patch(tmp_path / "b", Edit(dict(reversed(one.deltas.items())), one.moves), model)
+    write_patch(tmp_path / "c", edit(model, seed=1), model)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+
+
+def test_the_command_line_says_what_was_wrong_with_a_patch(folder, capsys):
+    base = str(folder / "base")
+    for patch, message in (("none", "no such patch file"), ("base/open_clip_config.json", "not a safetensors file"),
+                           ("base/open_clip_model.safetensors", "not a muwa patch")):  # fmt: skip
+        for command in (
+            ["apply", str(folder / patch), base, "--out", str(folder / "out")],
+            ["show", str(folder / patch)],
+        ):
+            assert main(command) == 2
+            assert message in capsys.readouterr().err
+    write_patch(folder / "x", edit(tiny.clip(1)), tiny.clip(1))
+    assert main(["apply", str(folder / "x"), base, "--out", str(folder / "out")]) == 2
+    assert "muwa.patch: wrong base" in capsys.readouterr().err
+    assert main(["add", str(folder / "p.safetensors"), str(folder / "x"), "--out", str(folder / "sum")]) == 2
+    assert "made for 2 different bases" in capsys.readouterr().err
+    assert main(["apply", str(folder / "p.safetensors"), str(folder / "none"), "--out", str(folder / "out")]) == 2
+    assert "found no such folder" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    assert not (folder / "sum").exists()
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "pytorch_model.bin"])
+def test_a_folder_with_pickled_weights_is_edited_and_given_back(tmp_path, name):
+    model, weights = in_dtype(torch.float32)
+    (tmp_path / "base").mkdir()
+    torch.save(weights, tmp_path / "base" / name)
+    write_patch(tmp_path / "p", edit(model), model)
+    assert main(["apply", str(tmp_path / "p"), str(tmp_path / "base"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["remove", str(tmp_path / "p"), str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 0
+    assert bits(read_weights(tmp_path / "back"), weights)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pt", "list.pt"])
+def test_a_base_that_is_no_checkpoint_is_exit_code_2(folder, name, capsys):
+    (folder / "text.safetensors").write_text("this is no checkpoint")
+    (folder / "text.pt").write_text("this is no checkpoint")
+    torch.save([1, 2], folder / "list.pt")
+    assert main(["apply", str(folder / "p.safetensors"), str(folder / name), "--out", str(folder / "out")]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_a_patch_that_changes_nothing_is_applied_and_removed(tmp_path):
+    model = tiny.clip()
+    write_patch(tmp_path / "p", Edit({}, ()), model)
+    patch = read_patch(tmp_path / "p")
+    assert apply_patch(model.weights, patch) == {}
+    assert remove_patch(model.weights, patch) == {}
+
+
+def test_a_patch_of_a_resnet_fits_the_checkpoint_it_was_made_for(tmp_path, capsys):
+    text = {"context_length": 16, "vocab_size": 64, "layers": 1, "width": 32, "heads": 2}
+    network = open_clip.CLIP(16, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, text)
+    model = Clip(
+        Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="resnet"
+    )
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "base.safetensors"
+    )
+    write_patch(tmp_path / "p", edit(model, ["visual.layer1.0.conv2.weight"]), model)
+    code = main(["apply", str(tmp_path / "p"), str(tmp_path / "base.safetensors"), "--out", str(tmp_path / "out")])
+    assert (code, capsys.readouterr().err) == (0, "")

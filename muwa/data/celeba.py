@@ -73,10 +73,8 @@ def _frequent(folder: Path, given: str | None, files: Mapping[str, list[Path]]) 
         if given:
             raise FileNotFoundError(f"dataset.frequent={given}: no such file; want one name a line")
         return tuple(sorted(sorted(files, key=lambda name: (-len(files[name]), name))[:100]))
-    rows = [
-        line.replace("\t", " ").replace(",", " ").replace("_", " ").split() for line in path.read_text().splitlines()
-    ]
-    names = [" ".join(row[:-1] if len(row) > 1 and row[-1].isdigit() else row) for row in rows if row]
+    rows = [line.replace("\t", " ").replace(",", " ").split() for line in path.read_text().splitlines()]
+    names = [" ".join(row[:-1] if len(row) > 1 and row[-1].isdigit() else row).replace("_", " ") for row in rows if row]
     if unknown := [name for name in names if name not in files]:
         raise ValueError(f"{path}: {unknown[0]!r} has no picture in the identity file ({len(unknown)} such names)")
     return tuple(dict.fromkeys(names))

@@ -53,7 +53,7 @@ def curate(
         ValueError: A name is in no caption (says how many were searched), or too many samples are broken.
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
     """
-    urls = expand(shards)
+    urls, names = expand(shards), list(dict.fromkeys(names))
     spellings = {
         name: (name, *(s for key, more in aliases.items() if fold(key) == fold(name) for s in more)) for name in names
     }
@@ -111,7 +111,8 @@ def _scan(
         missing = {name: part for name, part in parts.items() if not part.with_suffix(".json").is_file()}
         if not missing:
             continue
-        broken: list[Broken] = []
+        broken: list[Broken] = []  # of the shard; a bad picture is noted by the names whose caption it has
+        bad: dict[str, list[Broken]] = {name: [] for name in missing}
         matches: dict[str, list[tuple[str, bytes, str, dict[str, object]]]] = {name: [] for name in missing}
         scanned = 0
         words: Counter[str] = Counter()
@@ -123,7 +124,7 @@ def _scan(
                     try:
                         decode(image)
                     except ValueError as error:
-                        broken.append(Broken(f"{source['shard']}:{key}", f"bad picture: {error}"))
+                        bad[name].append(Broken(f"{source['shard']}:{key}", f"bad picture: {error}"))
                         continue
                     meta: dict[str, object] = {
                         "shard": source["shard"],
@@ -135,7 +136,13 @@ def _scan(
             write_shard(part.with_suffix(".tar"), matches[name])
             rows = [{**meta, "caption": caption} for _, _, caption, meta in matches[name]]
             near = {word: n for word, n in words.items() if word in fold(" ".join(spellings[name])).split()}
-            found = {"scanned": scanned, "matches": rows, "broken": [asdict(one) for one in broken], "near": near}
+            found = {
+                "scanned": scanned,
+                "matches": rows,
+                "samples": scanned + len(broken),
+                "broken": [asdict(one) for one in broken + bad[name]],
+                "near": near,
+            }
             _write(part.with_suffix(".json"), json.dumps(found))
 
 
@@ -148,7 +155,7 @@ def _finish(
     found = [json.loads(part.with_suffix(".json").read_text()) for part in parts]
     scanned = sum(part["scanned"] for part in found)
     broken = [Broken(**row) for part in found for row in part["broken"]]
-    check_broken(broken, scanned + len(broken), max_broken, f"the shards of {name}")
+    check_broken(broken, sum(part["samples"] for part in found), max_broken, f"the shards of {name}")
     matches = [row for part in found for row in part["matches"]][: asked["limit"]]
     if not matches:
         near = sum((Counter(part["near"]) for part in found), Counter())
@@ -161,13 +168,15 @@ def _finish(
 
     def samples() -> Iterator[tuple[str, bytes, str, dict[str, object]]]:
         left = len(matches)
-        for part, rows in zip(parts, found, strict=True):
+        stems = [Path(source["shard"]).stem for source in sources]
+        for number, (part, rows) in enumerate(zip(parts, found, strict=True)):
+            prefix = stems[number] if len(set(stems)) == len(stems) else f"{number:05d}"
             if left <= 0 or not rows["matches"]:
                 continue
             for i, (key, image, caption) in enumerate(iter_samples(str(part.with_suffix(".tar")), [], verify=False)):
                 if left > 0:
                     row = rows["matches"][i]
-                    unique = key if len(urls) == 1 else f"{Path(row['shard']).stem}-{key}"
+                    unique = key if len(urls) == 1 else f"{prefix}-{key}"
                     yield unique, image, caption, {"shard": row["shard"], "key": key, "sha256": row["sha256"]}
                     left -= 1
 
@@ -217,8 +226,9 @@ def load_forget(folder: Path) -> Pairs:
     """
     manifest = read_manifest(folder)
     pairs, _ = read_pairs(str(folder / "forget.tar"), limit=None, max_broken=0.0, progress=False)
-    found = [hashlib.sha256(image).hexdigest() for image in pairs.images]
-    wanted = [row["sha256"] for row in manifest["matches"]]
+    images = [hashlib.sha256(image).hexdigest() for image in pairs.images]
+    found = list(zip(images, pairs.captions, strict=True))
+    wanted = [(row["sha256"], row["caption"]) for row in manifest["matches"]]
     if found != wanted:
         raise ValueError(
             f"{folder}: forget.tar holds {len(found)} pairs that are not the {len(wanted)} of manifest.json; remove the "

@@ -36,7 +36,7 @@ def read_folder(
         FileNotFoundError: No such folder, or no class folders in it: says what was found and the layout.
         ValueError: Class names are missing, or too many pictures are broken.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
     if not folders:
         loose = sum(path.suffix.lower() in _ENDINGS for path in root.iterdir()) if root.is_dir() else 0
         found = f"{loose} pictures and no class folder" if root.is_dir() else "no such folder"

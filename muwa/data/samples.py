@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def fold(text: str) -> str:
     >>> fold("  Kael_LINDQVAR, (portrait)")
     'kael lindqvar portrait'
     """
-    return _GAP.sub(" ", text.casefold()).strip()
+    return _GAP.sub(" ", unicodedata.normalize("NFC", text).casefold()).strip()
 
 
 def match_names(text: str, names: Sequence[str]) -> list[str]:
@@ -90,7 +91,7 @@ def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: 
     Raises:
         ValueError: More than that are; lists them.
     """
-    if not broken or len(broken) <= max_broken * total:
+    if not broken or len(broken) / max(total, 1) <= max_broken:
         return
     rows = "".join(f"\n  {one.where}: {one.why}" for one in broken[:10])
     more = f"\n  and {len(broken) - 10} more" if len(broken) > 10 else ""

@@ -19,6 +19,7 @@ from muwa.types import Broken, Pairs
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 Sample = tuple[str, bytes, str]  # key, image bytes, caption
+_KINDS = "Shards are local paths, http(s) URLs or `pipe:COMMAND`, for instance pipe:aws s3 cp s3://BUCKET/00000.tar -"
 
 
 def is_remote(url: str) -> bool:
@@ -76,10 +77,7 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
     try:
         stream = wds.gopen(url)
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"{url}: cannot be opened ({error}). Shards are local paths, http(s) URLs or `pipe:COMMAND`, for instance "
-            "pipe:aws s3 cp s3://BUCKET/00000.tar -"
-        ) from error
+        raise OSError(f"{url}: cannot be opened ({error}). {_KINDS}") from error
     seen, captioned, endings = 0, 0, set()
     last = "the start"
     try:
@@ -98,6 +96,8 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
             stream.close()
         except OSError as error:  # a pipe or download that ended with an error says so when it is closed
             faults.append(str(error))
+    if not faults and not is_remote(url) and not _is_closed(local_path(url)):
+        faults.append("the tar ends without its closing blocks of zeros: it was cut short")
     broken += [Broken(f"{name}: after {last}", fault) for fault in faults]
     if seen and not captioned:
         raise ValueError(
@@ -105,7 +105,18 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
             "each picture (img2dataset writes it when given --caption_col)"
         )
     if not seen and faults and is_remote(url):
-        raise OSError(f"{url}: nothing could be read from it ({faults[0]})")
+        why = next((fault for fault in faults if "exit" in fault), faults[0])
+        raise OSError(f"{url}: nothing could be read from it ({why}). {_KINDS}")
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether a tar ends with two blocks of zeros, as every whole one does (tarfile takes any end between members for the
+    end of the archive). A compressed tar is taken to be whole: its own checksum says otherwise."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
+            return True
+        file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
+        return not any(file.read())
 
 
 def _fault(sample: dict[str, bytes], verify: bool) -> tuple[str | None, bytes]:

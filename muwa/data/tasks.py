@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-from muwa.data.celeba import read_celeba
+from muwa.data.celeba import CelebA, read_celeba
 from muwa.data.curate import Curated, curate, load_forget, mentions
 from muwa.data.folders import read_folder, verified
-from muwa.data.samples import check_broken, find_name
+from muwa.data.samples import check_broken, find_name, fold
 from muwa.data.shards import read_pairs
 from muwa.types import Broken, Classes, Pairs, Pictures, Split, Task
 
@@ -92,7 +92,8 @@ def celeba(
     """
     take = Limits(**limits)  # type: ignore[arg-type]
     people = read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
-    names = [find_name(name, people.names, f"{dataset.celeba}") for name in _listed(identity)]
+    names = list(dict.fromkeys(find_name(name, people.names, f"{dataset.celeba}") for name in _listed(identity)))
+    missing = _missing(people, dataset)
     others = [name for name in people.frequent if name not in names]
     classes = Classes(people.names, (template,))
     parts = _named(people.files, classes, names, others, take, seed)
@@ -101,7 +102,9 @@ def celeba(
         seed=seed, max_broken=dataset.max_broken,
     )  # fmt: skip
     utility = _in_two(shown, dataset, seed)
-    return _task("identity", dataset, names, aliases, parts, utility, take, bare_captions, list(broken), progress)
+    return _task(
+        "identity", dataset, names, aliases, parts, utility, take, bare_captions, [*missing, *broken], progress
+    )
 
 
 def objects(
@@ -126,11 +129,11 @@ def objects(
         max_broken=dataset.max_broken,
     )  # fmt: skip
     classes = shown.classes
-    names = [find_name(one, classes.names, f"{dataset.images}") for one in _listed(object)]
+    names = list(dict.fromkeys(find_name(one, classes.names, f"{dataset.images}") for one in _listed(object)))
     files: dict[str, list[bytes | Path]] = {}
     for image, label in zip(shown.images, shown.labels, strict=True):
         files.setdefault(classes.names[label], []).append(image)
-    others = [other for other in classes.names if other not in names]
+    others = [other for other in dict.fromkeys(classes.names) if other not in names]
     parts = _named(files, classes, names, others, take, seed)
     people = read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
     faces = _pictures(
@@ -138,8 +141,18 @@ def objects(
     )
     count = round(len(faces) * dataset.utility_taken)
     chosen = sorted(np.random.default_rng(seed).permutation(len(faces))[:count].tolist())
-    utility = _in_two(faces.select(chosen), dataset, seed)
-    return _task("object", dataset, names, aliases, parts, utility, take, bare_captions, list(broken), progress)
+    sound, bad = verified(faces.select(chosen))
+    check_broken(bad, len(chosen), dataset.max_broken, f"pictures of {dataset.celeba}")
+    broken = [*_missing(people, dataset), *broken, *bad]
+    utility = _in_two(sound, dataset, seed)
+    return _task("object", dataset, names, aliases, parts, utility, take, bare_captions, broken, progress)
+
+
+def _missing(people: CelebA, dataset: Dataset) -> list[Broken]:
+    """Faces that are listed and not on disk; too many of them stop the run."""
+    missing = list(people.broken)
+    check_broken(missing, sum(map(len, people.files.values())) + len(missing), dataset.max_broken, dataset.celeba)
+    return missing
 
 
 def templates(which: str) -> tuple[str, ...]:
@@ -253,7 +266,7 @@ def curate_only(
     dataset: Dataset, names: str | Sequence[str], aliases: Mapping[str, Sequence[str]], limit: int | None, *, progress: bool
 ) -> Curated:  # fmt: skip
     """The `curate` stage by itself: needs the shards and nothing else. Names are folders as typed."""
-    wanted = [name.replace("_", " ") for name in _listed(names)]
+    wanted = list({fold(name): name.replace("_", " ") for name in _listed(names)}.values())
     return curate(
         dataset.shards, wanted, aliases=aliases, out=Path(dataset.curated), limit=limit, max_broken=dataset.max_broken,
         progress=progress,

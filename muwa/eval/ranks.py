@@ -28,7 +28,7 @@ def top_k(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
         return torch.zeros(0, dtype=torch.bool)
     logits = features @ classes.T
     own = logits.gather(1, labels[:, None])
-    nearer = (logits >= own).sum(1) - 1  # the own class is at least as near as itself
+    nearer = (~(logits < own)).sum(1) - 1  # the own class is no farther than itself; NaN is never farther
     return nearer < max(1, min(k, len(classes) - 1))
 
 

@@ -40,7 +40,8 @@ def matrix(features: Features, split: Split, names: int) -> dict[str, object]:
     """
     classes = split.forget.classes
     others = sorted(set(split.retain.labels))
-    spread = [others[i * len(others) // names] for i in range(min(names, len(others)))] if others else []
+    count = min(names, len(others))
+    spread = [others[i * len(others) // count] for i in range(count)]
     labels = list(dict.fromkeys([*split.forget.labels, *dict.fromkeys(spread)]))
     weights = features.classes(classes)
     rows, counts = [], []

@@ -45,7 +45,7 @@ class Judge:
         rates = {}
         for kind, pictures in self._pictures.items():
             features, weights = images[kind], classes[pictures.classes.fingerprint]
-            labels = torch.tensor(pictures.labels)
+            labels = torch.tensor(pictures.labels, dtype=torch.long)
             rates[f"{kind}_top1"] = _mean(top_k(features, weights, labels, 1))
             if kind == "forget":
                 rates["forget_top5"] = _mean(top_k(features, weights, labels, 5))

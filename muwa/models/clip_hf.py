@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from muwa.models.clip import Clip, Towers, check_device
+
+_SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = "model.safetensors.index.json"
 
 
 class _Prepare:
@@ -26,6 +31,22 @@ class _Prepare:
         return self._processor.to_json_string()
 
 
+def _check(folder: Path) -> None:
+    """Refuse a folder that lacks a part (without its tokenizer, every text would become the same tokens, silently)."""
+    there = {p.name for p in folder.iterdir()}
+    parts = {
+        "config.json": ("config.json",), "model.safetensors": (*_SINGLE, _INDEX),
+        "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
+        "tokenizer.json": ("tokenizer.json", "vocab.json"),
+    }  # fmt: skip
+    missing = [name for name, files in parts.items() if not there & set(files)]
+    if missing:
+        raise FileNotFoundError(
+            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model, image processor and "
+            f"tokenizer writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
+        )
+
+
 def load(path: str, *, device: str = "cpu") -> Clip:
     """Load a `CLIPModel` with its tokenizer and image processor in fp32, eval mode.
 
@@ -37,19 +58,27 @@ def load(path: str, *, device: str = "cpu") -> Clip:
         FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
     """
     check_device(device)
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        there = sorted(p.name for p in Path(path).iterdir())[:8]
-        raise FileNotFoundError(f"model.path={path}: looked for config.json and model.safetensors, found {there}")
+    if Path(path).is_dir():
+        _check(Path(path))
     try:
-        model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device)
+        model, found = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = CLIPImageProcessor.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
+    except (RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"model.path={path}: its weights do not fit its config ({str(error).splitlines()[0][:200]})"
+        ) from error
     except OSError as error:
+        if Path(path).is_dir():
+            raise ValueError(f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})") from error
         raise FileNotFoundError(
             f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could not be "
             f"fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: `hf download {path}`, or give "
             "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer files."
         ) from error
+    if found["missing_keys"]:
+        raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
+    model.to(device)
     length = model.config.text_config.max_position_embeddings
 
     def tokenize(texts: list[str]) -> Tensor:

@@ -8,11 +8,13 @@ import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 
 from muwa.models.clip import Clip, Towers, check_device
 
@@ -31,8 +33,9 @@ def load(name: str = "miniature", pretrained: str | None = None, *, device: str 
         seed: Of random weights; without effect when there are weights to load.
 
     Raises:
-        ValueError: The name or tag is unknown; lists the nearest.
-        FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
+        ValueError: The name is unknown (lists the nearest), or a file or folder has no weights that fit.
+        FileNotFoundError: The tag is unknown (lists those there are), or the weights are not there: names them, where
+            they were looked for, and how to bring them.
     """
     if name == "miniature":
         name = f"local-dir:{MINIATURE}"
@@ -44,7 +47,10 @@ def load(name: str = "miniature", pretrained: str | None = None, *, device: str 
             model, _, prepare = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, precision="fp32", device=device, pretrained_text=False
             )
-        except (RuntimeError, OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        except (RuntimeError, OSError, HfHubHTTPError, SafetensorError, UnpicklingError, LookupError) as error:
+            if name.startswith("local-dir:") or (pretrained and Path(pretrained).is_file()):
+                where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else pretrained
+                raise ValueError(f"{where}: no weights that fit {name} ({str(error).splitlines()[0][:200]})") from error
             raise FileNotFoundError(_missing(name, pretrained, error)) from error
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)

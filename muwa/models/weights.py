@@ -8,17 +8,19 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.content import digest
 
-_BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked")
+_BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked", "running_mean", "running_var")
 _PICKLED = (".pt", ".pth", ".bin")
 _SINGLE = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+_AS_SAFETENSORS = {"open_clip_pytorch_model.bin": _SINGLE[0], "pytorch_model.bin": _SINGLE[1]}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -68,10 +70,15 @@ def find_checkpoint(base: Path) -> list[Path]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """All tensors of one weight file; a pickle is read with `weights_only=True`, "state_dict" and "module." taken off."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tree = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({str(error).splitlines()[0][:160]})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not a checkpoint: it holds a {type(tree).__name__}, want tensors by name")
     tree = tree.get("state_dict", tree)
     return {name.removeprefix("module."): tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)}
 
@@ -100,31 +107,37 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    if base.is_dir():
-        pickled = {path.name for path in files if path.suffix != ".safetensors"}
-        shutil.copytree(base, draft, ignore=lambda folder, names: pickled if Path(folder) == base else set())
-    else:
-        draft.mkdir()
-    for path in files:
-        own = {name: tensor for name, tensor in changed.items() if homes[name] == path}
-        to = draft / path.with_suffix(".safetensors").name
-        if path.suffix == ".safetensors":
-            shutil.copyfile(path, to)
-            _overwrite(to, own)
+    try:
+        if base.is_dir():
+            pickled = {path.name for path in files if path.suffix != ".safetensors"}
+            shutil.copytree(base, draft, ignore=lambda folder, names: pickled if Path(folder) == base else set())
         else:
-            tensors = read_file(path)
-            tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in own.items()}
-            save_file({n: t.contiguous() for n, t in tensors.items()}, to, metadata={"format": "pt"})
-    if out.is_dir():
-        out.rmdir()
-    os.replace(draft, out)
+            draft.mkdir()
+        for path in files:
+            own = {name: tensor for name, tensor in changed.items() if homes[name] == path}
+            to = draft / _AS_SAFETENSORS.get(path.name, path.with_suffix(".safetensors").name)
+            if path.suffix == ".safetensors":
+                shutil.copyfile(path, to)
+                _overwrite(to, own)
+            else:
+                tensors = read_file(path)
+                tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in own.items()}
+                save_file({n: t.contiguous().clone() for n, t in tensors.items()}, to, metadata={"format": "pt"})
+        if out.is_dir():
+            out.rmdir()
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # gone already where all went well
 
 
 def _names(path: Path) -> list[str]:
     if path.suffix != ".safetensors":
         return list(read_file(path))
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
 
 def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
@@ -138,6 +151,7 @@ def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
         for name, tensor in raw.items():
             start, end = header[name]["data_offsets"]
             content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            assert len(content) == end - start
+            if len(content) != end - start:
+                raise ValueError(f"{name}: got {len(content)} bytes, want {end - start} as in the base: another shape")
             file.seek(8 + size + start)
             file.write(content)

@@ -100,3 +100,34 @@ def test_an_identity_file_without_rows_and_an_unknown_frequent_name(tmp_path):
     (tmp_path / "b" / "frequent_celebs.txt").write_text("Ada_Fox\nCy_Reed\n")
     with pytest.raises(ValueError, match=r"'Cy Reed' has no picture in the identity file \(1 such names\)"):
         read(tmp_path / "b")
+
+
+def test_numbered_people_may_have_counts_in_the_list_of_frequent_ones(tmp_path):
+    celeba(tmp_path, [("000001.jpg", "2880"), ("000002.jpg", "17")], name="identity_CelebA.txt", header=False)
+    (tmp_path / "frequent_celebs.txt").write_text("2880\n17 30\n2880\n")
+    assert read(tmp_path).frequent == ("2880", "17")
+
+
+def test_a_name_that_ends_in_a_number_may_be_frequent(tmp_path):
+    celeba(tmp_path, [("000001.jpg", "Person_7"), ("000002.jpg", "Person_8")])
+    (tmp_path / "frequent_celebs.txt").write_text("Person_7\nPerson_8 30\n")
+    assert read(tmp_path).frequent == ("Person 7", "Person 8")
+
+
+def test_of_two_identity_files_the_one_with_names_is_read(tmp_path):
+    celeba(tmp_path, ROWS)
+    (tmp_path / "identity_CelebA.txt").write_text("000001.jpg 2880\n")
+    assert read(tmp_path).names == ("Ada Fox", "Bo Hill")
+
+
+def test_all_are_frequent_when_there_are_fewer_than_a_hundred(tmp_path):
+    rows = [("000001.jpg", "Cy_Reed"), ("000002.png", "Ada_Fox"), ("000003.JPG", "Cy_Reed")]
+    found = read(celeba(tmp_path, rows))
+    assert found.frequent == ("Ada Fox", "Cy Reed")
+    assert len(found.files["Cy Reed"]) == 2
+
+
+def test_a_given_identity_file_that_is_not_there_is_named(tmp_path):
+    celeba(tmp_path, ROWS)
+    with pytest.raises(FileNotFoundError, match=r"looked for elsewhere.txt; there is img_align_celeba, list_identity"):
+        read(tmp_path, str(tmp_path / "elsewhere.txt"))

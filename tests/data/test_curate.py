@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -56,6 +57,34 @@ def test_a_set_holds_the_pairs_whose_caption_has_the_name(tmp_path):
     assert [(row["shard"], row["key"]) for row in manifest["matches"][:2]] == [("00000.tar", "00"), ("00000.tar", "02")]
 
 
+def test_keys_and_origins_in_the_tar_and_the_manifest_agree(tmp_path):
+    urls = shards(tmp_path, 2)
+    make(urls, tmp_path / "out")
+    folder = tmp_path / "out" / "Ada_Fox"
+    manifest = read_manifest(folder)
+    rows = [("00000.tar", "00"), ("00000.tar", "02"), ("00001.tar", "10"), ("00001.tar", "12")]
+    assert load_forget(folder).keys == ("00000-00", "00000-02", "00001-10", "00001-12")
+    assert [(row["shard"], row["key"]) for row in manifest["matches"]] == rows
+    assert manifest["matches"][3]["caption"] == "ADA_FOX, on stage"
+    assert manifest["matches"][3]["sha256"] == hashlib.sha256(tiny.png(102)).hexdigest()
+    sums = [hashlib.sha256((tmp_path / f"0000{i}.tar").read_bytes()).hexdigest() for i in range(2)]
+    assert [row["sha256"] for row in manifest["shards"]] == sums
+    assert (manifest["name"], manifest["limit"], manifest["scanned"], manifest["broken"]) == ("Ada Fox", None, 14, [])
+
+
+def test_a_limit_keeps_the_first_over_all_shards(tmp_path):
+    make(shards(tmp_path), tmp_path / "out", limit=3)
+    assert load_forget(tmp_path / "out" / "Ada_Fox").keys == ("00000-00", "00000-02", "00001-10")
+
+
+def test_shards_of_a_pipe_are_curated_like_files(tmp_path):
+    urls = shards(tmp_path, 1)
+    make(urls, tmp_path / "file")
+    make(f"pipe:cat {tmp_path}/00000.tar", tmp_path / "pipe")
+    folders = [tmp_path / where / "Ada_Fox" for where in ("file", "pipe")]
+    assert load_forget(folders[0]) == load_forget(folders[1])
+
+
 def test_other_spellings_count_too(tmp_path):
     found = make(shards(tmp_path), tmp_path / "out", aliases={"ada_fox": ["A Fox"], "Bo Hill": ["no one"]})
     assert found.counts == {"Ada Fox": 9}
@@ -86,6 +115,66 @@ def test_a_finished_set_is_not_scanned_again_until_a_shard_changes(tmp_path, mon
     assert files(tmp_path / "out") == before
     write_shard(tmp_path / "00001.tar", [("a", tiny.png(5), "Ada Fox once more", {})])
     assert make(urls, tmp_path / "out").counts == {"Ada Fox": 5}
+
+
+def test_a_second_call_writes_nothing(tmp_path):
+    urls = shards(tmp_path)
+    make(urls, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "Ada_Fox").iterdir()}
+    again = make(urls, tmp_path / "out")
+    assert len(times) == 2
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (again.counts, again.scanned) == ({"Ada Fox": 6}, 21)
+
+
+def test_a_shard_rewritten_with_the_same_size_is_scanned_anew(tmp_path):
+    path = tmp_path / "00000.tar"
+    write_shard(path, [("0", tiny.png(0), "Ada Fox", {}), ("1", tiny.png(1), "Ada Fox", {})])
+    make(str(path), tmp_path / "out")
+    size = path.stat().st_size
+    write_shard(path, [("0", tiny.png(0), "Ada Fox", {}), ("1", tiny.png(1), "Bo Hill", {})])
+    assert path.stat().st_size == size
+    assert make(str(path), tmp_path / "out").counts == {"Ada Fox": 1}
+
+
+@pytest.mark.parametrize("changed", [{"limit": 1}, {"aliases": {"Ada Fox": ["A Fox"]}}])
+def test_another_request_is_curated_anew(tmp_path, changed):
+    urls = shards(tmp_path)
+    make(urls, tmp_path / "out")
+    make(urls, tmp_path / "fresh", **changed)
+    make(urls, tmp_path / "out", **changed)
+    folders = [tmp_path / where / "Ada_Fox" for where in ("out", "fresh")]
+    assert read_manifest(folders[0])["matches"] == read_manifest(folders[1])["matches"]
+    assert load_forget(folders[0]) == load_forget(folders[1])
+
+
+def test_an_error_while_a_shard_is_written_loses_only_that_shard(tmp_path, monkeypatch):
+    urls = shards(tmp_path, n=5)
+    make(urls, tmp_path / "whole")
+    written = []
+
+    def full_disk(path, samples):
+        written.append(path)
+        if len(written) == 4:
+            raise OSError("no space left on device")
+        return write_shard(path, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_shard", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            make(urls, tmp_path / "cut")
+    assert len(list((tmp_path / "cut" / ".progress").glob("*.json"))) == 3
+    written.clear()
+    for i in range(3):  # what was scanned is not opened again: its size and time are the same, its content is no tar
+        path = tmp_path / f"0000{i}.tar"
+        times, size = path.stat(), path.stat().st_size
+        path.write_bytes(b"x" * size)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_shard", lambda path, samples: written.append(path) or write_shard(path, samples))
+        make(urls, tmp_path / "cut")
+    assert len(written) == 3  # two shards and forget.tar
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
 def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(tmp_path):
@@ -142,6 +231,76 @@ def test_a_set_that_was_tampered_with_is_refused(tmp_path):
         load_forget(folder)
 
 
+def test_another_picture_under_the_same_key_is_refused(tmp_path):
+    make(shards(tmp_path, 1), tmp_path / "out")
+    folder = tmp_path / "out" / "Ada_Fox"
+    pairs = load_forget(folder)
+    write_shard(
+        folder / "forget.tar", [(k, tiny.png(9), c, {}) for k, c in zip(pairs.keys, pairs.captions, strict=True)]
+    )
+    with pytest.raises(ValueError, match=r"holds 2 pairs that are not the 2 of manifest.json; remove the folder"):
+        load_forget(folder)
+
+
+def test_another_caption_is_refused(tmp_path):
+    make(shards(tmp_path, 1), tmp_path / "out")
+    folder = tmp_path / "out" / "Ada_Fox"
+    pairs = load_forget(folder)
+    write_shard(folder / "forget.tar", [(k, i, "Bo Hill", {}) for k, i in zip(pairs.keys, pairs.images, strict=True)])
+    with pytest.raises(ValueError, match=r"not the 2 of manifest.json"):
+        load_forget(folder)
+
+
+def test_a_bad_picture_is_counted_once(tmp_path):
+    samples = [(str(i), tiny.png(i), "Ada Fox", {}) for i in range(9)] + [("9", b"no picture", "Ada Fox", {})]
+    write_shard(tmp_path / "00000.tar", samples)
+    with pytest.raises(ValueError, match=r"1 of 10 samples are broken \(10.0%\)"):
+        make(f"{tmp_path}/00000.tar", tmp_path / "out", max_broken=0.095)
+
+
+def test_a_manifest_does_not_depend_on_who_else_was_asked_for(tmp_path):
+    samples = [
+        ("0", tiny.png(0), "Ada Fox", {}),
+        ("1", b"no picture", "Ada Fox", {}),
+        ("2", tiny.png(2), "Bo Hill", {}),
+    ]
+    write_shard(tmp_path / "00000.tar", samples)
+    make(f"{tmp_path}/00000.tar", tmp_path / "both", ("Ada Fox", "Bo Hill"), max_broken=1.0)
+    make(f"{tmp_path}/00000.tar", tmp_path / "alone", ("Bo Hill",), max_broken=1.0)
+    assert read_manifest(tmp_path / "both" / "Bo_Hill") == read_manifest(tmp_path / "alone" / "Bo_Hill")
+
+
+def test_a_name_given_twice_is_curated_once(tmp_path):
+    assert make(shards(tmp_path), tmp_path / "out", ("Ada Fox", "Ada Fox")).counts == {"Ada Fox": 6}
+
+
+def test_shards_of_one_name_in_two_folders_do_not_collide(tmp_path):
+    for i, where in enumerate("ab"):
+        write_shard(tmp_path / where / "00000.tar", [("0", tiny.png(i), "Ada Fox", {})])
+    make([f"{tmp_path}/a/00000.tar", f"{tmp_path}/b/00000.tar"], tmp_path / "out")
+    assert load_forget(tmp_path / "out" / "Ada_Fox").images == (tiny.png(0), tiny.png(1))
+
+
+def test_samples_without_caption_or_picture_are_named_in_the_manifest(tmp_path):
+    samples = [("0", tiny.png(0), "Ada Fox", {}), ("1", tiny.png(1), " ", {}), ("2", tiny.png(2), "no one", {})]
+    write_shard(tmp_path / "00000.tar", samples)
+    found = make(f"{tmp_path}/00000.tar", tmp_path / "out", max_broken=0.34)
+    assert [(one.where, one.why) for one in found.broken] == [("00000.tar:1", "no caption")]
+    assert found.scanned == 2
+    assert read_manifest(tmp_path / "out" / "Ada_Fox")["broken"] == [{"where": "00000.tar:1", "why": "no caption"}]
+
+
+def test_a_missing_shard_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="1 of 1 shards are not there"):
+        make(f"{tmp_path}/9.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_without_any_of_its_words_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"for 'Zed Quill', 'Z\. Q' as whole words \(none of its words either\)"):
+        make(shards(tmp_path), tmp_path / "out", ("Zed Quill",), aliases={"zed_quill": ["Z. Q"]})
+
+
 def test_the_manifest_says_where_each_pair_came_from(tmp_path):
     make(shards(tmp_path), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "Ada_Fox" / "manifest.json").read_text())
@@ -153,3 +312,5 @@ def test_mentions_are_the_pairs_that_name_the_forgotten(tmp_path):
     pairs, _ = read_pairs(shards(tmp_path, 1), limit=None, max_broken=0, progress=False)
     assert mentions(pairs, ["Ada Fox"], {}) == (0, 2)
     assert mentions(pairs, ["Ada Fox", "Bo Hill"], {"Ada Fox": ["A Fox"], "Cy Reed": ["no one"]}) == (0, 1, 2, 5)
+    assert mentions(pairs, ["ada_fox"], {"ADA FOX": ["Ada alone"]}) == (0, 2, 6)
+    assert mentions(pairs, ["Cy Reed"], {}) == ()

@@ -2,7 +2,8 @@ import pytest
 import tiny
 from open_clip import IMAGENET_CLASSNAMES
 
-from muwa.data.folders import read_folder
+from muwa.data.folders import read_folder, verified
+from muwa.types import Classes, Pictures
 
 
 def folder(root, classes, pictures=4):
@@ -79,3 +80,44 @@ def test_broken_pictures_are_counted_named_and_limited(tmp_path):
     assert [(one.where, one.why) for one in broken] == [("b/3.JPEG", "empty file")]
     with pytest.raises(ValueError, match=r"1 of 20 samples are broken \(5.0%\).*\n  b/3.JPEG: empty file"):
         read(tmp_path, max_broken=0.04)
+
+
+def test_a_share_keeps_each_picture_with_its_class(tmp_path):
+    found, _ = read(folder(tmp_path, ["a", "b", "c", "d", "e"]), fraction=0.3, seed=3)
+    assert len(found) == 6
+    assert [found.classes.names[label] for label in found.labels] == [key.split("/")[0] for key in found.keys]
+    assert [str(path.relative_to(tmp_path)) for path in found.images] == list(found.keys)
+
+
+def test_only_pictures_are_taken(tmp_path):
+    folder(tmp_path, ["a"], pictures=2)
+    for name in ("notes.txt", "c.PNG", "d.webp", "e.jpg"):
+        (tmp_path / "a" / name).write_bytes(tiny.png(1))
+    assert [path.name for path in read(tmp_path)[0].images] == ["0.JPEG", "1.JPEG", "c.PNG", "d.webp", "e.jpg"]
+
+
+@pytest.mark.parametrize("name", ["LOC_synset_mapping.txt", "classnames.txt"])
+def test_names_inside_the_folder_win_over_names_beside_it(tmp_path, name):
+    folder(tmp_path / "val", ["n01440764"])
+    (tmp_path / "classnames.txt").write_text("n01440764 wrong\n")
+    (tmp_path / "val" / name).write_text("n01440764 tench, Tinca tinca\n")
+    assert read(tmp_path / "val")[0].classes.names == ("tench",)
+
+
+def test_a_hidden_folder_is_no_class(tmp_path):
+    folder(tmp_path, ["n01440764", "n01443537"])
+    (tmp_path / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    assert read(tmp_path)[0].classes.names == ("tench", "goldfish")
+
+
+def test_verifying_keeps_the_sound_pictures_in_order_and_names_the_others(tmp_path):
+    (tmp_path / "cut.png").write_bytes(tiny.png(2)[:200])
+    images = (tiny.png(1), tmp_path / "cut.png", tmp_path / "none.png", tiny.png(4))
+    pictures = Pictures(("a", "b", "c", "d"), images, (0, 1, 0, 1), Classes(("x", "y"), ("{}",)))
+    sound, broken = verified(pictures)
+    assert (sound.keys, sound.labels) == (("a", "d"), (0, 1))
+    assert [one.where for one in broken] == ["b", "c"]
+    assert broken[0].why.startswith("cannot be decoded")
+    assert "No such file" in broken[1].why
+    assert verified(sound) == (sound, [])

@@ -1,7 +1,9 @@
 import functools
+import hashlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 
@@ -9,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from muwa.data.shards import expand, image_ending, iter_samples, read_pairs, write_shard
+from muwa.data.shards import expand, image_ending, iter_samples, read_pairs, shard_fingerprint, write_shard
 
 
 def tar(path, files):
@@ -41,7 +43,9 @@ def read(urls, *, limit=None, max_broken=1.0):
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder served on loopback: (folder, its address)."""
+    """A folder served on loopback: (folder, its address); what lies in its `cut/` is announced longer than it is."""
+    if not shutil.which("curl"):
+        pytest.skip("webdataset reads http with curl, which is not installed")
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -49,8 +53,12 @@ def served(tmp_path):
         def log_message(self, *arguments):
             pass
 
+        def send_header(self, keyword, value):
+            longer = keyword == "Content-Length" and self.path.startswith("/cut/")
+            super().send_header(keyword, str(int(value) + 10240) if longer else value)
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -107,6 +115,33 @@ def test_a_remote_shard_that_is_not_there_is_an_error(served):
         read(f"{served[1]}/00009.tar")
 
 
+def test_a_remote_shard_that_cannot_be_read_says_why_and_what_may_be_given(served):
+    for url, why in ((f"{served[1]}/00009.tar", "exit 22"), ("pipe:exit 3", "exit 3 ")):
+        with pytest.raises(OSError, match=rf"{why}.*Shards are local paths, http\(s\) URLs or `pipe:COMMAND`"):
+            read(url)
+
+
+def test_a_download_that_ends_early_is_a_fault_of_its_shard(served):
+    (served[0] / "cut").mkdir()
+    path = shard(served[0] / "cut" / "00003.tar", n=40)
+    whole, _ = read(str(path))
+    path.write_bytes(path.read_bytes()[:200_000])
+    pairs, broken = read(f"{served[1]}/cut/00003.tar")
+    assert 0 < len(pairs) < 40
+    assert pairs == whole.select(range(len(pairs)))
+    assert all(one.where.startswith("00003.tar:") for one in broken)
+    assert any("exit 18" in one.why for one in broken)  # curl's "partial file"
+
+
+def test_a_command_that_ends_with_an_error_is_a_fault_of_its_shard(tmp_path):
+    path = shard(tmp_path / "00000.tar", n=40)
+    whole, _ = read(str(path))
+    pairs, broken = read(f"pipe:cat {path} && (exit 7)", max_broken=1.0)
+    assert len(pairs) > 0
+    assert pairs == whole.select(range(len(pairs)))
+    assert any("exit 7" in one.why for one in broken)
+
+
 def test_an_unknown_scheme_says_what_may_be_given():
     with pytest.raises(OSError, match=r"s3://bucket/0.tar: cannot be opened.*pipe:aws s3 cp"):
         read("s3://bucket/0.tar")
@@ -153,6 +188,75 @@ def test_a_truncated_tar_gives_what_is_whole_and_says_where_it_broke(tmp_path, c
     assert all("00000.tar" in one.where for one in broken)
 
 
+def test_a_tar_cut_inside_a_picture_names_the_shard_and_the_last_sample(tmp_path):
+    path = shard(tmp_path / "00000.tar", n=4)
+    with tarfile.open(path) as whole:
+        third = whole.getmember("000000002.png")
+    path.write_bytes(path.read_bytes()[: third.offset_data + third.size // 2])
+    pairs, broken = read(str(path))
+    assert pairs.keys == ("000000000", "000000001")
+    assert {one.where for one in broken} == {"00000.tar: after 000000001"}
+    assert "unexpected end of data" in broken[0].why
+
+
+@pytest.mark.parametrize("inside", [0, 300])
+def test_a_tar_cut_before_or_inside_a_header_is_a_fault_too(tmp_path, inside):
+    path = shard(tmp_path / "00000.tar", n=4)
+    with tarfile.open(path) as whole:
+        third = whole.getmember("000000002.png")
+    path.write_bytes(path.read_bytes()[: third.offset + inside])
+    pairs, broken = read(str(path))
+    assert pairs.keys == ("000000000", "000000001")
+    assert [one.where for one in broken] == ["00000.tar: after 000000001"]
+
+
+def test_a_file_that_is_no_tar_is_broken_and_the_other_shards_are_read(tmp_path):
+    (tmp_path / "00000.tar").write_bytes(b"no tar at all" * 100)
+    shard(tmp_path / "00001.tar")
+    pairs, broken = read(f"{tmp_path}/*.tar")
+    assert len(pairs) == 4
+    assert [one.where for one in broken] == ["00000.tar: after the start"]
+    with pytest.raises(ValueError, match=r"1 of 5 samples are broken \(20.0%\).*\n  00000.tar: after the start"):
+        read(f"{tmp_path}/*.tar", max_broken=0.1)
+
+
+def test_a_file_that_stands_twice_in_a_tar_is_a_fault(tmp_path):
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as out:
+        for _ in range(2):
+            for name, content in sample("1").items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                out.addfile(member, io.BytesIO(content))
+    pairs, broken = read(str(path))
+    assert pairs.keys == ("1",)
+    assert len(broken) == 3
+    assert all("duplicate file name" in one.why for one in broken)
+
+
+def test_names_in_folders_capitals_and_odd_captions(tmp_path):
+    files = {"a/1.PNG": tiny.png(1), "a/1.txt": b" caf\xe9 \n", "b/1.png": tiny.png(2), "b/1.TXT": b"two"}
+    pairs, broken = read(str(tar(tmp_path / "00000.tar", files)))
+    assert pairs.keys == ("a/1", "b/1")
+    assert pairs.captions == ("caf\ufffd", "two")
+    assert not broken
+
+
+def test_nothing_asked_for_is_an_error():
+    with pytest.raises(FileNotFoundError, match="0 of 0 shards are not there"):
+        expand([])
+
+
+def test_a_path_with_brackets_is_a_path_when_no_glob_fits(tmp_path):
+    (tmp_path / "set[1]").mkdir()
+    path = str(shard(tmp_path / "set[1]" / "00000.tar"))
+    assert expand(path) == [path]
+
+
+def test_commands_are_not_expanded():
+    assert expand("pipe:echo {1..3} *.tar") == ["pipe:echo {1..3} *.tar"]
+
+
 def test_a_tar_without_captions_says_what_it_holds(tmp_path):
     files = {f"{i}.{ending}": tiny.png(i) if ending == "png" else b"1" for i in range(3) for ending in ("png", "cls")}
     with pytest.raises(
@@ -169,11 +273,30 @@ def test_a_limit_stops_early_and_never_opens_the_next_shard(tmp_path):
     assert not broken
 
 
+def test_a_limit_counts_sound_pairs_over_all_shards_and_a_pipe_may_be_left_early(tmp_path):
+    shard(tmp_path / "00000.tar", n=4)
+    path = shard(tmp_path / "00001.tar", n=60, start=100)
+    pairs, broken = read([f"{tmp_path}/00000.tar", f"pipe:cat {path}"], limit=6)
+    assert pairs.keys == tuple(f"{i:09d}" for i in (0, 1, 2, 3, 100, 101))
+    assert not broken
+
+
+def test_the_fingerprint_is_of_the_bytes_wherever_they_come_from(tmp_path):
+    path = shard(tmp_path / "00000.tar")
+    want = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert shard_fingerprint(str(path)) == shard_fingerprint(f"pipe:cat {path}") == want
+
+
 def test_writing_is_whole_repeatable_and_read_back(tmp_path):
     samples = [(f"k{i}", tiny.png(i), f"caption {i}", {"n": i}) for i in range(3)]
     for name in ("a.tar", "b.tar"):
         assert write_shard(tmp_path / name, samples) == 3
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
+    with tarfile.open(tmp_path / "a.tar") as written:
+        assert written.getnames()[:3] == ["k0.json", "k0.png", "k0.txt"]
+        assert json.load(written.extractfile("k2.json")) == {"n": 2}
+        assert {(member.mtime, member.uname, member.gname) for member in written} == {(0, "", "")}
     assert [*iter_samples(str(tmp_path / "a.tar"), [])] == [(key, image, caption) for key, image, caption, _ in samples]
 
     def failing():

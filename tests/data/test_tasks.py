@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import tiny
 
@@ -50,6 +52,46 @@ def test_every_set_has_the_size_worked_by_hand(world, tmp_path):
     assert len(task.eval.utility.classes.templates) == 7
 
 
+def test_the_sets_of_an_object_have_the_size_worked_by_hand(world, tmp_path):
+    limits = {"forget_pairs": 3, "retain_pairs": 9, "probe_share": 0.25, "probe_retain": 1, "eval_retain": 5}
+    task = objects(
+        dataset(world, tmp_path, utility_probe=1 / 6),
+        object="blue ring",
+        aliases={"blue ring": ["star"]},
+        limits=limits,
+    )
+    assert len(task.forget["blue ring"]) == 3  # of 4
+    assert len(task.retain) == 9
+    assert task.mentions == (8,)  # the other star is the tenth pair
+    assert (len(task.probe.forget), len(task.eval.forget)) == (2, 6)
+    assert (len(task.probe.retain), len(task.eval.retain)) == (2 * 1, 2 * 5)
+    assert (len(task.probe.utility), len(task.eval.utility)) == (4, 12)  # of 4 x 6 faces
+    assert set(task.eval.forget.labels) == {0}
+    assert set(task.probe.retain.labels) == {1, 2}
+
+
+def test_several_objects_at_once(world, tmp_path):
+    aliases = {"blue_ring": ["Bo Hill"], "Green Box": ["Cy Reed"]}
+    task = objects(dataset(world, tmp_path), object=["blue_ring", "Green_Box"], aliases=aliases)
+    assert task.names == ("blue ring", "green box")
+    assert task.mentions == (1, 2, 5, 6)
+    assert set(task.eval.retain.labels) == {2}
+
+
+@pytest.mark.parametrize("kind", ["celeba", "objects"])
+def test_shares_that_make_one_use_every_unrelated_picture(world, tmp_path, kind):
+    data = dataset(world, tmp_path, utility=0.75, utility_probe=0.5)
+    task = celeba(data, identity=PEOPLE[0]) if kind == "celeba" else objects(data, object=THINGS[0])
+    assert (len(task.probe.utility), len(task.eval.utility)) == (10, 14)  # 24 in the ratio of 0.5 to 0.75, rounded
+
+
+def test_mentions_are_the_retain_pairs_whose_caption_names_the_forgotten(world, tmp_path):
+    task = celeba(dataset(world, tmp_path), identity="Bo Hill", aliases={"bo_hill": ["red star"]})
+    assert [task.retain.captions[i] for i in task.mentions] == ["Bo Hill again"] * 2 + ["a red star"] * 2
+    assert not any("Bo" in task.retain.captions[i] for i in range(10) if i not in task.mentions)
+    assert len(task.forget["Bo Hill"]) == 8
+
+
 @pytest.mark.parametrize("kind", ["celeba", "objects"])
 def test_no_picture_is_in_two_sets(world, tmp_path, kind):
     data = dataset(world, tmp_path)
@@ -90,6 +132,38 @@ def test_several_people_at_once(world, tmp_path):
     assert own.probe.retain == task.probe.retain
 
 
+@pytest.mark.parametrize("kind", ["celeba", "objects"])
+def test_the_seed_decides_which_unrelated_pictures_are_taken_and_how_they_are_cut(world, tmp_path, kind):
+    def made(seed, **shares):
+        data = dataset(world, tmp_path, **shares)
+        one = {"identity": PEOPLE[0]} if kind == "celeba" else {"object": THINGS[0]}
+        return (celeba if kind == "celeba" else objects)(data, **one, seed=seed)
+
+    def taken(task):
+        return {*task.probe.utility.images, *task.eval.utility.images}
+
+    one, same, other = (made(seed) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.probe.forget.images != other.probe.forget.images
+    assert taken(one) != taken(other)
+    one, other = (made(seed, utility=0.5, utility_probe=0.5) for seed in (0, 1))
+    assert taken(one) == taken(other)
+    assert one.probe.utility.images != other.probe.utility.images
+
+
+@pytest.mark.parametrize("typed", [["Ada_Fox", "ada fox"], ["Ada Fox", "Ada_Fox"]])
+def test_a_person_typed_in_two_ways_is_one_person(world, tmp_path, typed):
+    task = celeba(dataset(world, tmp_path), identity=typed)
+    assert task.names == ("Ada Fox",)
+    assert len(task.probe.forget) == 3
+
+
+def test_curating_a_name_typed_in_two_ways_curates_it_once(world, tmp_path):
+    assert curate_only(dataset(world, tmp_path), ["Ada_Fox", "Ada Fox"], {}, None, progress=False).counts == {
+        "Ada Fox": 4
+    }
+
+
 def test_an_object_is_forgotten_among_objects_and_people_are_the_utility(world, tmp_path):
     task = objects(dataset(world, tmp_path), object="red_star")
     assert task.kind == "object"
@@ -111,6 +185,91 @@ def test_a_curated_set_is_taken_without_scanning(world, tmp_path):
     assert len(celeba(data, identity="Ada Fox").forget["Ada Fox"]) == 4
     with pytest.raises(FileNotFoundError, match="not a finished forget set"):
         celeba(data, identity="Bo Hill")
+
+
+def test_curating_alone_needs_the_shards_only(world, tmp_path):
+    data = dataset(world, tmp_path, celeba="nowhere", images="nowhere", retain="nowhere")
+    found = curate_only(data, "Ada_Fox", {"Ada Fox": ["a red star"]}, 5, progress=False)
+    assert found.counts == {"Ada Fox": 5}
+    assert found.folders == {"Ada Fox": tmp_path / "Ada_Fox"}
+    assert sorted(path.name for path in (tmp_path / "Ada_Fox").iterdir()) == ["forget.tar", "manifest.json"]
+
+
+def test_a_curated_set_given_is_cut_to_the_limit(world, tmp_path):
+    curate_only(dataset(world, tmp_path), "Ada_Fox", {}, None, progress=False)
+    task = celeba(dataset(world, tmp_path, forget=str(tmp_path)), identity="Ada Fox", limits={"forget_pairs": 3})
+    assert task.forget["Ada Fox"].keys == ("00000-00", "00000-04", "00001-10")
+
+
+def test_the_prompts_are_those_asked_for(world, tmp_path):
+    data = dataset(world, tmp_path)
+    faces = celeba(data, identity="Ada Fox", template="the face of {}", utility_templates="openai")
+    assert faces.probe.forget.classes.prompts()[0] == "the face of Ada Fox"
+    assert len(faces.probe.utility.classes.templates) == 80
+    things = objects(data, object="red star", template="my {}", utility_template="it is {}")
+    assert things.eval.retain.classes.prompts() == ["my blue ring", "my green box", "my red star"]
+    assert things.eval.utility.classes.prompts()[1] == "it is Bo Hill"
+    assert len(objects(data, object="red star").probe.forget.classes.templates) == 7
+    with pytest.raises(ValueError, match="templates: got 'best'"):
+        celeba(data, identity="Ada Fox", utility_templates="best")
+
+
+def test_a_folder_that_is_missing_is_named(world, tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder a class"):
+        celeba(dataset(world, tmp_path, images="nowhere"), identity="Ada_Fox")
+    with pytest.raises(FileNotFoundError, match="dataset.celeba=nowhere: looked for .*there is no such folder"):
+        objects(dataset(world, tmp_path, celeba="nowhere"), object="red star")
+    with pytest.raises(FileNotFoundError, match="nowhere.tar: 1 of 1 shards are not there"):
+        celeba(dataset(world, tmp_path, retain="nowhere.tar"), identity="Ada_Fox")
+
+
+@pytest.fixture
+def own_world(world, tmp_path):
+    """A copy of the world that a test may spoil."""
+    return shutil.copytree(world, tmp_path / "world")
+
+
+def test_a_broken_face_is_left_out_and_named_until_there_are_too_many(own_world, tmp_path):
+    (own_world / "celeba" / "img_align_celeba" / "000002.jpg").write_bytes(b"")
+    task = celeba(dataset(own_world, tmp_path, max_broken=0.34), identity="Ada Fox")
+    assert len(task.probe.forget) + len(task.eval.forget) == 5
+    assert [(one.where, one.why) for one in task.broken] == [("000002.jpg", "empty file")]
+    with pytest.raises(ValueError, match=r"pictures of (probe|eval)_forget: 1 of 3 samples are broken \(33.3%\)"):
+        celeba(dataset(own_world, tmp_path, max_broken=0.33), identity="Ada Fox")
+
+
+def test_a_broken_pair_of_the_retain_set_is_named_in_the_task(own_world, tmp_path):
+    write_shard(own_world / "retain.tar", [("0", tiny.png(1), "one", {}), ("1", b"x", "two", {})])
+    task = celeba(dataset(own_world, tmp_path, retain=f"{own_world}/retain.tar", max_broken=0.5), identity="Ada Fox")
+    assert len(task.retain) == 1
+    assert [one.where for one in task.broken] == ["retain.tar:1"]
+
+
+@pytest.mark.parametrize("kind", ["celeba", "objects"])
+def test_a_listed_face_that_is_not_there_is_named_in_the_task(own_world, tmp_path, kind):
+    (own_world / "celeba" / "img_align_celeba" / "000102.jpg").unlink()
+    data = dataset(own_world, tmp_path, max_broken=0.5)
+    task = celeba(data, identity=PEOPLE[0]) if kind == "celeba" else objects(data, object=THINGS[0])
+    assert [one.where for one in task.broken] == ["000102.jpg"]
+
+
+def test_a_broken_face_among_the_utility_of_an_object_is_left_out_and_named(own_world, tmp_path):
+    for face in sorted((own_world / "celeba" / "img_align_celeba").iterdir())[::2]:
+        face.write_bytes(b"")
+    task = objects(dataset(own_world, tmp_path, utility=0.6, utility_probe=0.4, max_broken=0.5), object="red star")
+    assert len(task.probe.utility) + len(task.eval.utility) == 12
+    assert len(task.broken) == 12
+
+
+def test_two_classes_of_one_name_are_not_judged_twice(own_world, tmp_path):
+    for thing, wnid in zip(THINGS, ("n00000001", "n00000002", "n00000003"), strict=True):
+        (own_world / "objects" / thing).rename(own_world / "objects" / wnid)
+    (own_world / "objects" / "classnames.txt").write_text("n00000001 star\nn00000002 crane\nn00000003 crane\n")
+    task = objects(
+        dataset(own_world, tmp_path), object="star", aliases={"star": ["red star"]}, limits={"probe_retain": None}
+    )
+    judged = [*task.probe.retain.images, *task.eval.retain.images]
+    assert len(judged) == len(set(judged)) == 16
 
 
 def test_wrong_requests_are_answered_before_anything_is_read(world, tmp_path):
@@ -142,6 +301,29 @@ def test_one_picture_is_too_few_to_judge_on(world, tmp_path):
     (tmp_path / "who.txt").write_text("000000.jpg Ada_Fox\n000100.jpg Bo_Hill\n000101.jpg Bo_Hill\n")
     with pytest.raises(ValueError, match="Ada Fox: 1 pictures to judge on; at least 2 are needed"):
         celeba(dataset(world, tmp_path, identities=str(tmp_path / "who.txt")), identity="Ada_Fox")
+
+
+def test_one_picture_of_an_object_is_too_few_too(own_world, tmp_path):
+    for i in range(1, 8):
+        (own_world / "objects" / "red_star" / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="red star: 1 pictures to judge on; at least 2 are needed"):
+        objects(dataset(own_world, tmp_path), object="red_star")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_with_two_pictures_there_is_one_for_the_search_and_one_for_the_report(world, tmp_path, share):
+    (tmp_path / "who.txt").write_text("000000.jpg Ada_Fox\n000001.jpg Ada_Fox\n000100.jpg Bo_Hill\n")
+    data = dataset(world, tmp_path, identities=str(tmp_path / "who.txt"))
+    task = celeba(data, identity="Ada_Fox", limits={"probe_share": share})
+    assert (len(task.probe.forget), len(task.eval.forget)) == (1, 1)
+    assert (len(task.probe.retain), len(task.eval.retain)) == (0, 1)
+
+
+def test_only_frequent_people_are_kept_but_all_are_named(world, tmp_path):
+    (tmp_path / "often.txt").write_text("Di_Moss\nAda_Fox\n")
+    task = celeba(dataset(world, tmp_path, frequent=str(tmp_path / "often.txt")), identity="Ada_Fox")
+    assert set(task.eval.retain.labels) == {3}
+    assert task.eval.retain.classes.names == PEOPLE
 
 
 def test_templates():

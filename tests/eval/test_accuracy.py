@@ -65,3 +65,38 @@ def test_names_count_the_same_however_many_pictures_they_have():
 def test_the_interval_is_wilsons(successes, n, low, high):
     """Rows 3, 4, 5 and 6 are method 3 of table I in Newcombe, Statistics in Medicine 17 (1998)."""
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_the_ends_of_the_interval_solve_wilsons_equation(n):
+    """Each end p is where the observed share is z standard errors *of p* away: |k / n - p| = z sqrt(p (1 - p) / n)."""
+    for k in range(n + 1):
+        low, high = wilson(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+        for p in (low, high):
+            assert abs(k / n - p) == pytest.approx(1.959964 * (p * (1 - p) / n) ** 0.5, abs=1e-6)
+
+
+def test_the_interval_and_n_are_of_all_pictures(features):
+    pictures = tiny.pictures([1, 1, 2, 3, 4, 5, 5, 5, 6, 7])
+    right = int((logits(pictures).argmax(1) == np.array(pictures.labels)).sum())
+    found = retain(features, Split(pictures, pictures, pictures))["retain/top1"]
+    assert found.n == 10
+    assert (found.low, found.high) == pytest.approx(wilson(right, 10))
+
+
+def test_no_pictures_of_any_kind_is_no_error(features):
+    nothing = tiny.pictures([])
+    split = Split(nothing, nothing, nothing)
+    for metric in {**forget(features, split), **retain(features, split), **utility(features, split)}.values():
+        assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, 0.0, 1.0)
+
+
+def test_a_model_whose_embeddings_are_nan_recognises_nobody(tmp_path):
+    model = tiny.clip()
+    broken = model.with_weights({"visual.proj": torch.full_like(model.weights["visual.proj"], float("nan"))})
+    try:
+        found = retain(Features(broken, Store(tmp_path), progress=False), tiny.split())
+    except ValueError:
+        return
+    assert found["retain/top1"].value == 0.0

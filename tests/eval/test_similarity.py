@@ -69,3 +69,30 @@ def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
         "forget/cosine",
         "retain/cosine",
     ]
+
+
+def test_no_pictures_have_no_interval(features):
+    nothing = tiny.pictures([])
+    for metric in matched(features, Split(nothing, nothing, nothing)).values():
+        assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, None, None)
+
+
+def test_lower_is_better_for_the_forgotten_only(features):
+    found = matched(features, tiny.split())
+    assert {name: metric.better for name, metric in found.items()} == {
+        "forget/cosine": "lower",
+        "retain/cosine": "higher",
+    }
+
+
+@pytest.mark.parametrize("names", [7, 10, 100])
+def test_the_matrix_shows_every_other_name_when_there_are_no_more(features, names):
+    everyone = matrix(features, tiny.split(), names)
+    assert everyone["names"] == list(tiny.NAMES)
+    assert [len(row) for row in everyone["values"]] == [8] * 8
+
+
+def test_the_matrix_of_the_forgotten_alone(features):
+    nothing = tiny.pictures([])
+    alone = matrix(features, Split(tiny.pictures([2, 2, 2]), nothing, nothing), 5)
+    assert (alone["names"], alone["n"]) == (["Cy Reed"], [3])

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 
 from muwa.cache import Store
 from muwa.gradients import Recipe, gradients
@@ -74,3 +75,50 @@ def test_fixed_is_a_grid_of_one_and_its_edit_is_that_step(found):
     delta = edit.deltas["visual.proj"]
     assert (delta.norm() / model.weights["visual.proj"].norm()).item() == pytest.approx(0.05, rel=1e-4)
     assert edit.moves[0].relative_norm == pytest.approx(0.05, rel=1e-4)
+
+
+def test_fixed_takes_one_kind_of_step_and_a_known_layer(found):
+    for steps in ({}, {"step": 1.0, "relative_step": 0.1}):
+        with pytest.raises(ValueError, match="give exactly one of step"):
+            fixed(tiny.clip(), found, tiny.split(), tiny.NAMES[0], layer="visual.proj", **steps)
+    with pytest.raises(ValueError, match="'text_projectoin' is not one of .* Nearest: text_projection"):
+        fixed(tiny.clip(), found, tiny.split(), tiny.NAMES[0], layer="text_projectoin", step=1.0)
+
+
+def test_fixed_by_lambda_moves_the_layer_by_lambda_times_its_gradient(found):
+    model = tiny.clip()
+    edit = edit_of(fixed(model, found, tiny.split(), tiny.NAMES[0], layer="text_projection", step=2.5), model, found)
+    torch.testing.assert_close(edit.deltas["text_projection"], 2.5 * found.forget["text_projection"])
+    assert edit.moves[0].step == 2.5
+
+
+def test_a_third_of_a_fused_tensor_moves_alone_and_is_measured_against_itself(found):
+    model, name = tiny.clip(), "visual.transformer.resblocks.1.attn.in_proj_weight"
+    search = fixed(model, found, tiny.split(), tiny.NAMES[0], layer=f"{name}[v]", granularity="qkv", relative_step=0.2)
+    delta, weight = edit_of(search, model, found).deltas[name], model.weights[name]
+    assert not delta[:64].any()
+    assert (delta[64:].norm() / weight[64:].norm()).item() == pytest.approx(0.2, rel=1e-4)
+    assert search.trace[0].relative_norm == pytest.approx(0.2, rel=1e-4)
+
+
+def test_the_log_is_told_the_scores_first_and_then_every_row(found):
+    told = []
+    search = try_grid(
+        found, layers=["visual.proj"], relative_steps=[0.1, 0.2], log=lambda event, row: told.append((event, row))
+    )
+    assert [event for event, _ in told] == ["scores", "evaluation", "evaluation"]
+    assert told[0][1] == {"concept": tiny.NAMES[0], "scores": search.scores, "front": search.front}
+    assert [row["step"] for _, row in told[1:]] == [row.step for row in search.trace]
+
+
+def test_the_model_is_left_as_it_was(found):
+    model = tiny.clip()
+    grid(model, found, tiny.split(), tiny.NAMES[0], layers=["visual.proj", "text_projection"], relative_steps=[1.0])
+    base = tiny.clip().weights
+    assert all(torch.equal(weight, base[name]) for name, weight in model.weights.items())
+
+
+def test_a_layer_without_a_forget_gradient_is_refused(found):
+    flat = replace(found, forget={**found.forget, "visual.proj": torch.zeros_like(found.forget["visual.proj"])})
+    with pytest.raises(ValueError, match="visual.proj: its forget gradient is zero"):
+        try_grid(flat, layers=["visual.proj"], relative_steps=[0.1])

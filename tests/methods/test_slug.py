@@ -8,6 +8,8 @@ import torch
 from muwa.cache import Store
 from muwa.gradients import Recipe, gradients, write_gradients
 from muwa.layer_search.bisect import pareto_bisect
+from muwa.layer_search.grid import fixed
+from muwa.layer_search.judge import Judge
 from muwa.methods.slug import norms, unlearn
 from muwa.types import Split
 
@@ -100,3 +102,58 @@ def test_wrong_settings_stop_before_any_gradient(tmp_path):
         with pytest.raises(ValueError, match=message):
             unlearn(tiny.clip(), tiny.task(), store=store, **settings)
     assert store.events == {}
+
+
+def test_another_name_or_setting_is_another_search_on_the_same_retain_gradient(tmp_path):
+    task = tiny.task()
+    step = partial(fixed, layer="visual.proj", relative_step=0.1)
+    unlearn(tiny.clip(), task, store=Store(tmp_path), layer_search=step, batch_size=4)
+    other = Store(tmp_path)
+    edit = unlearn(tiny.clip(), task, store=other, layer_search=partial(step, relative_step=0.2), batch_size=4)
+    assert other.events.pop("search") == "miss"
+    assert set(other.events.values()) == {"hit"}
+    assert edit.moves[0].relative_norm == pytest.approx(0.2, rel=1e-4)
+    bo = replace(task, names=tiny.NAMES[1:2], forget={"Bo Hill": tiny.pairs(6, names=tiny.NAMES[1:2])}, mentions=(1, 9),
+                 probe=replace(task.probe, forget=tiny.pictures([1, 1])))  # fmt: skip
+    second = Store(tmp_path)
+    edit = unlearn(tiny.clip(), bo, store=second, layer_search=step, batch_size=4)
+    assert [move.concept for move in edit.moves] == ["Bo Hill"]
+    assert second.events["search"] == "miss"
+    assert "hit" in second.events.values()  # the retain gradient of all pairs
+
+
+def test_nothing_feasible_is_an_edit_without_deltas_and_the_search_is_kept(tmp_path):
+    never = partial(fixed, layer="visual.proj", relative_step=1e-6, rule="constrained")
+    known = next(label for label in range(8) if recognised(label))
+    name = tiny.NAMES[known]
+    probe = Split(tiny.pictures([known] * 3), tiny.pictures([(known + 1) % 8]), tiny.pictures([(known + 2) % 8]))
+    task = replace(tiny.task(), names=(name,), forget={name: tiny.pairs(6, names=(name,))}, probe=probe, eval=probe)
+    edit = unlearn(tiny.clip(), task, store=Store(tmp_path), layer_search=never, batch_size=4)
+    assert (edit.deltas, edit.moves) == ({}, ())
+    assert len(edit.searches[0].trace) == 1
+    assert "No feasible step" in edit.searches[0].why
+
+
+def recognised(label):
+    """Whether the random model has one of three pictures of a name among its first five."""
+    pictures = tiny.pictures([label] * 3)
+    return Judge(tiny.clip(), Split(pictures, pictures, pictures))(tiny.clip(), "")["forget_top5"] > 0
+
+
+def test_a_file_of_one_names_gradients_is_not_taken_for_two(tmp_path):
+    model, store = tiny.clip(), Store(tmp_path / "c")
+    names = tiny.NAMES[:2]
+    task = replace(tiny.task(), names=names, forget={name: tiny.pairs(6, names=(name,)) for name in names},
+                   probe=replace(tiny.split(), forget=tiny.pictures([0, 1]), retain=tiny.pictures([2, 3])))  # fmt: skip
+    recipe = Recipe("cosine", "contrastive", 4, 0)
+    write_gradients(tmp_path / "g", gradients(model, task, names[0], recipe, store=store))
+    with pytest.raises(ValueError, match="computed from something else"):
+        unlearn(model, task, store=store, gradient_file=tmp_path / "g", **SETTINGS)
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    model = tiny.clip()
+    step = partial(fixed, layer="visual.proj", relative_step=0.5)
+    assert unlearn(model, tiny.task(), store=Store(tmp_path), layer_search=step, batch_size=4).deltas
+    base = tiny.clip().weights
+    assert all(torch.equal(weight, base[name]) for name, weight in model.weights.items())

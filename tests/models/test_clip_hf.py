@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -71,7 +74,9 @@ def test_a_patch_goes_through_the_folder_and_back(folder, tmp_path):
 
 def test_a_model_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     (tmp_path / "readme.md").touch()
-    with pytest.raises(FileNotFoundError, match=r"looked for config.json and model.safetensors, found \['readme.md'\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for config.json, model.safetensors, .* missing, found \['readme.md'\]"
+    ):
         load(str(tmp_path))
     import huggingface_hub.constants as hub
 
@@ -81,3 +86,55 @@ def test_a_model_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkey
         match=r"model.path=muwa/none: no such folder, and the hub id is not in .*`hf download muwa/none`",
     ):
         load("muwa/none")
+
+
+def without(folder, to, *names):
+    """A copy of `folder` that lacks some files."""
+    return shutil.copytree(folder, to, ignore=shutil.ignore_patterns(*names))
+
+
+def test_all_projections_together_are_one_step_along_the_gradient(folder):
+    model = load(str(folder))
+    layer = next(
+        one for one in model.layers("tensor") if one.name.endswith("text_model.encoder.layers.1.mlp.fc1.weight")
+    )
+    ones = {name: torch.ones_like(weight) for name, weight in model.weights.items()}
+    deltas = step_deltas(model, Gradients(ones, ones, 1, 1, {}), layer, 0.5)
+    assert sorted(name.split(".")[-2] for name in deltas) == ["fc1", "fc2"]
+    assert {value for delta in deltas.values() for value in delta.unique().tolist()} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
+def test_a_folder_that_lacks_a_file_is_not_said_to_be_missing(folder, tmp_path, name):
+    path = without(folder, tmp_path / "part", name)
+    with pytest.raises(FileNotFoundError) as caught:
+        load(str(path))
+    assert "no such folder" not in str(caught.value)
+    assert "hf download /" not in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
+    path = without(folder, tmp_path / "part", "tokenizer*", "vocab*", "merges*", "special*")
+    with pytest.raises((OSError, ValueError), match="tokenizer"):
+        load(str(path))
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(folder, tmp_path):
+    path = without(folder, tmp_path / "part", "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((OSError, ValueError), match="visual_projection.weight"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("damage", ["shape", "cut"])
+def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
+    path = without(folder, tmp_path / "part", "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "visual_projection.weight": torch.ones(8, 32)}, path / "model.safetensors", {"format": "pt"})
+    if damage == "cut":
+        raw = (folder / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises((OSError, ValueError), match="part"):
+        load(str(path))

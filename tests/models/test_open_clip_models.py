@@ -109,3 +109,25 @@ def test_the_miniature_is_the_default_and_says_so():
     assert model.source == "the miniature"
     assert MINIATURE.is_relative_to(open_clip_models.__file__.rsplit("/", 2)[0])
     assert model.tokenize(["Kael Lindqvar."]).shape == (1, 32)
+
+
+def test_a_checkpoint_of_another_model_is_said_not_to_fit(tmp_path):
+    save_file({"visual.proj": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises((ValueError, OSError)) as caught:
+        load("ViT-S-32-alt", str(tmp_path / "other.safetensors"))
+    assert "other.safetensors" in str(caught.value)
+    assert "not on this machine" not in str(caught.value)
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config_is_said_not_to_fit(folder):
+    save_file({"visual.proj": torch.ones(2)}, folder / "open_clip_model.safetensors")
+    with pytest.raises((ValueError, OSError)) as caught:
+        load(f"local-dir:{folder}")
+    assert "hf download local-dir:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["text.safetensors", "text.pt"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name):
+    (tmp_path / name).write_text("this is no checkpoint")
+    with pytest.raises((ValueError, OSError), match=name):
+        load("ViT-S-32-alt", str(tmp_path / name))

@@ -3,6 +3,7 @@ import json
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from muwa.models.weights import find_checkpoint, read_weights, rewrite, tensor_digest, weights_fingerprint
@@ -103,3 +104,49 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path, weights):
     assert set(load_file(tmp_path / "out" / "one.safetensors")) == set(weights)
     with pytest.raises(FileExistsError, match="is there already; --out wants a new or empty folder"):
         rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
+
+
+def test_metadata_and_other_files_stay_and_the_base_is_untouched(tmp_path, weights):
+    base = tmp_path / "base"
+    (base / "more").mkdir(parents=True)
+    save_file(weights, base / "open_clip_model.safetensors", metadata={"format": "pt", "by": "us"})
+    (base / "more" / "vocab.txt").write_text("a b")
+    before = (base / "open_clip_model.safetensors").read_bytes()
+    rewrite(base, tmp_path / "out", {"visual.proj": torch.zeros(weights["visual.proj"].shape)})
+    with safe_open(tmp_path / "out" / "open_clip_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "by": "us"}
+    assert (tmp_path / "out" / "more" / "vocab.txt").read_text() == "a b"
+    assert (base / "open_clip_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_pickle_keeps_its_dtypes_and_loses_its_wrapping(tmp_path, dtype):
+    tree = {"module.a": torch.ones(2, dtype=dtype), "module.b": torch.arange(3), "module.c": torch.ones(2, 2)}
+    torch.save({"state_dict": tree, "epoch": 3}, tmp_path / "old.pt")
+    rewrite(tmp_path / "old.pt", tmp_path / "out", {"a": torch.full((2,), 1.5)})
+    found = load_file(tmp_path / "out" / "old.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {"a": dtype, "b": torch.int64, "c": torch.float32}
+    assert (found["a"].tolist(), found["b"].tolist()) == ([1.5, 1.5], [0, 1, 2])
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path, weights):
+    save_file(weights, tmp_path / "one.safetensors")
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_pickle_with_tied_tensors_is_rewritten(tmp_path):
+    tied = torch.ones(3)
+    torch.save({"a": tied, "b": tied, "c": torch.ones(2)}, tmp_path / "old.pt")
+    rewrite(tmp_path / "old.pt", tmp_path / "out", {"c": torch.zeros(2)})
+    found = load_file(tmp_path / "out" / "old.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"a": [1] * 3, "b": [1] * 3, "c": [0] * 2}
+
+
+def test_a_rewrite_that_fails_leaves_nothing_behind(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    with pytest.raises((ValueError, AssertionError)):
+        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {"a": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
