@@ -18,6 +18,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -154,8 +155,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 class SweepPages(Callback):
-    """Writes sweep.csv and sweep.html beside the runs when a multirun ends."""
+    """Writes sweep.csv and sweep.html beside the runs of a multirun, anew after each run: also when a later one fails."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra once, in the launching process."""
-        write_sweep(Path(config.hydra.sweep.dir))
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Called by Hydra after each run, done or failed, in the process that ran it."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            write_sweep(Path(config.hydra.sweep.dir))

@@ -27,20 +27,23 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """Several loggers as one."""
+    """Several loggers as one; a `with` block closes them however it ends, with the `report` if one was set."""
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = loggers
+        self.report: Report | None = None
+
+    def __enter__(self) -> Loggers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for logger in self._loggers:
+            logger.close(self.report)
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
         """Pass one event on to each."""
         for logger in self._loggers:
             logger.log(event, row)
-
-    def close(self, report: Report | None) -> None:
-        """Close each."""
-        for logger in self._loggers:
-            logger.close(report)
 
 
 class Jsonl:

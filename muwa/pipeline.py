@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,26 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     store = Store(Path(settings["paths"]["cache"]))
-    loggers = Loggers([make() for make in parts["logger"].values()])
-    loggers.log("config", dict(settings))
+    with Loggers([make() for make in parts["logger"].values()]) as loggers:
+        loggers.log("config", dict(settings))
+        report = unlearn(parts, settings, model, task, store, loggers)
+        if report is None:
+            return 0.0
+        seconds |= store.seconds
+        seconds["total"] = time.perf_counter() - started
+        loggers.report = replace(report, seconds=seconds)
+        if "report" in stages:
+            write_report(loggers.report, show_forget=settings["report"]["show_forget"])
+    print("\n".join(one["text"] for one in verdicts(report)))
+    print(f"{seconds['total']:.1f} s, all of it in {folder}: report.html, results.json, patch.safetensors")
+    return report.objective
+
+
+def unlearn(
+    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip, task: Task, store: Store, loggers: Loggers
+) -> Report | None:
+    """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
+    folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
     gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
     edit: Edit = parts["method"](
         model, task, store=store, log=loggers.log, gradient_file=gradient_file, progress=progress
@@ -73,9 +92,8 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
     write_patch(folder / "patch.safetensors", edit, model, story)
-    if "eval" not in stages:
-        loggers.close(None)
-        return 0.0
+    if "eval" not in settings["stages"]:
+        return None
 
     def measured(one: Clip) -> dict[str, Metric]:
         return evaluate(one, task.eval, store=store, metrics=parts["eval"].values(), progress=progress)
@@ -84,20 +102,12 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     before, after = measured(model), measured(edited)
     loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
     loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
-    seconds |= store.seconds
-    seconds["total"] = time.perf_counter() - started
-    report = Report(
+    return Report(
         name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
         task=task, similarity=similarity(model, edited, task.eval, store),
-        seconds=seconds, cache=dict(store.events), peak_memory_bytes=peak_memory(),
+        seconds={}, cache=dict(store.events), peak_memory_bytes=peak_memory(),
         provenance=provenance(model, task, settings),
     )  # fmt: skip
-    if "report" in stages:
-        write_report(report, show_forget=settings["report"]["show_forget"])
-    print("\n".join(one["text"] for one in verdicts(report)))
-    print(f"{seconds['total']:.1f} s, all of it in {folder}: report.html, results.json, patch.safetensors")
-    loggers.close(report)
-    return report.objective
 
 
 def similarity(model: Clip, edited: Clip, split: Split, store: Store) -> dict[str, object]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from muwa import figures
@@ -25,6 +26,13 @@ def write_sweep(folder: Path) -> None:
 
     A run without results counts as failed and keeps its row.
     """
+    if not folder.is_dir():
+        return
+    with FileLock(folder / ".sweep.lock"):  # runs side by side end at any time
+        _write(folder)
+
+
+def _write(folder: Path) -> None:
     rows = read_runs(folder)
     if not rows:
         return

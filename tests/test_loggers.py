@@ -84,10 +84,9 @@ def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):
     file = tmp_path / "taken"
     file.write_text("not a folder")
     broken = Wandb(project="p", group=None, name=None, mode="offline", folder=str(file), tags=[])
-    both = Loggers([broken, Jsonl(str(tmp_path / "m.jsonl"))])
-    both.log("config", {"a": 1})
-    both.log("metrics", {"when": "before", "forget/top1": 1.0})
-    both.close(None)
+    with Loggers([broken, Jsonl(str(tmp_path / "m.jsonl"))]) as both:
+        both.log("config", {"a": 1})
+        both.log("metrics", {"when": "before", "forget/top1": 1.0})
     assert caplog.text.count("W&B is switched off for this run") == 1
     assert [json.loads(line)["event"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [
         "config",
@@ -99,3 +98,4 @@ def test_jsonl_refuses_what_it_cannot_write(tmp_path):
     log = Jsonl(str(tmp_path / "m.jsonl"))
     with pytest.raises(TypeError, match="cannot log a set"):
         log.log("config", {"a": {1}})
+    log.close(None)

@@ -34,7 +34,7 @@ def run(composed, miniature, *overrides, small=True):
 
 def launch(miniature, out, *overrides, wait=True):
     """`python launch.py` as a user types it."""
-    command = [sys.executable, str(ROOT / "launch.py"), f"paths.outputs={out}", f"dataset.root={miniature}", *overrides]
+    command = [sys.executable, str(ROOT / "launch.py"), *overrides, f"paths.outputs={out}", f"dataset.root={miniature}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out)
     if not wait:
         return process
@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not list(cut.glob("slug/*/*/results.json"))
     for out in (cut, whole):
         code, _, stderr = launch(miniature, out, *SMALL)

@@ -48,4 +48,4 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
 
 def test_no_runs_no_pages(tmp_path):
     write_sweep(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("sweep.*"))
