@@ -21,6 +21,9 @@ SMALL = (
     "task.limits.retain_pairs=96",
     "layer_search.max_evals=3",
     "layer_search.towers=[vision]",
+    "task.limits.eval_retain=1",
+    "dataset.utility=0.1",
+    "dataset.utility_probe=0.05",
     "runtime.progress=false",
 )
 
