@@ -71,6 +71,12 @@ def test_a_default_in_a_signature_is_the_one_in_the_yaml(composed, file):
             assert node[name] == default, f"{key}.{name}"
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "experiment"], ids=str)
+def test_an_experiment_has_the_last_word_over_the_file_it_changes(composed, file):
+    assert composed(choice(file)).name == file.name
+    assert composed(choice(file), "name=mine").name == "mine"
+
+
 def test_a_misspelt_key_is_an_error_that_gives_it(composed):
     with pytest.raises(ConfigCompositionException) as caught:
         composed("layer_search.frist_step=0.2")
