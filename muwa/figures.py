@@ -174,7 +174,7 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
     axis.set_yticks(np.arange(len(names))[::-1], [f"{name}  (n={after[name].n})" for name in names], fontsize=9)
     axis.set_xlim(0, 112)
     axis.set_xlabel("accuracy on held-out pictures, % (line: 95 % interval)", fontsize=9)
-    axis.legend(loc="lower right", fontsize=8, frameon=True, edgecolor="none")
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
