@@ -22,85 +22,25 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from muwa import types
-from muwa.content import Content, digest
+from muwa.content import digest, fingerprint
+from muwa.rows import rows_of
+from muwa.world import ALONE, World
 
 # Modules that only present results: a change in them leaves every cached value valid.
 _PRESENTATION = {
     "report.py", "figures.py", "sweep.py", "loggers.py", "config.py", "pipeline.py", "progress.py", "patch.py",
     "miniature/train.py",
 }  # fmt: skip
-
-
-@functools.singledispatch
-def fingerprint(x: object) -> str:
-    """SHA-256 of what `x` *is*.
-
-    Raises:
-        TypeError: It is of a kind that has no content fingerprint; there is no fallback to repr or pickle.
-    """
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-        return digest([type(x).__qualname__, fingerprint(fields)])
-    raise TypeError(f"cannot fingerprint {type(x).__name__}: subclass muwa.types.Content")
-
-
-@fingerprint.register
-def _(x: Content) -> str:
-    return x.fingerprint
-
-
-@fingerprint.register(str)
-@fingerprint.register(int)
-@fingerprint.register(float)
-@fingerprint.register(type(None))
-def _(x: object) -> str:
-    return digest([type(x).__name__, repr(x)])
-
-
-@fingerprint.register
-def _(x: bytes) -> str:
-    return digest(["bytes", x])
-
-
-@fingerprint.register(list)
-@fingerprint.register(tuple)
-def _(x: Sequence[object]) -> str:
-    return digest(["sequence", *map(fingerprint, x)])
-
-
-@fingerprint.register
-def _(x: Mapping) -> str:
-    return digest(
-        ["mapping", *(part for row in sorted((fingerprint(k), fingerprint(v)) for k, v in x.items()) for part in row)]
-    )
-
-
-@fingerprint.register
-def _(x: Tensor) -> str:
-    raw = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return digest(["tensor", str(x.dtype), str(tuple(x.shape)), raw])
-
-
-@fingerprint.register
-def _(x: functools.partial) -> str:
-    return digest(["partial", fingerprint(x.func), fingerprint(list(x.args)), fingerprint(x.keywords)])
-
-
-@fingerprint.register(type(fingerprint))
-def _(x: Callable[..., object]) -> str:
-    if "<" in x.__qualname__:
-        raise TypeError(f"cannot fingerprint {x.__qualname__}: a lambda or inner function has no name to go by")
-    return digest(["function", x.__module__, x.__qualname__])
 
 
 @functools.cache
@@ -121,12 +61,14 @@ class Store:
         self.seconds: dict[str, float] = {}
 
     def get(self, stage: str, function: Callable[..., Any], *args: Any, _free: Mapping[str, Any] | None = None,
-            **keywords: Any) -> Any:  # fmt: skip
+            _world: World = ALONE, **keywords: Any) -> Any:  # fmt: skip
         """`function(*args, **keywords, **_free)`, read back if it was computed before.
 
         Args:
             stage: The folder of its entries under the root, and its name in `events` and `seconds`.
             _free: Arguments that cannot change the result (progress bars, loggers); they are not part of the key.
+            _world: Processes that compute it together. Rank 0 alone reads and writes, and gets the value; the others get
+                None.
 
         Raises:
             TypeError: An argument or the value is of a kind that the cache does not take.
@@ -136,16 +78,45 @@ class Store:
         key = digest([json.dumps(parts, sort_keys=True)])
         folder = self._root / stage / key
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            found, value = _read(folder)
+        with FileLock(f"{folder}.lock") if _world.leads else nullcontext():
+            found, value = _read(folder) if _world.leads else (False, None)
+            found = _world.told(found)
             if not found:
                 value = function(*args, **keywords, **(_free or {}))
-                _write(folder, value, {"stage": stage, "key": key, "parts": parts})
-                value = _read(folder)[1]
-        event = "hit" if found else "miss"
+                if _world.leads:
+                    _write(folder, value, {"stage": stage, "key": key, "parts": parts})
+                value = None  # before it is read back: never two of them in memory
+                if _world.leads:
+                    value = _read(folder)[1]
+        self._note(stage, "hit" if found else "miss", started)
+        return value
+
+    def rows(
+        self, stage: str, function: Callable[..., Tensor], owner: Any, items: Any, *, _free: Mapping[str, Any]
+    ) -> Tensor:
+        """`function(owner, items, **_free)` for a function that gives each item a row of its own, item by item.
+
+        Args:
+            owner: What the rows depend on beside their item: a tower, a preparation.
+            items: Something with `digests` (one an item, at least one) and `select(indices)`.
+        """
+        started = time.perf_counter()
+        parts = self._parts(stage, function, (owner,), {}, _free)
+        key = digest([json.dumps(parts, sort_keys=True)])
+        folder = self._root / stage / key
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "key.json").is_file():
+                (folder / "key.json").write_text(
+                    json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True)
+                )
+            rows, computed = rows_of(folder, items.digests, lambda some: function(owner, items.select(some), **_free))
+        self._note(stage, "hit" if not computed else "miss" if computed == len(items.digests) else "partial", started)
+        return rows
+
+    def _note(self, stage: str, event: str, started: float) -> None:
         self.events[stage] = event if self.events.get(stage, event) == event else "partial"
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-        return value
 
     @staticmethod
     def _parts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from muwa.sweep import write_sweep
+from muwa.sweep import end_run, write_sweep
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 STAGES = ("curate", "unlearn", "eval", "report")
@@ -78,8 +79,19 @@ class Root:
 
 
 def register() -> None:
-    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default."""
+    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default; keep helping ranks from leaving files.
+
+    All processes of a torchrun type the same command; only the first is to have a folder and a log.
+    """
     ConfigStore.instance().store(name="root", node=Root)
+    if _helps():
+        sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+        sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
+def _helps() -> bool:
+    """Whether torchrun started this process as another than the first (`muwa.world`)."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
@@ -118,10 +130,18 @@ def check(parts: Mapping[str, Any]) -> None:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The whole config as plain values, for provenance and dashboards."""
+    """The whole config as plain values, for provenance and dashboards, and the `command` that makes this run again."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {**{str(key): value for key, value in plain.items()}, "command": _command()}
+
+
+def _command() -> str:
+    """What to type for this run; for one of a multirun, whose process a launcher started, this run alone."""
+    words = sys.argv
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        words = ["launch.py", *HydraConfig.get().overrides.task]
+    return shlex.join(["python", *words])
 
 
 def read_run(run: Path) -> DictConfig:
@@ -155,9 +175,19 @@ def one_line_errors() -> Iterator[None]:
 
 
 class SweepPages(Callback):
-    """Writes sweep.csv and sweep.html beside the runs of a multirun, anew after each run: also when a later one fails."""
+    """Writes sweep.csv and sweep.html beside the runs of a multirun, anew after each run: also when a later one fails.
+
+    Runs side by side end at any time, on any machine: each leaves how it ended in its folder and then writes the pages
+    under a lock, so the last to end leaves them whole, whether or not the process that launched it still lives.
+    """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
-        if config.hydra.mode == RunMode.MULTIRUN:
+        if config.hydra.mode == RunMode.MULTIRUN and not _helps():
+            end_run(Path(config.hydra.runtime.output_dir), done=job_return.status == JobStatus.COMPLETED)
+            write_sweep(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra when every run is done, in the process that launched them."""
+        if not _helps():
             write_sweep(Path(config.hydra.sweep.dir))

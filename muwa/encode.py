@@ -1,12 +1,14 @@
-"""Pictures and prompts to embeddings: decoded in threads, prepared as the model was trained, encoded in batches."""
+"""Pictures and prompts to embeddings: decoded once and kept as bytes, encoded in batches, prompts sorted by length."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +17,17 @@ from torch.nn import functional as F
 from muwa.cache import Store
 from muwa.content import Content
 from muwa.data.samples import decode
-from muwa.models.clip import Clip
+from muwa.models.clip import Clip, Preparation
 from muwa.progress import track
 from muwa.types import Classes, Pictures
 
-BATCH = 256
-WORKERS = 2  # threads that decode ahead of the encoder
+WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
+AT_ONCE = 2048  # pictures held in memory, as bytes
+
+
+def batch_size(device: torch.device) -> int:
+    """Inputs a forward takes at once: as many as stay in a CPU's cache, as many as fill a GPU."""
+    return 32 if device.type == "cpu" else 256
 
 
 @dataclass(frozen=True)
@@ -36,19 +43,33 @@ class Tower(Content):
         return self.model.tower_fingerprint(self.name)
 
 
-def pixel_batches(model: Clip, images: Sequence[bytes | Path], batch_size: int) -> Iterator[Tensor]:
-    """Decode and prepare `images`; yields (<= batch_size, 3, h, w) float32 in order, one batch ahead of the consumer."""
+class Pixels(Protocol):
+    """Where prepared pictures come from: decoded now, or read back."""
+
+    def __call__(self, pictures: Pictures) -> Tensor:
+        """(n, 3, h, w) uint8 of `pictures`."""
+
+
+def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Decode, prepare and scale `images`; yields (size, 3, h, w) float32 for each of `sizes`, in order, on the model's
+    device; the next batch is decoded while the consumer works on one."""
 
     def prepare(image: bytes | Path) -> Tensor:
         return model.prepare(decode(image))
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-        ahead = [pool.submit(prepare, image) for image in batches[0]] if batches else []
-        for i in range(len(batches)):
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        ahead = [pool.submit(prepare, image) for image in images[: ends[1]]] if sizes else []
+        for i in range(len(sizes)):
             ready = ahead
-            ahead = [pool.submit(prepare, image) for image in batches[i + 1]] if i + 1 < len(batches) else []
-            yield torch.stack([job.result() for job in ready])
+            ahead = [pool.submit(prepare, x) for x in images[ends[i + 1] : ends[i + 2]]] if i + 1 < len(sizes) else []
+            yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
+
+
+def prepared(preparation: Preparation, pictures: Pictures) -> Tensor:
+    """`pictures` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return torch.stack(list(pool.map(lambda image: preparation(decode(image)), pictures.images)))
 
 
 @torch.inference_mode()
@@ -58,20 +79,28 @@ def width(model: Clip) -> int:
 
 
 @torch.inference_mode()
-def encode_pixels(model: Clip, pixels: Tensor) -> Tensor:
-    """Embeddings (n, d) of length 1 of prepared pictures (n, 3, h, w), in batches."""
-    return torch.cat([model.encode("vision", batch) for batch in pixels.split(BATCH)])
+def image_features(tower: Tower, pictures: Pictures, *, pixels: Pixels, progress: bool = False) -> Tensor:
+    """Embeddings (n, d) of length 1 of `pictures`, n > 0, on the CPU, in their order.
 
-
-@torch.inference_mode()
-def image_features(tower: Tower, pictures: Pictures, *, progress: bool = False) -> Tensor:
-    """Embeddings (n, d) of length 1 of `pictures`, on the CPU, in their order."""
-    if not len(pictures):
-        return torch.zeros(0, width(tower.model))
-    batches = pixel_batches(tower.model, pictures.images, BATCH)
-    sizes = [len(pictures.images[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
+    Args:
+        pixels: Where their pixels come from; never changes the result.
+    """
+    model, size = tower.model, batch_size(tower.model.device)
+    pieces = [range(i, min(i + AT_ONCE, len(pictures))) for i in range(0, len(pictures), AT_ONCE)]
+    batches = (batch for piece in pieces for batch in pixels(pictures.select(piece)).split(size))
+    sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
     bar = track(batches, "encoding pictures", len(pictures), show=progress, sizes=sizes)
-    return torch.cat([tower.model.encode("vision", pixels).cpu() for pixels in bar])
+    return torch.cat([model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar])
+
+
+def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Prompts in batches of like length, so that little padding is encoded; and the order that puts them back.
+
+    Returns:
+        (batches of (<= `batch_size`, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
+    """
+    order = model.chain("text").lengths(tokens).argsort(stable=True)
+    return list(tokens[order].split(batch_size(model.device))), order.argsort()
 
 
 @torch.inference_mode()
@@ -80,30 +109,45 @@ def class_features(tower: Tower, classes: Classes, *, progress: bool = False) ->
 
     Source: CLIP (arXiv 2103.00020), section 3.1.4; the ensemble is over embeddings.
     """
-    return classifier(tower.model, tower.model.tokenize(classes.prompts()), len(classes.templates), progress=progress)
+    batches, back = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
+    bar = track(batches, "encoding prompts", len(back), show=progress, sizes=map(len, batches))
+    return ensemble(torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates))
 
 
-@torch.inference_mode()
-def classifier(model: Clip, tokens: Tensor, templates: int, *, progress: bool = False) -> Tensor:
-    """`class_features` from tokens (names * templates, length), name by name."""
-    batches = tokens.split(BATCH)
-    bar = track(batches, "encoding prompts", len(tokens), show=progress, sizes=map(len, batches))
-    each = torch.cat([model.encode("text", batch).cpu() for batch in bar])
+def ensemble(each: Tensor, templates: int) -> Tensor:
+    """Embeddings (names * templates, d) of prompts, name by name, to a classifier (names, d) of length 1."""
     return F.normalize(each.view(-1, templates, each.shape[-1]).mean(1), dim=-1)
 
 
 class Features:
-    """Embeddings of one model, each computed once per content and kept in the cache. Eval metrics ask it for theirs."""
+    """Embeddings of one model, each computed once per content and kept in the cache. Eval metrics ask it for theirs.
 
-    def __init__(self, model: Clip, store: Store, *, progress: bool):
-        self._model, self._store, self._free = model, store, {"progress": progress}
+    Args:
+        store: Where they are kept; None computes them whenever they are asked for.
+    """
+
+    def __init__(self, model: Clip, store: Store | None = None, *, progress: bool = False):
+        self._model, self._store, self._progress = model, store, progress
 
     def images(self, pictures: Pictures) -> Tensor:
-        """(n, d) embeddings of `pictures`."""
+        """(n, d) embeddings of `pictures`, on the CPU."""
+        if not len(pictures):
+            return torch.zeros(0, width(self._model))
         tower = Tower(self._model, "vision")
-        return self._store.get("features", image_features, tower, pictures, _free=self._free)
+        if self._store is None:
+            return image_features(tower, pictures, pixels=self.pixels, progress=self._progress)
+        free = {"pixels": self.pixels, "progress": self._progress}
+        return self._store.rows("features", image_features, tower, pictures, _free=free)
 
     def classes(self, classes: Classes) -> Tensor:
-        """(names, d) zero-shot classifier of `classes`."""
+        """(names, d) zero-shot classifier of `classes`, on the CPU."""
         tower = Tower(self._model, "text")
-        return self._store.get("features", class_features, tower, classes, _free=self._free)
+        if self._store is None:
+            return class_features(tower, classes, progress=self._progress)
+        return self._store.get("features", class_features, tower, classes, _free={"progress": self._progress})
+
+    def pixels(self, pictures: Pictures) -> Tensor:
+        """(n, 3, h, w) uint8 of `pictures`, n > 0, decoded once for all models that prepare them alike."""
+        if self._store is None:
+            return prepared(self._model.prepare, pictures)
+        return self._store.rows("pixels", prepared, self._model.prepare, pictures, _free={})

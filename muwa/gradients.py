@@ -2,9 +2,9 @@
 
     python -m muwa.gradients export RUN FILE       # hand a run's gradients on; another run reads them: gradients=FILE
 
-Eval mode, no augmentation, fp32, a fixed order: the same inputs give the same bits. Sums over pairs are kept rather
-than means, so that a retain gradient shared by a whole sweep can be corrected for the few pairs that mention what is
-being forgotten: the batches that hold them are subtracted, and added again without them.
+Eval mode, no augmentation, a fixed order: the same inputs give the same bits. Sums over pairs are kept rather than means,
+so that a retain gradient shared by a whole sweep can be corrected for the few pairs that mention what is being forgotten:
+one pass over the batches that hold them gives the loss without them minus the loss with them.
 """
 
 from __future__ import annotations
@@ -12,65 +12,52 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.backward import PRECISIONS, accumulate, leaving_out, whole
 from muwa.cache import Store
 from muwa.content import digest
-from muwa.encode import pixel_batches
 from muwa.losses import by_name
 from muwa.models.clip import Clip
-from muwa.progress import track
 from muwa.types import Gradients, Pairs, Task
+from muwa.world import ALONE, World
 
 FORMAT = "muwa.gradients/1"
 
 
-def plan(n: int, batch_size: int, seed: int, touching: Sequence[int], without: Sequence[int]) -> list[list[int]]:
-    """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`.
-
-    Args:
-        touching: Keep only the batches that hold one of these pairs; all batches when empty.
-        without: Pairs to leave out of their batches (the other pairs stay where they are).
-    """
+def plan(n: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`."""
     order = np.random.default_rng(seed).permutation(n).tolist()
-    batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
-    wanted, left_out = set(touching), set(without)
-    if wanted:
-        batches = [batch for batch in batches if wanted & set(batch)]
-    return [kept for batch in batches if (kept := [i for i in batch if i not in left_out])]
+    return [order[i : i + batch_size] for i in range(0, n, batch_size)]
 
 
 def gradient_sum(
-    model: Clip,
-    pairs: Pairs,
-    *,
-    loss: str,
-    batch_size: int,
-    seed: int,
-    touching: tuple[int, ...] = (),
-    without: tuple[int, ...] = (),
-    progress: bool = False,
-) -> dict[str, object]:
+    model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, precision: str = "fp32",
+    without: tuple[int, ...] = (), micro_batch_size: int | None = None, world: World = ALONE, progress: bool = False,
+) -> dict[str, object]:  # fmt: skip
     """Sum over pairs of the gradient of a batch-mean loss: `sum_b n_b * grad(loss_b)`.
 
     Args:
-        model: Its weights are not changed; gradients are taken of every parameter, in eval mode, fp32.
+        model: Its weights are not changed; gradients are taken of every parameter, in eval mode.
         loss: "cosine" or "contrastive" (`muwa.losses`). Its sign is kept: the gradient points to a *higher* loss.
         batch_size: For the contrastive loss it sets the negatives, so it is part of the result.
         seed: Of the order of pairs.
-        touching, without: See `plan`.
+        precision: "fp32" or "bf16" (`muwa.backward.accumulate`).
+        without: Give instead what leaving these pairs out of their batches adds to that sum: one pass over the batches
+            that hold them.
+        micro_batch_size, world: How the work is cut; they change the result by rounding only.
 
     Returns:
-        {"sum": parameter name -> tensor of its shape, "n": pairs used}. Parameters the loss does not reach are zero.
+        {"sum": parameter name -> tensor of its shape, "n": pairs used (negative: left out)}. Parameters the loss does not
+        reach are zero.
 
     Raises:
         ValueError: There are no pairs.
@@ -81,31 +68,13 @@ def gradient_sum(
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
-    loss_of = by_name(loss)
-    batches = plan(len(pairs), batch_size, seed, touching, without)
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.weights.items()}
-    tokens = model.tokenize(list(pairs.captions))
-    order = [i for batch in batches for i in batch]
-    images = [pairs.images[i] for i in order]
-    decoded = _regroup(pixel_batches(model, images, batch_size), [len(b) for b in batches])
-    bar = track(zip(batches, decoded, strict=True), f"{loss} gradient", len(order), show=progress,
-                sizes=map(len, batches))  # fmt: skip
-    for batch, pixels in bar:
-        v, t = model.encode("vision", pixels, leaves), model.encode("text", tokens[batch], leaves)
-        (len(batch) * loss_of(v, t, leaves["logit_scale"].exp())).backward()
-    total = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in leaves.items()}
-    return {"sum": {name: tensor.cpu() for name, tensor in total.items()}, "n": len(order)}
-
-
-def _regroup(stream: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Cut a stream of decoded batches anew, into batches of `sizes`."""
-    held: list[Tensor] = []
-    for size in sizes:
-        while sum(map(len, held)) < size:
-            held.append(next(stream))
-        joined = torch.cat(held)
-        yield joined[:size]
-        held = [joined[size:]]
+    batches = plan(len(pairs), batch_size, seed)
+    jobs, left_out = leaving_out(batches, without) if without else (whole(batches), 0)
+    total = accumulate(
+        model, pairs, jobs, by_name(loss), f"{loss} gradient", precision=precision, micro_batch_size=micro_batch_size,
+        world=world, progress=progress,
+    )  # fmt: skip
+    return {"sum": total, "n": -left_out if without else len(pairs)}
 
 
 @dataclass(frozen=True)
@@ -116,51 +85,49 @@ class Recipe:
     retain_loss: str
     batch_size: int
     seed: int
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         for loss in (self.forget_loss, self.retain_loss):
             by_name(loss)  # an unknown one is an error here, before anything is computed
         if self.batch_size < 1:
             raise ValueError(f"method.batch_size: got {self.batch_size}, want at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"method.precision: got {self.precision!r}, want one of {', '.join(PRECISIONS)}")
 
 
-def gradients(model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, progress: bool = False) -> Gradients:
+def gradients(
+    model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, micro_batch_size: int | None = None,
+    world: World = ALONE, progress: bool = False,
+) -> Gradients | None:  # fmt: skip
     """Mean forget gradient of `name` and mean retain gradient, each part read back from `store` if it was seen before.
 
     The retain sum over all retain pairs is shared by every request on the same data; pairs of `task.mentions` are taken
-    out of it exactly, by recomputing only the batches that hold them.
+    out of it exactly, by one pass over the batches that hold them.
+
+    Args:
+        micro_batch_size: Pairs encoded at once; None takes whole batches.
+        world: The processes that take gradients together; all of them must call this.
 
     Returns:
-        Gradients: means over pairs, sign of the losses.
+        Means over pairs, sign of the losses; None on all ranks but the first.
     """
-    free = {"progress": progress}
-    own = {"batch_size": recipe.batch_size, "seed": recipe.seed}
-    forget = store.get(
-        "gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss, **own, _free=free
-    )
-    kept: dict[str, Any] = {"loss": recipe.retain_loss, **own, "_free": free}
+    free = {"progress": progress, "world": world, "micro_batch_size": micro_batch_size}
+    own: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": recipe.seed, "precision": recipe.precision}
+    own |= {"_free": free, "_world": world}
+    forget = store.get("gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss, **own)
+    kept = {"loss": recipe.retain_loss, **own}
     retain = store.get("gradients/retain", gradient_sum, model, task.retain, **kept)
-    total, n = retain["sum"], retain["n"]
+    less = None
     if task.mentions:
-        inside = store.get("gradients/mentions", gradient_sum, model, task.retain, touching=task.mentions, **kept)
-        outside = store.get(
-            "gradients/mentions",
-            gradient_sum,
-            model,
-            task.retain,
-            touching=task.mentions,
-            without=task.mentions,
-            **kept,
-        )
-        total = {k: total[k] - inside["sum"][k] + outside["sum"][k] for k in total}
-        n = n - inside["n"] + outside["n"]
-    return Gradients(
-        forget={k: g / forget["n"] for k, g in forget["sum"].items()},
-        retain={k: g / n for k, g in total.items()},
-        n_forget=forget["n"],
-        n_retain=n,
-        origin=origin(model, task, name, recipe),
-    )
+        less = store.get("gradients/mentions", gradient_sum, model, task.retain, without=task.mentions, **kept)
+    if not world.leads:
+        return None
+    n_retain = retain["n"] + (less["n"] if less else 0)
+    for key, total in retain["sum"].items():  # read back for this call alone: changed in place
+        (total.add_(less["sum"][key]) if less else total).div_(n_retain)
+        forget["sum"][key].div_(forget["n"])
+    return Gradients(forget["sum"], retain["sum"], forget["n"], n_retain, origin(model, task, name, recipe))
 
 
 def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:
@@ -173,6 +140,7 @@ def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]
         "losses": f"{recipe.forget_loss}/{recipe.retain_loss}",
         "batch_size": str(recipe.batch_size),
         "seed": str(recipe.seed),
+        "precision": recipe.precision,
     }
 
 
@@ -253,8 +221,10 @@ def from_run(run: Path, concept: str | None) -> Gradients:
     if concept not in task.names:
         raise ValueError(f"{run}: --concept is {concept!r}, want one of {', '.join(task.names)}")
     bound = parts["method"].keywords
-    recipe = Recipe(**{key: bound[key] for key in ("forget_loss", "retain_loss", "batch_size", "seed")})
-    return gradients(parts["model"](), task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
+    recipe = Recipe(**{key: bound[key] for key in ("forget_loss", "retain_loss", "batch_size", "seed", "precision")})
+    found = gradients(parts["model"](), task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
+    assert found is not None  # this process is alone
+    return found
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from muwa.models.clip import Clip
 from muwa.patch import write_patch
 from muwa.report import verdicts, write_report
 from muwa.types import Edit, Metric, Report, Split, Task
+from muwa.world import World, world
 
 LIBRARIES = ("muwa", "torch", "open_clip_torch", "transformers", "webdataset", "hydra-core", "safetensors", "numpy")
 MATRIX_NAMES = 12  # retained names in the similarity matrix
@@ -44,14 +45,20 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     Raises:
         ValueError, FileNotFoundError: bad input, before any compute.
     """
+    with world(settings["runtime"]["device"]) as ranks:
+        return _run(parts, settings, ranks)
+
+
+def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) -> float:
+    """The run of one process: the first does all of it, the others help with the gradients."""
     stages, folder = settings["stages"], Path(settings["paths"]["run"])
-    progress = settings["runtime"]["progress"]
+    progress = settings["runtime"]["progress"] and ranks.leads
     if settings["runtime"]["threads"]:
         torch.set_num_threads(settings["runtime"]["threads"])
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     dataset = parts["dataset"]()
-    if "curate" in stages:
+    if "curate" in stages and ranks.leads:
         asked = parts["task"].keywords
         names = asked["identity"] if "identity" in asked else asked["object"]
         found = curate_only(dataset, names, asked["aliases"], asked["limits"]["forget_pairs"], progress=progress)
@@ -65,9 +72,12 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     store = Store(Path(settings["paths"]["cache"]))
+    if not ranks.leads:
+        parts["method"](model, task, store=store, world=ranks)
+        return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", dict(settings))
-        report = unlearn(parts, settings, model, task, store, loggers)
+        report = unlearn(parts, settings, model, task, store, loggers, ranks)
         if report is None:
             return 0.0
         seconds |= store.seconds
@@ -81,13 +91,14 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
 
 
 def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip, task: Task, store: Store, loggers: Loggers
-) -> Report | None:
+    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip, task: Task, store: Store, loggers: Loggers,
+    ranks: World,
+) -> Report | None:  # fmt: skip
     """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
     folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
     gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
     edit: Edit = parts["method"](
-        model, task, store=store, log=loggers.log, gradient_file=gradient_file, progress=progress
+        model, task, store=store, log=loggers.log, gradient_file=gradient_file, world=ranks, progress=progress
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
@@ -112,7 +123,7 @@ def unlearn(
 
 def similarity(model: Clip, edited: Clip, split: Split, store: Store) -> dict[str, object]:
     """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}."""
-    base, after = (matrix(Features(one, store, progress=False), split, MATRIX_NAMES) for one in (model, edited))
+    base, after = (matrix(Features(one, store), split, MATRIX_NAMES) for one in (model, edited))
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
 
 
@@ -143,12 +154,8 @@ def provenance(model: Clip, task: Task, settings: Mapping[str, Any]) -> dict[str
         "data": {"kind": task.kind, "fingerprint": task.fingerprint},
         "device": settings["runtime"]["device"],
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "command": " ".join(["python", *map(_quoted, sys.argv)]),
+        "command": settings["command"],
     }
-
-
-def _quoted(argument: str) -> str:
-    return f"'{argument}'" if set(argument) & set(" ()[]{}$&;*'\"") else argument
 
 
 def git_commit() -> str | None:

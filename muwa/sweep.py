@@ -24,12 +24,17 @@ _CHANGES = ("retain/top1", "retain/top5", "utility/top1")
 def write_sweep(folder: Path) -> None:
     """Write sweep.csv and sweep.html from the runs below `folder` (`*/results.json`, `*/.hydra/overrides.yaml`).
 
-    A run without results counts as failed and keeps its row.
+    A run without results keeps its row: it failed, or it is unfinished: at work, in a queue, or killed.
     """
     if not folder.is_dir():
         return
     with FileLock(folder / ".sweep.lock"):  # runs side by side end at any time
         _write(folder)
+
+
+def end_run(run: Path, *, done: bool) -> None:
+    """Leave word in a run's folder that it ended by itself."""
+    write_text(run / ".hydra" / "status.txt", "done" if done else "failed")
 
 
 def _write(folder: Path) -> None:
@@ -60,8 +65,9 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for run, overrides in zip(runs, every, strict=True):
         row: dict[str, Any] = {"run": run.name, **{key: overrides.get(key, "") for key in swept}}
-        results = run / "results.json"
-        row |= _result(json.loads(results.read_text())) if results.is_file() else {"status": "failed"}
+        results, status = run / "results.json", run / ".hydra" / "status.txt"
+        row["status"] = status.read_text() if status.is_file() else "unfinished"
+        row |= _result(json.loads(results.read_text())) if results.is_file() else {}
         rows.append(row)
     return rows
 

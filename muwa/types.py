@@ -88,14 +88,14 @@ class Pictures(Content):
         )
 
     @cached_property
-    def images_fingerprint(self) -> str:
-        """Of the pictures alone, in order (the key of their features)."""
-        return digest([hashlib.sha256(read_image(image)).digest() for image in self.images])
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 (hex) of each picture's bytes: the key of its pixels and of its embedding."""
+        return tuple(hashlib.sha256(read_image(image)).hexdigest() for image in self.images)
 
     @cached_property
     def fingerprint(self) -> str:
         """Of pictures, labels, names and templates."""
-        return digest([self.images_fingerprint, *map(str, self.labels), self.classes.fingerprint])
+        return digest([*self.digests, *map(str, self.labels), self.classes.fingerprint])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def test_every_file_of_conf_composes_and_builds(composed, file):
     overrides = [choice(file), *GIVEN.get(file.name, [])]
     cfg = composed(*overrides, hydra=True)
     if file.parts[0] == "hydra":
-        assert get_class(cfg.hydra.launcher._target_).__name__ == "JoblibLauncher"
+        assert get_class(cfg.hydra.launcher._target_).__name__ == "SlurmLauncher"
     parts = config.build(composed(*overrides))
     assert set(parts) == set(config.PARTS)
 

@@ -3,24 +3,22 @@ import tiny
 import torch
 
 from muwa.cache import Store
-from muwa.data.samples import decode
-from muwa.encode import BATCH, Features, pixel_batches
+from muwa.encode import Features, batch_size, pixel_batches, token_batches
 from muwa.types import Classes, Edit
 
 
 def test_batches_keep_the_order_whatever_their_size():
     images = [tiny.png(i) for i in range(7)]
-    want = torch.stack([tiny.prepare(decode(image)) for image in images])
-    for size in (1, 3, 7, 100):
-        batches = list(pixel_batches(tiny.clip(), images, size))
-        assert [len(batch) for batch in batches] == [size] * (7 // size) + [7 % size] * (7 % size > 0)
-        assert torch.equal(torch.cat(batches), want)
-    assert list(pixel_batches(tiny.clip(), [], 3)) == []
+    for sizes in ([1] * 7, [3, 3, 1], [2, 5], [7]):
+        batches = list(pixel_batches(tiny.clip(), images, sizes))
+        assert [len(batch) for batch in batches] == sizes
+        torch.testing.assert_close(torch.cat(batches), tiny.pixels(images))
+    assert list(pixel_batches(tiny.clip(), [], [])) == []
 
 
 def test_a_broken_picture_is_an_error_and_no_hang():
     with pytest.raises(ValueError, match="cannot identify"):
-        list(pixel_batches(tiny.clip(), [tiny.png(1), b"text", tiny.png(2)], 1))
+        list(pixel_batches(tiny.clip(), [tiny.png(1), b"text", tiny.png(2)], [1, 1, 1]))
 
 
 def test_a_classifier_is_the_mean_over_templates_made_of_length_one(tmp_path):
@@ -39,14 +37,34 @@ def test_an_edit_of_one_tower_leaves_the_features_of_the_other_valid(tmp_path):
     Features(model, Store(tmp_path), progress=False).images(pictures)
     again = Store(tmp_path)
     Features(edited, again, progress=False).images(pictures)
-    assert again.events == {"features": "hit"}
+    assert again.events == {"features": "hit"}  # nor are the pictures decoded again
     Features(edited, again, progress=False).classes(pictures.classes)
     assert again.events == {"features": "partial"}
 
 
 def test_many_pictures_are_encoded_in_batches_as_one(tmp_path):
-    model, pictures = tiny.clip(), tiny.pictures([i % 8 for i in range(BATCH + 3)])
+    model, size = tiny.clip(), batch_size(torch.device("cpu"))
+    pictures = tiny.pictures([i % 8 for i in range(size + 3)])
     found = Features(model, Store(tmp_path), progress=False).images(pictures)
-    last = model.encode("vision", tiny.prepare(decode(pictures.images[-1]))[None])[0]
-    assert found.shape == (BATCH + 3, 16)
+    last = model.encode("vision", tiny.pixels(pictures.images[-1:]))[0]
+    assert found.shape == (size + 3, 16)
     torch.testing.assert_close(found[-1], last, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_of_like_length_go_together_and_come_back_in_order():
+    model = tiny.clip()
+    tokens = tiny.tokenize([name * (1 + i % 2) for i, name in enumerate(tiny.NAMES * 5)])
+    batches, back = token_batches(model, tokens)
+    lengths = [(batch.argmax(-1) + 1).tolist() for batch in batches]
+    assert sum(lengths, []) == sorted(sum(lengths, []))
+    assert torch.equal(torch.cat(batches)[back], tokens)
+
+
+def test_pixels_are_bytes_decoded_once_for_all_sets_that_hold_a_picture(tmp_path):
+    pictures, other = tiny.pictures([0, 1, 2]), tiny.pictures([0, 1, 2, 3])
+    Features(tiny.clip(), Store(tmp_path)).pixels(pictures)
+    again = Store(tmp_path)
+    found = Features(tiny.clip(1), again).pixels(other)
+    assert again.events == {"pixels": "partial"}
+    assert found.dtype == torch.uint8
+    torch.testing.assert_close(tiny.prepare.scale(found), tiny.pixels(other.images))

@@ -1,7 +1,7 @@
 import csv
 import json
 
-from muwa.sweep import headline, read_runs, write_sweep
+from muwa.sweep import end_run, headline, read_runs, write_sweep
 
 
 def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
@@ -33,6 +33,7 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     run(tmp_path, 0, ["seed=0"], top1=0.0, retain=(0.9, 0.88))
     run(tmp_path, 1, ["seed=1"], top1=0.5, top5=0.5, retain=(0.9, 0.84))
     run(tmp_path, 2, ["seed=2"])
+    end_run(tmp_path / "2", done=False)
     write_sweep(tmp_path)
     rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
@@ -44,6 +45,15 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     assert "-4 ± 2.8" in page
     assert "data:image/png;base64," in page
     assert not list(tmp_path.glob("*.draft"))
+
+
+def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):
+    for number in range(3):
+        run(tmp_path, number, [f"seed={number}"])
+    end_run(tmp_path / "1", done=False)
+    end_run(tmp_path / "2", done=True)  # stages=[curate] leaves no results
+    assert [row["status"] for row in read_runs(tmp_path)] == ["unfinished", "failed", "done"]
+    assert headline(read_runs(tmp_path)) == "1 of 3 runs are done."
 
 
 def test_no_runs_no_pages(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -11,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from muwa.models.clip import Clip, Towers
+from muwa.content import read_image
+from muwa.models.clip import Clip, Preparation, Towers
 from muwa.types import Classes, Pairs, Pictures, Split, Task
 
 NAMES = ("Ada Fox", "Bo Hill", "Cy Reed", "Di Moss", "Ed Vale", "Flo Wren", "Gil Hart", "Hal Stone")
@@ -26,8 +29,18 @@ def tokenize(texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def prepare(image: Image.Image) -> Tensor:
-    return pil_to_tensor(image.resize((32, 32))).float() / 127.5 - 1
+def cut(image: Image.Image) -> Image.Image:
+    return image.resize((32, 32))
+
+
+prepare = Preparation(cut, (0.5,) * 3, (0.5,) * 3)
+
+
+def pixels(images: Sequence[bytes | Path]) -> Tensor:
+    """(n, 3, 32, 32) float32, in [-1, 1]."""
+    return torch.stack(
+        [pil_to_tensor(cut(Image.open(io.BytesIO(read_image(one))))).float() / 127.5 - 1 for one in images]
+    )
 
 
 def clip(seed: int = 0) -> Clip:
@@ -74,3 +87,13 @@ def split(start: int = 50) -> Split:
 def task() -> Task:
     """Forget NAMES[0]; pairs 0 and 8 of the retain set mention it."""
     return Task("identity", (NAMES[0],), {NAMES[0]: pairs(6, names=NAMES[:1])}, pairs(), (0, 8), split(50), split(70))
+
+
+def same_gradients(got: Mapping[str, Tensor], want: Mapping[str, Tensor], rounding: float = 1e-5) -> None:
+    """Each tensor of two gradients differs by at most `rounding` of its largest value (and of a thousandth of the largest
+    of all, for those that are zero but for rounding)."""
+    top = max(tensor.abs().max().item() for tensor in want.values())
+    assert set(got) == set(want)
+    for name, tensor in want.items():
+        allowed = rounding * max(tensor.abs().max().item(), 1e-3 * top)
+        assert (got[name] - tensor).abs().max().item() <= allowed, name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from muwa.encode import Features
 from muwa.layer_search.common import Log, Trial, choose, silent
-from muwa.layer_search.judge import Judge
 from muwa.layer_search.settings import check_settings
 from muwa.models.clip import Clip
 from muwa.progress import track
@@ -50,10 +50,11 @@ def pareto_bisect(
     target: float = 0.0,
     criterion: str = "top5",
     towers: Sequence[str] = ("vision", "text"),
+    features: Features | None = None,
     log: Log = silent,
     progress: bool = False,
 ) -> Search:
-    """Search every layer on each tower's Pareto front by bisection and choose by `rule`.
+    """Search every layer on each tower's Pareto front by bisection, from input to output, and choose by `rule`.
 
     Args:
         probe: Pictures to judge on; disjoint from those that gave gradients and from those that are reported.
@@ -65,6 +66,7 @@ def pareto_bisect(
         target: A step is feasible when the forget accuracy is at or below it.
         criterion: Which forget accuracy: "top5" (the paper's) or "top1".
         towers: Which towers to search: "vision", "text" or both.
+        features: Of `model`, where decoded pictures and embeddings come from; None computes them.
         log: Told of scores and of every evaluation.
 
     Returns:
@@ -83,11 +85,13 @@ def pareto_bisect(
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
     front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
-    trial = Trial(model, gradients, Judge(model, probe), concept=concept, criterion=criterion, target=target, log=log)
+    searched = sorted((candidates[name] for name in front), key=lambda layer: (towers.index(layer.tower), layer.depth))
+    if rule == "deepest" and searched:
+        searched = [deepest([candidates[name] for name in front])]
+    trial = Trial(
+        model, gradients, probe, searched, features, concept=concept, criterion=criterion, target=target, log=log
+    )
     before = trial.before()
-    searched = [deepest([candidates[name] for name in front])] if rule == "deepest" and front else [
-        candidates[name] for name in front
-    ]  # fmt: skip
     for _ in track(_steps(searched, trial, first_step, max_evals), f"searching {len(searched)} layers",
                    len(searched) * max_evals, show=progress):  # fmt: skip
         pass

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
+from muwa.encode import Features
 from muwa.layer_search.judge import Judge
 from muwa.models.clip import Clip
-from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Search
+from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Search, Split
 
 Log = Callable[[str, dict[str, object]], None]
 
@@ -19,13 +21,21 @@ def silent(event: str, row: dict[str, object]) -> None:
 
 
 class Trial:
-    """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace."""
+    """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace.
+
+    Args:
+        layers: What will be tried, in that order; best by depth, so that a tower is gone through once.
+        features: Of `model`, where pictures and embeddings come from; None computes them.
+    """
 
     def __init__(
-        self, model: Clip, gradients: Gradients, judge: Judge, *, concept: str, criterion: str, target: float, log: Log
-    ):
-        self._model, self._gradients, self._judge = model, gradients, judge
+        self, model: Clip, gradients: Gradients, probe: Split, layers: Sequence[Layer], features: Features | None, *,
+        concept: str, criterion: str, target: float, log: Log,
+    ):  # fmt: skip
+        self._model, self._gradients = model, gradients
+        self._judge = Judge(model, probe, features or Features(model), layers)
         self._concept, self._criterion, self._target, self._log = concept, criterion, target, log
+        self._at: tuple[Layer, Callable[[float], torch.Tensor]] | None = None
         self.trace: list[Evaluation] = []
 
     def norms(self, layer: Layer) -> tuple[float, float]:
@@ -49,15 +59,16 @@ class Trial:
 
     def before(self) -> Evaluation:
         """The unedited model on the probe pictures."""
-        return self._evaluation(self._judge(self._model, ""), "", "", 0, 0.0, 0.0)
+        return self._evaluation(self._judge(), "", "", 0, 0.0, 0.0)
 
     def __call__(self, layer: Layer, step: float) -> Evaluation:
         """Take `theta + step * g_f` on one layer, judge it, note it in the trace and return it."""
-        deltas = step_deltas(self._model, self._gradients, layer, step)
-        edited = self._model.edited(Edit(deltas, ()))
+        if self._at is None or self._at[0] != layer:
+            deltas = partial(step_deltas, self._model, self._gradients, layer)
+            self._at = layer, self._judge.suffix(layer.tower)(layer, deltas, self.ratio(layer))
         iteration = 1 + sum(row.layer == layer.name for row in self.trace)
-        relative = _relative(self._model, layer, deltas)
-        rates = self._judge(edited, layer.tower)
+        relative = _relative(self._model, layer, step_deltas(self._model, self._gradients, layer, step))
+        rates = self._judge(layer.tower, self._at[1](step))
         row = self._evaluation(rates, layer.name, layer.tower, iteration, step, relative)
         self.trace.append(row)
         self._log("evaluation", {"concept": self._concept, **asdict(row)})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from muwa.encode import Features
 from muwa.layer_search.common import Log, Trial, choose, silent
-from muwa.layer_search.judge import Judge
 from muwa.layer_search.settings import check_settings
 from muwa.models.clip import Clip
 from muwa.progress import track
@@ -28,6 +28,7 @@ def grid(
     target: float = 0.0,
     criterion: str = "top5",
     towers: Sequence[str] = ("vision", "text"),
+    features: Features | None = None,
     log: Log = silent,
     progress: bool = False,
 ) -> Search:
@@ -51,11 +52,14 @@ def grid(
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
     front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
-    trial = Trial(model, gradients, Judge(model, probe), concept=concept, criterion=criterion, target=target, log=log)
+    tried = [candidates[name] for name in (front if layers is None else layers)]
+    trial = Trial(
+        model, gradients, probe, tried, features, concept=concept, criterion=criterion, target=target, log=log
+    )
     before = trial.before()
     pairs = [
-        (candidates[name], step if steps is not None else step * trial.ratio(candidates[name]))
-        for name in (front if layers is None else layers)
+        (layer, step if steps is not None else step * trial.ratio(layer))
+        for layer in tried
         for step in (steps if steps is not None else relative_steps or ())
     ]
     for layer, step in track(pairs, f"trying {len(pairs)} edits", len(pairs), show=progress):
@@ -78,6 +82,7 @@ def fixed(
     target: float = 0.0,
     criterion: str = "top5",
     towers: Sequence[str] = ("vision", "text"),
+    features: Features | None = None,
     log: Log = silent,
     progress: bool = False,
 ) -> Search:
@@ -89,5 +94,5 @@ def fixed(
     return grid(
         model, gradients, probe, concept, granularity=granularity, rule=rule, layers=[layer],
         steps=None if step is None else [step], relative_steps=None if relative_step is None else [relative_step],
-        target=target, criterion=criterion, towers=towers, log=log, progress=progress,
+        target=target, criterion=criterion, towers=towers, features=features, log=log, progress=progress,
     )  # fmt: skip

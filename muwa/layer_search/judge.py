@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from muwa.encode import BATCH, classifier, encode_pixels, pixel_batches, width
+from muwa.encode import Features, batch_size, ensemble, token_batches
 from muwa.eval.ranks import own_cosine, top_k
+from muwa.layer_search.suffix import Suffix
 from muwa.models.clip import Clip
-from muwa.types import Classes, Split
+from muwa.types import Classes, Layer, Split
+
+KINDS = ("forget", "retain", "utility")
 
 
 class Judge:
-    """Zero-shot accuracy on a probe split. The tower that an edit leaves alone is encoded once, pictures decoded once.
+    """Zero-shot accuracy on a probe split, of models that differ from one another in one tower.
 
     Args:
         model: The unedited model.
         probe: Pictures that give no gradient and that no report is made on.
+        features: Where the unedited model's pixels and embeddings come from.
+        layers: What is going to be edited: towers without any are encoded once, or read back.
     """
 
-    def __init__(self, model: Clip, probe: Split):
+    def __init__(self, model: Clip, probe: Split, features: Features, layers: Sequence[Layer]):
+        self._model, self._layers = model, layers
         self._pictures = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
-        self._pixels = {
-            kind: torch.cat(list(pixel_batches(model, pictures.images, BATCH))) if len(pictures) else None
-            for kind, pictures in self._pictures.items()
-        }
-        self._tokens: dict[str, Tensor] = {}
-        for pictures in self._pictures.values():
-            classes = pictures.classes
-            if classes.fingerprint not in self._tokens:
-                self._tokens[classes.fingerprint] = model.tokenize(classes.prompts())
-        self._images, self._classes = self._encode_images(model), self._encode_classes(model)
+        self._classes: dict[str, Classes] = {p.classes.fingerprint: p.classes for p in self._pictures.values()}
+        self._features = features
+        self._suffixes = {tower: self._suffix(tower) for tower in ("vision", "text") if self._edits(tower)}
+        vision, text = self._suffixes.get("vision"), self._suffixes.get("text")
+        self._images = self._by_kind(vision.base) if vision else {
+            kind: features.images(pictures) for kind, pictures in self._pictures.items()
+        }  # fmt: skip
+        self._prompts = self._by_classes(text.base) if text else {
+            key: features.classes(classes) for key, classes in self._classes.items()
+        }  # fmt: skip
 
-    def __call__(self, edited: Clip, tower: str) -> dict[str, float]:
-        """Rates in [0, 1] of `edited`, a model that differs from the base in `tower` only ("" when in nothing).
+    def suffix(self, tower: str) -> Suffix:
+        """The probe inputs of a tower that is edited, carried to the layers."""
+        return self._suffixes[tower]
+
+    def __call__(self, tower: str = "", embeddings: Tensor | None = None) -> dict[str, float]:
+        """Rates in [0, 1] with `embeddings` in place of those of `tower`'s inputs (`suffix`); of the unedited without.
 
         Returns:
             forget_top1, forget_top5, forget_cosine (mean cosine to the own name), retain_top1, utility_top1.
         """
-        images = self._encode_images(edited) if tower == "vision" else self._images
-        classes = self._encode_classes(edited) if tower == "text" else self._classes
+        images = self._by_kind(embeddings) if tower == "vision" and embeddings is not None else self._images
+        prompts = self._by_classes(embeddings) if tower == "text" and embeddings is not None else self._prompts
         rates = {}
         for kind, pictures in self._pictures.items():
-            features, weights = images[kind], classes[pictures.classes.fingerprint]
+            features, weights = images[kind], prompts[pictures.classes.fingerprint]
             labels = torch.tensor(pictures.labels, dtype=torch.long)
             rates[f"{kind}_top1"] = _mean(top_k(features, weights, labels, 1))
             if kind == "forget":
@@ -52,15 +62,25 @@ class Judge:
                 rates["forget_cosine"] = _mean(own_cosine(features, weights, labels))
         return rates
 
-    def _encode_images(self, model: Clip) -> Mapping[str, Tensor]:
-        return {
-            kind: encode_pixels(model, pixels).cpu() if pixels is not None else torch.zeros(0, width(model))
-            for kind, pixels in self._pixels.items()
-        }
+    def _edits(self, tower: str) -> list[Layer]:
+        return [layer for layer in self._layers if layer.tower == tower]
 
-    def _encode_classes(self, model: Clip) -> Mapping[str, Tensor]:
-        kinds: dict[str, Classes] = {p.classes.fingerprint: p.classes for p in self._pictures.values()}
-        return {key: classifier(model, self._tokens[key], len(c.templates)) for key, c in kinds.items()}
+    def _suffix(self, tower: str) -> Suffix:
+        if tower == "vision":
+            pixels = [self._features.pixels(pictures) for pictures in self._pictures.values() if len(pictures)]
+            batches = list(torch.cat(pixels).split(batch_size(self._model.device)))
+        else:
+            prompts = [prompt for classes in self._classes.values() for prompt in classes.prompts()]
+            batches, self._back = token_batches(self._model, self._model.tokenize(prompts))
+        return Suffix(self._model, tower, batches, self._edits(tower))
+
+    def _by_kind(self, images: Tensor) -> Mapping[str, Tensor]:
+        return dict(zip(self._pictures, images.split([len(p) for p in self._pictures.values()]), strict=True))
+
+    def _by_classes(self, prompts: Tensor) -> Mapping[str, Tensor]:
+        each = prompts[self._back].split([len(c.names) * len(c.templates) for c in self._classes.values()])
+        parts = zip(self._classes.items(), each, strict=True)
+        return {key: ensemble(part, len(classes.templates)) for (key, classes), part in parts}
 
 
 def _mean(values: Tensor) -> float:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from muwa.cache import Store
+from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, origin, read_gradients
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.common import Log, add_edits, edit_of, silent
 from muwa.layer_search.settings import check_search
 from muwa.models.clip import Clip
 from muwa.types import Edit, Gradients, Search, Task
+from muwa.world import ALONE, World
 
 
 def unlearn(
@@ -25,8 +27,11 @@ def unlearn(
     retain_loss: str = "contrastive",
     batch_size: int = 32,
     seed: int = 0,
+    precision: str = "fp32",
+    micro_batch_size: int | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
+    world: World = ALONE,
     progress: bool = False,
 ) -> Edit:
     """gradients -> scores -> layer search -> edit; gradients and searches are read back if their inputs were seen before.
@@ -38,7 +43,10 @@ def unlearn(
         forget_loss, retain_loss: "cosine" | "contrastive".
         batch_size: Pairs a batch; the negatives of the contrastive loss.
         seed: Of the order of pairs.
+        precision: Of the gradients' forward pass: "fp32" | "bf16"; they are summed in fp32.
+        micro_batch_size: Pairs encoded at once where a whole batch does not fit; the gradient stays that of the batch.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing.
+        world: The processes that take gradients together; all but the first stop after that, with an empty edit.
 
     Returns:
         The edit; without deltas where the search found no feasible step.
@@ -46,14 +54,28 @@ def unlearn(
     Raises:
         ValueError: A setting is out of range, before any compute; or the gradient file was computed from something else.
     """
-    recipe = Recipe(forget_loss, retain_loss, batch_size, seed)
+    features = Features(model, store)
+    recipe = Recipe(forget_loss, retain_loss, batch_size, seed, precision)
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"method.micro_batch_size: got {micro_batch_size}, want at least 1, or null for whole batches")
     check_search(model, layer_search)
     edits = []
     for name in task.names:
         if gradient_file is None:
-            found = gradients(model, task, name, recipe, store=store, progress=progress)
+            found = gradients(
+                model,
+                task,
+                name,
+                recipe,
+                store=store,
+                micro_batch_size=micro_batch_size,
+                world=world,
+                progress=progress,
+            )
         else:
-            found = read_gradients(gradient_file, origin(model, task, name, recipe))
+            found = read_gradients(gradient_file, origin(model, task, name, recipe)) if world.leads else None
+        if found is None:
+            continue
         log("gradients", {"concept": name, "norms": norms(found), "n": [found.n_forget, found.n_retain]})
         probe = task.only(name).probe
         told: list[str] = []
@@ -62,7 +84,7 @@ def unlearn(
             told.append(event)
             log(event, row)
 
-        free = {"log": tell, "progress": progress}
+        free = {"features": features, "log": tell, "progress": progress}
         search = store.get("search", layer_search, model, found, probe, name, _free=free)
         if not told:
             replay(search, log)

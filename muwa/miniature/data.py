@@ -22,7 +22,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,8 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
         (draft / "shards").mkdir(parents=True)
         parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0)]
         parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
+        if get_start_method() not in get_all_start_methods():  # joblib's own: unknown to the processes started here
+            set_start_method("spawn", force=True)
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(_write_part, parts), 1):
                 yield done, len(parts)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -13,10 +16,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from muwa.content import Content, digest
+from muwa.models.chain import Chain, Passage
 from muwa.models.layers import layers, tower_of
 from muwa.models.weights import fingerprint_of_digests, tensor_digest
 from muwa.types import Edit, Layer
 
+CLOSE = 1e-5  # what running a tower in parts may change of an embedding of length 1
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
 
 
@@ -36,7 +41,7 @@ def check_device(device: str) -> None:
 
 
 class Towers(nn.Module):
-    """Both towers of a model behind one `forward`, so that `functional_call` can swap weights for either.
+    """Both towers of a model behind one `forward`, so that `functional_call` can swap weights for whatever runs inside.
 
     `vision` maps pixels (n, 3, h, w) and `text` tokens (n, length) to embeddings (n, d), not yet normalised.
     """
@@ -44,11 +49,39 @@ class Towers(nn.Module):
     def __init__(self, model: nn.Module, vision: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]):
         super().__init__()
         self.model = model
-        self._encode = {"vision": vision, "text": text}  # plain functions: not submodules
+        self.encode = {"vision": vision, "text": text}  # plain functions: not submodules
 
-    def forward(self, tower: str, inputs: Tensor) -> Tensor:
-        """Embeddings (n, d) of `inputs` by `tower` ("vision" | "text")."""
-        return self._encode[tower](inputs)
+    def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """`function(*inputs)`."""
+        return function(*inputs)
+
+
+@dataclass(frozen=True)
+class Preparation(Content):
+    """From a picture to what the vision tower takes: cut to size, then scaled; as the model was trained.
+
+    Args:
+        cut: PIL picture -> PIL picture of the tower's size.
+        mean, std: A channel's, of values in [0, 1].
+    """
+
+    cut: Callable[[Image.Image], Image.Image]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, h, w) uint8: a quarter of the memory of what `scale` makes of it."""
+        return torch.from_numpy(np.array(self.cut(image), copy=True)).permute(2, 0, 1).contiguous()
+
+    def scale(self, pixels: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8 -> float32, as torchvision's ToTensor and Normalize."""
+        mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of how pictures are cut; how they are scaled is the model's."""
+        return digest([re.sub(r" at 0x[0-9a-f]+", "", repr(self.cut))])
 
 
 class Clip(Content):
@@ -56,7 +89,7 @@ class Clip(Content):
 
     Args:
         towers: The network, in eval mode; its own parameters are the base weights.
-        prepare: PIL picture -> pixels (3, h, w), as the model was trained.
+        prepare: PIL picture -> pixels (3, h, w) uint8, and their scaling.
         tokenize: Texts -> tokens (n, length).
         source: Where the weights came from, for messages ("open_clip ViT-B-32 laion400m_e32").
     """
@@ -64,7 +97,7 @@ class Clip(Content):
     def __init__(
         self,
         towers: Towers,
-        prepare: Callable[[Image.Image], Tensor],
+        prepare: Preparation,
         tokenize: Callable[[list[str]], Tensor],
         *,
         source: str,
@@ -76,6 +109,7 @@ class Clip(Content):
         }
         self._base = self.weights
         self._digests: dict[str, str] = {}
+        self._chains: dict[str, Chain] = {}  # shared with all that is derived from this model
 
     def with_weights(self, new: Mapping[str, Tensor]) -> Clip:
         """The same model with the tensors in `new` in place of its own.
@@ -101,14 +135,62 @@ class Clip(Content):
         return self.with_weights({n: self.weights[n] + d.to(self.weights[n]) for n, d in edit.deltas.items()})
 
     def encode(self, tower: str, inputs: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Embeddings (n, d) of length 1 of pixels ("vision") or tokens ("text").
+        """Embeddings (n, d) of length 1, fp32, of pixels, scaled ("vision"), or tokens ("text").
 
         Args:
             weights: Used in place of the model's own where given, for instance leaves that require gradients.
         """
+        return F.normalize(self.go(tower, self.enter(tower, inputs), self.chain(tower).end, weights).x.float(), dim=-1)
+
+    def enter(self, tower: str, inputs: Tensor) -> Passage:
+        """A batch at position 0 of its way through a tower, padding cut: `go` takes it further."""
+        chain, inputs = self.chain(tower), inputs.to(self.device)
+        if tower == "text" and chain.lean:
+            inputs = inputs[:, : int(chain.lengths(inputs).max())]
+        return Passage(inputs, 0, inputs)
+
+    def go(self, tower: str, passage: Passage, to: int, weights: Mapping[str, Tensor] | None = None) -> Passage:
+        """The passage at position `to` of the tower (`muwa.models.chain`)."""
         now = self.weights if weights is None else {**self.weights, **weights}
         swapped = {f"model.{name}": tensor for name, tensor in now.items() if tensor is not self._base[name]}
-        return F.normalize(functional_call(self._towers, swapped, (tower, inputs.to(self.device))), dim=-1)
+        if tower == "text" and self.chain(tower).lean:  # a cut prompt takes positions and mask as short as itself
+            length = passage.inputs.shape[1]
+            places = {f"model.{name}": tensor for name, tensor in now.items() if name.endswith("positional_embedding")}
+            masks = {name: mask for name, mask in self._towers.named_buffers() if name.endswith("attn_mask")}
+            swapped |= {name: places[name][:length] for name in places if tower_of(name) == tower}
+            swapped |= {name: masks[name][:length, :length] for name in masks if tower_of(name) == tower}
+        return functional_call(self._towers, swapped, (self.chain(tower).run, passage, to))
+
+    def chain(self, tower: str) -> Chain:
+        """The tower as a chain, its savings tried once on a few inputs."""
+        if tower not in self._chains:
+            chain = Chain(self._towers.model, tower, self._towers.encode[tower])
+            with torch.autocast(self.device.type, enabled=False), torch.inference_mode():
+                self._chains[tower] = self._tried(chain)
+        return self._chains[tower]
+
+    def _tried(self, chain: Chain) -> Chain:
+        """Keep of a chain what gives the tower's own embeddings."""
+        inputs = self._samples(chain.tower).to(self.device)
+        own = F.normalize(self._towers.encode[chain.tower](inputs), dim=-1)
+        base = object.__new__(Clip)
+        base.__dict__.update({**self.__dict__, "weights": self._base, "_chains": {chain.tower: chain}})
+        for blocks, lean in ((chain.blocks, chain.can_be_lean), (chain.blocks, False)):
+            chain.blocks, chain.lean = blocks, lean
+            try:
+                if (base.encode(chain.tower, inputs) - own).abs().max() <= CLOSE:
+                    return chain
+            except (RuntimeError, IndexError, TypeError, AttributeError):  # a tower that does not bear it
+                continue
+        chain.blocks, chain.lean = [], False
+        return chain
+
+    def _samples(self, tower: str) -> Tensor:
+        """A few inputs of a tower, unlike each other: prompts of several lengths, noise."""
+        if tower == "text":
+            return self.tokenize(["", "one", _PROBE_TEXT])
+        noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+        return self.prepare.scale(torch.stack([self.prepare(Image.fromarray(image)) for image in noise]))
 
     def layers(self, granularity: str) -> list[Layer]:
         """The candidates to edit: see `muwa.models.layers.layers`."""

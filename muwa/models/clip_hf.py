@@ -12,23 +12,35 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from muwa.models.clip import Clip, Towers, check_device
+from muwa.models.clip import Clip, Preparation, Towers, check_device
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
 
 
-class _Prepare:
-    """PIL picture -> pixels (3, h, w) by the folder's own image processor."""
+class _Cut:
+    """PIL picture -> PIL picture of the tower's size, by the folder's own image processor."""
 
     def __init__(self, processor: CLIPImageProcessor):
         self._processor = processor
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self._processor(images=image, return_tensors="pt")["pixel_values"][0]
+    def __call__(self, image: Image.Image) -> Image.Image:
+        found = self._processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        return Image.fromarray(found["pixel_values"][0].permute(1, 2, 0).numpy())
 
     def __repr__(self) -> str:
         return self._processor.to_json_string()
+
+
+def preparation(processor: CLIPImageProcessor, path: str) -> Preparation:
+    """A folder's image processor as a `Preparation`.
+
+    Raises:
+        ValueError: It does not scale values from [0, 255] to [0, 1], or not normalise them, as every CLIP's does.
+    """
+    if not processor.do_rescale or abs(processor.rescale_factor - 1 / 255) > 1e-9 or not processor.do_normalize:
+        raise ValueError(f"model.path={path}: its image processor must rescale by 1/255 and normalise, as CLIP's do")
+    return Preparation(_Cut(processor), tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def _check(folder: Path) -> None:
@@ -90,4 +102,4 @@ def load(path: str, *, device: str = "cpu") -> Clip:
         lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
     )
-    return Clip(towers, _Prepare(processor), tokenize, source=f"Hugging Face CLIPModel {path}")
+    return Clip(towers, preparation(processor, path), tokenize, source=f"Hugging Face CLIPModel {path}")

@@ -15,8 +15,9 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from torchvision.transforms import Compose, Normalize, ToTensor
 
-from muwa.models.clip import Clip, Towers, check_device
+from muwa.models.clip import Clip, Preparation, Towers, check_device
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "clip"
 
@@ -55,7 +56,21 @@ def load(name: str = "miniature", pretrained: str | None = None, *, device: str 
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
     label = "the miniature" if str(MINIATURE) in name else " ".join(["open_clip", name, pretrained or "(random)"])
-    return Clip(towers, prepare, tokenize, source=label if ":" not in name else label.removesuffix(" (random)"))
+    return Clip(
+        towers, preparation(prepare), tokenize, source=label if ":" not in name else label.removesuffix(" (random)")
+    )
+
+
+def preparation(transform: Compose) -> Preparation:
+    """open_clip's evaluation transform as a `Preparation`: all before its last two steps cuts, those two scale.
+
+    Raises:
+        ValueError: It does not end with ToTensor and Normalize.
+    """
+    *cut, tensor, normalize = transform.transforms
+    if not isinstance(tensor, ToTensor) or not isinstance(normalize, Normalize):
+        raise ValueError(f"want a picture transform that ends with ToTensor and Normalize, got {transform}")
+    return Preparation(Compose(cut), tuple(map(float, normalize.mean)), tuple(map(float, normalize.std)))
 
 
 def _check(name: str, pretrained: str | None) -> None:

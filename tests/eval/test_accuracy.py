@@ -4,7 +4,6 @@ import tiny
 import torch
 
 from muwa.cache import Store
-from muwa.data.samples import decode
 from muwa.encode import Features
 from muwa.eval.accuracy import forget, mean_over_classes, retain, utility, wilson
 from muwa.types import Split
@@ -18,7 +17,7 @@ def features(tmp_path):
 def logits(pictures):
     """(n, names) cosines, each picture and prompt encoded by itself."""
     model = tiny.clip()
-    images = torch.cat([model.encode("vision", tiny.prepare(decode(image))[None]) for image in pictures.images])
+    images = torch.cat([model.encode("vision", tiny.pixels([image])) for image in pictures.images])
     names = torch.cat([model.encode("text", tiny.tokenize([prompt])) for prompt in pictures.classes.prompts()])
     return (images @ names.T).detach().numpy()
 

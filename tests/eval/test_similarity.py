@@ -6,7 +6,6 @@ import tiny
 import torch
 
 from muwa.cache import Store
-from muwa.data.samples import decode
 from muwa.encode import Features
 from muwa.eval.measure import evaluate
 from muwa.eval.similarity import matched, matrix
@@ -15,7 +14,7 @@ from muwa.types import Split
 
 def cosine(image, name):
     model = tiny.clip()
-    v = model.encode("vision", tiny.prepare(decode(image))[None])
+    v = model.encode("vision", tiny.pixels([image]))
     return torch.cosine_similarity(v, model.encode("text", tiny.tokenize([f"{name}."]))).item()
 
 

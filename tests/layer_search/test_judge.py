@@ -7,10 +7,10 @@ import tiny
 import torch
 
 from muwa.cache import Store
-from muwa.data.samples import decode
+from muwa.encode import Features
 from muwa.eval.measure import evaluate
 from muwa.layer_search.judge import Judge
-from muwa.types import Classes, Edit, Split
+from muwa.types import Classes, Edit, Layer, Part, Split
 
 
 @pytest.mark.parametrize(("name", "tower"), [
@@ -21,19 +21,22 @@ def test_encoding_one_tower_anew_gives_what_encoding_everything_gives(tmp_path, 
     model, probe = tiny.clip(), tiny.split()
     delta = 0.3 * torch.randn(model.weights[name].shape, generator=torch.Generator().manual_seed(0))
     edited = model.edited(Edit({name: delta}, ()))
-    judge = Judge(model, probe)
-    for one, where in ((model, ""), (edited, tower), (model, tower)):
-        rates, full = judge(one, where), evaluate(one, probe, store=Store(tmp_path))
+    layer = Layer(name, tower, 0.5, (Part(name),), (Part(name),))
+    judge = Judge(model, probe, Features(model), [layer])
+    embeddings = judge.suffix(tower)(layer, lambda step: {name: step * delta}, 1.0)
+    changed = judge(tower, embeddings(1.0))
+    for one, rates in ((model, judge()), (edited, changed), (model, judge(tower, embeddings(0.0)))):
+        full = evaluate(one, probe, store=Store(tmp_path))
         for ours, theirs in (("forget_top1", "forget/top1"), ("forget_top5", "forget/top5"), ("forget_cosine", "forget/cosine"),
                              ("retain_top1", "retain/top1"), ("utility_top1", "utility/top1")):  # fmt: skip
             assert rates[ours] == pytest.approx(full[theirs].value, abs=1e-6), ours
-    assert judge(edited, tower)["forget_cosine"] != judge(model, "")["forget_cosine"]
+    assert changed["forget_cosine"] != judge()["forget_cosine"]
 
 
 def anew(network, pictures):
     """(n, names) cosines by open_clip's own methods; names embedded as the mean over templates."""
     with torch.no_grad():
-        pixels = torch.stack([tiny.prepare(decode(image)) for image in pictures.images])
+        pixels = tiny.pixels(pictures.images)
         images = network.encode_image(pixels, normalize=True)
         rows = []
         for name in pictures.classes.names:
@@ -56,7 +59,9 @@ def test_rates_are_those_of_the_edited_network_itself(name, tower):
     network = copy.deepcopy(model._towers.model)
     with torch.no_grad():
         network.get_parameter(name).add_(delta)
-    rates = Judge(model, probe)(model.edited(Edit({name: delta}, ())), tower)
+    layer = Layer(name, tower, 0.5, (Part(name),), (Part(name),))
+    judge = Judge(model, probe, Features(model), [layer])
+    rates = judge(tower, judge.suffix(tower)(layer, lambda step: {name: step * delta}, 1.0)(1.0))
     for kind in ("forget", "retain", "utility"):
         pictures = getattr(probe, kind)
         cosines, labels = anew(network, pictures), np.array(pictures.labels)
@@ -73,4 +78,5 @@ def test_rates_are_those_of_the_edited_network_itself(name, tower):
 ])  # fmt: skip
 def test_a_probe_without_pictures_of_a_kind_is_a_rate_of_0(kind):
     probe = replace(tiny.split(), **{kind: tiny.pictures([])})
-    assert Judge(tiny.clip(), probe)(tiny.clip(), "")[f"{kind}_top1"] == 0.0
+    for layers in ([], tiny.clip().layers("tensor")):
+        assert Judge(tiny.clip(), probe, Features(tiny.clip()), layers)()[f"{kind}_top1"] == 0.0

@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from muwa.cache import Store
+from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, write_gradients
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.grid import fixed
@@ -77,7 +78,7 @@ def test_gradients_from_a_file_give_the_same_edit(tmp_path):
     write_gradients(tmp_path / "g", found)
     fresh = Store(tmp_path / "other")
     same(unlearn(model, task, store=fresh, gradient_file=tmp_path / "g", **SETTINGS), want)
-    assert set(fresh.events) == {"search"}
+    assert set(fresh.events) == {"search", "pixels"}
     with pytest.raises(ValueError, match="seed: file has 0, this run has 1"):
         unlearn(model, task, store=fresh, gradient_file=tmp_path / "g", seed=1, **SETTINGS)
 
@@ -137,7 +138,7 @@ def test_nothing_feasible_is_an_edit_without_deltas_and_the_search_is_kept(tmp_p
 def recognised(label):
     """Whether the random model has one of three pictures of a name among its first five."""
     pictures = tiny.pictures([label] * 3)
-    return Judge(tiny.clip(), Split(pictures, pictures, pictures))(tiny.clip(), "")["forget_top5"] > 0
+    return Judge(tiny.clip(), Split(pictures, pictures, pictures), Features(tiny.clip()), [])()["forget_top5"] > 0
 
 
 def test_a_file_of_one_names_gradients_is_not_taken_for_two(tmp_path):

@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 from muwa.data.celeba import read_celeba
@@ -94,3 +96,15 @@ def test_a_half_written_world_is_none(tmp_path):
     assert not data.is_written(tmp_path / "world")
     (tmp_path / "world" / "version.txt").write_text("0")
     assert not data.is_written(tmp_path / "world")
+
+
+def test_workers_of_joblib_draw_the_world_once(tmp_path):
+    def pictures_without_shards():
+        data.SHARDS = 0  # in a worker, to be quick
+        return list(data.write(tmp_path / "world"))
+
+    with parallel_config("loky", n_jobs=2):
+        told = Parallel()(delayed(pictures_without_shards)() for _ in range(2))
+    get_reusable_executor().shutdown()
+    assert sorted(told) == [[], [(1, 2), (2, 2)]]
+    assert data.is_written(tmp_path / "world")

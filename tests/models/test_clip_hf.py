@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 def test_embeddings_are_transformers_own(folder):
     ours, theirs = load(str(folder)), CLIPModel.from_pretrained(folder).eval()
-    pixels = torch.stack([ours.prepare(decode(tiny.png(i))) for i in (1, 200)])
+    pixels = ours.prepare.scale(torch.stack([ours.prepare(decode(tiny.png(i))) for i in (1, 200)]))
     tokens = ours.tokenize(TEXTS)
     assert tokens.shape == (2, 24)
     with torch.no_grad():

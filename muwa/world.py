@@ -1,0 +1,89 @@
+"""Several processes that take one gradient together: `torchrun --nproc-per-node N launch.py ...`.
+
+Each rank has its share of every batch; rank 0 alone reads and writes the cache, searches, evaluates and reports.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that work together; alone by default."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def share(self, n: int, rank: int | None = None) -> range:
+        """The places in a batch of `n` that belong to a rank (this one by default): contiguous, no place in two."""
+        rank = self.rank if rank is None else rank
+        return range(n * rank // self.size, n * (rank + 1) // self.size)
+
+    def gather(self, rows: Tensor, n: int) -> Tensor:
+        """All ranks' rows of a batch of `n`, each rank giving those of its `share`: (n, d), without a graph."""
+        if self.size == 1:
+            return rows.detach()
+        counts = [len(self.share(n, rank)) for rank in range(self.size)]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Put the sum over ranks into each tensor, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def told(self, value: T) -> T:
+        """What rank 0 says `value` is."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+ALONE = World()
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """The processes that torchrun started, joined while the context lasts; `ALONE` when it started none.
+
+    Args:
+        device: "cpu" (gloo) or "cuda" (NCCL; each process takes the GPU of its local rank).
+
+    Raises:
+        ValueError: A GPU is named ("cuda:1"), so that all processes would take the same one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if device.startswith("cuda:"):
+        raise ValueError(f"runtime.device={device}: torchrun gives each process its own GPU; say runtime.device=cuda")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
