@@ -19,6 +19,8 @@ from muwa.data.samples import decode
 from muwa.models.clip import Clip
 from muwa.types import Classes, Layer, Pictures, Split
 
+Rates = tuple[float, float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -28,6 +30,7 @@ class Step:
     step: float
     forget_top1: float
     forget_top5: float
+    forget_cosine: float
     retain_top1: float
     utility_top1: float
 
@@ -51,14 +54,14 @@ class Reference:
         return self._model.prepare.scale(torch.stack([self._model.prepare(decode(one)) for one in pictures.images]))
 
     @torch.inference_mode()
-    def evaluate(self, network: nn.Module, few: float = 1.0) -> tuple[float, float, float, float]:
-        """forget top-1, forget top-5, retain top-1, utility top-1; of the first `few` of each set where that is below 1."""
+    def evaluate(self, network: nn.Module, few: float = 1.0) -> Rates:
+        """forget top-1, forget top-5, forget cosine, retain top-1, utility top-1; of the first share `few`."""
         forget, retain, utility = self._probe.forget, self._probe.retain, self._probe.utility
         names = self._classifier(network, forget.classes, few)
         things = self._classifier(network, utility.classes, few)
         hits = [self._hits(network, pictures, weights, few) for pictures, weights in (
             (forget, names), (retain, names), (utility, things))]  # fmt: skip
-        return _rate(hits[0], 1), _rate(hits[0], 5), _rate(hits[1], 1), _rate(hits[2], 1)
+        return _rate(hits[0], 0), _rate(hits[0], 1), _rate(hits[0], 2), _rate(hits[1], 0), _rate(hits[2], 0)
 
     def _classifier(self, network: nn.Module, classes: Classes, few: float) -> Tensor:
         names = classes.names[: max(5, round(len(classes.names) * few))]
@@ -73,20 +76,22 @@ class Reference:
         each = [F.normalize(network.encode_text(b.to(self._model.device)), dim=-1) for b in tokens.split(self._batch)]
         return F.normalize(torch.cat(each).view(len(names), len(classes.templates), -1).mean(1), dim=-1)
 
-    def _hits(self, network: nn.Module, pictures: Pictures, weights: Tensor, few: float) -> list[list[bool]]:
+    def _hits(self, network: nn.Module, pictures: Pictures, weights: Tensor, few: float) -> list[list[float]]:
         count = max(1, round(len(pictures) * few))
         hits = []
         for i in range(0, count, self._batch):
             some = pictures.select(range(i, min(i + self._batch, count)))
             pixels = self._decoded(some) if self._batch == 1 else self._ready[id(pictures)][i : i + self._batch]
             features = F.normalize(network.encode_image(pixels.to(self._model.device)), dim=-1)
-            best = (100 * features @ weights.T).topk(5, dim=-1).indices
-            hits += [[label in row[:1], label in row] for label, row in zip(some.labels, best.tolist(), strict=True)]
+            cosines = features @ weights.T
+            best = (100 * cosines).topk(5, dim=-1).indices.tolist()
+            for label, row, cosine in zip(some.labels, best, cosines.tolist(), strict=True):
+                hits.append([label in row[:1], label in row, cosine[label] if label < len(cosine) else 0.0])
         return hits
 
     def search(
         self, gradient: Mapping[str, Tensor], layers: Sequence[Layer], evaluations: int,
-        each: Callable[[nn.Module], tuple[float, float, float, float]] | None = None,
+        each: Callable[[nn.Module], Rates] | None = None,
     ) -> list[Step]:  # fmt: skip
         """The release's bisection on each layer: from 0.1 |theta| / |g|, doubled until top-5 is 0, then the midpoint."""
         trace = []
@@ -98,8 +103,8 @@ class Reference:
                 edited = copy.deepcopy(self._network)
                 with torch.no_grad():
                     edited.get_parameter(name).copy_(theta + step * g)
-                one, five, kept, other = (each or self.evaluate)(edited)
-                trace.append(Step(layer.name, step, one, five, kept, other))
+                one, five, cosine, kept, other = (each or self.evaluate)(edited)
+                trace.append(Step(layer.name, step, one, five, cosine, kept, other))
                 if five == 0:
                     high = step
                     step = (low + high) / 2
@@ -109,14 +114,20 @@ class Reference:
         return trace
 
 
-def _rate(hits: Sequence[Sequence[bool]], k: int) -> float:
-    return sum(row[0 if k == 1 else 1] for row in hits) / len(hits)
+def _rate(hits: Sequence[Sequence[float]], column: int) -> float:
+    return sum(row[column] for row in hits) / len(hits)
 
 
-def choose(trace: Sequence[Step]) -> Step | None:
-    """Of the steps that forget, the one that keeps most (the mean of retain and utility top-1)."""
+def choose(trace: Sequence[Step], retained: int, others: int) -> Step | None:
+    """Of the steps that forget, those within one standard error of what is kept most; of these the lowest cosine."""
     feasible = [row for row in trace if row.forget_top5 == 0]
-    return max(feasible, key=lambda row: row.retain_top1 + row.utility_top1, default=None)
+    if not feasible:
+        return None
+    most = max(feasible, key=lambda row: row.retain_top1 + row.utility_top1)
+    a, b = most.retain_top1, most.utility_top1
+    error = (a * (1 - a) / retained + b * (1 - b) / others) ** 0.5
+    near = [row for row in feasible if row.retain_top1 + row.utility_top1 >= a + b - error - 1e-9]
+    return min(near, key=lambda row: row.forget_cosine)
 
 
 def encode_text_cut(network: nn.Module, tokens: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from bench.reference import Reference, Step, choose
 from muwa.encode import Features
 from muwa.gradients import gradient_sum
 from muwa.layer_search.bisect import bisection, next_step
-from muwa.layer_search.common import Trial, kept
+from muwa.layer_search.common import Trial
 from muwa.layer_search.common import choose as choose_ours
 from muwa.models.clip import Clip
 from muwa.types import Gradients, Layer, Task
@@ -76,13 +76,16 @@ def agrees(trial: Trial, trace: list[Step]) -> bool:
     rows = trial.trace[: len(trace)]
     for row, other in zip(rows, trace, strict=True):
         pairs = [(getattr(row, key), getattr(other, key)) for key in ("step", *RATES)]
-        if any(abs(a - b) > 1e-9 * max(1.0, abs(a)) for a, b in pairs):
+        far = any(abs(a - b) > 1e-9 * max(1.0, abs(a)) for a, b in pairs)
+        if far or abs(row.forget_cosine - other.forget_cosine) > 1e-5:
             print(f"DIFFERS: {row}\n         {other}")
             return False
-    chosen, best = choose_ours(rows, rule="constrained", criterion="top5")[0], choose(trace)
-    if chosen is None or best is None:
-        return chosen is None and best is None
-    return abs(kept(rows[chosen]) - (best.retain_top1 + best.utility_top1) / 2) < 1e-9
+    counts = trial.counts
+    chosen, _ = choose_ours(rows, rule="constrained", criterion="top5", tolerance=1.0, counts=counts)
+    best = choose(trace, *counts)
+    return (None if chosen is None else rows[chosen].step) == (
+        None if best is None else trial.trace[trace.index(best)].step
+    )
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     show(
         f"sweep: {len(names)} identities of the miniature, cold cache ({machine(args.device)})",
         ["seconds", *stages],
-        [[label, *(f"{row[s]:.2f}" for s in stages)] for label, row in (("first identity", first), ("each later one", later))],
+        [[label, *(f"{row[s]:.2f}" for s in stages)] for label, row in (("first", first), ("each later", later))],
         [f"{total:.1f} s in all, {total / len(names):.1f} s an identity; retain passes: {passes}; "
          f"{forgotten} of {len(names)} reach forget/top5 = 0.",
          f"floor: one retain pass + {len(names)} x (forget pass + pairs that mention the name + search) = {bound:.1f} s; "

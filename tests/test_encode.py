@@ -55,8 +55,8 @@ def test_prompts_of_like_length_go_together_and_come_back_in_order():
     model = tiny.clip()
     tokens = tiny.tokenize([name * (1 + i % 2) for i, name in enumerate(tiny.NAMES * 5)])
     batches, back = token_batches(model, tokens)
-    lengths = [(batch.argmax(-1) + 1).tolist() for batch in batches]
-    assert sum(lengths, []) == sorted(sum(lengths, []))
+    lengths = [length for batch in batches for length in (batch.argmax(-1) + 1).tolist()]
+    assert lengths == sorted(lengths)
     assert torch.equal(torch.cat(batches)[back], tokens)
 
 

@@ -65,7 +65,10 @@ def test_alone_everything_stays_as_it_is():
 
 def test_a_named_gpu_cannot_be_shared(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="runtime.device=cuda:1: torchrun gives each process its own GPU"), world("cuda:1"):
+    with (
+        pytest.raises(ValueError, match="runtime.device=cuda:1: torchrun gives each process its own GPU"),
+        world("cuda:1"),
+    ):
         pass
 
 

@@ -45,6 +45,7 @@ def pareto_bisect(
     *,
     granularity: str = "tensor",
     rule: str = "constrained",
+    tolerance: float = 1.0,
     first_step: float = 0.1,
     max_evals: int = 10,
     target: float = 0.0,
@@ -61,6 +62,7 @@ def pareto_bisect(
         concept: The name to forget, for the record.
         granularity: "tensor" | "qkv" | "mlp" | "head" (`muwa.models.layers`).
         rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.common.choose`).
+        tolerance: Of "constrained": what counts as keeping as much, in standard errors of the probe's rates.
         first_step: First step as a fraction of |theta| / |g_f|; the paper's is 0.1.
         max_evals: Steps tried a layer; the paper's is 10.
         target: A step is feasible when the forget accuracy is at or below it.
@@ -79,7 +81,7 @@ def pareto_bisect(
     """
     check_settings(
         model, rule=rule, criterion=criterion, target=target, first_step=first_step, max_evals=max_evals, towers=towers,
-        granularity=granularity,
+        granularity=granularity, tolerance=tolerance,
     )  # fmt: skip
     candidates = {layer.name: layer for layer in model.layers(granularity)}
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
@@ -95,7 +97,7 @@ def pareto_bisect(
     for _ in track(_steps(searched, trial, first_step, max_evals), f"searching {len(searched)} layers",
                    len(searched) * max_evals, show=progress):  # fmt: skip
         pass
-    chosen, why = choose(trial.trace, rule=rule, criterion=criterion)
+    chosen, why = choose(trial.trace, rule=rule, criterion=criterion, tolerance=tolerance, counts=trial.counts)
     return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
 
 

@@ -35,8 +35,14 @@ class Trial:
         self._model, self._gradients = model, gradients
         self._judge = Judge(model, probe, features or Features(model), layers)
         self._concept, self._criterion, self._target, self._log = concept, criterion, target, log
+        self._counts = len(probe.retain), len(probe.utility)
         self._at: tuple[Layer, Callable[[float], torch.Tensor]] | None = None
         self.trace: list[Evaluation] = []
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Retain and utility pictures that rates are of."""
+        return self._counts
 
     def norms(self, layer: Layer) -> tuple[float, float]:
         """(|theta|, |g_f|) over the *scored* parts: their ratio is the unit of a relative step."""
@@ -107,19 +113,33 @@ def kept(row: Evaluation) -> float:
     return (row.retain_top1 + row.utility_top1) / 2
 
 
-def choose(trace: Iterable[Evaluation], *, rule: str, criterion: str) -> tuple[int | None, str]:
+def standard_error(row: Evaluation, counts: tuple[int, int]) -> float:
+    """Of `kept`, from the binomial variances of its two rates; `counts` are the retain and utility pictures."""
+    rates = (row.retain_top1, row.utility_top1)
+    return 0.5 * sum(rate * (1 - rate) / max(n, 1) for rate, n in zip(rates, counts, strict=True)) ** 0.5
+
+
+def choose(
+    trace: Iterable[Evaluation], *, rule: str, criterion: str, tolerance: float = 0.0, counts: tuple[int, int] = (0, 0)
+) -> tuple[int | None, str]:
     """Which evaluation of a trace becomes the edit, and why in one sentence.
 
     Args:
         rule:
-            "constrained": of the feasible steps the one that keeps most (`kept`); ties go to the one whose forget
-                pictures are farther from their name. None when no step is feasible.
+            "constrained": of the feasible steps those that keep most (`kept`), up to `tolerance`, and of these the one
+                whose forget pictures are farthest from their name. None when no step is feasible.
             "paper": lowest forget accuracy, then most kept, feasible or not (the paper's algorithm 1).
             "deepest": the last step that was tried (the search then tries the deepest front layer only), feasible or
                 not: what the release's Stable Diffusion and VLM code ships.
 
+        tolerance: In standard errors of what the best step keeps: smaller differences are the luck of the probe pictures,
+            while a step that only just forgets on them may not forget on others. 0 takes the best as it is.
+        counts: How many retain and utility pictures the rates are of.
+
     Returns:
         (index into `trace` or None, the reason).
+
+    Source: the one-standard-error rule is Breiman et al. 1984, section 3.4.3 (there for pruning trees).
     """
     rows = list(trace)
 
@@ -134,8 +154,15 @@ def choose(trace: Iterable[Evaluation], *, rule: str, criterion: str) -> tuple[i
         if not feasible:
             least = min(map(forgot, rows))
             return None, f"No feasible step: the lowest forget {criterion} reached was {least:.1%}; {note}."
-        best = max(feasible, key=lambda i: (kept(rows[i]), -rows[i].forget_cosine))
-        return best, f"The feasible step that keeps most ({kept(rows[best]):.1%} of retain and utility); {note}."
+        most = max(feasible, key=lambda i: kept(rows[i]))
+        least = (
+            kept(rows[most]) - tolerance * standard_error(rows[most], counts) - 1e-9
+        )  # equal but for rounding is equal
+        best = min((i for i in feasible if kept(rows[i]) >= least), key=lambda i: rows[i].forget_cosine)
+        return best, (
+            f"Of the feasible steps that keep most ({kept(rows[most]):.1%} of retain and utility, or at most {tolerance:g} "
+            f"standard errors less) the one that forgets deepest; it keeps {kept(rows[best]):.1%}; {note}."
+        )
     if rule == "paper":
         best = min(range(len(rows)), key=lambda i: (forgot(rows[i]), -kept(rows[i])))
         reason = f"The lowest forget {criterion} ({forgot(rows[best]):.1%}), then most kept"

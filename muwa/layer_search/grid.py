@@ -22,6 +22,7 @@ def grid(
     *,
     granularity: str = "tensor",
     rule: str = "constrained",
+    tolerance: float = 1.0,
     layers: Sequence[str] | None = None,
     steps: Sequence[float] | None = None,
     relative_steps: Sequence[float] | None = (0.05, 0.1, 0.2, 0.4),
@@ -46,7 +47,7 @@ def grid(
     """
     check_settings(
         model, rule=rule, criterion=criterion, target=target, towers=towers, granularity=granularity, layers=layers,
-        steps=steps, relative_steps=relative_steps,
+        steps=steps, relative_steps=relative_steps, tolerance=tolerance,
     )  # fmt: skip
     candidates = {layer.name: layer for layer in model.layers(granularity)}
     scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
@@ -64,7 +65,7 @@ def grid(
     ]
     for layer, step in track(pairs, f"trying {len(pairs)} edits", len(pairs), show=progress):
         trial(layer, step)
-    chosen, why = choose(trial.trace, rule=rule, criterion=criterion)
+    chosen, why = choose(trial.trace, rule=rule, criterion=criterion, tolerance=tolerance, counts=trial.counts)
     return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
 
 
@@ -77,6 +78,7 @@ def fixed(
     layer: str,
     granularity: str = "tensor",
     rule: str = "paper",
+    tolerance: float = 1.0,
     step: float | None = None,
     relative_step: float | None = None,
     target: float = 0.0,
@@ -94,5 +96,6 @@ def fixed(
     return grid(
         model, gradients, probe, concept, granularity=granularity, rule=rule, layers=[layer],
         steps=None if step is None else [step], relative_steps=None if relative_step is None else [relative_step],
-        target=target, criterion=criterion, towers=towers, features=features, log=log, progress=progress,
+        tolerance=tolerance, target=target, criterion=criterion, towers=towers, features=features, log=log,
+        progress=progress,
     )  # fmt: skip

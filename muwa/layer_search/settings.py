@@ -33,6 +33,8 @@ def check_settings(model: Clip, **settings: Any) -> None:
             raise ValueError(f"layer_search.{key}: got {settings[key]!r}, want one of {', '.join(choices)}")
     if not 0 <= settings.get("target", 0) < 1:
         raise ValueError(f"layer_search.target: got {settings['target']}, want a forget accuracy in [0, 1)")
+    if settings.get("tolerance", 0) < 0:
+        raise ValueError(f"layer_search.tolerance: got {settings['tolerance']}, want 0 or more standard errors")
     for key, least in (("first_step", 0), ("max_evals", 0)):
         if settings.get(key, 1) <= least:
             raise ValueError(f"layer_search.{key}: got {settings[key]}, want more than {least}")

@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 
-from muwa.layer_search.common import add_edits, choose, edit_of, kept, step_deltas
+from muwa.layer_search.common import add_edits, choose, edit_of, kept, standard_error, step_deltas
 from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Part, Search
 
 
@@ -20,6 +20,21 @@ def test_constrained_takes_the_feasible_step_that_keeps_most():
 
 def test_constrained_breaks_ties_by_the_deeper_forgetting():
     assert choose([row("a", 0, 0.8, 0.5), row("b", 0, 0.8, 0.1)], rule="constrained", criterion="top5")[0] == 1
+
+
+def test_within_one_standard_error_the_deepest_forgetting_wins():
+    """100 retain and 100 utility pictures, 0.9 of each kept: the mean's standard error is sqrt(2 x 0.0009) / 2 = 0.0212."""
+    trace = [
+        row("a", 0, 0.9, 0.5, utility=0.9),
+        row("b", 0, 0.86, 0.2, utility=0.9),
+        row("c", 0, 0.8, 0.1, utility=0.9),
+    ]
+    assert standard_error(trace[0], (100, 100)) == pytest.approx(0.0212132)
+    for tolerance, want in ((0.0, 0), (0.9, 0), (1.0, 1), (2.5, 2)):
+        got, why = choose(trace, rule="constrained", criterion="top5", tolerance=tolerance, counts=(100, 100))
+        assert got == want
+    assert "keep most (90.0% of retain and utility, or at most 2.5 standard errors less)" in why
+    assert "it keeps 85.0%; 3 of 3 steps on 3 layers were feasible" in why
 
 
 def test_constrained_says_when_nothing_is_feasible():

@@ -16,6 +16,7 @@ from muwa.layer_search.settings import check_search
     (partial(pareto_bisect, granularity="block"), "layer_search.granularity: got 'block', want one of tensor, qkv, mlp, head"),
     (partial(grid, steps=[1.0]), "give exactly one of steps"),
     (partial(grid, layers=["visual.proj", "visual.prj"]), "layer_search.layer: 'visual.prj' is not one of the .* Nearest: visual.proj"),
+    (partial(pareto_bisect, tolerance=-1), "layer_search.tolerance: got -1, want 0 or more standard errors"),
     (partial(fixed, layer="visual.proj"), "give exactly one of step .lambda. and relative_step"),
     (partial(fixed, layer="visual.proj.head0", relative_step=0.1), "'visual.proj.head0' is not one of"),
     (partial(fixed, layer="visual.proj", relative_step=0.1, target=-1), "layer_search.target: got -1, want a forget accuracy"),

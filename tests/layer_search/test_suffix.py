@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
+from muwa.cache import Store
 from muwa.encode import prepared
 from muwa.gradients import Recipe, gradients
-from muwa.cache import Store
 from muwa.layer_search.common import step_deltas
 from muwa.layer_search.suffix import Suffix
 from muwa.types import Edit
@@ -15,9 +15,15 @@ from muwa.types import Edit
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     model, task = tiny.clip(), tiny.task()
-    found = gradients(model, task, tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path_factory.mktemp("c")))
+    found = gradients(
+        model, task, tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path_factory.mktemp("c"))
+    )
     pixels = prepared(model.prepare, tiny.pictures([0, 1, 2, 3, 4]))
-    return model, found, {"vision": list(pixels.split(2)), "text": list(tiny.tokenize(["a", "Ada Fox", "abc"]).split(2))}
+    return (
+        model,
+        found,
+        {"vision": list(pixels.split(2)), "text": list(tiny.tokenize(["a", "Ada Fox", "abc"]).split(2))},
+    )
 
 
 def whole(model, tower, batches):

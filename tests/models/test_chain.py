@@ -110,7 +110,9 @@ def test_gradients_through_the_chain_are_those_of_the_network():
 
 
 def test_places_by_hand():
-    chain = tiny.clip().chain("vision")  # two blocks: 0 pixels, 1 block 0, 2 its MLP, 3 block 1, 4 its MLP, 5 pooling, 6
+    chain = tiny.clip().chain(
+        "vision"
+    )  # two blocks: 0 pixels, 1 block 0, 2 its MLP, 3 block 1, 4 its MLP, 5 pooling, 6
     tiny.clip().chain("text")
     block = "visual.transformer.resblocks.1."
     assert chain.end == 6

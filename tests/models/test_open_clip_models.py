@@ -40,7 +40,8 @@ def test_embeddings_are_open_clips_own(folder):
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     with torch.no_grad():
         torch.testing.assert_close(
-            ours.encode("vision", ours.prepare.scale(torch.stack([ours.prepare(picture)]))), theirs.encode_image(pixels, normalize=True)
+            ours.encode("vision", ours.prepare.scale(torch.stack([ours.prepare(picture)]))),
+            theirs.encode_image(pixels, normalize=True),
         )
         torch.testing.assert_close(
             ours.encode("text", ours.tokenize(texts)), theirs.encode_text(tokens, normalize=True)
