@@ -25,9 +25,16 @@ WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encode
 AT_ONCE = 2048  # pictures held in memory, as bytes
 
 
-def batch_size(device: torch.device) -> int:
-    """Inputs a forward takes at once: as many as stay in a CPU's cache, as many as fill a GPU."""
-    return 32 if device.type == "cpu" else 256
+def batch_size(model: Clip, tower: str, rows: int) -> int:
+    """Inputs a forward takes at once, each of `rows` rows (patches, tokens) in the tower: as many as stay in a CPU's cache,
+    as many as fill a GPU."""
+    values = 1 << (20 if model.device.type == "cpu" else 24)
+    return max(4, min(1024, values // max(1, rows * model.chain(tower).width)))
+
+
+def picture_batch(model: Clip) -> int:
+    """`batch_size` of pictures."""
+    return batch_size(model, "vision", model.chain("vision").rows)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def image_features(tower: Tower, pictures: Pictures, *, pixels: Pixels, progress
     Args:
         pixels: Where their pixels come from; never changes the result.
     """
-    model, size = tower.model, batch_size(tower.model.device)
+    model, size = tower.model, picture_batch(tower.model)
     pieces = [range(i, min(i + AT_ONCE, len(pictures))) for i in range(0, len(pictures), AT_ONCE)]
     batches = (batch for piece in pieces for batch in pixels(pictures.select(piece)).split(size))
     sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
@@ -97,10 +104,17 @@ def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     """Prompts in batches of like length, so that little padding is encoded; and the order that puts them back.
 
     Returns:
-        (batches of (<= `batch_size`, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
+        (batches of (n, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
     """
-    order = model.chain("text").lengths(tokens).argsort(stable=True)
-    return list(tokens[order].split(batch_size(model.device))), order.argsort()
+    lengths = model.chain("text").lengths(tokens)
+    order = lengths.argsort(stable=True)
+    batches: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        size = batch_size(model, "text", int(lengths[order[start]]))
+        batches.append(tokens[order[start : start + size]])
+        start += size
+    return batches, order.argsort()
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from muwa.encode import Features, batch_size, ensemble, token_batches
+from muwa.encode import Features, ensemble, picture_batch, token_batches
 from muwa.eval.ranks import own_cosine, top_k
 from muwa.layer_search.suffix import Suffix
 from muwa.models.clip import Clip
@@ -68,7 +68,7 @@ class Judge:
     def _suffix(self, tower: str) -> Suffix:
         if tower == "vision":
             pixels = [self._features.pixels(pictures) for pictures in self._pictures.values() if len(pictures)]
-            batches = list(torch.cat(pixels).split(batch_size(self._model.device)))
+            batches = list(torch.cat(pixels).split(picture_batch(self._model)))
         else:
             prompts = [prompt for classes in self._classes.values() for prompt in classes.prompts()]
             batches, self._back = token_batches(self._model, self._model.tokenize(prompts))

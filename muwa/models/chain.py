@@ -67,6 +67,7 @@ class Chain:
         self._others = {
             name: module for name, module in found.items() if name not in self._names and not name.startswith(inside)
         }
+        self.rows, self.width = 64, 512  # of one input before the first block: seen when a batch goes through
         self._before: set[str] = set()  # names of modules that are done when the first block begins
 
     @property
@@ -126,6 +127,7 @@ class Chain:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.rows, self.width = x[0].numel() // x.shape[-1], x.shape[-1]
         self._before = {name for name, module in self._others.items() if module in shapes}
         if self.tower == "vision":  # from here on only their shape is asked for
             inputs = inputs.new_zeros(1).expand(inputs.shape)
