@@ -10,7 +10,12 @@ modules allow. Memory is what each needs beside the weights; activations are wha
 
 from __future__ import annotations
 
-import torch
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from bench.common import arguments, load, machine, measure, show, size_of, task, write
@@ -40,53 +45,70 @@ def ready(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     return [(x, tokens[batch]) for x, batch in zip(pixels, batches, strict=True)]
 
 
+def variants(model: Clip, pairs: Pairs, precision: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """What is compared, by name: each gives the sum of gradients over all pairs."""
+    batches = ready(model, pairs)
+
+    def stage() -> dict[str, Tensor]:
+        found = gradient_sum(model, pairs, loss="contrastive", batch_size=BATCH, seed=0, precision=precision)
+        return found["sum"]  # type: ignore[return-value]
+
+    padded = partial(bare_loop, model, batches, contrastive, cut=False, precision=precision)
+    limit = partial(bare_loop, model, batches, contrastive, cut=True, precision=precision)
+    return {"padded": padded, "limit": limit, "muwa": stage}
+
+
+def prepare(size: str, device: str, count: int | None) -> tuple[Clip, Pairs]:
+    """The model, its chains tried, and the pairs."""
+    model = load(size, device)
+    for tower in ("vision", "text"):
+        model.chain(tower)
+    return model, task().retain.select(range(count or PAIRS[size]))
+
+
+def memory_of(name: str, args: argparse.Namespace) -> int:
+    """Peak bytes of a variant above what the process held before, in a process of its own: freed memory would hide it."""
+    command = [sys.executable, "-m", "bench.gradients", "--size", args.size, "--device", args.device]
+    command += ["--precision", args.precision, "--pairs", str(2 * BATCH), "--memory-of", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
 def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--pairs", type=int, help="how many [mini: 640, vit_b32: 96]")
+    parser.add_argument("--memory-of", help="only print the peak memory of one variant")
     args = parser.parse_args()
-    model, data = load(args.size, args.device), task()
-    pairs = data.retain.select(range(args.pairs or PAIRS[args.size]))
+    model, pairs = prepare(args.size, args.device, args.pairs)
     weights = sum(w.nbytes for w in model.weights.values())
-    model.encode("vision", pixel := ready(model, pairs.select(range(2)))[0][0])  # the trial of the chains, and warm
-    model.encode("text", model.tokenize(["warm"]))
-    del pixel
-
-    def stage() -> dict[str, Tensor]:
-        return gradient_sum(model, pairs, loss="contrastive", batch_size=BATCH, seed=0, precision=args.precision)["sum"]  # type: ignore[return-value]
-
-    batches = ready(model, pairs)
-    bare = {"padded": False, "limit": True}
-    found, took = {}, {}
-    for turn in range(3):  # in turns, so that a slow spell of the machine falls on all; the best of each counts
-        for name, cut in bare.items():
-            found[name], this = measure(
-                lambda cut=cut: bare_loop(model, batches, contrastive, cut=cut, precision=args.precision), args.device
-            )  # type: ignore[misc]
-            took[name] = min(took.get(name, this), this, key=lambda m: m.seconds) if turn else this
-        found["muwa"], this = measure(stage, args.device)
-        took["muwa"] = min(took.get("muwa", this), this, key=lambda m: m.seconds) if turn else this
-        if turn == 0:
-            apart = {name: difference(found["muwa"], found[name]) for name in bare}
-        found.clear()
-        torch.cuda.empty_cache() if args.device != "cpu" else None
-    ratios = {name: took[name].seconds / took["muwa"].seconds for name in bare}
-    memory = (weights + took["muwa"].peak) / (weights + took["limit"].peak)
+    ours = variants(model, pairs, args.precision)
+    if args.memory_of:
+        print(measure(ours[args.memory_of], args.device)[1].peak)
+        return
+    found, seconds = {}, dict.fromkeys(ours, float("inf"))
+    for _ in range(3):  # in turns, so that a slow spell of the machine falls on all; the best of each counts
+        for name, work in ours.items():
+            found[name], this = measure(work, args.device)
+            seconds[name] = min(seconds[name], this.seconds)
+    apart = {name: difference(found["muwa"], found[name]) for name in ("padded", "limit")}
+    peak = {name: memory_of(name, args) for name in ours}
+    ratios = {name: seconds[name] / seconds["muwa"] for name in apart}
+    ratios["memory"] = (weights + peak["muwa"]) / (weights + peak["limit"])
     rows = [
-        [name, f"{m.seconds:.2f}", f"{len(pairs) / m.seconds:,.1f}", f"{m.seconds / took['muwa'].seconds:.2f}",
-         size_of(weights + m.peak), f"{apart[name]:.1e}" if name in apart else ""]
-        for name, m in took.items()
+        [name, f"{s:.2f}", f"{len(pairs) / s:,.1f}", f"{s / seconds['muwa']:.2f}", size_of(weights + peak[name]),
+         f"{apart[name]:.1e}" if name in apart else ""]
+        for name, s in seconds.items()
     ]  # fmt: skip
     show(
         f"gradients, {args.size}, {args.precision}: {len(pairs)} pairs ({machine(args.device)})",
-        ["", "seconds", "pairs/s", "x muwa", "memory, weights too", "gradient differs by"], rows,
-        [f"memory of muwa / that of the bare loop at cut padding: {memory:.2f}; one gradient is {size_of(weights)}.",
-         f"floor: {took['limit'].seconds:.2f} s, the bare loop at cut padding. Best of three, taken in turns."],
+        ["", "seconds", "pairs/s", "x muwa", "memory with weights", "gradient differs by"], rows,
+        [f"memory: of muwa {ratios['memory']:.2f} of that of the bare loop at cut padding; weights and one gradient are "
+         f"{size_of(weights)} each; two batches, a process each.",
+         f"floor: {seconds['limit']:.2f} s, the bare loop at cut padding. Best of three, taken in turns."],
     )  # fmt: skip
     write(args.json, {"bench": "gradients", "size": args.size, "precision": args.precision, "machine": machine(args.device),
-                      "ratios": {**ratios, "memory": memory}, "difference": apart,
-                      "seconds": {name: m.seconds for name, m in took.items()}, "pairs": len(pairs),
-                      "peak": {name: m.peak for name, m in took.items()}, "weights": weights})  # fmt: skip
+                      "ratios": ratios, "difference": apart, "seconds": seconds, "pairs": len(pairs), "peak": peak,
+                      "weights": weights})  # fmt: skip
 
 
 if __name__ == "__main__":
