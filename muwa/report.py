@@ -142,14 +142,15 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             text = f"The step taken for {search.concept} was not feasible on the probe pictures. {search.why}"
             said.append({"kind": "bad", "text": text})
     before, after = report.before, report.after
-    for key, words in (("forget/top1", "first guess"), ("forget/top5", "first five guesses")):
+    for key, words in (
+        ("forget/top1", "the model's first guess"),
+        ("forget/top5", "among the model's first five guesses"),
+    ):
         if key in after and report.edit.moves:
             gone = after[key].value == 0
             share = f"{_percent(before[key])} → {_percent(after[key])} on {after[key].n} held-out pictures"
             verb = "is no longer" if gone else "is still sometimes"
-            said.append(
-                {"kind": "good" if gone else "bad", "text": f"{names} {verb} among the model's {words}: {share}."}
-            )
+            said.append({"kind": "good" if gone else "bad", "text": f"{names} {verb} {words}: {share}."})
     for key, words in (("retain/top1", "The other names"), ("utility/top1", "Everything else")):
         if key in after:
             change = 100 * (after[key].value - before[key].value)

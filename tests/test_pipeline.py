@@ -71,7 +71,7 @@ def test_the_default_leaves_every_file_and_says_where(default_run):
     assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html",
             "figures/pareto.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
     assert str(folder) in stdout
-    assert "Kael Lindqvar is no longer among the model's first guess" in stdout
+    assert "Kael Lindqvar is no longer the model's first guess" in stdout
     events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = json.loads((folder / "results.json").read_text())
     assert events.count("evaluation") == len(found["trace"])

@@ -50,7 +50,7 @@ def test_results_hold_what_the_schema_asks(tmp_path):
 def test_the_page_stands_alone_and_is_whole(tmp_path):
     write_report(report(tmp_path), show_forget=False)
     page = (tmp_path / "report.html").read_text()
-    assert "Ada Fox is no longer among the model&#39;s first guess: 100.0 % → 0.0 % on 2 held-out pictures." in page
+    assert "Ada Fox is no longer the model&#39;s first guess: 100.0 % → 0.0 % on 2 held-out pictures." in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.rstrip().endswith("</html>")
     for name in ("pareto", "trace", "metrics", "similarity"):
@@ -62,7 +62,7 @@ def test_the_verdict_never_praises_what_failed(tmp_path):
     texts = [(one["kind"], one["text"]) for one in verdicts(report(tmp_path, after=0.5))]
     assert (
         "bad",
-        "Ada Fox is still sometimes among the model's first guess: 100.0 % → 50.0 % on 2 held-out pictures.",
+        "Ada Fox is still sometimes the model's first guess: 100.0 % → 50.0 % on 2 held-out pictures.",
     ) in texts
     infeasible = verdicts(report(tmp_path, chosen=0))[0]
     assert infeasible["kind"] == "bad"
