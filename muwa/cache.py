@@ -107,9 +107,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "key.json").is_file():
-                (folder / "key.json").write_text(
-                    json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True)
-                )
+                draft = folder / "key.draft"
+                draft.write_text(json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True))
+                os.replace(draft, folder / "key.json")
             rows, computed = rows_of(folder, items.digests, lambda some: function(owner, items.select(some), **_free))
         self._note(stage, "hit" if not computed else "miss" if computed == len(items.digests) else "partial", started)
         return rows

@@ -12,6 +12,7 @@ import torch
 
 from muwa import cache
 from muwa.cache import Store, fingerprint
+from muwa.encode import prepared
 from muwa.types import Edit, Evaluation, Gradients, LayerScore, Metric, Move, Search
 
 CALLS = []
@@ -325,3 +326,15 @@ def test_a_subclass_of_tuple_comes_back_or_is_refused(tmp_path):
 
 def test_keys_of_a_mapping_are_told_apart_by_kind():
     assert fingerprint({1: "x"}) != fingerprint({"1": "x"})
+
+
+def test_rows_are_noted_as_hit_miss_or_partial_and_explained(tmp_path, capsys):
+    pictures = tiny.pictures([0, 1, 2])
+    for some, event in ((pictures.select([0, 1]), "miss"), (pictures, "partial"), (pictures, "hit")):
+        store = Store(tmp_path)
+        found = store.rows("pixels", prepared, tiny.prepare, some, _free={})
+        assert store.events == {"pixels": event}
+        assert len(found) == len(some)
+    assert cache.main(["ls", str(tmp_path)]) == 0
+    assert "pixels" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.draft"))
