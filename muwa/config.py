@@ -75,6 +75,7 @@ class Root:
     method: Any = MISSING
     layer_search: Any = MISSING
     eval: Any = MISSING
+    recogniser: Any = MISSING
     logger: Any = MISSING
 
 
@@ -126,7 +127,13 @@ def check(parts: Mapping[str, Any]) -> None:
             except TypeError as error:
                 where = f"{part.func.__module__}.{part.func.__qualname__}"
                 raise ValueError(f"{key}: {where}() {error}") from error
-            check({f"{key}.{name}": inner for name, inner in part.keywords.items() if isinstance(inner, partial)})
+            check(
+                {
+                    f"{key}.{name}": inner
+                    for name, inner in part.keywords.items()
+                    if isinstance(inner, partial | Mapping)
+                }
+            )
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:

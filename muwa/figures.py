@@ -29,6 +29,15 @@ def short(layer: str) -> str:
     return re.sub(r"[._]weight", "", name)
 
 
+def is_rate(metric: str) -> bool:
+    """Whether a metric, by its name, is a share in [0, 1] and shown in per cent.
+
+    >>> is_rate("forget/top1"), is_rate("retain/cosine"), is_rate("quality/fid")
+    (True, False, False)
+    """
+    return metric.rpartition("/")[2] not in ("cosine", "clip_score", "fid", "kid")
+
+
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches and its (rows, columns) axes, in the house's look."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
@@ -158,7 +167,7 @@ def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: S
 
 def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
     """Every accuracy before and after, with its 95 % interval."""
-    names = [name for name in before if "top" in name]
+    names = [name for name in before if is_rate(name)]
     figure, axes = blank(6.4, 0.62 * len(names) + 1.0)
     axis = axes[0, 0]
     for shift, metrics, colour, label in ((0.19, before, GREY, "before"), (-0.19, after, BLUE, "after")):

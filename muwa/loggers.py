@@ -148,7 +148,9 @@ class Wandb:
             self._run.summary["objective"] = report.objective
             for when, metrics in (("before", report.before), ("after", report.after)):
                 self._run.summary.update({f"{when}/{name}": metric.value for name, metric in metrics.items()})
-            plots = sorted((self._folder / "figures").glob("pareto*.png"))
+            plots = [
+                p for kind in ("pareto", "drawings") for p in sorted((self._folder / "figures").glob(f"{kind}*.png"))
+            ]
             self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
         patch = self._folder / "patch.safetensors"
         if patch.is_file():

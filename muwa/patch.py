@@ -1,12 +1,13 @@
 """The edit as one safetensors file that can be applied elsewhere, taken back bit for bit, and added to others.
 
-    python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint file, an open_clip or an HF folder
+    python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint file, an open_clip, HF or diffusers folder
     python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
     python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
     python -m muwa.patch show PATCH
 
 Holds `delta/<name>` (fp32) and `base/<name>`: the bits of the touched tensors, since floating point addition cannot be
-undone by subtraction. Bound to its base by a fingerprint of all weights: on any other it is refused.
+undone by subtraction. Bound to its base by a fingerprint of all weights: on any other it is refused. A pipeline's folder, or
+one that spells the model as the other library does, is recognised by the bits of the touched tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.models.clip import Clip
+from muwa.models import folders
+from muwa.models.folders import edited as _edited
+from muwa.models.folders import same as _same
 from muwa.models.weights import read_weights, rewrite, weights_fingerprint
 from muwa.types import Edit, Move
 
@@ -45,7 +48,19 @@ class Patch:
     story: Mapping[str, Any]
 
 
-def write_patch(path: str | Path, edit: Edit, model: Clip, story: Mapping[str, Any] = MappingProxyType({})) -> None:
+class Weighted(Protocol):
+    """What an edit was made for: a `Clip`, or what `Diffusion.owner` gives."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its tensors, at least those of the edit, under the names of the deltas."""
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 of all its weights."""
+
+
+def write_patch(path: str | Path, edit: Edit, model: Weighted, story: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write an edit as a patch: the same edit gives the same bytes.
 
     Args:
@@ -104,11 +119,6 @@ def read_patch(path: Path) -> Patch:
     return Patch(side("delta/"), side("base/"), about["base_fingerprint"], moves, about["story"])
 
 
-def _edited(base: Tensor, delta: Tensor) -> Tensor:
-    """What a tensor is after the patch, in the base's dtype."""
-    return (base.float() + delta.to(base.device)).to(base.dtype)
-
-
 def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor]:
     """The edited tensors, in the dtype of `weights`: `fp32(base) + delta`, cast back.
 
@@ -147,10 +157,6 @@ def remove_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tenso
             f"the base's is {patch.base_fingerprint[:12]}"
         )
     return restored
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
 
 
 def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:
@@ -202,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, on in (("apply", "base"), ("remove", "edited")):
         command = commands.add_parser(name)
         command.add_argument("patch", type=Path)
-        command.add_argument(on, type=Path, help="a checkpoint file, an open_clip folder or a Hugging Face folder")
+        command.add_argument(on, type=Path, help="a checkpoint file; an open_clip, Hugging Face or diffusers folder")
         command.add_argument("--out", type=Path, required=True, help="a new folder")
     add = commands.add_parser("add")
     add.add_argument("patches", type=Path, nargs="+")
@@ -215,10 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.command == "add":
             save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         else:
-            patch, on = read_patch(args.patch), args.base if args.command == "apply" else args.edited
-            change = apply_patch if args.command == "apply" else remove_patch
-            rewrite(on, args.out, change(read_weights(on), patch))
-            print(f"{args.out}: {len(patch.deltas)} tensors {'edited' if args.command == 'apply' else 'restored'}")
+            patch, back = read_patch(args.patch), args.command == "remove"
+            on = args.edited if back else args.base
+            if folders.is_pipeline(on) or folders.spells_otherwise(on, patch.deltas):
+                changed = folders.change(on, args.out, patch.deltas, patch.base, back=back)
+            else:
+                rewrite(on, args.out, (remove_patch if back else apply_patch)(read_weights(on), patch))
+                changed = len(patch.deltas)
+            print(f"{args.out}: {changed} tensors {'restored' if back else 'edited'}")
     except (ValueError, OSError, KeyError) as error:
         print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,31 @@ import torch
 
 from muwa.cache import Store
 from muwa.data.tasks import curate_only
+from muwa.drawing import Drawn
 from muwa.encode import Features
-from muwa.eval.measure import evaluate
+from muwa.eval.measure import evaluate, evaluate_drawings
 from muwa.eval.similarity import matrix
+from muwa.gallery import gallery
 from muwa.loggers import Loggers
 from muwa.models.clip import Clip
+from muwa.models.diffusion import Diffusion
 from muwa.patch import write_patch
 from muwa.report import verdicts, write_report
+from muwa.studio import Studio
 from muwa.types import Edit, Metric, Report, Split, Task
 from muwa.world import World, world
 
-LIBRARIES = ("muwa", "torch", "open_clip_torch", "transformers", "webdataset", "hydra-core", "safetensors", "numpy")
+LIBRARIES = (
+    "muwa",
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "diffusers",
+    "webdataset",
+    "hydra-core",
+    "safetensors",
+    "numpy",
+)
 MATRIX_NAMES = 12  # retained names in the similarity matrix
 
 
@@ -60,7 +74,10 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
     dataset = parts["dataset"]()
     if "curate" in stages and ranks.leads:
         asked = parts["task"].keywords
-        names = asked["identity"] if "identity" in asked else asked["object"]
+        kinds = [kind for kind in ("identity", "object") if kind in asked]
+        if not kinds:
+            raise ValueError("stages=[curate]: this task's forget set is a folder already, there is nothing to curate")
+        names = asked[kinds[0]]
         found = curate_only(dataset, names, asked["aliases"], asked["limits"]["forget_pairs"], progress=progress)
         for name, where in found.folders.items():
             print(f"{name}: {found.counts[name]} pairs in {where}", file=sys.stderr)
@@ -68,7 +85,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
     if "unlearn" not in stages:
         return 0.0
 
-    model: Clip = parts["model"]()
+    model: Clip | Diffusion = parts["model"]()
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     store = Store(Path(settings["paths"]["cache"]))
@@ -91,23 +108,29 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
 
 
 def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip, task: Task, store: Store, loggers: Loggers,
-    ranks: World,
+    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip | Diffusion, task: Task, store: Store,
+    loggers: Loggers, ranks: World,
 ) -> Report | None:  # fmt: skip
     """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
     folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
     gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
+    started = time.perf_counter()
     edit: Edit = parts["method"](
         model, task, store=store, log=loggers.log, gradient_file=gradient_file, world=ranks, progress=progress
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    write_patch(folder / "patch.safetensors", edit, model, story)
+    took, peak = time.perf_counter() - started, peak_memory()
+    owner = model.owner(edit) if isinstance(model, Diffusion) else model
+    write_patch(folder / "patch.safetensors", edit, owner, story)
     if "eval" not in settings["stages"]:
         return None
 
-    def measured(one: Clip) -> dict[str, Metric]:
-        return evaluate(one, task.eval, store=store, metrics=parts["eval"].values(), progress=progress)
+    def measured(one: Clip | Diffusion) -> dict[str, Metric]:
+        metrics = parts["eval"].values()
+        if isinstance(one, Diffusion):
+            return evaluate_drawings(one, task, store=store, metrics=metrics, progress=progress)
+        return evaluate(one, task.eval, store=store, metrics=metrics, progress=progress)
 
     edited = model.edited(edit)
     before, after = measured(model), measured(edited)
@@ -115,23 +138,42 @@ def unlearn(
     loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
     return Report(
         name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
+        cost={"seconds": took, "peak_memory_bytes": peak, "bytes": (folder / "patch.safetensors").stat().st_size,
+              "parameters": sum(delta.count_nonzero().item() for delta in edit.deltas.values())},
         task=task, similarity=similarity(model, edited, task.eval, store),
         seconds={}, cache=dict(store.events), peak_memory_bytes=peak_memory(),
-        provenance=provenance(model, task, settings),
+        provenance=provenance(model, task, settings), drawn=drawings(model, edited, task, store),
     )  # fmt: skip
 
 
-def similarity(model: Clip, edited: Clip, split: Split, store: Store) -> dict[str, object]:
-    """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}."""
-    base, after = (matrix(Features(one, store), split, MATRIX_NAMES) for one in (model, edited))
+def drawings(model: Clip | Diffusion, edited: Clip | Diffusion, task: Task, store: Store) -> tuple[Drawn, ...]:
+    """A few pictures by both models from the same seeds; none of a CLIP."""
+    if isinstance(model, Diffusion) and isinstance(edited, Diffusion):
+        return gallery(Studio(model, store), Studio(edited, store), task)
+    return ()
+
+
+def similarity(model: Clip | Diffusion, edited: Clip | Diffusion, split: Split, store: Store) -> dict[str, object]:
+    """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}.
+
+    Of a pipeline: of the CLIP of its first text encoder; empty where the edit left that alone.
+    """
+    clips = [one.clip if isinstance(one, Diffusion) else one for one in (model, edited)]
+    if isinstance(model, Diffusion) and clips[0].weights_fingerprint == clips[1].weights_fingerprint:
+        return {}
+    base, after = (matrix(Features(one, store), split, MATRIX_NAMES) for one in clips)
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
     """What a sweep minimises: what is still recognised plus what was lost, in accuracy (0 is perfect).
 
-    `forget/top1 + max(0, drop of retain/top1) + max(0, drop of utility/top1)`; a metric that was not asked for counts 0.
+    `forget/top1 + max(0, drop of retain/top1) + max(0, drop of utility/top1)`; a metric that was not asked for counts 0. Of
+    drawings: `1 - forget/ua + max(0, drop of retain/ira) + max(0, drop of retain/cra)`.
     """
+    if "forget/ua" in after:
+        drops = (before[name].value - after[name].value for name in ("retain/ira", "retain/cra") if name in after)
+        return 1 - after["forget/ua"].value + sum(max(0.0, drop) for drop in drops)
     lost = sum(
         max(0.0, before[name].value - after[name].value) for name in ("retain/top1", "utility/top1") if name in after
     )
@@ -144,13 +186,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def provenance(model: Clip, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
+def provenance(model: Clip | Diffusion, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
     """What is needed to make the run again, and to know that it was the same."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),
         "seed": settings["seed"],
-        "model": {"source": model.source, "fingerprint": model.fingerprint, "weights": model.weights_fingerprint},
+        "model": {"source": model.source, "fingerprint": model.fingerprint}
+        | (
+            {"sampling": asdict(model.sampling)}
+            if isinstance(model, Diffusion)
+            else {"weights": model.weights_fingerprint}
+        ),
+        "method": settings["method"]["_target_"].rpartition(".")[0].rpartition(".")[2],
         "data": {"kind": task.kind, "fingerprint": task.fingerprint},
         "device": settings["runtime"]["device"],
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

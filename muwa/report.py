@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from muwa import figures
+from muwa import figures, gallery
 from muwa.content import read_image
 from muwa.data.shards import image_ending
 from muwa.types import Metric, Report, Task
@@ -58,6 +58,7 @@ def results(report: Report) -> dict[str, Any]:
         "seconds": dict(report.seconds),
         "cache": dict(report.cache),
         "peak_memory_bytes": report.peak_memory_bytes,
+        "cost": dict(report.cost),
         "provenance": dict(report.provenance),
     }  # fmt: skip
 
@@ -82,7 +83,10 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         show_forget: True puts pictures of the forgotten into the page; by default none leaves the data set.
     """
     found = results(report)
-    for name, figure in _figures(report).items():
+    drawn = _figures(report)
+    if report.drawn:
+        drawn["drawings"] = gallery.sheet(report.drawn, show_forget=show_forget)
+    for name, figure in drawn.items():
         figures.save(figure, report.folder / "figures" / f"{name}.png")
     write_text(report.folder / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     pictures = [_embed(read_image(image)) for image in report.task.eval.forget.images[:16]] if show_forget else []
@@ -90,7 +94,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     page = environment().get_template("report.html").render(
         found=found, verdicts=verdicts(report), rows=metric_rows(report.before, report.after), pictures=pictures,
         figures={path.stem: _embed(path.read_bytes()) for path in sorted((report.folder / "figures").glob("*.png"))},
-        patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short,
+        patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short, show_forget=show_forget,
     )  # fmt: skip
     write_text(report.folder / "report.html", page)
 
@@ -117,7 +121,7 @@ def _figures(report: Report) -> dict[str, Any]:
         drawn[f"pareto{tail}"] = figures.pareto(search)
         if search.trace:
             drawn[f"trace{tail}"] = figures.trace(search)
-    if any("top" in name for name in report.before):
+    if any(map(figures.is_rate, report.before)):
         drawn["metrics"] = figures.bars(report.before, report.after)
     if report.similarity:
         s: Any = report.similarity
@@ -151,7 +155,17 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             share = f"{_percent(before[key])} → {_percent(after[key])} on {after[key].n} held-out pictures"
             verb = "is no longer" if gone else "is still sometimes"
             said.append({"kind": "good" if gone else "bad", "text": f"{names} {verb} {words}: {share}."})
-    for key, words in (("retain/top1", "The other names"), ("utility/top1", "Everything else")):
+    if "forget/ua" in after and report.edit.moves:
+        still = Metric(1 - after["forget/ua"].value, after["forget/ua"].n), Metric(1 - before["forget/ua"].value, 0)
+        gone = still[0].value <= 0.05
+        said.append({
+            "kind": "good" if gone else "bad", "text": f"{names} is {'no longer' if gone else 'still sometimes'} what it "
+            f"draws when asked: recognised in {_percent(still[1])} → {_percent(still[0])} of {still[0].n} drawings.",
+        })  # fmt: skip
+    for key, words in (
+        ("retain/top1", "The other names"), ("utility/top1", "Everything else"),
+        ("retain/ira", "Others of its kind, drawn and recognised"), ("retain/cra", "Everything else, drawn and recognised"),
+    ):  # fmt: skip
         if key in after:
             change = 100 * (after[key].value - before[key].value)
             text = (
@@ -169,7 +183,7 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
     """One row a metric for the page's table; accuracies in per cent, changes in points."""
     rows = []
     for name, metric in after.items():
-        scale, digits, unit = (100, 1, " %") if "top" in name else (1, 3, "")
+        scale, digits, unit = (100, 1, " %") if figures.is_rate(name) else (1, 3, "")
         change = scale * (metric.value - before[name].value)
         better = {"higher": change > 0, "lower": change < 0}.get(metric.better, True)
         interval = ""

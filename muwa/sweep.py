@@ -16,9 +16,10 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 
 from muwa import figures
+from muwa.canvas_table import write_canvas_table
 from muwa.report import environment, write_text
 
-_CHANGES = ("retain/top1", "retain/top5", "utility/top1")
+_CHANGES = ("retain/top1", "retain/top5", "utility/top1", "retain/ira", "retain/cra")
 
 
 def write_sweep(folder: Path) -> None:
@@ -52,6 +53,7 @@ def _write(folder: Path) -> None:
         figure=_figure(rows),
     )  # fmt: skip
     write_text(folder / "sweep.html", page)
+    write_canvas_table(folder, [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))])
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def _result(found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     for name in after:
         row |= {f"before {name}": before[name]["value"], f"after {name}": after[name]["value"]}
-        if "top" in name:
+        if figures.is_rate(name):
             row[f"change {name}"] = 100 * (after[name]["value"] - before[name]["value"])
     return {**row, "objective": found["objective"], "seconds": found["seconds"].get("total")}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from muwa.content import Content, digest, read_image
+from muwa.drawing import Drawn
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ class Split(Content):
 @dataclass(frozen=True)
 class Task(Content):
     """One request to forget: which names, the pairs that give gradients, and two disjoint sets of pictures to judge on.
-
     `forget` maps each name to its pairs. `retain` is shared by every request on the same data, so that its gradient is
     computed once; `mentions` are the places in `retain` whose caption names something forgotten: they are left out.
     `probe` is what the layer search sees, `eval` is what is reported; no picture is in both, or in a gradient set.
+    `prompts` ask for a picture of such a name and of an unrelated one ({}); of a style or class: one, {style} and {class}.
     """
 
     kind: str
@@ -129,13 +130,14 @@ class Task(Content):
     probe: Split
     eval: Split
     broken: tuple[Broken, ...] = ()
+    prompts: tuple[str, ...] = ("a photo of {}", "a photo of a {}")
 
     @cached_property
     def fingerprint(self) -> str:
         """Of all data; what was broken does not enter."""
         pairs = [self.forget[name].fingerprint for name in self.names]
         mentions = ",".join(map(str, self.mentions))
-        parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions]
+        parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions, *self.prompts]
         return digest([*parts, self.probe.fingerprint, self.eval.fingerprint])
 
     def only(self, name: str) -> Task:
@@ -155,8 +157,8 @@ class Task(Content):
 class Gradients(Content):
     """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
 
-    Sign: of the loss itself (a step *along* `forget` raises the forget loss). `n_*` pairs gave each mean.
-    `origin` holds the fingerprints of model, data and losses they were computed from.
+    Sign: of the loss itself (a step *along* `forget` raises the forget loss). `n_*` pairs gave each mean. `origin` holds the
+    fingerprints of model, data and losses they were computed from.
     """
 
     forget: Mapping[str, Tensor]
@@ -294,3 +296,5 @@ class Report:
     cache: Mapping[str, str]
     peak_memory_bytes: int
     provenance: Mapping[str, object] = field(default_factory=dict)
+    drawn: tuple[Drawn, ...] = ()  # of a text-to-image model
+    cost: Mapping[str, float] = field(default_factory=dict)  # of the method alone: seconds, memory, parameters, bytes

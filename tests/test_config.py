@@ -46,7 +46,9 @@ def nodes(cfg):
 
 
 AGREEING = [
-    file for file in FILES if file.parts[0] not in ("hydra", "experiment", "model") and file.name != "laion_celeba"
+    file
+    for file in FILES
+    if file.parts[0] not in ("hydra", "experiment", "model") and file.name not in ("laion_celeba", "unlearncanvas")
 ]
 
 

@@ -14,7 +14,7 @@ def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
     before = {"forget/top1": {"value": 1.0}, "forget/top5": {"value": 1.0}, "retain/top1": {"value": retain[0]}}
     after = {"forget/top1": {"value": top1}, "forget/top5": {"value": top5}, "retain/top1": {"value": retain[1]}}
     found = {
-        "metrics": {"before": before, "after": after}, "task": {"names": ["A B"]}, "objective": top1, "seconds": {"total": 3.0},
+        "metrics": {"before": before, "after": after}, "task": {"kind": "identity", "names": ["A B"]}, "objective": top1, "seconds": {"total": 3.0},
         "edit": {"tower": "vision", "layer": "visual.proj", "step": 2.0, "relative_norm": 0.1}, "search": [{"feasible": True}],
     }  # fmt: skip
     (here / "results.json").write_text(json.dumps(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,7 @@ class Dataset:
         celeba: Folder in CelebA's layout.
         identities, frequent: Its identity and frequency files, when they are not where CelebA has them.
         images: ImageNet-style folder, one folder a class.
+        canvas: UnlearnCanvas-like folder, one folder a style with one folder a class in it; or None.
         utility: Share of the unrelated pictures to report on, in (0, 1): 0.05 of ImageNet's 50,000 is the paper's 2,500.
         utility_probe: Share of them for the search; disjoint from the former.
         max_broken: Share of broken samples that stops a run, in [0, 1].
@@ -45,6 +46,7 @@ class Dataset:
     images: str
     name: str = ""
     forget: str | None = None
+    canvas: str | None = None
     identities: str | None = None
     frequent: str | None = None
     utility: float = 0.05
@@ -73,7 +75,8 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 def celeba(
     dataset: Dataset, *, identity: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "{}.",
-    utility_templates: str = "simple", bare_captions: bool = False, limits: Mapping[str, float | None] = NONE, seed: int = 0,
+    utility_templates: str = "simple", bare_captions: bool = False, prompt: str = "a photo of {}",
+    utility_prompt: str = "a photo of a {}", limits: Mapping[str, float | None] = NONE, seed: int = 0,
     progress: bool = False,
 ) -> Task:  # fmt: skip
     """Forget one identity or several: faces named as CelebA names them, everything else judged on `dataset.images`.
@@ -84,6 +87,8 @@ def celeba(
         template: The prompt of a name, with {}: "{}." is the paper's.
         utility_templates: "simple" (open_clip's 7, the paper's choice) or "openai" (80).
         bare_captions: Replace forget captions by the bare name, as the paper does for OpenAI's CLIPs.
+        prompt, utility_prompt: How a picture of such a name, and of an unrelated one, is asked for, with {} (of models
+            that draw).
         limits: See `Limits`.
 
     Raises:
@@ -102,14 +107,16 @@ def celeba(
         seed=seed, max_broken=dataset.max_broken,
     )  # fmt: skip
     utility = _in_two(shown, dataset, seed)
-    return _task(
+    found = _task(
         "identity", dataset, names, aliases, parts, utility, take, bare_captions, [*missing, *broken], progress
     )
+    return replace(found, prompts=(prompt, utility_prompt))
 
 
 def objects(
     dataset: Dataset, *, object: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "simple",
-    utility_template: str = "{}.", bare_captions: bool = False, limits: Mapping[str, float | None] = NONE, seed: int = 0,
+    utility_template: str = "{}.", bare_captions: bool = False, prompt: str = "a photo of a {}",
+    utility_prompt: str = "a photo of {}", limits: Mapping[str, float | None] = NONE, seed: int = 0,
     progress: bool = False,
 ) -> Task:  # fmt: skip
     """Forget one object or several: classes of `dataset.images`; utility is naming the people of `dataset.celeba`.
@@ -145,7 +152,8 @@ def objects(
     check_broken(bad, len(chosen), dataset.max_broken, f"pictures of {dataset.celeba}")
     broken = [*_missing(people, dataset), *broken, *bad]
     utility = _in_two(sound, dataset, seed)
-    return _task("object", dataset, names, aliases, parts, utility, take, bare_captions, broken, progress)
+    found = _task("object", dataset, names, aliases, parts, utility, take, bare_captions, broken, progress)
+    return replace(found, prompts=(prompt, utility_prompt))
 
 
 def _missing(people: CelebA, dataset: Dataset) -> list[Broken]:

@@ -9,9 +9,12 @@ from muwa.encode import Features
 from muwa.eval.accuracy import forget, retain, utility
 from muwa.eval.similarity import matched
 from muwa.models.clip import Clip
-from muwa.types import Metric, Split
+from muwa.models.diffusion import Diffusion
+from muwa.studio import Studio
+from muwa.types import Metric, Split, Task
 
 Measure = Callable[[Features, Split], dict[str, Metric]]
+MeasureDrawn = Callable[[Studio, Task], dict[str, Metric]]
 
 
 def evaluate(
@@ -27,4 +30,19 @@ def evaluate(
     found: dict[str, Metric] = {}
     for metric in metrics:
         found |= metric(features, split)
+    return found
+
+
+def evaluate_drawings(
+    model: Diffusion, task: Task, *, store: Store, metrics: Iterable[MeasureDrawn], progress: bool = False
+) -> dict[str, Metric]:
+    """The same for what a pipeline draws. Pictures that were drawn before are read back from `store`.
+
+    Args:
+        metrics: Functions of (studio, task), such as `muwa.eval.canvas.answers`.
+    """
+    studio = Studio(model, store, progress=progress)
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        found |= metric(studio, task)
     return found

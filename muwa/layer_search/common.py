@@ -73,7 +73,7 @@ class Trial:
             deltas = partial(step_deltas, self._model, self._gradients, layer)
             self._at = layer, self._judge.suffix(layer.tower)(layer, deltas, self.ratio(layer))
         iteration = 1 + sum(row.layer == layer.name for row in self.trace)
-        relative = _relative(self._model, layer, step_deltas(self._model, self._gradients, layer, step))
+        relative = relative_size(self._model, layer, step_deltas(self._model, self._gradients, layer, step))
         rates = self._judge(layer.tower, self._at[1](step))
         row = self._evaluation(rates, layer.name, layer.tower, iteration, step, relative)
         self.trace.append(row)
@@ -101,7 +101,7 @@ def step_deltas(model: Clip, gradients: Gradients, layer: Layer, step: float) ->
     return deltas
 
 
-def _relative(model: Clip, layer: Layer, deltas: Mapping[str, torch.Tensor]) -> float:
+def relative_size(model: Clip, layer: Layer, deltas: Mapping[str, torch.Tensor]) -> float:
     """|delta| / |theta| over the edited parts."""
     moved = sum(part.of(deltas).double().square().sum().item() for part in layer.edited)
     size = sum(part.of(model.weights).double().square().sum().item() for part in layer.edited)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, origin, read_gradients
+from muwa.layer_search import drawings
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.common import Log, add_edits, edit_of, silent
 from muwa.layer_search.settings import check_search
 from muwa.models.clip import Clip
+from muwa.models.diffusion import Diffusion
 from muwa.types import Edit, Gradients, Search, Task
 from muwa.world import ALONE, World
 
 
 def unlearn(
-    model: Clip,
+    model: Clip | Diffusion,
     task: Task,
     *,
     store: Store,
@@ -39,7 +42,8 @@ def unlearn(
     Args:
         task: What to forget. Of several names, each gets its own gradient on the original model, its own layer and
             its own step; the edits are added.
-        layer_search: Bound settings of a search; scores are computed inside it.
+        model: A CLIP; or a text-to-image pipeline, whose text encoders are edited: gradients are taken on their CLIPs.
+        layer_search: Bound settings of a search; scores are computed inside it. Of a pipeline: one that draws.
         forget_loss, retain_loss: "cosine" | "contrastive".
         batch_size: Pairs a batch; the negatives of the contrastive loss.
         seed: Of the order of pairs.
@@ -54,42 +58,64 @@ def unlearn(
     Raises:
         ValueError: A setting is out of range, before any compute; or the gradient file was computed from something else.
     """
-    features = Features(model, store)
     recipe = Recipe(forget_loss, retain_loss, batch_size, seed, precision)
     if micro_batch_size is not None and micro_batch_size < 1:
         raise ValueError(f"method.micro_batch_size: got {micro_batch_size}, want at least 1, or null for whole batches")
-    check_search(model, layer_search)
+    clips = model.clips if isinstance(model, Diffusion) else {"": model}
+    if isinstance(model, Diffusion):
+        layer_search = _with_recogniser(layer_search)
+        if gradient_file is not None and len(clips) > 1:
+            raise ValueError("gradients: one file holds the gradients of one CLIP; this pipeline has two text encoders")
+    for clip in clips.values():
+        check_search(clip, layer_search)
     edits = []
     for name in task.names:
-        if gradient_file is None:
-            found = gradients(
-                model,
-                task,
-                name,
-                recipe,
-                store=store,
-                micro_batch_size=micro_batch_size,
-                world=world,
-                progress=progress,
-            )
-        else:
-            found = read_gradients(gradient_file, origin(model, task, name, recipe)) if world.leads else None
-        if found is None:
+        found: dict[str, Gradients] = {}
+        for encoder, clip in clips.items():
+            if gradient_file is None:
+                own = gradients(clip, task, name, recipe, store=store, micro_batch_size=micro_batch_size, world=world,
+                                progress=progress)  # fmt: skip
+            else:
+                own = read_gradients(gradient_file, origin(clip, task, name, recipe)) if world.leads else None
+            if own is not None:
+                found[encoder] = own
+                log("gradients", {"concept": name, "norms": norms(own), "n": [own.n_forget, own.n_retain]})
+        if not world.leads:
             continue
-        log("gradients", {"concept": name, "norms": norms(found), "n": [found.n_forget, found.n_retain]})
-        probe = task.only(name).probe
         told: list[str] = []
 
         def tell(event: str, row: dict[str, object], told: list[str] = told) -> None:
             told.append(event)
             log(event, row)
 
-        free = {"features": features, "log": tell, "progress": progress}
-        search = store.get("search", layer_search, model, found, probe, name, _free=free)
+        free: dict[str, object] = {"log": tell, "progress": progress}
+        if isinstance(model, Diffusion):
+            search = store.get(
+                "search", layer_search, model, found, task.only(name), name, _free=free | {"store": store}
+            )
+            edits.append(drawings.edit_of(search, model, found))
+        else:
+            free["features"] = Features(model, store)
+            search = store.get("search", layer_search, model, found[""], task.only(name).probe, name, _free=free)
+            edits.append(edit_of(search, model, found[""]))
         if not told:
             replay(search, log)
-        edits.append(edit_of(search, model, found))
     return add_edits(edits)
+
+
+def _with_recogniser(search: Callable[..., Search]) -> Callable[..., Search]:
+    """The same search with its recogniser made, so that the cache goes by its weights, not by its path.
+
+    Raises:
+        ValueError: The search does not look at what is drawn.
+    """
+    if not isinstance(search, partial) or "recogniser" not in search.keywords:
+        raise ValueError(
+            "layer_search: a text-to-image model wants layer_search=generation, which looks at what it draws"
+        )
+    make = search.keywords["recogniser"]
+    made = make() if callable(make) else make
+    return partial(search.func, *search.args, **{**search.keywords, "recogniser": made})
 
 
 def replay(search: Search, log: Log) -> None:

@@ -6,8 +6,9 @@
                                what the miniature CLIP was trained on; forget and retain sets come from here
     DIR/celeba/                CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
     DIR/objects/               an ImageNet-style folder, one folder a class
+    DIR/canvas/                UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; classes are the shapes, in all colours
 
-The pictures under celeba/ and objects/ are held out: none of them is in a shard.
+The pictures under celeba/, objects/ and canvas/ are held out: none of them is in a shard.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from PIL import Image
 
 from muwa.miniature import draw, world
 
-VERSION = "1"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
+VERSION = "2"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
 SHARDS = 12
 PER_PERSON, PER_OBJECT = 72, 80  # training pictures
 HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
+CANVAS_STYLES = (*(style.capitalize() for style in world.STYLES), "Seed_Images")
+CANVAS_PICTURES = 20  # of each style and class, as in the benchmark
+PARTS = SHARDS + 2 + len(CANVAS_STYLES)
 _STYLED, _HATTED = 0.2, 0.2
 
 
@@ -123,12 +127,30 @@ def _write_objects(folder: Path) -> None:
             (folder / name.replace(" ", "_") / f"{i:03d}.jpg").write_bytes(_jpeg(rgb))
 
 
+def _write_canvas(folder: Path, number: int) -> None:
+    """One style of UnlearnCanvas' layout: 20 pictures of each shape, two of each colour."""
+    style = CANVAS_STYLES[number]
+    for shape in world.SHAPES:
+        where = folder / style / shape.capitalize()
+        where.mkdir(parents=True)
+        for i in range(CANVAS_PICTURES):
+            name = f"{world.COLOURS[i % len(world.COLOURS)]} {shape}"
+            rng = np.random.default_rng([world.SEED, 6, number, world.OBJECTS.index(name), i])
+            rgb = draw.thing(name, rng)
+            if style.lower() in world.STYLES:
+                rgb = draw.stylise(rgb, style.lower())
+            picture = (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+            (where / f"{i + 1}.jpg").write_bytes(_jpeg(picture))
+
+
 def _write_part(part: tuple[str, Path, int]) -> str:
     kind, folder, number = part
     if kind == "shard":
         _write_shard(folder, number)
     elif kind == "celeba":
         _write_celeba(folder)
+    elif kind == "canvas":
+        _write_canvas(folder, number)
     else:
         _write_objects(folder)
     return kind
@@ -155,6 +177,7 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
         (draft / "shards").mkdir(parents=True)
         parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0)]
         parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
+        parts += [("canvas", draft / "canvas", i) for i in range(len(CANVAS_STYLES))]
         if get_start_method() not in get_all_start_methods():  # joblib's own: unknown to the processes started here
             set_start_method("spawn", force=True)
         with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool:

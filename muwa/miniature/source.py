@@ -24,10 +24,10 @@ def dataset(root: str, *, progress: bool = False, **changed: Any) -> Dataset:
     own = {
         "name": "miniature", "shards": f"{world}/shards/{{00000..{data.SHARDS - 1:05d}}}.tar",
         "retain": f"{world}/shards/00000.tar", "curated": f"{root}/curated", "celeba": f"{world}/celeba",
-        "images": f"{world}/objects", "utility": 0.75, "utility_probe": 0.075,
+        "images": f"{world}/objects", "canvas": f"{world}/canvas", "utility": 0.75, "utility_probe": 0.075,
     }  # fmt: skip
     found = Dataset(**{**own, **changed})
     if not data.is_written(world):
-        for _ in track(data.write(world), "drawing the world", data.SHARDS + 2, show=progress):
+        for _ in track(data.write(world), "drawing the world", data.PARTS, show=progress):
             pass
     return found

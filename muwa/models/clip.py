@@ -109,6 +109,7 @@ class Clip(Content):
         }
         self._base = self.weights
         self._digests: dict[str, str] = {}
+        self._only: frozenset[str] | None = None
         self._chains: dict[str, Chain] = {}  # shared with all that is derived from this model
 
     def with_weights(self, new: Mapping[str, Tensor]) -> Clip:
@@ -199,7 +200,18 @@ class Clip(Content):
             for name, module in self._towers.named_modules()
             if isinstance(getattr(module, "num_heads", None), int)
         }
-        return layers(self.weights, heads, granularity)
+        found = layers(self.weights, heads, granularity)
+        return [x for x in found if self._only is None or all(part.name in self._only for part in x.edited)]
+
+    def restricted(self, names: frozenset[str]) -> Clip:
+        """The same model whose candidates to edit are limited to layers made of the weights `names`.
+
+        A pipeline may read only a part of a tower: a step elsewhere would change nothing that it does. Gradients and
+        features are the same, and so is the fingerprint.
+        """
+        other = self.with_weights({})
+        other._only = names
+        return other
 
     @property
     def scale(self) -> Tensor:

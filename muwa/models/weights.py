@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -20,7 +21,6 @@ from muwa.content import digest
 _BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked", "running_mean", "running_var")
 _PICKLED = (".pt", ".pth", ".bin")
 _SINGLE = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
-_AS_SAFETENSORS = {"open_clip_pytorch_model.bin": _SINGLE[0], "pytorch_model.bin": _SINGLE[1]}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -98,24 +98,40 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
         FileExistsError: `out` is there and not empty.
         KeyError: A changed tensor is not in the base.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
     files = find_checkpoint(base)
-    homes = {name: path for path in files for name in _names(path)}
+    homes = {name: path for path in files for name in tensor_names(path)}
     if missing := sorted(set(changed) - set(homes)):
         raise KeyError(f"{base}: has no tensor {missing[0]} ({len(missing)} of the patch's are missing)")
+    changes: dict[Path, dict[str, Tensor]] = {path: {} for path in files}
+    for name, tensor in changed.items():
+        changes[homes[name]][name] = tensor
+    rewrite_files(base, out, changes)
+
+
+def rewrite_files(
+    base: Path, out: Path, changes: Mapping[Path, Mapping[str, Tensor]], dropped: Collection[Path] = ()
+) -> None:
+    """`rewrite` for any weight files of a folder, at any depth: which tensors of each file are replaced.
+
+    Args:
+        dropped: Files of `base` that are not to be in `out`.
+
+    Raises:
+        FileExistsError: `out` is there and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
+    left = {*dropped, *(path for path in changes if path.suffix != ".safetensors")}
     try:
         if base.is_dir():
-            pickled = {path.name for path in files if path.suffix != ".safetensors"}
-            shutil.copytree(base, draft, ignore=lambda folder, names: pickled if Path(folder) == base else set())
+            shutil.copytree(base, draft, ignore=lambda folder, names: {n for n in names if Path(folder) / n in left})
         else:
             draft.mkdir()
-        for path in files:
-            own = {name: tensor for name, tensor in changed.items() if homes[name] == path}
-            to = draft / _AS_SAFETENSORS.get(path.name, path.with_suffix(".safetensors").name)
+        for path, own in changes.items():
+            to = (draft / path.relative_to(base) if base.is_dir() else draft / path.name).with_name(_safe_name(path))
             if path.suffix == ".safetensors":
                 shutil.copyfile(path, to)
                 _overwrite(to, own)
@@ -130,7 +146,22 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
         shutil.rmtree(draft, ignore_errors=True)  # gone already where all went well
 
 
-def _names(path: Path) -> list[str]:
+def _safe_name(path: Path) -> str:
+    """What a weight file is called as safetensors, where its folder's loader looks for it."""
+    return re.sub(r"^(open_clip_)?pytorch_model", r"\1model", path.with_suffix(".safetensors").name)
+
+
+def read_some(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
+    """Some tensors of one weight file, without reading the others where the format allows it."""
+    if path.suffix != ".safetensors":
+        tensors = read_file(path)
+        return {name: tensors[name] for name in wanted}
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors of one weight file."""
     if path.suffix != ".safetensors":
         return list(read_file(path))
     try:

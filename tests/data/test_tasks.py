@@ -214,6 +214,17 @@ def test_the_prompts_are_those_asked_for(world, tmp_path):
         celeba(data, identity="Ada Fox", utility_templates="best")
 
 
+def test_a_task_says_how_its_pictures_are_asked_for(world, tmp_path):
+    data = dataset(world, tmp_path)
+    assert celeba(data, identity="Ada Fox").prompts == ("a photo of {}", "a photo of a {}")
+    assert objects(data, object="red star").prompts == ("a photo of a {}", "a photo of {}")
+    faces = celeba(data, identity="Ada Fox", prompt="{}, smiling", utility_prompt="one {}")
+    assert faces.prompts == ("{}, smiling", "one {}")
+    things = objects(data, object="red star", prompt="my {}", utility_prompt="it is {}")
+    assert things.prompts == ("my {}", "it is {}")
+    assert faces.fingerprint != celeba(data, identity="Ada Fox").fingerprint
+
+
 def test_a_folder_that_is_missing_is_named(world, tmp_path):
     with pytest.raises(FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder a class"):
         celeba(dataset(world, tmp_path, images="nowhere"), identity="Ada_Fox")

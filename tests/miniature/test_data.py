@@ -10,6 +10,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
+from muwa.data.canvas import read_canvas
 from muwa.data.celeba import read_celeba
 from muwa.data.folders import read_folder
 from muwa.data.samples import fold
@@ -67,8 +68,9 @@ def test_held_out_pictures_are_in_no_shard(miniature):
     held_out = [file.read_bytes() for files in people.files.values() for file in files]
     things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
     held_out += [image.read_bytes() for image in things.images]
-    assert len(held_out) == 3200
-    assert len({*held_out}) == 3200
+    held_out += [path.read_bytes() for files in read_canvas(root / "canvas").files.values() for path in files]
+    assert len(held_out) == 3200 + 1800
+    assert len({*held_out}) == 5000
     assert not {*held_out} & {*pairs.images}
 
 
@@ -81,6 +83,29 @@ def test_the_folders_name_everybody(miniature):
     things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
     assert {fold(name) for name in things.classes.names} == set(world.OBJECTS)
     assert Image.open(io.BytesIO(things.images[0].read_bytes())).size == (64, 64)
+
+
+def test_the_canvas_has_every_class_in_every_style_and_all_colours(miniature):
+    root = miniature / "world" / "canvas"
+    found = read_canvas(root)
+    assert found.styles == tuple(sorted({*world.STYLES, "photo"}))
+    assert found.classes == tuple(sorted(world.SHAPES))
+    numbers = [f"{i}.jpg" for i in range(1, data.CANVAS_PICTURES + 1)]
+    assert all([path.name for path in files] == numbers for files in found.files.values())
+    assert sum(map(len, found.files.values())) == 9 * 10 * 20
+    assert (root / "Neon" / "Star" / "1.jpg").is_file()
+    assert (root / "Seed_Images" / "Bar" / "20.jpg").is_file()
+
+
+def test_a_style_is_laid_over_the_pictures_of_its_folder_alone(miniature):
+    root = miniature / "world" / "canvas"
+
+    def spread(style):
+        """Mean difference between the colour channels: none in a sketch."""
+        pictures = [np.array(Image.open(path)).astype(float) for path in sorted((root / style / "Ball").iterdir())]
+        return np.mean([np.ptp(picture, axis=2).mean() for picture in pictures])
+
+    assert spread("Sketch") < 10 < spread("Seed_Images")
 
 
 def test_a_world_that_is_there_is_left_alone(miniature):
@@ -100,7 +125,7 @@ def test_a_half_written_world_is_none(tmp_path):
 
 def test_workers_of_joblib_draw_the_world_once(tmp_path):
     def pictures_without_shards():
-        data.SHARDS = 0  # in a worker, to be quick
+        data.SHARDS, data.CANVAS_STYLES = 0, ()  # in a worker, to be quick
         return list(data.write(tmp_path / "world"))
 
     with parallel_config("loky", n_jobs=2):

@@ -1,0 +1,69 @@
+"""The runs of a sweep over styles and classes as UnlearnCanvas prints them: one row a method, beside the published rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from muwa.report import write_text
+
+PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
+_RATES = {"UA": "forget/ua", "IRA": "retain/ira", "CRA": "retain/cra"}
+
+
+def write_canvas_table(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Write unlearncanvas.csv and unlearncanvas.md, if any of `runs` (their results.json) forgot a style or a class."""
+    mine = [run for run in runs if run["task"]["kind"] in ("style", "class") and "forget/ua" in run["metrics"]["after"]]
+    if not mine:
+        return
+    rows = [*measured(mine), *published()]
+    columns = list(rows[-1])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "unlearncanvas.csv", text.getvalue())
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row[column] or "-" for column in columns) + " |" for row in rows]
+    note = (
+        "\nRates in per cent, mean over the forgotten styles (classes). Published: other models, data and machines.\n"
+    )
+    write_text(folder / "unlearncanvas.md", "\n".join(lines) + "\n" + note)
+
+
+def measured(runs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """One row a method (and one "before", of the unedited model), in the columns of the published table."""
+    rows = []
+    names = list(dict.fromkeys(run["provenance"]["method"] for run in runs))
+    for name in ["before", *names]:
+        mine = runs if name == "before" else [run for run in runs if run["provenance"]["method"] == name]
+        when = "before" if name == "before" else "after"
+        row = {"method": f"muwa {name}"}
+        for kind in ("style", "class"):
+            for short, metric in _RATES.items():
+                values = [
+                    run["metrics"][when].get(metric, {}).get("value") for run in mine if run["task"]["kind"] == kind
+                ]
+                row[f"{kind} {short}"] = _mean([100 * value for value in values if value is not None])
+        row["FID"] = _mean([v["value"] for run in mine if (v := run["metrics"][when].get("quality/fid"))])
+        edited = [] if name == "before" else mine
+        row["seconds"] = _mean([run["cost"]["seconds"] for run in edited])
+        row["memory GB"] = _mean([run["cost"]["peak_memory_bytes"] / 1e9 for run in edited])
+        row["storage GB"] = _mean([run["cost"]["bytes"] / 1e9 for run in edited], "{:.5f}")
+        row["source"] = f"this sweep, {len(mine)} runs, {mine[0]['provenance']['model']['source']}"
+        rows.append(row)
+    return rows
+
+
+def published() -> list[dict[str, str]]:
+    """The published rows, each with its source."""
+    with PUBLISHED.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _mean(values: Sequence[float], form: str = "{:.2f}") -> str:
+    return form.format(statistics.mean(values)) if values else ""

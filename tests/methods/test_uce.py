@@ -1,0 +1,125 @@
+import pytest
+import tiny
+import tiny_sd
+import torch
+
+from muwa.cache import Store
+from muwa.methods.prompting import kept
+from muwa.methods.uce import aligned, unlearn
+from muwa.world import World
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
+ENDS = (".attn2.to_k.weight", ".attn2.to_v.weight")
+TARGETS = (("Ada Fox", ""), ("a photo of Ada Fox", "a photo of"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_sd.diffusion()
+
+
+def tokens(model, target, anchor):
+    """The aligned token embeddings, found by the lengths of the texts' tokens instead of by masks."""
+    ends = [len(model.pipeline.tokenizer(text)["input_ids"]) - 2 for text in (target, anchor)]
+    count = 32 - max(ends)
+    c, a = model.embed([target, anchor]).double()
+    return c[ends[0] : ends[0] + count], a[ends[1] : ends[1] + count]
+
+
+def naive(model, weight, erase, preserve, lamb):
+    """Equation 7 for one matrix, vector by vector."""
+    w = weight.double()
+    left, right = lamb * w, lamb * torch.eye(128, dtype=torch.float64)
+    for target, anchor in TARGETS:
+        for c, a in zip(*tokens(model, target, anchor), strict=True):
+            left, right = left + erase * torch.outer(w @ a, c), right + erase * torch.outer(c, c)
+    for text in kept(tiny.task()):
+        for k in model.embed([text])[0].double():
+            left, right = left + preserve * torch.outer(w @ k, k), right + preserve * torch.outer(k, k)
+    return torch.linalg.solve(right, left, left=False).float()
+
+
+def test_every_key_and_value_matrix_is_the_papers_and_nothing_else_moves(model, tmp_path):
+    edit = unlearn(model, tiny.task(), store=Store(tmp_path), erase_scale=0.7, preserve_scale=0.3, lamb=0.2)
+    weights = model.weights("unet")
+    assert set(edit.deltas) == {f"unet/{name}" for name in weights if name.endswith(ENDS)}
+    assert len(edit.deltas) == 14
+    for name in list(weights)[:: len(weights) // 40]:
+        if name.endswith(ENDS):
+            want = naive(model, weights[name], 0.7, 0.3, 0.2)
+            torch.testing.assert_close(weights[name] + edit.deltas[f"unet/{name}"], want, rtol=1e-4, atol=1e-5)
+    (move,) = edit.moves
+    size = sum(d.square().sum() for d in edit.deltas.values()) / sum(
+        weights[name[5:]].square().sum() for name in edit.deltas
+    )
+    assert (move.concept, move.tower, move.step) == ("Ada Fox", "unet", 0.7)
+    assert move.relative_norm == pytest.approx(size.sqrt().item(), rel=1e-4)
+    assert edit.searches == ()
+
+
+def test_without_anything_to_keep_the_name_has_the_anchors_keys_and_values(model, tmp_path):
+    edit = unlearn(
+        model, tiny.task(), store=Store(tmp_path), anchor="a man", preserve_scale=0, lamb=1e-6, erase_scale=10
+    )
+    after = model.edited(edit).weights("unet")
+    c, a = (side.float() for side in tokens(model, "a photo of Ada Fox", "a photo of a man"))
+    for name, before in model.weights("unet").items():
+        if name.endswith(ENDS):
+            gap = (c - a) @ before.T
+            assert (c @ after[name].T - a @ before.T).norm() < 0.02 * gap.norm()
+
+
+def test_what_is_kept_hardly_changes_where_the_name_does(model, tmp_path):
+    edit = unlearn(model, tiny.task(), store=Store(tmp_path), preserve_scale=100)
+    before = model.weights("unet")
+
+    def moved(c):
+        return max(((c @ d.T).norm() / (c @ before[n[5:]].T).norm()).item() for n, d in edit.deltas.items())
+
+    own, _ = tokens(model, *TARGETS[1])
+    assert moved(model.embed(["a photo of Bo Hill"])[0]) < 0.02
+    assert moved(model.embed([""])[0]) < 0.02
+    assert moved(own.float()) > 0.1
+
+
+def test_texts_are_aligned_from_their_last_word_on(model):
+    ids = model.pipeline.tokenizer("a photo of Ada Fox")["input_ids"]
+    c, a = aligned(model, "a photo of Ada Fox", "a photo of")
+    assert len(c) == len(a) == 32 - (len(ids) - 2)
+    torch.testing.assert_close(c[0], model.embed(["a photo of Ada Fox"])[0, len(ids) - 2].double())
+    short = len(model.pipeline.tokenizer("a photo of")["input_ids"])
+    torch.testing.assert_close(a[0], model.embed(["a photo of"])[0, short - 2].double())
+    c, a = aligned(model, "", "")
+    assert len(c) == 32
+    assert torch.equal(c, a)
+
+
+def test_it_is_read_back_and_the_model_stays_as_it_was(model, tmp_path):
+    before = {name: weight.clone() for name, weight in model.weights("unet").items()}
+    first, second = Store(tmp_path), Store(tmp_path)
+    edits = [unlearn(model, tiny.task(), store=store) for store in (first, second)]
+    assert second.events == {"edit": "hit"}
+    assert all(torch.equal(delta, edits[1].deltas[name]) for name, delta in edits[0].deltas.items())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.weights("unet").items())
+
+
+def test_an_anchor_that_means_the_same_is_no_edit(model, tmp_path):
+    same = unlearn(model, tiny.task(), store=Store(tmp_path), anchor=" Ada  Fox")
+    assert (same.deltas, same.moves[0].relative_norm) == ({}, 0.0)
+
+
+def test_wrong_settings_stop_before_any_compute(model, tmp_path):
+    store = Store(tmp_path)
+    for settings, message in (
+        ({"lamb": 0}, "method.lamb: got 0, want a number above 0"),
+        ({"erase_scale": -1}, "method.erase_scale: got -1, want a number above 0"),
+        ({"preserve_scale": -1}, "method.preserve_scale: got -1, want at least 0"),
+        ({"anchor": "Ada Fox"}, "method.anchor: got 'Ada Fox', which is to be forgotten"),
+        ({"gradient_file": tmp_path / "g"}, "gradients: method=uce takes no gradients"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unlearn(model, tiny.task(), store=store, **settings)
+    with pytest.raises(ValueError, match="method=uce: got a Clip, want a text-to-image model"):
+        unlearn(tiny.clip(), tiny.task(), store=store)
+    assert unlearn(model, tiny.task(), store=store, world=World(1, 2)).moves == ()
+    assert store.events == {}

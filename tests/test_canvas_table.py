@@ -1,0 +1,52 @@
+"""The benchmark's table, averaged by hand."""
+
+import csv
+from pathlib import Path
+
+from muwa.canvas_table import measured, published, write_canvas_table
+
+
+def run(method: str, kind: str, ua: float, seconds: float = 2.0) -> dict:
+    """results.json, as far as the table reads it."""
+    metrics = {when: {"forget/ua": {"value": value}, "retain/ira": {"value": 0.9}, "retain/cra": {"value": 0.8}}
+               for when, value in (("before", 0.02), ("after", ua))}  # fmt: skip
+    return {
+        "task": {"kind": kind}, "metrics": metrics, "provenance": {"method": method, "model": {"source": "tiny"}},
+        "cost": {"seconds": seconds, "peak_memory_bytes": 2e9, "bytes": 5e5},
+    }  # fmt: skip
+
+
+def test_one_row_a_method_mean_over_concepts() -> None:
+    before, slug, esd = measured(
+        [run("slug", "style", 1.0), run("slug", "style", 0.5, 4.0), run("slug", "class", 0.7), run("esd", "class", 0.3)]
+    )
+    assert slug["method"] == "muwa slug"
+    assert (slug["style UA"], slug["class UA"], slug["style IRA"], slug["class CRA"]) == (
+        "75.00",
+        "70.00",
+        "90.00",
+        "80.00",
+    )
+    assert (slug["seconds"], slug["memory GB"], slug["storage GB"], slug["FID"]) == ("2.67", "2.00", "0.00050", "")
+    assert (esd["style UA"], esd["class UA"]) == ("", "30.00")
+    assert (before["style UA"], before["seconds"]) == ("2.00", "")
+
+
+def test_every_published_row_has_its_source() -> None:
+    rows = {row["method"]: row for row in published()}
+    assert all("arXiv" in row["source"] for row in rows.values())
+    assert rows["SLUG"]["style UA"] == "86.29"
+    assert rows["ESD"]["seconds"] == "6163"
+
+
+def test_it_is_written_only_for_styles_and_classes(tmp_path: Path) -> None:
+    write_canvas_table(tmp_path, [run("slug", "identity", 1.0)])
+    assert not list(tmp_path.iterdir())
+    write_canvas_table(tmp_path, [run("slug", "style", 1.0)])
+    with (tmp_path / "unlearncanvas.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows[:2]] == ["muwa before", "muwa slug"]
+    assert len(rows) == 2 + len(published())
+    page = (tmp_path / "unlearncanvas.md").read_text()
+    assert page.count("\n|") == len(rows) + 1
+    assert "other models, data and machines" in page
