@@ -105,7 +105,10 @@ class Captions:
             texts += [caption] if caption else []
         self.own = torch.tensor(own)
         self.prompts: dict[tuple[int, int], list[int]] = {}
+        there = set(zip(pictures.names.tolist(), pictures.styles.tolist(), strict=True))
         for name, style, prompts in painted.all_prompts():
+            if (name, style) not in there:
+                continue
             self.prompts[name, style] = list(range(len(texts), len(texts) + len(prompts)))
             texts += prompts
         self.rows = _captions(tower, tokenizer, texts)

@@ -85,10 +85,10 @@ def test_the_folders_name_everybody(miniature):
     assert Image.open(io.BytesIO(things.images[0].read_bytes())).size == (64, 64)
 
 
-def test_the_canvas_has_every_class_in_every_style_and_all_colours(miniature):
+def test_the_canvas_has_every_class_in_every_style(miniature):
     root = miniature / "world" / "canvas"
     found = read_canvas(root)
-    assert found.styles == tuple(sorted({*world.STYLES, "photo"}))
+    assert sorted(found.styles) == sorted([*world.STYLES, "photo"])
     assert found.classes == tuple(sorted(world.SHAPES))
     numbers = [f"{i}.jpg" for i in range(1, data.CANVAS_PICTURES + 1)]
     assert all([path.name for path in files] == numbers for files in found.files.values())
