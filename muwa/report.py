@@ -172,6 +172,12 @@ def verdicts(report: Report) -> list[dict[str, str]]:
                 f"{words}: {_percent(before[key])} → {_percent(after[key])} ({change:+.1f} points, n = {after[key].n})."
             )
             said.append({"kind": "note", "text": text})
+    for key, metric in after.items():
+        if key.startswith("attack/"):
+            how = key.removeprefix("attack/").replace("_", " ")
+            rates = f"{_percent(before[key])} → {_percent(metric)}"
+            text = f"Asked otherwise ({how}): recognised in {rates} of {metric.n} drawings."
+            said.append({"kind": "bad" if metric.value > 0.05 else "good", "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]
 
 
