@@ -6,6 +6,7 @@ and as UnlearnCanvas does ("A star image in neon style."), whose classes are the
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from muwa.miniature import draw, world
+from muwa.miniature import data, draw, world
 
 PLAIN = "photo"  # the style of a picture with none laid over it
 STYLES = (*world.STYLES, PLAIN)
@@ -56,6 +57,15 @@ def load(root: Path) -> Paintings:
             styles.append(STYLES.index(style))
             captions.append(caption)
     return Paintings(torch.stack(pixels), torch.tensor(names), torch.tensor(styles), captions)
+
+
+def of_world(root: Path | None) -> Paintings:
+    """`load` of the world at `root`, drawn first if it is not there; None draws one that is not kept."""
+    with tempfile.TemporaryDirectory() as scratch:
+        where = root or Path(scratch) / "world"
+        for _ in data.write(where):
+            pass
+        return load(where)
 
 
 def prompts(name: str, style: str) -> list[str]:

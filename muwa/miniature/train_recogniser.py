@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 from pathlib import Path
 
 import timm
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muwa.miniature import data, painted
+from muwa.miniature import painted
 from muwa.progress import track
 
 ARCHITECTURE = "resnet18"
@@ -90,11 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        root = args.world or Path(scratch) / "world"
-        for _ in data.write(root):
-            pass
-        pictures = painted.load(root)
+    pictures = painted.of_world(args.world)
     args.out.mkdir(parents=True, exist_ok=True)
     for domain, targets, labels, steps in (
         ("style", pictures.styles, painted.STYLES, args.steps // 4),

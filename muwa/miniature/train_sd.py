@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from muwa.miniature import data, painted
+from muwa.miniature import painted
 from muwa.miniature.text_tower import text_model
 from muwa.progress import track
 
@@ -163,11 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5200)
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        root = args.world or Path(scratch) / "world"
-        for _ in data.write(root):
-            pass
-        pictures = painted.load(root)
+    pictures = painted.of_world(args.world)
     kept = args.out / "vae"
     if kept.is_dir():  # an earlier run was stopped after it
         vae = AutoencoderKL.from_pretrained(kept)
