@@ -3,8 +3,9 @@
     python -m muwa.miniature.train_sd --out DIR
 
 Two stages: an AutoencoderKL on the pictures (64 x 64 to 16 x 16 latents), then a UNet2DConditionModel on its latents, both
-from nothing, under the frozen text tower of the miniature CLIP. `DIR` becomes a diffusers `StableDiffusionPipeline` folder.
-About 100 minutes on two CPU cores; run again after a stop, it goes on from the autoencoder.
+from nothing, under the frozen text tower of the miniature CLIP. The UNet learns in two rounds: of everything, then with what
+it draws worst, faces and the pixel style, seen more often. `DIR` becomes a diffusers `StableDiffusionPipeline` folder. About
+160 minutes on two CPU cores; run again after a stop, it goes on from the last part that was done.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +43,20 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
 }  # fmt: skip
 DROP_CAPTION = 0.1  # for classifier-free guidance
+
+
+@dataclass(frozen=True)
+class Round:
+    """One descent of the UNet: `steps` of `batch` pictures, cosine from `rate` to 0; how much more often some are seen."""
+
+    steps: int
+    rate: float
+    faces: float = 1  # plain pictures of people
+    pixel: float = 1  # objects in the style "pixel"
+    batch: int = 64
+
+
+ROUNDS = (Round(5200, 1e-3), Round(5000, 6e-4, faces=2, pixel=3))
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:
@@ -126,32 +142,40 @@ class Captions:
 
 
 def train_unet(
-    pictures: painted.Paintings, latents: Tensor, captions: Captions, *, steps: int, batch: int = 64, seed: int = 0
+    unet: UNet2DConditionModel, pictures: painted.Paintings, latents: Tensor, captions: Captions, plan: Round, seed: int = 0
 ) -> UNet2DConditionModel:
-    """A UNet that predicts v (arXiv 2202.00512) of `latents` (n, 4, 16, 16), scaled to unit variance, under captions.
+    """`unet`, taught to predict v (arXiv 2202.00512) of `latents` (n, 4, 16, 16), scaled to unit variance, under captions.
 
     Plain pictures and styled ones are drawn equally often. The scheduler's last step is pure noise (arXiv 2305.08891).
     """
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
+    unet = unet.float().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     scheduler = DDIMScheduler(**SCHEDULER)
-    plain = pictures.styles == painted.STYLES.index(painted.PLAIN)
-    weights = torch.where(plain, 0.55 / plain.sum(), 0.45 / (~plain).sum())
+    weights = weights_of(pictures, plan)
     running = 0.0
-    for step in track(range(steps), "unet", steps, show=True):
-        chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
+    for step in track(range(plan.steps), "unet", plan.steps, show=True):
+        chosen = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
         x = latents[chosen]
         noise = torch.randn(x.shape, generator=generator)
-        t = torch.randint(1000, (batch,), generator=generator)
+        t = torch.randint(1000, (plan.batch,), generator=generator)
         predicted = unet(scheduler.add_noise(x, noise, t), t, captions.draw(chosen, generator)).sample
         loss = F.mse_loss(predicted, scheduler.get_velocity(x, noise, t))
-        _descend(optimizer, loss, 1e-3 * _rate(step, steps, 200))
+        _descend(optimizer, loss, plan.rate * _rate(step, plan.steps, 200))
         running = 0.99 * running + 0.01 * loss.item()
         if (step + 1) % 100 == 0:
             print(f"step {step + 1}: {running:.4f}", flush=True)
     return unet.eval()
+
+
+def weights_of(pictures: painted.Paintings, plan: Round) -> Tensor:
+    """(n,) how often each picture is drawn, in shares."""
+    plain = pictures.styles == painted.STYLES.index(painted.PLAIN)
+    face = pictures.names < len(painted.NAMES) - len(painted.world.OBJECTS)
+    weights = torch.where(plain, 0.55 / plain.sum(), 0.45 / (~plain).sum())
+    weights[plain & face] *= plan.faces
+    weights[~face & (pictures.styles == painted.STYLES.index("pixel"))] *= plan.pixel
+    return weights
 
 
 def main() -> None:
@@ -159,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=5200)
+    parser.add_argument("--steps", type=int, nargs=2, default=[r.steps for r in ROUNDS], help="of the UNet's two rounds")
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
     pictures = painted.of_world(args.world)
@@ -173,7 +197,15 @@ def main() -> None:
         vae.save_pretrained(kept)
     latents = latents_of(vae, pictures.pixels) * vae.config.scaling_factor
     tower, tokenizer = text_model()
-    unet = train_unet(pictures, latents, Captions(pictures, tower, tokenizer), steps=args.steps)
+    captions = Captions(pictures, tower, tokenizer)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**UNET)
+    for i, (plan, steps) in enumerate(zip(ROUNDS, args.steps, strict=True)):
+        kept = args.out / f"round{i}"
+        if not kept.is_dir():
+            train_unet(unet, pictures, latents, captions, replace(plan, steps=steps), seed=i)
+            unet.to(torch.float16).save_pretrained(kept)
+        unet = UNet2DConditionModel.from_pretrained(kept)  # the next round starts from what a stopped run would find
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=tower, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

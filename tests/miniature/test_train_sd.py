@@ -26,8 +26,19 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
     latents = train_sd.latents_of(first, pictures.pixels)
     assert latents.shape == (24, 4, 16, 16)
     captions = train_sd.Captions(pictures, *text_model())
-    unet = train_sd.train_unet(pictures, latents / latents.std(), captions, steps=2, batch=4)
+    unet = train_sd.UNet2DConditionModel(**train_sd.UNET)
+    before = unet.conv_in.weight.detach().clone()
+    train_sd.train_unet(unet, pictures, latents / latents.std(), captions, train_sd.Round(2, 1e-3, batch=4))
     assert all(torch.isfinite(p).all() for p in unet.parameters())
+    assert not torch.equal(before, unet.conv_in.weight)
+
+
+def test_a_round_sees_faces_and_the_pixel_style_more_often() -> None:
+    """A plain face, a plain object, a styled face, an object in pixel style: 0.55 and 0.45 in halves, then times 2 and 3."""
+    names, styles = torch.tensor([0, 150, 0, 150]), torch.tensor([8, 8, 0, painted.STYLES.index("pixel")])
+    pictures = painted.Paintings(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), names, styles, [None] * 4)
+    weights = train_sd.weights_of(pictures, train_sd.Round(1, 1e-3, faces=2, pixel=3))
+    torch.testing.assert_close(weights, torch.tensor([0.55, 0.275, 0.225, 0.675]))
 
 
 @pytest.fixture(scope="module")
