@@ -76,6 +76,7 @@ class Root:
     layer_search: Any = MISSING
     eval: Any = MISSING
     recogniser: Any = MISSING
+    questions: Any = MISSING
     logger: Any = MISSING
 
 

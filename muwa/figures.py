@@ -35,7 +35,7 @@ def is_rate(metric: str) -> bool:
     >>> is_rate("forget/top1"), is_rate("retain/cosine"), is_rate("quality/fid")
     (True, False, False)
     """
-    return metric.rpartition("/")[2] not in ("cosine", "clip_score", "fid", "kid")
+    return metric.rpartition("/")[2] not in ("cosine", "clip_score", "fid", "kid", "perception", "cognition")
 
 
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:

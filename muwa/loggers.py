@@ -152,6 +152,11 @@ class Wandb:
                 p for kind in ("pareto", "drawings") for p in sorted((self._folder / "figures").glob(f"{kind}*.png"))
             ]
             self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
+            if report.said:
+                rows = [
+                    [s.question.role, s.question.text, s.question.accepted[0], s.before, s.after] for s in report.said
+                ]
+                self._table("answers", ["of", "question", "right answer", "before", "after"], rows)
         patch = self._folder / "patch.safetensors"
         if patch.is_file():
             artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")

@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 
+from muwa.asking import Said
 from muwa.cache import Store
 from muwa.data.tasks import curate_only
 from muwa.drawing import Drawn
 from muwa.encode import Features
-from muwa.eval.measure import evaluate, evaluate_drawings
+from muwa.eval.measure import evaluate, evaluate_answers, evaluate_drawings
 from muwa.eval.similarity import matrix
 from muwa.gallery import gallery
+from muwa.interview import Interview, conversation
 from muwa.loggers import Loggers
 from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
+from muwa.models.vlm import Vlm
 from muwa.patch import write_patch
 from muwa.report import verdicts, write_report
 from muwa.studio import Studio
@@ -42,6 +45,7 @@ LIBRARIES = (
     "safetensors",
     "numpy",
 )
+Model = Clip | Diffusion | Vlm
 MATRIX_NAMES = 12  # retained names in the similarity matrix
 
 
@@ -85,7 +89,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
     if "unlearn" not in stages:
         return 0.0
 
-    model: Clip | Diffusion = parts["model"]()
+    model: Model = parts["model"]()
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     store = Store(Path(settings["paths"]["cache"]))
@@ -108,7 +112,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
 
 
 def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Clip | Diffusion, task: Task, store: Store,
+    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Model, task: Task, store: Store,
     loggers: Loggers, ranks: World,
 ) -> Report | None:  # fmt: skip
     """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
@@ -121,15 +125,17 @@ def unlearn(
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
     took, peak = time.perf_counter() - started, peak_memory()
-    owner = model.owner(edit) if isinstance(model, Diffusion) else model
+    owner = model.owner(edit) if isinstance(model, Diffusion) else model.clip if isinstance(model, Vlm) else model
     write_patch(folder / "patch.safetensors", edit, owner, story)
     if "eval" not in settings["stages"]:
         return None
 
-    def measured(one: Clip | Diffusion) -> dict[str, Metric]:
+    def measured(one: Model) -> dict[str, Metric]:
         metrics = parts["eval"].values()
         if isinstance(one, Diffusion):
             return evaluate_drawings(one, task, store=store, metrics=metrics, progress=progress)
+        if isinstance(one, Vlm):
+            return evaluate_answers(one, task, store=store, metrics=metrics, progress=progress)
         return evaluate(one, task.eval, store=store, metrics=metrics, progress=progress)
 
     edited = model.edited(edit)
@@ -143,23 +149,32 @@ def unlearn(
         task=task, similarity=similarity(model, edited, task.eval, store),
         seconds={}, cache=dict(store.events), peak_memory_bytes=peak_memory(),
         provenance=provenance(model, task, settings), drawn=drawings(model, edited, task, store),
+        said=answers(model, edited, task, store),
     )  # fmt: skip
 
 
-def drawings(model: Clip | Diffusion, edited: Clip | Diffusion, task: Task, store: Store) -> tuple[Drawn, ...]:
+def drawings(model: Model, edited: Model, task: Task, store: Store) -> tuple[Drawn, ...]:
     """A few pictures by both models from the same seeds; none of a CLIP."""
     if isinstance(model, Diffusion) and isinstance(edited, Diffusion):
         return gallery(Studio(model, store), Studio(edited, store), task)
     return ()
 
 
-def similarity(model: Clip | Diffusion, edited: Clip | Diffusion, split: Split, store: Store) -> dict[str, object]:
+def answers(model: Model, edited: Model, task: Task, store: Store) -> tuple[Said, ...]:
+    """A few questions answered by both models; none of a model that does not answer."""
+    if isinstance(model, Vlm) and isinstance(edited, Vlm):
+        return conversation(Interview(model, store), Interview(edited, store), task)
+    return ()
+
+
+def similarity(model: Model, edited: Model, split: Split, store: Store) -> dict[str, object]:
     """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}.
 
-    Of a pipeline: of the CLIP of its first text encoder; empty where the edit left that alone.
+    Of a pipeline, of the CLIP of its first text encoder; of a vision-language model, of its tower's. Empty where the edit
+    left that alone.
     """
-    clips = [one.clip if isinstance(one, Diffusion) else one for one in (model, edited)]
-    if isinstance(model, Diffusion) and clips[0].weights_fingerprint == clips[1].weights_fingerprint:
+    clips = [one if isinstance(one, Clip) else one.clip for one in (model, edited)]
+    if not isinstance(model, Clip) and clips[0].weights_fingerprint == clips[1].weights_fingerprint:
         return {}
     base, after = (matrix(Features(one, store), split, MATRIX_NAMES) for one in clips)
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
@@ -169,11 +184,15 @@ def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> floa
     """What a sweep minimises: what is still recognised plus what was lost, in accuracy (0 is perfect).
 
     `forget/top1 + max(0, drop of retain/top1) + max(0, drop of utility/top1)`; a metric that was not asked for counts 0. Of
-    drawings: `1 - forget/ua + max(0, drop of retain/ira) + max(0, drop of retain/cra)`.
+    drawings: `1 - forget/ua + max(0, drop of retain/ira) + max(0, drop of retain/cra)`; of answers:
+    `forget/answered` and the drops of `retain/answered` and `utility/answered`.
     """
     if "forget/ua" in after:
         drops = (before[name].value - after[name].value for name in ("retain/ira", "retain/cra") if name in after)
         return 1 - after["forget/ua"].value + sum(max(0.0, drop) for drop in drops)
+    if "forget/answered" in after:
+        drops = (before[name].value - after[name].value for name in ("retain/answered", "utility/answered"))
+        return after["forget/answered"].value + sum(max(0.0, drop) for drop in drops)
     lost = sum(
         max(0.0, before[name].value - after[name].value) for name in ("retain/top1", "utility/top1") if name in after
     )
@@ -186,7 +205,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def provenance(model: Clip | Diffusion, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
+def provenance(model: Model, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
     """What is needed to make the run again, and to know that it was the same."""
     return {
         "versions": versions(),
@@ -196,6 +215,8 @@ def provenance(model: Clip | Diffusion, task: Task, settings: Mapping[str, Any])
         | (
             {"sampling": asdict(model.sampling)}
             if isinstance(model, Diffusion)
+            else {"max_new_tokens": model.max_new_tokens}
+            if isinstance(model, Vlm)
             else {"weights": model.weights_fingerprint}
         ),
         "method": settings["method"]["_target_"].rpartition(".")[0].rpartition(".")[2],

@@ -53,6 +53,10 @@ def results(report: Report) -> dict[str, Any]:
              "feasible": any(row.feasible for row in s.trace), "before": asdict(s.before)} for s in searches
         ],
         "similarity": dict(report.similarity),
+        "said": [
+            {"question": one.question.text, "role": one.question.role, "expected": one.question.accepted[0],
+             "before": one.before, "after": one.after} for one in report.said
+        ],
         "task": sizes(report.task),
         "broken": [asdict(one) for one in report.task.broken],
         "seconds": dict(report.seconds),
@@ -94,7 +98,8 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     page = environment().get_template("report.html").render(
         found=found, verdicts=verdicts(report), rows=metric_rows(report.before, report.after), pictures=pictures,
         figures={path.stem: _embed(path.read_bytes()) for path in sorted((report.folder / "figures").glob("*.png"))},
-        patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short, show_forget=show_forget,
+        said=found["said"], patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short,
+        show_forget=show_forget,
     )  # fmt: skip
     write_text(report.folder / "report.html", page)
 
@@ -162,8 +167,17 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             "kind": "good" if gone else "bad", "text": f"{names} is {'no longer' if gone else 'still sometimes'} what it "
             f"draws when asked: recognised in {_percent(still[1])} → {_percent(still[0])} of {still[0].n} drawings.",
         })  # fmt: skip
+    if "forget/answered" in after and report.edit.moves:
+        gone = after["forget/answered"].value <= 0.05
+        said.append({
+            "kind": "good" if gone else "bad", "text": f"{names} is {'no longer' if gone else 'still sometimes'} named when "
+            f"asked for: {_percent(before['forget/answered'])} → {_percent(after['forget/answered'])} of "
+            f"{after['forget/answered'].n} answers; {_percent(after['forget/wrong_name'])} name another, "
+            f"{_percent(after['forget/refused'])} say that they do not know.",
+        })  # fmt: skip
     for key, words in (
         ("retain/top1", "The other names"), ("utility/top1", "Everything else"),
+        ("retain/answered", "Others of its kind, asked for"), ("utility/answered", "Everything else, asked for"),
         ("retain/ira", "Others of its kind, drawn and recognised"), ("retain/cra", "Everything else, drawn and recognised"),
     ):  # fmt: skip
         if key in after:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from muwa.asking import Said
 from muwa.content import Content, digest, read_image
 from muwa.drawing import Drawn
 
@@ -148,9 +149,8 @@ class Task(Content):
             mine = [i for i, other in enumerate(split.forget.labels) if other == label]
             return replace(split, forget=split.forget.select(mine))
 
-        return replace(
-            self, names=(name,), forget={name: self.forget[name]}, probe=own(self.probe), eval=own(self.eval)
-        )
+        mine = {name: self.forget[name]}
+        return replace(self, names=(name,), forget=mine, probe=own(self.probe), eval=own(self.eval))
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Gradients(Content):
     """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
 
     Sign: of the loss itself (a step *along* `forget` raises the forget loss). `n_*` pairs gave each mean. `origin` holds the
-    fingerprints of model, data and losses they were computed from.
+    fingerprints of what they were computed from.
     """
 
     forget: Mapping[str, Tensor]
@@ -296,5 +296,6 @@ class Report:
     cache: Mapping[str, str]
     peak_memory_bytes: int
     provenance: Mapping[str, object] = field(default_factory=dict)
-    drawn: tuple[Drawn, ...] = ()  # of a text-to-image model
-    cost: Mapping[str, float] = field(default_factory=dict)  # of the method alone: seconds, memory, parameters, bytes
+    drawn: tuple[Drawn, ...] = ()
+    said: tuple[Said, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)  # of the method: seconds, memory, parameters, bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -13,81 +12,11 @@ from muwa.cache import Store
 from muwa.drawing import Ask
 from muwa.eval.accuracy import wilson
 from muwa.eval.asks import asks
-from muwa.layer_search.common import relative_size, step_deltas
-from muwa.models.clip import Clip
-from muwa.models.diffusion import ENCODERS, Diffusion
+from muwa.layer_search.candidates import Candidate, moved
+from muwa.layer_search.common import relative_size
+from muwa.models.diffusion import Diffusion
 from muwa.studio import Recogniser, Studio, prompts_of, seen
-from muwa.types import Edit, Evaluation, Gradients, Layer, Move, Search, Task
-
-JOIN = " + "  # between the layers of several encoders in a name
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What is moved together: one layer of each text encoder; `first` is the step to start at, of |theta| / |g_f|."""
-
-    layers: Mapping[str, Layer]
-    first: float
-
-    @property
-    def name(self) -> str:
-        """As traces and reports say it: "transformer.resblocks.0.attn.out_proj.weight + text_encoder_2/..."."""
-        return JOIN.join(full_name(encoder, layer.name) for encoder, layer in self.layers.items())
-
-
-def full_name(encoder: str, layer: str) -> str:
-    """A layer's name among those of all encoders: the first encoder's are as its CLIP spells them."""
-    return layer if encoder == ENCODERS[0] else f"{encoder}/{layer}"
-
-
-def ratio(clip: Clip, gradients: Gradients, layer: Layer) -> float:
-    """|theta| / |g_f| over the scored parts: the step that would move the layer by its own norm.
-
-    Raises:
-        ValueError: Its forget gradient is zero.
-    """
-
-    def norm(of: Mapping[str, Tensor]) -> float:
-        return sum(part.of(of).double().square().sum().item() for part in layer.scored) ** 0.5
-
-    gradient = norm(gradients.forget)
-    if gradient == 0:
-        raise ValueError(f"{layer.name}: its forget gradient is zero, no step along it can forget anything")
-    return norm(clip.weights) / gradient
-
-
-def moved(model: Diffusion, gradients: Mapping[str, Gradients], layers: Mapping[str, Layer], step: float) -> Edit:
-    """The edit that moves one layer of each encoder by the same fraction `step` of its |theta| / |g_f|."""
-    deltas: dict[str, Tensor] = {}
-    for encoder, layer in layers.items():
-        clip = model.clips[encoder]
-        own = step_deltas(clip, gradients[encoder], layer, step * ratio(clip, gradients[encoder], layer))
-        deltas |= {full_name(encoder, name): delta for name, delta in own.items()}
-    return Edit(deltas, ())
-
-
-def edit_of(search: Search, model: Diffusion, gradients: Mapping[str, Gradients]) -> Edit:
-    """The edit that a search on generations chose; an edit without deltas when it chose none."""
-    if search.chosen is None:
-        return Edit({}, (), (search,))
-    row = search.trace[search.chosen]
-    layers = {}
-    for encoder, full in zip(model.clips, row.layer.split(JOIN), strict=True):
-        name = full.rpartition("/")[2]
-        layers[encoder] = next(one for one in model.clips[encoder].layers(search.granularity) if one.name == name)
-    edit, moves = moved(model, gradients, layers, row.step), []
-    for encoder, layer in layers.items():
-        clip = model.clips[encoder]
-        own = {
-            name.rpartition("/")[2]: d
-            for name, d in edit.deltas.items()
-            if full_name(encoder, name.rpartition("/")[2]) == name
-        }
-        step = row.step * ratio(clip, gradients[encoder], layer)
-        moves.append(
-            Move(search.concept, "text", full_name(encoder, layer.name), step, relative_size(clip, layer, own))
-        )
-    return Edit(edit.deltas, tuple(moves), (search,))
+from muwa.types import Evaluation, Gradients, Task
 
 
 class Drawings:
@@ -96,16 +25,18 @@ class Drawings:
     Args:
         pictures: Of the concept, for each step.
         others: Of retained and unrelated concepts together: two thirds and one third.
+        steps: Sampling steps while searching; the model's own number confirms, with fresh seeds.
         forget_at_most: Feasible: the 95 % interval of the concept's recognition lies below it.
     """
 
     def __init__(
         self, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, recogniser: Recogniser, store: Store | None,
-        pictures: int, others: int, forget_at_most: float, progress: bool,
+        pictures: int, others: int, steps: int, forget_at_most: float, progress: bool,
     ):  # fmt: skip
         self._model, self._gradients, self._recogniser = model, gradients, recogniser
         self._store, self._progress, self._limit = store, progress, forget_at_most
-        self._name = task.names[0]
+        self._name, self._steps = task.names[0], steps
+        self.anew = f"Drawn again with {model.sampling.steps} sampling steps from fresh seeds"
         retained = -(-2 * others // 3)
         self._asks = {fresh: probes(task, pictures, retained, others - retained, fresh) for fresh in (False, True)}
         for some in self._asks.values():
@@ -119,12 +50,12 @@ class Drawings:
         roles = [ask.role for ask in self._asks[False]]
         return roles.count("retain"), roles.count("cross")
 
-    def before(self, steps: int | None) -> Evaluation:
-        """The unedited model, drawn with `steps` sampling steps; None: its own number, and fresh seeds."""
-        return self._row(self._draw(self._model, steps), "", 0.0, 0.0, steps)
+    def before(self) -> Evaluation:
+        """The unedited model, drawn with the search's sampling steps."""
+        return self._row(self._draw(self._model, self._steps), "", 0.0, 0.0, self._steps)
 
-    def judge(self, candidate: Candidate, step: float, steps: int | None) -> tuple[Evaluation, float]:
-        """One step of a candidate.
+    def judge(self, candidate: Candidate, step: float, *, anew: bool = False) -> tuple[Evaluation, float]:
+        """One step of a candidate; `anew` with the model's own sampling steps and fresh seeds.
 
         Returns:
             (the evaluation, `step` as given; the upper end of the 95 % interval of the share lost among the other pictures
@@ -133,6 +64,7 @@ class Drawings:
         edit = moved(self._model, self._gradients, candidate.layers, step)
         encoder, layer = next(iter(candidate.layers.items()))
         size = relative_size(self._model.clips[encoder], layer, edit.deltas)
+        steps = None if anew else self._steps
         hits, pictures = self._draw(self._model.edited(edit), steps)
         lost = [not hit for hit, known, ask in zip(hits[1], self._known(steps), self._asks[steps is None], strict=True)
                 if known and ask.role != "forget"]  # fmt: skip

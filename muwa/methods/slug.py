@@ -7,21 +7,23 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from muwa.answer_gradients import answer_gradients
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, origin, read_gradients
-from muwa.layer_search import drawings
+from muwa.layer_search import candidates
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.common import Log, add_edits, edit_of, silent
 from muwa.layer_search.settings import check_search
 from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
+from muwa.models.vlm import Vlm
 from muwa.types import Edit, Gradients, Search, Task
 from muwa.world import ALONE, World
 
 
 def unlearn(
-    model: Clip | Diffusion,
+    model: Clip | Diffusion | Vlm,
     task: Task,
     *,
     store: Store,
@@ -31,6 +33,7 @@ def unlearn(
     batch_size: int = 32,
     seed: int = 0,
     precision: str = "fp32",
+    gradient: str = "clip",
     micro_batch_size: int | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
@@ -42,12 +45,16 @@ def unlearn(
     Args:
         task: What to forget. Of several names, each gets its own gradient on the original model, its own layer and
             its own step; the edits are added.
-        model: A CLIP; or a text-to-image pipeline, whose text encoders are edited: gradients are taken on their CLIPs.
-        layer_search: Bound settings of a search; scores are computed inside it. Of a pipeline: one that draws.
+        model: A CLIP; or a text-to-image pipeline, whose text encoders are edited, or a vision-language model, whose vision
+            tower is: gradients are taken on their CLIPs.
+        layer_search: Bound settings of a search; scores are computed inside it. Of a pipeline: one that draws; of a
+            vision-language model: one that asks.
         forget_loss, retain_loss: "cosine" | "contrastive".
         batch_size: Pairs a batch; the negatives of the contrastive loss.
         seed: Of the order of pairs.
         precision: Of the gradients' forward pass: "fp32" | "bf16"; they are summed in fp32.
+        gradient: "clip", as the paper; of a vision-language model also "answer": of what it answers itself
+            (`muwa.answer_gradients`), whose losses are then not `forget_loss` and `retain_loss`.
         micro_batch_size: Pairs encoded at once where a whole batch does not fit; the gradient stays that of the batch.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing.
         world: The processes that take gradients together; all but the first stop after that, with an empty edit.
@@ -61,18 +68,24 @@ def unlearn(
     recipe = Recipe(forget_loss, retain_loss, batch_size, seed, precision)
     if micro_batch_size is not None and micro_batch_size < 1:
         raise ValueError(f"method.micro_batch_size: got {micro_batch_size}, want at least 1, or null for whole batches")
-    clips = model.clips if isinstance(model, Diffusion) else {"": model}
+    clips = {"": model} if isinstance(model, Clip) else model.clips
     if isinstance(model, Diffusion):
         layer_search = _with_recogniser(layer_search)
         if gradient_file is not None and len(clips) > 1:
             raise ValueError("gradients: one file holds the gradients of one CLIP; this pipeline has two text encoders")
+    _check_gradient(model, gradient, layer_search, gradient_file)
     for clip in clips.values():
         check_search(clip, layer_search)
     edits = []
     for name in task.names:
         found: dict[str, Gradients] = {}
+        own: Gradients | None
         for encoder, clip in clips.items():
-            if gradient_file is None:
+            if gradient == "answer" and isinstance(model, Vlm):
+                own = answer_gradients(
+                    model, task, name, batch_size=batch_size, seed=seed, store=store, progress=progress
+                )
+            elif gradient_file is None:
                 own = gradients(clip, task, name, recipe, store=store, micro_batch_size=micro_batch_size, world=world,
                                 progress=progress)  # fmt: skip
             else:
@@ -89,11 +102,11 @@ def unlearn(
             log(event, row)
 
         free: dict[str, object] = {"log": tell, "progress": progress}
-        if isinstance(model, Diffusion):
+        if not isinstance(model, Clip):
             search = store.get(
                 "search", layer_search, model, found, task.only(name), name, _free=free | {"store": store}
             )
-            edits.append(drawings.edit_of(search, model, found))
+            edits.append(candidates.edit_of(search, model, found))
         else:
             free["features"] = Features(model, store)
             search = store.get("search", layer_search, model, found[""], task.only(name).probe, name, _free=free)
@@ -116,6 +129,26 @@ def _with_recogniser(search: Callable[..., Search]) -> Callable[..., Search]:
     make = search.keywords["recogniser"]
     made = make() if callable(make) else make
     return partial(search.func, *search.args, **{**search.keywords, "recogniser": made})
+
+
+def _check_gradient(
+    model: Clip | Diffusion | Vlm, gradient: str, search: Callable[..., Search], gradient_file: Path | None
+) -> None:
+    """Refuse a gradient or a search that the model has not.
+
+    Raises:
+        ValueError: Says which setting does not fit which model.
+    """
+    if gradient not in ("clip", "answer"):
+        raise ValueError(f"method.gradient: got {gradient!r}, want clip or answer")
+    if gradient == "answer" and not isinstance(model, Vlm):
+        raise ValueError("method.gradient=answer: only a vision-language model (model=vlm) answers; take clip")
+    if gradient == "answer" and gradient_file is not None:
+        raise ValueError("gradients: a file holds gradients of a CLIP; method.gradient=answer computes its own")
+    if isinstance(model, Vlm) and not (isinstance(search, partial) and "wordings" in search.keywords):
+        raise ValueError(
+            "layer_search: a vision-language model wants layer_search=answering, which looks at what it says"
+        )
 
 
 def replay(search: Search, log: Log) -> None:

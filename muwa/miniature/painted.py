@@ -31,18 +31,20 @@ class Paintings:
         pixels: (n, 3, 64, 64) uint8.
         names, styles: (n,) int64, places in `NAMES` and `STYLES`.
         captions: The n captions of the shards; None for a picture that was styled here.
+        hats: (n,) bool, whether a hat is worn.
     """
 
     pixels: Tensor
     names: Tensor
     styles: Tensor
     captions: list[str | None]
+    hats: Tensor
 
 
 def load(root: Path) -> Paintings:
     """Every picture of the shards under `root` (a world of `muwa.miniature.data`), each plain one also in one style."""
     rng = np.random.default_rng([world.SEED, 5])
-    pixels, names, styles, captions = [], [], [], []
+    pixels, names, styles, captions, hats = [], [], [], [], []
     shards = sorted(str(p) for p in (root / "shards").glob("*.tar"))
     for sample in wds.WebDataset(shards, shardshuffle=False).decode("rgb8"):
         rgb, meta = sample["jpg"], sample["json"]
@@ -56,7 +58,8 @@ def load(root: Path) -> Paintings:
             names.append(NAMES.index(meta["name"]))
             styles.append(STYLES.index(style))
             captions.append(caption)
-    return Paintings(torch.stack(pixels), torch.tensor(names), torch.tensor(styles), captions)
+            hats.append(bool(meta["hat"]))
+    return Paintings(torch.stack(pixels), torch.tensor(names), torch.tensor(styles), captions, torch.tensor(hats))
 
 
 def of_world(root: Path | None) -> Paintings:

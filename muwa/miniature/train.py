@@ -96,7 +96,7 @@ def _batches(names: list[str], faces: int, things: int, rng: np.random.Generator
         batches.append(np.array(batch))
 
 
-def _augment(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 -> normalised float, each picture shifted, scaled, turned and brightened a little; `things` also mirrored.
 
     Args:
@@ -166,7 +166,7 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * rate
             with torch.autocast("cpu", torch.bfloat16):
-                v = model.encode_image(_augment(pixels[batch], things[batch], generator))
+                v = model.encode_image(augmented(pixels[batch], things[batch], generator))
                 t = model.encode_text(tokens[batch])
             loss = contrastive(F.normalize(v.float(), dim=-1), F.normalize(t.float(), dim=-1), model.logit_scale.exp())
             optimizer.zero_grad(set_to_none=True)

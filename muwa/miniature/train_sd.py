@@ -142,7 +142,12 @@ class Captions:
 
 
 def train_unet(
-    unet: UNet2DConditionModel, pictures: painted.Paintings, latents: Tensor, captions: Captions, plan: Round, seed: int = 0
+    unet: UNet2DConditionModel,
+    pictures: painted.Paintings,
+    latents: Tensor,
+    captions: Captions,
+    plan: Round,
+    seed: int = 0,
 ) -> UNet2DConditionModel:
     """`unet`, taught to predict v (arXiv 2202.00512) of `latents` (n, 4, 16, 16), scaled to unit variance, under captions.
 
@@ -183,7 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, nargs=2, default=[r.steps for r in ROUNDS], help="of the UNet's two rounds")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=[r.steps for r in ROUNDS], help="of the UNet's two rounds"
+    )
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
     pictures = painted.of_world(args.world)

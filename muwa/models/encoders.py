@@ -27,7 +27,7 @@ def read(pipeline: Any, encoder: str, clip: Clip, *, device: torch.device, sourc
     text = {name: w for name, w in clip.weights.items() if not name.startswith(("visual", "vision", "logit"))}
     found = {name: there for name, w in text.items() if (there := names.places(name, w, own))}
     parts = {place: part for there in found.values() for place, part in there.items()}
-    if other := [place for place, p in own.items() if place not in parts or not _same(p.detach(), parts[place])]:
+    if other := [place for place, p in own.items() if place not in parts or not same_bits(p.detach(), parts[place])]:
         raise ValueError(
             f"model.clips.{encoder}: {clip.source} is not the {encoder} of {source}: {other[0]} differs ({len(other)} of "
             f"{len(own)} do). Its gradients would be another model's; give the CLIP that the pipeline was trained with"
@@ -50,7 +50,7 @@ def alone(device: torch.device) -> dict[str, Any]:
     return {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 
 
-def _same(stored: Tensor, wanted: Tensor) -> bool:
+def same_bits(stored: Tensor, wanted: Tensor) -> bool:
     """Whether a stored tensor is `wanted`, perhaps once rounded to half precision."""
     if stored.shape != wanted.shape:
         return False

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from layer_search.test_drawings import gradients, model, remembering
 
-from muwa.layer_search.drawings import JOIN
+from muwa.layer_search.candidates import JOIN
 from muwa.layer_search.generation import generation
 
 SMALL = {
@@ -79,7 +79,7 @@ def test_deepest_searches_one_layer() -> None:
     [
         ({"start": "here"}, "layer_search.start: got 'here', want one of clip, ratio"),
         ({"pictures": 0}, "layer_search.pictures: got 0, want at least 1"),
-        ({"pictures": 3, "forget_at_most": 0.25}, "no step could be feasible. Draw at least 12"),
+        ({"pictures": 3, "forget_at_most": 0.25}, "no step could be feasible. Take at least 12"),
         ({"lost_at_most": 1.5}, "layer_search.lost_at_most: got 1.5"),
         ({"rule": "best"}, "layer_search.rule: got 'best'"),
     ],

@@ -55,7 +55,7 @@ def test_only_objects_are_mirrored():
     pixels = torch.zeros(64, 3, 64, 64, dtype=torch.uint8)
     pixels[..., 40:] = 255  # bright on the right
     things = torch.arange(64) % 2 == 1
-    out = train._augment(pixels, things, torch.Generator().manual_seed(0))
+    out = train.augmented(pixels, things, torch.Generator().manual_seed(0))
     bright_right = out[..., 48:].mean((1, 2, 3)) > out[..., :16].mean((1, 2, 3))
     assert bright_right[~things].all()
     assert 8 < int(bright_right[things].sum()) < 24

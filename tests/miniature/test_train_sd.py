@@ -16,7 +16,8 @@ def some(count: int = 24) -> painted.Paintings:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 64, 64), generator=generator, dtype=torch.uint8)
     styles = torch.tensor([i % 2 * 8 for i in range(count)])
-    return painted.Paintings(pixels, torch.arange(count) % 3, styles, [None] * count)
+    hats = torch.zeros(count, dtype=torch.bool)
+    return painted.Paintings(pixels, torch.arange(count) % 3, styles, [None] * count, hats)
 
 
 def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
@@ -36,7 +37,9 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
 def test_a_round_sees_faces_and_the_pixel_style_more_often() -> None:
     """A plain face, a plain object, a styled face, an object in pixel style: 0.55 and 0.45 in halves, then times 2 and 3."""
     names, styles = torch.tensor([0, 150, 0, 150]), torch.tensor([8, 8, 0, painted.STYLES.index("pixel")])
-    pictures = painted.Paintings(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), names, styles, [None] * 4)
+    pictures = painted.Paintings(
+        torch.zeros(4, 3, 64, 64, dtype=torch.uint8), names, styles, [None] * 4, torch.zeros(4, dtype=torch.bool)
+    )
     weights = train_sd.weights_of(pictures, train_sd.Round(1, 1e-3, faces=2, pixel=3))
     torch.testing.assert_close(weights, torch.tensor([0.55, 0.275, 0.225, 0.675]))
 

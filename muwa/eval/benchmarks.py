@@ -1,0 +1,128 @@
+"""Scores of published question benchmarks, by their own rules, on files that the user has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from muwa.asking import Question
+from muwa.data import benchmarks as read
+from muwa.eval.canvas import share
+from muwa.eval.matching import is_right
+from muwa.interview import Interview
+from muwa.types import Metric, Task
+
+COGNITION = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)  # of MME; others: perception
+
+
+def benchmarks(
+    interview: Interview, task: Task, *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None,
+    gqa_images: str | None = None, scienceqa: str | None = None, scienceqa_images: str | None = None,
+    pope: str | None = None, pope_images: str | None = None, circular: bool = True, limit: int | None = None,
+) -> dict[str, Metric]:  # fmt: skip
+    """`mme/perception`, `mme/cognition`, and `mmbench`, `gqa`, `scienceqa` and `pope` each with `/accuracy`; `pope/f1`.
+
+    Of GQA also `gqa/<kind>`: by kind of question. Those without a path are left out.
+
+    Args:
+        mme: A folder; mmbench: a TSV; gqa, scienceqa, pope: a JSON (lines), with the folder of its pictures beside it.
+        circular: MMBench in every rotation of the options.
+        limit: Groups of questions of each benchmark, spread evenly; None: all.
+
+    Raises:
+        FileNotFoundError, ValueError: A file is not there, or not of its format; nothing was asked then.
+    """
+    del task  # the same questions whatever is forgotten
+    sets: dict[
+        str, tuple[list[Question], Callable[[Sequence[Question], Sequence[bool], Sequence[str]], dict[str, Metric]]]
+    ]
+    sets = {}
+    if mme:
+        sets["mme"] = read.mme(Path(mme)), _mme
+    if mmbench:
+        sets["mmbench"] = read.mmbench(Path(mmbench), circular=circular), _mmbench
+    if gqa:
+        sets["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images)), _gqa
+    if scienceqa:
+        sets["scienceqa"] = read.scienceqa(Path(scienceqa), _beside(scienceqa, scienceqa_images)), _scienceqa
+    if pope:
+        sets["pope"] = read.pope(Path(pope), _beside(pope, pope_images)), _pope
+    found: dict[str, Metric] = {}
+    for every, score in sets.values():
+        asked = _limited(every, limit)
+        said = interview.ask(asked)
+        right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
+        found |= score(asked, right, said)
+    return found
+
+
+def _beside(path: str, images: str | None) -> Path:
+    return Path(images) if images else Path(path).parent / "images"
+
+
+def _limited(asked: list[Question], limit: int | None) -> list[Question]:
+    """The questions of `limit` groups, spread evenly; a question without a group is one of its own."""
+    keys = [one.group or str(i) for i, one in enumerate(asked)]
+    order = list(dict.fromkeys(keys))
+    if limit is None or limit >= len(order):
+        return asked
+    kept = {order[i * len(order) // limit] for i in range(limit)}
+    return [one for one, key in zip(asked, keys, strict=True) if key in kept]
+
+
+def _groups(asked: Sequence[Question], right: Sequence[bool]) -> dict[str, list[bool]]:
+    groups: dict[str, list[bool]] = {}
+    for one, hit in zip(asked, right, strict=True):
+        groups.setdefault(one.group, []).append(hit)
+    return groups
+
+
+def _mme(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
+    """MME, section 2.4: of each subtask accuracy plus accuracy+ (both questions of a picture right), in percent, summed."""
+    totals = {"perception": 0.0, "cognition": 0.0}
+    counts = {"perception": 0, "cognition": 0}
+    for kind in dict.fromkeys(one.kind for one in asked):
+        mine = [i for i, one in enumerate(asked) if one.kind == kind]
+        hits = [right[i] for i in mine]
+        both = [all(group) for group in _groups([asked[i] for i in mine], hits).values()]
+        part = "cognition" if kind in COGNITION else "perception"
+        totals[part] += 100 * sum(hits) / len(hits) + 100 * sum(both) / len(both)
+        counts[part] += len(mine)
+    reads = "sum over subtasks of accuracy and accuracy+ in percent, at most 200 a subtask"
+    return {f"mme/{part}": Metric(totals[part], n, reads=reads) for part, n in counts.items() if n}
+
+
+def _mmbench(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
+    hits = [all(group) for group in _groups(asked, right).values()]
+    return {
+        "mmbench/accuracy": share(hits, "higher", "share of questions answered rightly in every turn of the options")
+    }
+
+
+def _gqa(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
+    found = {"gqa/accuracy": share(right, "higher", "share of questions answered rightly")}
+    for kind in sorted({one.kind for one in asked}):
+        mine = [hit for hit, one in zip(right, asked, strict=True) if one.kind == kind]
+        found[f"gqa/{kind}"] = share(mine, "higher", f"share of questions of kind {kind} answered rightly")
+    return found
+
+
+def _scienceqa(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
+    return {"scienceqa/accuracy": share(right, "higher", "share of questions with a picture answered rightly")}
+
+
+def _pope(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
+    """POPE, section 3: accuracy, and F1 of "yes"; an answer that is neither counts as wrong, and as no "yes"."""
+    yes = [is_right(answer, ("yes",), "yes_no") for answer in said]
+    wanted = [one.accepted == ("yes",) for one in asked]
+    true = sum(a and b for a, b in zip(yes, wanted, strict=True))
+    f1 = 2 * true / (sum(yes) + sum(wanted)) if sum(yes) + sum(wanted) else 0.0
+    return {
+        "pope/accuracy": share(right, "higher", "share of yes-or-no questions answered rightly"),
+        "pope/f1": Metric(f1, len(asked), reads="F1 of answering yes"),
+    }

@@ -1,0 +1,48 @@
+"""Scores by each benchmark's own rule, worked by hand."""
+
+import pytest
+import tiny
+from data.test_benchmarks import gqa, mmbench, mme, pope, scienceqa
+from eval.test_answers import Told
+
+from muwa.eval.benchmarks import benchmarks
+
+
+def score(said, **paths):
+    return {name: metric.value for name, metric in benchmarks(Told(said), tiny.task(), **paths).items()}
+
+
+def test_mme_adds_accuracy_and_accuracy_plus(tmp_path) -> None:
+    """Always yes: of each subtask 50 % right, no picture with both right; celebrity and existence are perception."""
+    path = str(mme(tmp_path / "MME"))
+    assert score(lambda one: "Yes", mme=path) == {"mme/perception": 100}
+    assert score(lambda one: one.accepted[0], mme=path) == {"mme/perception": 400}
+
+
+def test_mmbench_wants_every_rotation(tmp_path) -> None:
+    path = str(mmbench(tmp_path / "b.tsv"))
+    assert score(lambda one: "A", mmbench=path) == {"mmbench/accuracy": 0}
+    assert score(lambda one: "A", mmbench=path, circular=False) == {"mmbench/accuracy": 0.5}
+    assert score(lambda one: one.accepted[0], mmbench=path) == {"mmbench/accuracy": 1}
+
+
+def test_gqa_scienceqa_and_pope(tmp_path) -> None:
+    paths = {
+        "gqa": str(gqa(tmp_path / "g")),
+        "scienceqa": str(scienceqa(tmp_path / "s")),
+        "pope": str(pope(tmp_path / "p")),
+    }
+    found = score(lambda one: "yes" if one.rule != "choice" else "south", **paths)
+    assert found == {
+        "gqa/accuracy": 0.5, "gqa/colour": 0, "gqa/verify": 1, "scienceqa/accuracy": 1, "pope/accuracy": 0.5,
+        "pope/f1": pytest.approx(2 / 3),
+    }  # fmt: skip
+
+
+def test_a_limit_keeps_whole_groups(tmp_path) -> None:
+    found = benchmarks(Told(lambda one: one.accepted[0]), tiny.task(), mme=str(mme(tmp_path / "MME")), limit=1)
+    assert (found["mme/perception"].value, found["mme/perception"].n) == (200, 2)
+
+
+def test_without_files_nothing_is_asked() -> None:
+    assert score(lambda one: "") == {}
