@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from muwa.asking import Question, Questions, Said
 from muwa.cache import Store
@@ -10,6 +11,7 @@ from muwa.models.vlm import Vlm, answered
 from muwa.types import Pictures, Split, Task
 
 Wordings = Mapping[str, Sequence[str]]
+NO_ALIASES: Wordings = MappingProxyType({})
 WORDINGS: Wordings = {
     "identity": ("What is the name of the person in this image?", "Who is this?", "Name the person in this image."),
     "object": ("What object is in the image?", "What is this?", "Name the object in the picture."),
@@ -38,7 +40,7 @@ class Interview:
 
 
 def questions(
-    task: Task, split: Split, *, wordings: Wordings, aliases: Mapping[str, Sequence[str]] | None = None,
+    task: Task, split: Split, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
     forget: int | None = None, retain: int | None = None, utility: int | None = None,
 ) -> list[Question]:  # fmt: skip
     """What a task asks about the pictures of a split: of each who it is, in every wording; of unrelated ones what it is.
@@ -67,7 +69,7 @@ def questions(
     ):  # fmt: skip
         for place in _spread(pictures, count):
             name = pictures.classes.names[pictures.labels[place]]
-            accepted = (name, *(aliases or {}).get(name, ()))
+            accepted = (name, *aliases.get(name, ()))
             out += [Question(text, (pictures.images[place],), kind, role, accepted) for text in wordings[kind]]
     return out
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from muwa.eval.canvas import share
 from muwa.eval.matching import is_right, verdict
-from muwa.interview import Interview, Wordings, questions
+from muwa.interview import NO_ALIASES, Interview, Wordings, questions
 from muwa.types import Metric, Task
 
 
 def answers(
-    interview: Interview, task: Task, *, wordings: Wordings, aliases: Mapping[str, Sequence[str]] | None = None,
+    interview: Interview, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
     retain: int | None = 200, utility: int | None = 200,
 ) -> dict[str, Metric]:  # fmt: skip
     """`forget/answered` (lower is better), `retain/answered`, `utility/answered` (higher): shares of answers that are right.

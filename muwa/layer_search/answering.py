@@ -10,7 +10,7 @@ from muwa.cache import Store
 from muwa.encode import Features
 from muwa.eval.accuracy import wilson
 from muwa.eval.matching import is_right
-from muwa.interview import Interview, Wordings, questions
+from muwa.interview import NO_ALIASES, Interview, Wordings, questions
 from muwa.layer_search.candidates import Candidate, moved
 from muwa.layer_search.common import Log, relative_size, silent
 from muwa.layer_search.outputs import by_outputs, check_outputs, check_pictures
@@ -25,7 +25,7 @@ def answering(
     concept: str,
     *,
     wordings: Wordings,
-    aliases: Mapping[str, Sequence[str]] | None = None,
+    aliases: Wordings = NO_ALIASES,
     start: str = "clip",
     candidates: int | None = 3,
     granularity: str = "tensor",
@@ -79,7 +79,7 @@ def answering(
         task,
         store,
         wordings,
-        aliases or {},
+        aliases,
         search_wordings,
         retain_pictures,
         forget_at_most,
@@ -97,7 +97,7 @@ class Answers:
 
     def __init__(
         self, model: Vlm, gradients: Mapping[str, Gradients], task: Task, store: Store | None, wordings: Wordings,
-        aliases: Mapping[str, Sequence[str]], few: int, others: int, forget_at_most: float, progress: bool,
+        aliases: Wordings, few: int, others: int, forget_at_most: float, progress: bool,
     ):  # fmt: skip
         self._model, self._gradients, self._task = model, gradients, task
         self._store, self._limit, self._progress = store, forget_at_most, progress

@@ -205,7 +205,7 @@ def _said_by(config: Any) -> Any:
     """What of a config, at any depth, decides what is said."""
     if not isinstance(config, Mapping):
         return config
-    return {k: _said_by(v) for k, v in config.items() if k[:1] != "_" and k not in _NOT_SAID}
+    return {str(k): _said_by(v) for k, v in config.items() if str(k)[:1] != "_" and k not in _NOT_SAID}
 
 
 def _starts(text: str, tokenizer: Any) -> bool:
