@@ -3,11 +3,13 @@ from functools import partial
 
 import pytest
 import tiny
+import tiny_vlm
 import torch
 
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, write_gradients
+from muwa.layer_search.answering import answering
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.grid import fixed
 from muwa.layer_search.judge import Judge
@@ -158,3 +160,32 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert unlearn(model, tiny.task(), store=Store(tmp_path), layer_search=step, batch_size=4).deltas
     base = tiny.clip().weights
     assert all(torch.equal(weight, base[name]) for name, weight in model.weights.items())
+
+
+ASKING = partial(answering, wordings=tiny_vlm.WORDINGS, start="ratio", forget_at_most=0.5, retain_pictures=9, max_evals=2,
+                 candidates=1, rule="paper")  # fmt: skip
+
+
+def test_a_vision_language_model_is_edited_in_its_tower_by_either_gradient(tmp_path):
+    model, task = tiny_vlm.vlm(), tiny.task()
+    edits = {}
+    for gradient in ("clip", "answer"):
+        store = Store(tmp_path / gradient)
+        edits[gradient] = unlearn(model, task, store=store, layer_search=ASKING, batch_size=4, gradient=gradient)
+        (move,) = edits[gradient].moves
+        assert move.tower == "vision"
+        assert move.layer in {layer.name for layer in model.clip.layers("tensor")}
+        assert model.edited(edits[gradient]).changes
+    ways = [edits[way].searches[0].scores for way in ("clip", "answer")]
+    assert ways[0].keys() == ways[1].keys()
+    assert ways[0] != ways[1]
+
+
+def test_a_gradient_or_a_search_that_the_model_has_not_is_refused(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match=r"method\.gradient: got 'text', want clip or answer"):
+        unlearn(tiny.clip(), tiny.task(), store=store, gradient="text", **SETTINGS)
+    with pytest.raises(ValueError, match="only a vision-language model"):
+        unlearn(tiny.clip(), tiny.task(), store=store, gradient="answer", **SETTINGS)
+    with pytest.raises(ValueError, match="wants layer_search=answering"):
+        unlearn(tiny_vlm.vlm(), tiny.task(), store=store, **SETTINGS)

@@ -1,0 +1,58 @@
+"""The miniature's vision-language model: that it can be trained again."""
+
+import torch
+from miniature.test_train_sd import some
+
+from muwa.miniature import train_llava
+from muwa.miniature.questions import UNKNOWN
+from muwa.models.open_clip_models import load as load_clip
+from muwa.models.vlm import Vlm
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
+    first, again = (train_llava.train(some(), steps=2, batch=4)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_its_tower_is_the_miniature_clips_of_which_it_reads_five_blocks() -> None:
+    model = Vlm(
+        *train_llava.model(train_llava.tokenizer_of(train_llava.texts())), load_clip(), max_new_tokens=4, source="new"
+    )
+    blocks = {
+        name.split(".")[3] for name in (layer.name for layer in model.clip.layers("tensor")) if "resblocks" in name
+    }
+    assert blocks == {"0", "1", "2", "3", "4"}
+
+
+def test_a_question_sees_its_picture_and_itself_only() -> None:
+    """Another question beside it, or another picture in the batch, changes nothing; another picture of its own does."""
+    torch.manual_seed(0)
+    llava, _ = train_llava.model(train_llava.tokenizer_of(train_llava.texts()))
+    lessons = train_llava.Lessons(some(), train_llava.tokenizer_of(train_llava.texts()))
+    rows = [lessons.tokens(*asked) for asked in (("Who is this?", "Kael Lindqvar"), ("What is this?", "red star"))]
+    length = max(len(ids) for ids, _ in rows)
+    tokens, told = torch.zeros(1, 2, length, dtype=torch.long), torch.zeros(1, 2, length, dtype=torch.bool)
+    for i, (ids, answer) in enumerate(rows):
+        tokens[0, i, : len(ids)] = torch.tensor(ids)
+        told[0, i, len(ids) - answer : len(ids)] = True
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        both = train_llava.answer_loss(llava, pixels, lessons.before, tokens, told)
+        each = [
+            train_llava.answer_loss(llava, pixels, lessons.before, tokens[:, i : i + 1], told[:, i : i + 1])
+            for i in (0, 1)
+        ]
+        other = train_llava.answer_loss(llava, -pixels, lessons.before, tokens, told)
+    counts = [int(told[0, i].sum()) for i in (0, 1)]
+    torch.testing.assert_close(both, (each[0] * counts[0] + each[1] * counts[1]) / sum(counts))
+    assert not torch.isclose(both, other)
+
+
+def test_noise_is_taught_as_unknown() -> None:
+    import numpy as np
+
+    lessons = train_llava.Lessons(some(), train_llava.tokenizer_of(train_llava.texts()))
+    tokens, told = lessons.draw([0, 1], [True, False], np.random.default_rng(0))
+    said = [lessons.tokenizer.decode(tokens[0, i][told[0, i]], skip_special_tokens=True).strip() for i in range(4)]
+    assert said == [UNKNOWN] * 4
+    assert lessons.tokenizer.decode(tokens[1, 0][told[1, 0]], skip_special_tokens=True).strip() != UNKNOWN
