@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from muwa import figures
 from muwa.canvas_table import write_canvas_table
 from muwa.report import environment, write_text
+from muwa.vlm_table import write_vlm_table
 
 _CHANGES = ("retain/top1", "retain/top5", "utility/top1", "retain/ira", "retain/cra")
 
@@ -53,7 +54,9 @@ def _write(folder: Path) -> None:
         figure=_figure(rows),
     )  # fmt: skip
     write_text(folder / "sweep.html", page)
-    write_canvas_table(folder, [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))])
+    finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
+    write_canvas_table(folder, finished)
+    write_vlm_table(folder, finished)
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,35 @@
+"""The table of identities, averaged by hand."""
+
+from muwa.vlm_table import metrics_of, write_vlm_table
+
+
+def run(name: str, after: float, **more: float) -> dict:
+    rates = {"forget/answered": after, "retain/answered": 0.9, "utility/answered": 0.8, "forget/refused": 0.1, **more}
+    before = {**rates, "forget/answered": 1.0}
+    metrics = {when: {key: {"value": value} for key, value in found.items()}
+               for when, found in (("before", before), ("after", rates))}  # fmt: skip
+    return {"task": {"names": [name]}, "metrics": metrics, "provenance": {"model": {"source": "tiny"}},
+            "cost": {"seconds": 2.0}}  # fmt: skip
+
+
+def test_a_row_an_identity_and_their_mean(tmp_path) -> None:
+    write_vlm_table(tmp_path, [run("Ada Fox", 0.0), run("Bo Hill", 0.1)])
+    lines = (tmp_path / "vlm.md").read_text().splitlines()
+    assert lines[0] == "| forgotten | forget/answered | retain/answered | utility/answered | seconds |"
+    assert lines[2] == "| Ada Fox | 100.0 → 0.0 | 90.0 → 90.0 | 80.0 → 80.0 | 2.0 |"
+    assert lines[4] == "| **mean of 2** | 100.0 → 5.0 | 90.0 → 90.0 | 80.0 → 80.0 | 2.0 |"
+    assert "99.50 -> 2.8" in lines[-1]
+
+
+def test_benchmarks_follow_where_every_run_has_them() -> None:
+    runs = [
+        run("Ada", 0, **{"gqa/accuracy": 0.6, "gqa/colour": 0.5, "mme/perception": 1400}),
+        run("Bo", 0, **{"gqa/accuracy": 1}),
+    ]
+    assert metrics_of(runs) == ["forget/answered", "retain/answered", "utility/answered", "gqa/accuracy"]
+    assert metrics_of(runs[:1])[3:] == ["gqa/accuracy", "mme/perception"]
+
+
+def test_other_sweeps_have_none(tmp_path) -> None:
+    write_vlm_table(tmp_path, [{"metrics": {"after": {"forget/top1": {"value": 0}}}}])
+    assert not (tmp_path / "vlm.md").exists()
