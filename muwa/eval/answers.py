@@ -25,7 +25,7 @@ def answers(
         aliases: Name -> what else counts as naming it.
         retain, utility: Pictures that are asked about; None: all. Of the forgotten, all are.
 
-    Source: SLUG (arXiv 2407.11867) (the paper asks one question and counts the name as a substring). Differs: several wordings,
+    Source: SLUG (arXiv 2407.11867), which asks one question and counts the name as a substring. Differs: several wordings,
     whole words, aliases, misspellings; refusals and wrong names are told apart; with Wilson intervals.
     """
     wanted = questions(task, task.eval, wordings=wordings, aliases=aliases, retain=retain, utility=utility)

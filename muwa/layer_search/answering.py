@@ -64,7 +64,8 @@ def answering(
     Raises:
         ValueError: A setting is out of range, or the probe pictures are too few for any step to be feasible.
 
-    Source: SLUG (arXiv 2407.11867). Differs: the release judges by CLIP's zero-shot accuracy and looks at answers afterwards.
+    Source: SLUG (arXiv 2407.11867). Differs: the release judges by CLIP's zero-shot accuracy and looks at answers
+    afterwards.
     """
     asked = len(task.probe.forget) * min(search_wordings, len(wordings.get(task.kind, ())))
     check_outputs(
