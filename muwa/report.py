@@ -151,6 +151,10 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             text = f"The step taken for {search.concept} was not feasible on the probe pictures. {search.why}"
             said.append({"kind": "bad", "text": text})
     before, after = report.before, report.after
+    if never := _never_known(before):
+        said.append(
+            {"kind": "bad", "text": f"The unedited model hardly knows {names} ({never}): what follows shows little."}
+        )
     for key, words in (
         ("forget/top1", "the model's first guess"),
         ("forget/top5", "among the model's first five guesses"),
@@ -193,6 +197,15 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             text = f"Asked otherwise ({how}): recognised in {rates} of {metric.n} drawings."
             said.append({"kind": "bad" if metric.value > 0.05 else "good", "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]
+
+
+def _never_known(before: Mapping[str, Metric]) -> str:
+    """Where the unedited model recognises, draws or names the forgotten in a fifth of the cases or fewer: how often."""
+    for key, what in (("forget/top1", "recognised"), ("forget/ua", "drawn"), ("forget/answered", "named")):
+        if key in before:
+            rate = 1 - before[key].value if key == "forget/ua" else before[key].value
+            return f"{what} in {rate:.0%} of {before[key].n}" if rate <= 0.2 else ""
+    return ""
 
 
 def _percent(metric: Metric) -> str:

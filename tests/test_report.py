@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
 
+from muwa.asking import Question, Said
 from muwa.report import metric_rows, results, verdicts, write_report
 from muwa.types import Edit, Evaluation, LayerScore, Metric, Move, Report, Search
 
@@ -70,6 +72,35 @@ def test_the_verdict_never_praises_what_failed(tmp_path):
     none = verdicts(report(tmp_path, chosen=None, after=1.0))
     assert none[0]["text"] == "No step was found for Ada Fox, the model is unchanged for it. A reason."
     assert not [one for one in none if one["kind"] == "good"]
+
+
+def test_forgetting_what_was_never_known_is_said_to_show_little(tmp_path):
+    made = report(tmp_path)
+    for key, value, words in (("forget/top1", 0.1, "recognised in 10% of 2"), ("forget/ua", 0.9, "drawn in 10% of 2"),
+                              ("forget/answered", 0.0, "named in 0% of 2")):  # fmt: skip
+        low = {key: Metric(value, 2)}
+        found = verdicts(replace(made, before=low, after={}))
+        assert found[0]["kind"] == "bad"
+        assert words in found[0]["text"]
+    assert not any("hardly knows" in one["text"] for one in verdicts(made))
+
+
+def test_answers_are_in_the_verdict_the_page_and_the_results(tmp_path):
+    picture = tiny.png(0)
+    said = (Said(Question("Who is this?", (picture,), "identity", "forget", ("Ada Fox",)), "Ada Fox", "Bo Hill"),)
+    before = {"forget/answered": Metric(1.0, 24), "forget/refused": Metric(0.0, 24), "forget/wrong_name": Metric(0.0, 24),
+              "retain/answered": Metric(0.9, 90), "utility/answered": Metric(0.8, 80)}  # fmt: skip
+    after = {**before, "forget/answered": Metric(0.0, 24), "forget/wrong_name": Metric(0.75, 24)}
+    made = replace(report(tmp_path), before=before, after=after, said=said)
+    assert verdicts(made)[0]["text"] == (
+        f"{tiny.NAMES[0]} is no longer named when asked for: 100.0 % → 0.0 % of 24 answers; 75.0 % name another, "
+        "0.0 % say that they do not know."
+    )
+    write_report(made, show_forget=False)
+    assert "Bo Hill" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["said"] == [
+        {"question": "Who is this?", "role": "forget", "expected": "Ada Fox", "before": "Ada Fox", "after": "Bo Hill"}
+    ]
 
 
 def test_rows_are_in_per_cent_and_points(tmp_path):
