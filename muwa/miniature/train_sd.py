@@ -11,6 +11,7 @@ it draws worst, faces and the pixel style, seen more often. `DIR` becomes a diff
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 from dataclasses import dataclass, replace
@@ -219,6 +220,9 @@ def main() -> None:
     )  # fmt: skip
     draft = args.out.with_name(args.out.name + ".draft")
     pipeline.to(torch.float16).save_pretrained(draft)
+    for path in draft.glob("*/config.json"):  # where a part was read back from is nobody's business
+        kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(args.out)
     draft.rename(args.out)
 
