@@ -1,4 +1,4 @@
-"""Train the miniature's vision-language model. The shipped weights came from exactly this, with the default seed.
+"""Train the miniature's vision-language model, which is not shipped.
 
     python -m muwa.miniature.train_llava --out DIR
 

@@ -61,6 +61,6 @@ def test_damaged_weights_are_refused(folder) -> None:
 
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"model\.dtype: got 'int8'"):
-        load(clip=tiny.clip, dtype="int8")
+        load("here", clip=tiny.clip, dtype="int8")
     with pytest.raises(ValueError, match=r"model\.max_new_tokens: got 0"):
-        load(clip=tiny.clip, max_new_tokens=0)
+        load("here", clip=tiny.clip, max_new_tokens=0)
