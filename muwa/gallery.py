@@ -60,7 +60,8 @@ def sheet(drawn: tuple[Drawn, ...], *, show_forget: bool) -> figures.Figure:
                         -0.08, 0.5, when, rotation=90, ha="right", va="center", transform=axis.transAxes, fontsize=8
                     )
             top = axes[2 * place, column]
-            top.set_title("\n\n" + textwrap.fill(one.ask.text, 22), fontsize=6.8)
+            lines = textwrap.wrap(one.ask.text, 22)
+            top.set_title("\n".join(["", ""] + [""] * (2 - len(lines)) + lines), fontsize=6.8)  # room for the heading
         head = f"{WORDS[role]}: {mine[0].ask.concept}" if role == "forget" else WORDS[role]
         first, colour = axes[2 * place, 0], figures.RED if role == "forget" else "#222222"
         written = first.text(0, 1.3, head, transform=first.transAxes, fontsize=9, fontweight="bold", color=colour)

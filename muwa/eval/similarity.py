@@ -44,12 +44,10 @@ def matrix(features: Features, split: Split, names: int) -> dict[str, object]:
     spread = [others[i * len(others) // count] for i in range(count)]
     labels = list(dict.fromkeys([*split.forget.labels, *dict.fromkeys(spread)]))
     weights = features.classes(classes)
-    forget, retain = features.images(split.forget), features.images(split.retain)
     rows, counts = [], []
     for label in labels:
-        forgotten = label in split.forget.labels
-        known = split.forget.labels if forgotten else split.retain.labels
-        mine = torch.tensor([i for i, other in enumerate(known) if other == label])
+        known = split.forget if label in split.forget.labels else split.retain
+        mine = known.select([i for i, other in enumerate(known.labels) if other == label])
         counts.append(len(mine))
-        rows.append(((forget if forgotten else retain)[mine].mean(0) @ weights[labels].T).tolist())
+        rows.append((features.images(mine).mean(0) @ weights[labels].T).tolist())
     return {"names": [classes.names[label] for label in labels], "n": counts, "values": rows}
