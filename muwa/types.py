@@ -146,8 +146,7 @@ class Task(Content):
         label = self.probe.forget.classes.names.index(name)
 
         def own(split: Split) -> Split:
-            mine = [i for i, other in enumerate(split.forget.labels) if other == label]
-            return replace(split, forget=split.forget.select(mine))
+            return replace(split, forget=split.forget.select([i for i, x in enumerate(split.forget.labels) if x == label]))
 
         mine = {name: self.forget[name]}
         return replace(self, names=(name,), forget=mine, probe=own(self.probe), eval=own(self.eval))

@@ -26,8 +26,8 @@ def test_the_same_prompts_and_seeds_by_both_models() -> None:
     assert [one.ask.seed for one in shown[:2]] == [SEED, SEED + 1]
     for one in shown:
         prompt = Prompts((one.ask.text,), (one.ask.seed,))
-        assert torch.equal(one.before, before.draw(prompt)[0])
-        assert torch.equal(one.after, after.draw(prompt)[0])
+        for shown_one, model in ((one.before, before), (one.after, after)):  # alone in its batch: but for rounding
+            assert (shown_one.int() - model.draw(prompt)[0].int()).abs().max() <= 1
 
 
 def test_a_styles_pictures_are_shown_once() -> None:
