@@ -146,7 +146,8 @@ class Task(Content):
         label = self.probe.forget.classes.names.index(name)
 
         def own(split: Split) -> Split:
-            return replace(split, forget=split.forget.select([i for i, x in enumerate(split.forget.labels) if x == label]))
+            mine = [i for i, other in enumerate(split.forget.labels) if other == label]
+            return replace(split, forget=split.forget.select(mine))
 
         mine = {name: self.forget[name]}
         return replace(self, names=(name,), forget=mine, probe=own(self.probe), eval=own(self.eval))
@@ -156,8 +157,7 @@ class Task(Content):
 class Gradients(Content):
     """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
 
-    Sign: of the loss itself (a step *along* `forget` raises the forget loss). `n_*` pairs gave each mean. `origin` holds the
-    fingerprints of what they were computed from.
+    Sign: of the loss itself (a step *along* `forget` raises it). `n_*` pairs gave each mean. `origin`: fingerprints, of what.
     """
 
     forget: Mapping[str, Tensor]
