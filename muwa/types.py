@@ -157,7 +157,7 @@ class Task(Content):
 class Gradients(Content):
     """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
 
-    Sign: of the loss itself (a step *along* `forget` raises it). `n_*` pairs gave each mean. `origin`: fingerprints, of what.
+    Sign: of the loss itself (a step *along* `forget` raises it). `n_*` pairs gave each mean. `origin`: their inputs.
     """
 
     forget: Mapping[str, Tensor]
