@@ -38,7 +38,7 @@ def main() -> None:
             task = muwa.celeba(data, identity=name)
             read = time.perf_counter() - begun
             edit = muwa.slug(model, task, store=store, precision=args.precision)
-            _, after = (muwa.evaluate(m, task.eval, store=store) for m in (model, model.edited(edit)))
+            _, after = (muwa.evaluate(m, task, store=store) for m in (model, model.edited(edit)))
             forgotten += after["forget/top5"].value == 0
             each.append({"data": read, **store.seconds, "total": time.perf_counter() - begun})
             events.update(store.events.items())

@@ -141,27 +141,27 @@ class Features:
     """
 
     def __init__(self, model: Clip, store: Store | None = None, *, progress: bool = False):
-        self._model, self._store, self._progress = model, store, progress
+        self.model, self.store, self.progress = model, store, progress
 
     def images(self, pictures: Pictures) -> Tensor:
         """(n, d) embeddings of `pictures`, on the CPU."""
         if not len(pictures):
-            return torch.zeros(0, width(self._model))
-        tower = Tower(self._model, "vision")
-        if self._store is None:
-            return image_features(tower, pictures, pixels=self.pixels, progress=self._progress)
-        free = {"pixels": self.pixels, "progress": self._progress}
-        return self._store.rows("features", image_features, tower, pictures, _free=free)
+            return torch.zeros(0, width(self.model))
+        tower = Tower(self.model, "vision")
+        if self.store is None:
+            return image_features(tower, pictures, pixels=self.pixels, progress=self.progress)
+        free = {"pixels": self.pixels, "progress": self.progress}
+        return self.store.rows("features", image_features, tower, pictures, _free=free)
 
     def classes(self, classes: Classes) -> Tensor:
         """(names, d) zero-shot classifier of `classes`, on the CPU."""
-        tower = Tower(self._model, "text")
-        if self._store is None:
-            return class_features(tower, classes, progress=self._progress)
-        return self._store.get("features", class_features, tower, classes, _free={"progress": self._progress})
+        tower = Tower(self.model, "text")
+        if self.store is None:
+            return class_features(tower, classes, progress=self.progress)
+        return self.store.get("features", class_features, tower, classes, _free={"progress": self.progress})
 
     def pixels(self, pictures: Pictures) -> Tensor:
         """(n, 3, h, w) uint8 of `pictures`, n > 0, decoded once for all models that prepare them alike."""
-        if self._store is None:
-            return prepared(self._model.prepare, pictures)
-        return self._store.rows("pixels", prepared, self._model.prepare, pictures, _free={})
+        if self.store is None:
+            return prepared(self.model.prepare, pictures)
+        return self.store.rows("pixels", prepared, self.model.prepare, pictures, _free={})

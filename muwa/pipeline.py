@@ -20,7 +20,7 @@ from muwa.cache import Store
 from muwa.data.tasks import curate_only
 from muwa.drawing import Drawn
 from muwa.encode import Features
-from muwa.eval.measure import evaluate, evaluate_answers, evaluate_drawings
+from muwa.eval.measure import check_metrics, evaluate
 from muwa.eval.similarity import matrix
 from muwa.gallery import gallery
 from muwa.interview import Interview, conversation
@@ -90,6 +90,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
         return 0.0
 
     model: Model = parts["model"]()
+    check_metrics(model, parts["eval"])
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     store = Store(Path(settings["paths"]["cache"]))
@@ -130,16 +131,8 @@ def unlearn(
     if "eval" not in settings["stages"]:
         return None
 
-    def measured(one: Model) -> dict[str, Metric]:
-        metrics = parts["eval"].values()
-        if isinstance(one, Diffusion):
-            return evaluate_drawings(one, task, store=store, metrics=metrics, progress=progress)
-        if isinstance(one, Vlm):
-            return evaluate_answers(one, task, store=store, metrics=metrics, progress=progress)
-        return evaluate(one, task.eval, store=store, metrics=metrics, progress=progress)
-
-    edited = model.edited(edit)
-    before, after = measured(model), measured(edited)
+    edited, measures = model.edited(edit), list(parts["eval"].values())
+    before, after = (evaluate(one, task, store=store, metrics=measures, progress=progress) for one in (model, edited))
     loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
     loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
     return Report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,11 @@ def split(start: int = 50) -> Split:
 def task() -> Task:
     """Forget NAMES[0]; pairs 0 and 8 of the retain set mention it."""
     return Task("identity", (NAMES[0],), {NAMES[0]: pairs(6, names=NAMES[:1])}, pairs(), (0, 8), split(50), split(70))
+
+
+def judged(pictures: Split) -> Task:
+    """That task, judged on these pictures."""
+    return replace(task(), eval=pictures)
 
 
 def same_gradients(got: Mapping[str, Tensor], want: Mapping[str, Tensor], rounding: float = 1e-5) -> None:

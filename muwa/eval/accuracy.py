@@ -9,19 +9,19 @@ from torch import Tensor
 
 from muwa.encode import Features
 from muwa.eval.ranks import top_k
-from muwa.types import Metric, Pictures, Split
+from muwa.types import Metric, Pictures, Task
 
 
-def forget(features: Features, split: Split) -> dict[str, Metric]:
+def forget(features: Features, task: Task) -> dict[str, Metric]:
     """`forget/top1`, `forget/top5`: pictures of the forgotten names, recognised among all names. Lower is better.
 
     Source: SLUG's FA@1 and FA@5. Differs: on pictures that the search never saw.
     """
     reads = "share of held-out pictures of the forgotten whose own name is among the model's first {k} of {n} names"
-    return {f"forget/top{k}": _accuracy(features, split.forget, k, "lower", reads) for k in (1, 5)}
+    return {f"forget/top{k}": _accuracy(features, task.eval.forget, k, "lower", reads) for k in (1, 5)}
 
 
-def retain(features: Features, split: Split) -> dict[str, Metric]:
+def retain(features: Features, task: Task) -> dict[str, Metric]:
     """`retain/top1`, `retain/top5`: pictures of the other names, recognised among all names. Higher is better.
 
     Source: SLUG's TA_CA: the mean over names of each name's accuracy.
@@ -29,16 +29,16 @@ def retain(features: Features, split: Split) -> dict[str, Metric]:
     reads = (
         "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
     )
-    return {f"retain/top{k}": _accuracy(features, split.retain, k, "higher", reads) for k in (1, 5)}
+    return {f"retain/top{k}": _accuracy(features, task.eval.retain, k, "higher", reads) for k in (1, 5)}
 
 
-def utility(features: Features, split: Split) -> dict[str, Metric]:
+def utility(features: Features, task: Task) -> dict[str, Metric]:
     """`utility/top1`: zero-shot classification of pictures that have nothing to do with the request. Higher is better.
 
     Source: SLUG's TA_IN (ImageNet zero-shot) with the templates of the task.
     """
     reads = "share of held-out unrelated pictures given their right class, of {n} (mean over classes)"
-    return {"utility/top1": _accuracy(features, split.utility, 1, "higher", reads)}
+    return {"utility/top1": _accuracy(features, task.eval.utility, 1, "higher", reads)}
 
 
 def _accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:

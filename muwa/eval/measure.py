@@ -1,8 +1,10 @@
-"""All metrics of one model on one split."""
+"""All metrics of one model on one task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from muwa.cache import Store
 from muwa.encode import Features
@@ -13,54 +15,50 @@ from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
 from muwa.models.vlm import Vlm
 from muwa.studio import Studio
-from muwa.types import Metric, Split, Task
+from muwa.types import Metric, Task
 
-Measure = Callable[[Features, Split], dict[str, Metric]]
-MeasureDrawn = Callable[[Studio, Task], dict[str, Metric]]
-MeasureSaid = Callable[[Interview, Task], dict[str, Metric]]
+Measure = Callable[[Any, Task], dict[str, Metric]]  # of (Features | Studio | Interview, task)
 
 
 def evaluate(
-    model: Clip, split: Split, *, store: Store, metrics: Iterable[Measure] = (forget, retain, utility, matched),
-    progress: bool = False,
+    model: Clip | Diffusion | Vlm, task: Task, *, store: Store,
+    metrics: Iterable[Measure] = (forget, retain, utility, matched), progress: bool = False,
 ) -> dict[str, Metric]:  # fmt: skip
-    """Metric name -> value with its sample count. Features that were computed before are read back from `store`.
+    """Metric name -> value with its sample count, on the pictures of `task.eval`.
+
+    What was embedded, drawn or answered before is read back from `store`.
 
     Args:
-        metrics: Functions of (features, split); all of `muwa.eval` by default.
+        metrics: Functions of (subject, task): the subject is a CLIP's `Features`, a pipeline's `Studio`, a vision-language
+            model's `Interview`. The default ones are of a CLIP.
+
+    Raises:
+        ValueError: A metric is of another family of models (`check_metrics`).
     """
-    features = Features(model, store, progress=progress)
+    subject = _subject(model)(model, store, progress=progress)
     found: dict[str, Metric] = {}
     for metric in metrics:
-        found |= metric(features, split)
+        found |= metric(subject, task)
     return found
 
 
-def evaluate_drawings(
-    model: Diffusion, task: Task, *, store: Store, metrics: Iterable[MeasureDrawn], progress: bool = False
-) -> dict[str, Metric]:
-    """The same for what a pipeline draws. Pictures that were drawn before are read back from `store`.
+def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> None:
+    """Refuse metrics of another family of models, before any compute; a metric says its own by its first parameter.
 
     Args:
-        metrics: Functions of (studio, task), such as `muwa.eval.canvas.answers`.
+        metrics: By their names in the config; those that do not say of what they are, are let through.
+
+    Raises:
+        ValueError: Names the metric and what it measures.
     """
-    studio = Studio(model, store, progress=progress)
-    found: dict[str, Metric] = {}
-    for metric in metrics:
-        found |= metric(studio, task)
-    return found
+    for name, metric in metrics.items():
+        kind = str(next(iter(inspect.signature(metric).parameters.values())).annotation)
+        if kind in _SAYS and kind != _subject(model).__name__:
+            raise ValueError(f"eval.{name}: measures {_SAYS[kind]}, not {model.source}; leave {name} out of eval=[...]")
 
 
-def evaluate_answers(
-    model: Vlm, task: Task, *, store: Store, metrics: Iterable[MeasureSaid], progress: bool = False
-) -> dict[str, Metric]:
-    """The same for what a vision-language model says. Answers that were given before are read back from `store`.
+_SAYS = {"Features": "a CLIP", "Studio": "a text-to-image model", "Interview": "a vision-language model"}
 
-    Args:
-        metrics: Functions of (interview, task), such as `muwa.eval.answers.answers`.
-    """
-    interview = Interview(model, store, progress=progress)
-    found: dict[str, Metric] = {}
-    for metric in metrics:
-        found |= metric(interview, task)
-    return found
+
+def _subject(model: Clip | Diffusion | Vlm) -> Callable[..., Any]:
+    return Studio if isinstance(model, Diffusion) else Interview if isinstance(model, Vlm) else Features

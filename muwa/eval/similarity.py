@@ -8,15 +8,15 @@ import torch
 
 from muwa.encode import Features
 from muwa.eval.ranks import own_cosine
-from muwa.types import Metric, Pictures, Split
+from muwa.types import Metric, Pictures, Split, Task
 
 
-def matched(features: Features, split: Split) -> dict[str, Metric]:
+def matched(features: Features, task: Task) -> dict[str, Metric]:
     """`forget/cosine`, `retain/cosine`: mean cosine in [-1, 1] of held-out pictures with their own name."""
     reads = "mean cosine similarity between held-out pictures of {} and their own name"
     return {
-        "forget/cosine": _mean_cosine(features, split.forget, "lower", reads.format("the forgotten")),
-        "retain/cosine": _mean_cosine(features, split.retain, "higher", reads.format("the other names")),
+        "forget/cosine": _mean_cosine(features, task.eval.forget, "lower", reads.format("the forgotten")),
+        "retain/cosine": _mean_cosine(features, task.eval.retain, "higher", reads.format("the other names")),
     }
 
 

@@ -28,18 +28,22 @@ def test_accuracies_are_those_of_a_sorted_list_of_names(features):
     scores = logits(pictures)
     right = scores.argmax(1) == np.array(pictures.labels)
     top1 = np.mean([right[np.array(pictures.labels) == label].mean() for label in set(pictures.labels)])
-    assert retain(features, split)["retain/top1"].value == pytest.approx(top1)
-    assert utility(features, split)["utility/top1"].value == pytest.approx(top1)
+    assert retain(features, tiny.judged(split))["retain/top1"].value == pytest.approx(top1)
+    assert utility(features, tiny.judged(split))["utility/top1"].value == pytest.approx(top1)
     one = tiny.pictures([3] * 6)
     k5 = np.mean([3 in row.argsort()[::-1][:5] for row in logits(one)])
-    found = forget(features, Split(one, pictures, pictures))
+    found = forget(features, tiny.judged(Split(one, pictures, pictures)))
     assert found["forget/top5"].value == pytest.approx(k5)
     assert [metric.n for metric in found.values()] == [6, 6]
 
 
 def test_every_metric_says_what_is_better_and_how_to_read_it(features):
     split = tiny.split()
-    found = {**forget(features, split), **retain(features, split), **utility(features, split)}
+    found = {
+        **forget(features, tiny.judged(split)),
+        **retain(features, tiny.judged(split)),
+        **utility(features, tiny.judged(split)),
+    }
     assert list(found) == ["forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1"]
     assert [metric.better for metric in found.values()] == ["lower"] * 2 + ["higher"] * 3
     assert all("8" in metric.reads for metric in found.values())
@@ -48,7 +52,7 @@ def test_every_metric_says_what_is_better_and_how_to_read_it(features):
 
 def test_no_pictures_is_no_accuracy_and_no_certainty(features):
     nothing = tiny.pictures([])
-    found = retain(features, Split(nothing, nothing, nothing))["retain/top1"]
+    found = retain(features, tiny.judged(Split(nothing, nothing, nothing)))["retain/top1"]
     assert (found.value, found.n, found.low, found.high) == (0.0, 0, 0.0, 1.0)
 
 
@@ -79,7 +83,7 @@ def test_the_ends_of_the_interval_solve_wilsons_equation(n):
 def test_the_interval_and_n_are_of_all_pictures(features):
     pictures = tiny.pictures([1, 1, 2, 3, 4, 5, 5, 5, 6, 7])
     right = int((logits(pictures).argmax(1) == np.array(pictures.labels)).sum())
-    found = retain(features, Split(pictures, pictures, pictures))["retain/top1"]
+    found = retain(features, tiny.judged(Split(pictures, pictures, pictures)))["retain/top1"]
     assert found.n == 10
     assert (found.low, found.high) == pytest.approx(wilson(right, 10))
 
@@ -87,7 +91,11 @@ def test_the_interval_and_n_are_of_all_pictures(features):
 def test_no_pictures_of_any_kind_is_no_error(features):
     nothing = tiny.pictures([])
     split = Split(nothing, nothing, nothing)
-    for metric in {**forget(features, split), **retain(features, split), **utility(features, split)}.values():
+    for metric in {
+        **forget(features, tiny.judged(split)),
+        **retain(features, tiny.judged(split)),
+        **utility(features, tiny.judged(split)),
+    }.values():
         assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, 0.0, 1.0)
 
 
@@ -95,7 +103,7 @@ def test_a_model_whose_embeddings_are_nan_recognises_nobody(tmp_path):
     model = tiny.clip()
     broken = model.with_weights({"visual.proj": torch.full_like(model.weights["visual.proj"], float("nan"))})
     try:
-        found = retain(Features(broken, Store(tmp_path), progress=False), tiny.split())
+        found = retain(Features(broken, Store(tmp_path), progress=False), tiny.task())
     except ValueError:
         return
     assert found["retain/top1"].value == 0.0

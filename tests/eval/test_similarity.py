@@ -25,7 +25,7 @@ def features(tmp_path):
 
 def test_the_mean_is_over_pictures_and_their_own_names(features):
     split = tiny.split()
-    found = matched(features, split)
+    found = matched(features, tiny.judged(split))
     values = [cosine(i, tiny.NAMES[label]) for i, label in zip(split.retain.images, split.retain.labels, strict=True)]
     metric = found["retain/cosine"]
     assert metric.value == pytest.approx(statistics.mean(values), abs=1e-6)
@@ -36,7 +36,7 @@ def test_the_mean_is_over_pictures_and_their_own_names(features):
 
 def test_nothing_to_match_is_said_by_n(features):
     nothing = tiny.pictures([])
-    assert matched(features, Split(nothing, tiny.pictures([1]), nothing))["forget/cosine"].n == 0
+    assert matched(features, tiny.judged(Split(nothing, tiny.pictures([1]), nothing)))["forget/cosine"].n == 0
 
 
 def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(features):
@@ -52,7 +52,7 @@ def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(featur
 
 def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
-    found = evaluate(tiny.clip(), tiny.split(), store=first)
+    found = evaluate(tiny.clip(), tiny.task(), store=first)
     assert set(found) == {
         "forget/top1",
         "forget/top5",
@@ -62,9 +62,9 @@ def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
         "forget/cosine",
         "retain/cosine",
     }
-    assert evaluate(tiny.clip(), tiny.split(), store=second) == found
+    assert evaluate(tiny.clip(), tiny.task(), store=second) == found
     assert second.events == {"features": "hit"}
-    assert list(evaluate(tiny.clip(), tiny.split(), store=second, metrics=[matched])) == [
+    assert list(evaluate(tiny.clip(), tiny.task(), store=second, metrics=[matched])) == [
         "forget/cosine",
         "retain/cosine",
     ]
@@ -72,12 +72,12 @@ def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
 
 def test_no_pictures_have_no_interval(features):
     nothing = tiny.pictures([])
-    for metric in matched(features, Split(nothing, nothing, nothing)).values():
+    for metric in matched(features, tiny.judged(Split(nothing, nothing, nothing))).values():
         assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, None, None)
 
 
 def test_lower_is_better_for_the_forgotten_only(features):
-    found = matched(features, tiny.split())
+    found = matched(features, tiny.task())
     assert {name: metric.better for name, metric in found.items()} == {
         "forget/cosine": "lower",
         "retain/cosine": "higher",

@@ -26,7 +26,7 @@ def test_encoding_one_tower_anew_gives_what_encoding_everything_gives(tmp_path, 
     embeddings = judge.suffix(tower)(layer, lambda step: {name: step * delta}, 1.0)
     changed = judge(tower, embeddings(1.0))
     for one, rates in ((model, judge()), (edited, changed), (model, judge(tower, embeddings(0.0)))):
-        full = evaluate(one, probe, store=Store(tmp_path))
+        full = evaluate(one, tiny.judged(probe), store=Store(tmp_path))
         for ours, theirs in (("forget_top1", "forget/top1"), ("forget_top5", "forget/top5"), ("forget_cosine", "forget/cosine"),
                              ("retain_top1", "retain/top1"), ("utility_top1", "utility/top1")):  # fmt: skip
             assert rates[ours] == pytest.approx(full[theirs].value, abs=1e-6), ours

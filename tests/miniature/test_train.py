@@ -24,10 +24,10 @@ def test_the_shipped_model_knows_its_world(miniature, tmp_path):
         {"probe_share": 0.05},
     )
     model = load()
-    people = evaluate(model, celeba(data, identity="Kael_Lindqvar", limits=every).eval, store=store)
+    people = evaluate(model, celeba(data, identity="Kael_Lindqvar", limits=every), store=store)
     assert people["retain/top1"].n == 99 * 15
     assert people["retain/top1"].value >= 0.97
-    things = evaluate(model, objects(data, object="red_star", limits=every).eval, store=store)
+    things = evaluate(model, objects(data, object="red_star", limits=every), store=store)
     assert things["retain/top1"].value >= 0.95
 
 

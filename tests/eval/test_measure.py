@@ -1,0 +1,29 @@
+from functools import partial
+
+import pytest
+import tiny
+
+from muwa.cache import Store
+from muwa.eval.accuracy import forget
+from muwa.eval.answers import answers
+from muwa.eval.canvas import answers as canvas
+from muwa.eval.measure import check_metrics, evaluate
+from muwa.types import Metric
+
+
+def test_a_metric_of_another_family_is_refused_by_its_name():
+    check_metrics(tiny.clip(), {"forget": forget})
+    with pytest.raises(ValueError, match=r"^eval.canvas: measures a text-to-image model, not tiny; leave canvas out"):
+        check_metrics(tiny.clip(), {"forget": forget, "canvas": partial(canvas, seeds=1)})
+    with pytest.raises(ValueError, match=r"^eval.answers: measures a vision-language model, not tiny"):
+        check_metrics(tiny.clip(), {"answers": answers})
+
+
+def test_a_function_of_ones_own_is_a_metric(tmp_path):
+    def pictures(features, task):
+        return {"n": Metric(float(len(features.images(task.eval.forget))), 2)}
+
+    check_metrics(tiny.clip(), {"pictures": pictures})
+    found = evaluate(tiny.clip(), tiny.task(), store=Store(tmp_path), metrics=[forget, pictures])
+    assert list(found) == ["forget/top1", "forget/top5", "n"]
+    assert found["n"].value == 2
