@@ -125,7 +125,7 @@ def unlearn(
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    took, peak = time.perf_counter() - started, peak_memory()
+    took, peak = time.perf_counter() - started + store.saved, peak_memory()
     owner = model.owner(edit) if isinstance(model, Diffusion) else model.clip if isinstance(model, Vlm) else model
     write_patch(folder / "patch.safetensors", edit, owner, story)
     if "eval" not in settings["stages"]:
@@ -138,7 +138,7 @@ def unlearn(
     return Report(
         name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
         cost={"seconds": took, "peak_memory_bytes": peak, "bytes": (folder / "patch.safetensors").stat().st_size,
-              "parameters": sum(delta.count_nonzero().item() for delta in edit.deltas.values())},
+              "parameters": sum(delta.count_nonzero().item() for delta in edit.deltas.values()), "samples": edit.samples},
         task=task, similarity=similarity(model, edited, task.eval, store),
         seconds={}, cache=dict(store.events), peak_memory_bytes=peak_memory(),
         provenance=provenance(model, task, settings), drawn=drawings(model, edited, task, store),

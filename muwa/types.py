@@ -82,11 +82,12 @@ class Pictures(Content):
 
     def select(self, indices: Sequence[int]) -> Pictures:
         """The pictures at `indices`, in that order."""
-        return replace(
-            self,
-            keys=tuple(self.keys[i] for i in indices),
-            images=tuple(self.images[i] for i in indices),
-            labels=tuple(self.labels[i] for i in indices),
+        keys, images, labels = self.keys, self.images, self.labels
+        return Pictures(
+            tuple(keys[i] for i in indices),
+            tuple(images[i] for i in indices),
+            tuple(labels[i] for i in indices),
+            self.classes,
         )
 
     @cached_property
@@ -156,7 +157,6 @@ class Task(Content):
 @dataclass(frozen=True)
 class Gradients(Content):
     """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
-
     Sign: of the loss itself (a step *along* `forget` raises it). `n_*` pairs gave each mean. `origin`: their inputs.
     """
 
@@ -265,6 +265,7 @@ class Edit:
     deltas: Mapping[str, Tensor]
     moves: tuple[Move, ...]
     searches: tuple[Search, ...] = ()
+    samples: int = 0  # training pairs whose gradient was taken, each counted once a pass
 
 
 @dataclass(frozen=True)
@@ -297,4 +298,4 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     drawn: tuple[Drawn, ...] = ()
     said: tuple[Said, ...] = ()
-    cost: Mapping[str, float] = field(default_factory=dict)  # of the method: seconds, memory, parameters, bytes
+    cost: Mapping[str, float] = field(default_factory=dict)  # of the method: seconds, memory, samples, ...

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -338,3 +339,32 @@ def test_rows_are_noted_as_hit_miss_or_partial_and_explained(tmp_path, capsys):
     assert cache.main(["ls", str(tmp_path)]) == 0
     assert "pixels" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.draft"))
+
+
+def slow(x):
+    time.sleep(0.2)
+    return x
+
+
+def outer(x, *, store):
+    return store.get("inner", slow, x)
+
+
+def test_what_is_read_back_counts_with_what_computing_it_took(tmp_path):
+    first = Store(tmp_path)
+    first.get("s", slow, 1)
+    assert first.saved == 0
+    again = Store(tmp_path)
+    started = time.perf_counter()
+    again.get("s", slow, 1)
+    assert 0.2 <= time.perf_counter() - started + again.saved < 0.3
+
+
+def test_an_entry_made_of_others_that_were_read_back_took_what_they_had_taken(tmp_path):
+    Store(tmp_path).get("inner", slow, 1)
+    store = Store(tmp_path)
+    store.get("outer", outer, 1, _free={"store": store})
+    assert 0.1 < store.saved < 0.2
+    later = Store(tmp_path)
+    later.get("outer", outer, 1, _free={"store": later})
+    assert 0.15 < later.saved < 0.3

@@ -82,7 +82,7 @@ def unlearn(
     found = store.get("edit", train, model, pairs, weights, iterations, learning_rate, batch_size, pictures, prior_weight,
                       seed, _free={"progress": progress})  # fmt: skip
     tell(task, found["losses"], log)
-    return edit_of(model, task, found["deltas"], WEIGHTS[weights], learning_rate * iterations)
+    return edit_of(model, task, found["deltas"], WEIGHTS[weights], learning_rate * iterations, iterations * batch_size)
 
 
 def train(

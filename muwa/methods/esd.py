@@ -75,7 +75,7 @@ def unlearn(
     found = store.get("edit", train, model, texts, variant, eta, iterations, learning_rate, batch_size, sampling_steps,
                       start_guidance, seed, _free={"progress": progress})  # fmt: skip
     tell(task, found["losses"], log)
-    return edit_of(model, task, found["deltas"], VARIANTS[variant], learning_rate * iterations)
+    return edit_of(model, task, found["deltas"], VARIANTS[variant], learning_rate * iterations, iterations * batch_size)
 
 
 def train(

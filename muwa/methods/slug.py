@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def unlearn(
     _check_gradient(model, gradient, layer_search, gradient_file)
     for clip in clips.values():
         check_search(clip, layer_search)
-    edits = []
+    edits, touched = [], []
     for name in task.names:
         found: dict[str, Gradients] = {}
         own: Gradients | None
@@ -113,7 +113,9 @@ def unlearn(
             edits.append(edit_of(search, model, found[""]))
         if not told:
             replay(search, log)
-    return add_edits(edits)
+        touched.append(next(iter(found.values())))
+    samples = sum(own.n_forget for own in touched) + max((own.n_retain for own in touched), default=0)
+    return replace(add_edits(edits), samples=len(clips) * samples)
 
 
 def _with_recogniser(search: Callable[..., Search]) -> Callable[..., Search]:

@@ -94,12 +94,15 @@ def tell(task: Task, losses: Sequence[float], log: Log) -> None:
         log("loss", {"concept": ", ".join(task.names), "step": step + 1, "loss": value})
 
 
-def edit_of(model: Diffusion, task: Task, deltas: Mapping[str, Tensor], layer: str, step: float) -> Edit:
+def edit_of(
+    model: Diffusion, task: Task, deltas: Mapping[str, Tensor], layer: str, step: float, samples: int = 0
+) -> Edit:
     """The edit of a UNet: deltas by parameter name -> an edit, with one move for each name (they were forgotten together).
 
     Args:
         layer: What was edited, in words.
         step: Of the moves: the method's own measure of how far it went.
+        samples: Pictures whose gradient was taken.
     """
     weights = model.weights("unet")
 
@@ -108,4 +111,4 @@ def edit_of(model: Diffusion, task: Task, deltas: Mapping[str, Tensor], layer: s
 
     relative = size(deltas) / size(weights) if deltas else 0.0
     moves = tuple(Move(name, "unet", layer, step, relative) for name in task.names)
-    return Edit({f"unet/{name}": delta for name, delta in deltas.items()}, moves)
+    return Edit({f"unet/{name}": delta for name, delta in deltas.items()}, moves, samples=samples)
