@@ -82,12 +82,11 @@ class Pictures(Content):
 
     def select(self, indices: Sequence[int]) -> Pictures:
         """The pictures at `indices`, in that order."""
-        keys, images, labels = self.keys, self.images, self.labels
-        return Pictures(
-            tuple(keys[i] for i in indices),
-            tuple(images[i] for i in indices),
-            tuple(labels[i] for i in indices),
-            self.classes,
+        return replace(
+            self,
+            keys=tuple(self.keys[i] for i in indices),
+            images=tuple(self.images[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
         )
 
     @cached_property
