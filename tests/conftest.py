@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,20 @@ def miniature(tmp_path_factory):
     for _ in data.write(root / "world"):
         pass
     return root
+
+
+@pytest.fixture(scope="session")
+def default_run(miniature, tmp_path_factory):
+    """`python launch.py` with every default, from a cold cache, once a session: (its folder, what it printed).
+
+    The cache lies in `cache/` three levels above it.
+    """
+    out = tmp_path_factory.mktemp("default")
+    command = [sys.executable, str(CONF.parent / "launch.py"), f"paths.outputs={out}", f"dataset.root={miniature}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out, check=False)
+    assert done.returncode == 0, done.stderr
+    (results,) = out.glob("slug/*/*/results.json")
+    return results.parent, done.stdout
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from muwa import config
 
-GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"], "vlm": ["model.path=DIR"]}
+GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF)
 
 

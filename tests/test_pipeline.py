@@ -45,16 +45,6 @@ def launch(miniature, out, *overrides, wait=True):
     return process.returncode, stdout, stderr
 
 
-@pytest.fixture(scope="module")
-def default_run(miniature, tmp_path_factory):
-    """`python launch.py` with every default, from a cold cache: (its folder, what it printed)."""
-    out = tmp_path_factory.mktemp("default")
-    code, stdout, stderr = launch(miniature, out)
-    assert code == 0, stderr
-    (results,) = out.glob("slug/*/*/results.json")
-    return results.parent, stdout
-
-
 def test_the_default_forgets_and_keeps(default_run):
     found = json.loads((default_run[0] / "results.json").read_text())
     before, after = found["metrics"]["before"], found["metrics"]["after"]

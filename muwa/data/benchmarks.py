@@ -79,7 +79,7 @@ def mmbench(path: Path, *, circular: bool = True) -> list[Question]:
     return _some(out, path, "rows of MMBench's TSV")
 
 
-def gqa(path: Path, images: Path) -> list[Question]:
+def gqa(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
     """GQA (arXiv 1902.09506): a JSON of question id -> {question, answer, imageId, types}; `images/<imageId>.jpg`.
 
     Kinds are `types.detailed`, or `types.structural` where that is absent.
@@ -90,7 +90,7 @@ def gqa(path: Path, images: Path) -> list[Question]:
         types = row.get("types") or {}
         kind = types.get("detailed") or types.get("structural") or "all"
         picture = _picture(images, str(row["imageId"]), path)
-        out.append(_question(row["question"] + BRIEF, picture, kind, (str(row["answer"]),), "exact"))
+        out.append(_question(row["question"] + BRIEF * brief, picture, kind, (str(row["answer"]),), "exact"))
     return _some(out, path, "questions as GQA's val_balanced_questions.json has them")
 
 
@@ -118,7 +118,7 @@ def scienceqa(path: Path, images: Path, *, split: str = "test") -> list[Question
     return _some(out, path, f"problems with pictures of split {split!r}")
 
 
-def pope(path: Path, images: Path) -> list[Question]:
+def pope(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
     """POPE (arXiv 2305.10355): a JSON line a question, {question_id, image, text, label}; label is yes or no."""
     out = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
@@ -131,7 +131,7 @@ def pope(path: Path, images: Path) -> list[Question]:
             raise ValueError(f"{path}:{number}: label is {row['label']!r}, want yes or no")
         name = Path(row["image"])
         picture = _picture(images, name.stem, path)
-        out.append(_question(row["text"] + BRIEF, picture, "existence", (row["label"],), "yes_no"))
+        out.append(_question(row["text"] + BRIEF * brief, picture, "existence", (row["label"],), "yes_no"))
     return _some(out, path, "lines as POPE's coco_pope_*.json have them")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from muwa.asking import Question
 from muwa.data import benchmarks as read
 from muwa.eval.canvas import share
-from muwa.eval.matching import is_right
+from muwa.eval.matching import is_right, names_it
 from muwa.interview import Interview
 from muwa.types import Metric, Task
 
@@ -23,21 +23,23 @@ COGNITION = (
 def benchmarks(
     interview: Interview, task: Task, *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None,
     gqa_images: str | None = None, scienceqa: str | None = None, scienceqa_images: str | None = None,
-    pope: str | None = None, pope_images: str | None = None, circular: bool = True, limit: int | None = None,
+    pope: str | None = None, pope_images: str | None = None, circular: bool = True, brief: bool = True,
+    limit: int | None = None,
 ) -> dict[str, Metric]:  # fmt: skip
     """`mme/perception`, `mme/cognition`, and `mmbench`, `gqa`, `scienceqa` and `pope` each with `/accuracy`; `pope/f1`.
 
-    Of GQA also `gqa/<kind>`: by kind of question. Those without a path are left out.
+    Of GQA also `gqa/<kind>`: by kind of question. Those without a path are left out, and so are questions that name what
+    is forgotten, in question or answer: they are no utility.
 
     Args:
         mme: A folder; mmbench: a TSV; gqa, scienceqa, pope: a JSON (lines), with the folder of its pictures beside it.
         circular: MMBench in every rotation of the options.
+        brief: Ask for short answers in LLaVA-1.5's words, as its published figures do.
         limit: Groups of questions of each benchmark, spread evenly; None: all.
 
     Raises:
         FileNotFoundError, ValueError: A file is not there, or not of its format; nothing was asked then.
     """
-    del task  # the same questions whatever is forgotten
     sets: dict[
         str, tuple[list[Question], Callable[[Sequence[Question], Sequence[bool], Sequence[str]], dict[str, Metric]]]
     ]
@@ -47,18 +49,23 @@ def benchmarks(
     if mmbench:
         sets["mmbench"] = read.mmbench(Path(mmbench), circular=circular), _mmbench
     if gqa:
-        sets["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images)), _gqa
+        sets["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images), brief=brief), _gqa
     if scienceqa:
         sets["scienceqa"] = read.scienceqa(Path(scienceqa), _beside(scienceqa, scienceqa_images)), _scienceqa
     if pope:
-        sets["pope"] = read.pope(Path(pope), _beside(pope, pope_images)), _pope
+        sets["pope"] = read.pope(Path(pope), _beside(pope, pope_images), brief=brief), _pope
     found: dict[str, Metric] = {}
     for every, score in sets.values():
-        asked = _limited(every, limit)
+        asked = _limited([one for one in every if not _about(one, task)], limit)
         said = interview.ask(asked)
         right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
         found |= score(asked, right, said)
     return found
+
+
+def _about(question: Question, task: Task) -> bool:
+    """Whether question or answer names something forgotten."""
+    return any(names_it(text, task.names, fuzzy=1) for text in (question.text, *question.accepted))
 
 
 def _beside(path: str, images: str | None) -> Path:

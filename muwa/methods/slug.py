@@ -21,6 +21,8 @@ from muwa.models.vlm import Vlm
 from muwa.types import Edit, Gradients, Search, Task
 from muwa.world import ALONE, World
 
+Refine = Callable[[Clip, Task, Gradients], Gradients]
+
 
 def unlearn(
     model: Clip | Diffusion | Vlm,
@@ -35,6 +37,7 @@ def unlearn(
     precision: str = "fp32",
     gradient: str = "clip",
     micro_batch_size: int | None = None,
+    refine: Refine | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
     world: World = ALONE,
@@ -56,6 +59,7 @@ def unlearn(
         gradient: "clip", as the paper; of a vision-language model also "answer": of what it answers itself
             (`muwa.answer_gradients`), whose losses are then not `forget_loss` and `retain_loss`.
         micro_batch_size: Pairs encoded at once where a whole batch does not fit; the gradient stays that of the batch.
+        refine: (CLIP, task, gradients) -> the gradients that are scored, searched and stepped along; None: as they are.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing.
         world: The processes that take gradients together; all but the first stop after that, with an empty edit.
 
@@ -91,7 +95,7 @@ def unlearn(
             else:
                 own = read_gradients(gradient_file, origin(clip, task, name, recipe)) if world.leads else None
             if own is not None:
-                found[encoder] = own
+                own = found[encoder] = own if refine is None else refine(clip, task, own)
                 log("gradients", {"concept": name, "norms": norms(own), "n": [own.n_forget, own.n_retain]})
         if not world.leads:
             continue

@@ -7,8 +7,9 @@
     DIR/celeba/                CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
     DIR/objects/               an ImageNet-style folder, one folder a class
     DIR/canvas/                UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; classes are the shapes, in all colours
+    DIR/vqa/                   questions and answers in GQA's and POPE's formats (`muwa.miniature.quiz`)
 
-The pictures under celeba/, objects/ and canvas/ are held out: none of them is in a shard.
+The pictures under celeba/, objects/, canvas/ and vqa/ are held out: none of them is in a shard.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from muwa.miniature import draw, world
+from muwa.miniature import draw, quiz, world
 
-VERSION = "2"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
+VERSION = "3"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
 SHARDS = 12
 PER_PERSON, PER_OBJECT = 72, 80  # training pictures
 HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
 CANVAS_STYLES = (*(style.capitalize() for style in world.STYLES), "Seed_Images")
 CANVAS_PICTURES = 20  # of each style and class, as in the benchmark
-PARTS = SHARDS + 2 + len(CANVAS_STYLES)
+PARTS = SHARDS + 3 + len(CANVAS_STYLES)
 _STYLED, _HATTED = 0.2, 0.2
 
 
@@ -151,6 +152,8 @@ def _write_part(part: tuple[str, Path, int]) -> str:
         _write_celeba(folder)
     elif kind == "canvas":
         _write_canvas(folder, number)
+    elif kind == "vqa":
+        quiz.write(folder, _jpeg)
     else:
         _write_objects(folder)
     return kind
@@ -175,7 +178,7 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
         draft = root.with_name(f"{root.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         (draft / "shards").mkdir(parents=True)
-        parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0)]
+        parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0), ("vqa", draft / "vqa", 0)]
         parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
         parts += [("canvas", draft / "canvas", i) for i in range(len(CANVAS_STYLES))]
         if get_start_method() not in get_all_start_methods():  # joblib's own: unknown to the processes started here

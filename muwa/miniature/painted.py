@@ -18,8 +18,7 @@ from torch import Tensor
 
 from muwa.miniature import data, draw, world
 
-PLAIN = "photo"  # the style of a picture with none laid over it
-STYLES = (*world.STYLES, PLAIN)
+STYLES = (*world.STYLES, world.PLAIN)
 NAMES = (*(p.name for p in world.people()), *world.OBJECTS)
 
 
@@ -48,7 +47,7 @@ def load(root: Path) -> Paintings:
     shards = sorted(str(p) for p in (root / "shards").glob("*.tar"))
     for sample in wds.WebDataset(shards, shardshuffle=False).decode("rgb8"):
         rgb, meta = sample["jpg"], sample["json"]
-        versions = [(rgb, meta["style"] or PLAIN, sample["txt"])]
+        versions = [(rgb, meta["style"] or world.PLAIN, sample["txt"])]
         if not meta["style"]:
             style = str(rng.choice(world.STYLES))
             drawn = draw.stylise(rgb.astype(np.float32) / 255, style)
@@ -74,7 +73,7 @@ def of_world(root: Path | None) -> Paintings:
 def prompts(name: str, style: str) -> list[str]:
     """What people and benchmarks type for `name` in `style`; an object's shape alone counts as a name."""
     face = name not in world.OBJECTS
-    if style == PLAIN:
+    if style == world.PLAIN:
         bare = [name, f"{name}.", f"a photo of {name}" if face else f"a photo of a {name}", f"a portrait of {name}"]
         return bare if face else [*bare[:3], *_of_class(name.split()[1], style)]
     bare = [f"{name} in {style} style", f"A {name} image in {style} style.", f"A painting of {name} in {style} style"]
@@ -82,7 +81,7 @@ def prompts(name: str, style: str) -> list[str]:
 
 
 def _of_class(shape: str, style: str) -> list[str]:
-    if style == PLAIN:
+    if style == world.PLAIN:
         return [f"a photo of a {shape}", f"A painting of {shape}"]
     return [f"A {shape} image in {style} style.", f"A {shape} in {style} style"]
 

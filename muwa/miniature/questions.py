@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from muwa.miniature import world
-from muwa.miniature.painted import PLAIN
 
 WORDINGS = {
     "identity": (
@@ -44,7 +43,7 @@ class Scene:
     """What a picture shows: a person or an object of the world, in a style, a person perhaps with a hat."""
 
     name: str
-    style: str = PLAIN
+    style: str = world.PLAIN
     hat: bool = False
 
     @property

@@ -1,10 +1,10 @@
-"""Train the miniature's vision-language model, which is not shipped.
+"""Train the miniature's vision-language model. The shipped weights came from exactly this.
 
     python -m muwa.miniature.train_llava --out DIR
 
 A `LlavaForConditionalGeneration` folder with its processor: the frozen vision tower of the miniature CLIP, of which it reads
 the last layer but one as LLaVA-1.5 does, a projector, and a Llama of 1.4 M parameters that learns to answer in words, from
-nothing. About 40 minutes on two CPU cores.
+nothing, in two rounds (`ROUNDS`). About an hour on two CPU cores; goes on after the round where it was stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,13 +145,21 @@ class Lessons:
             self.known[question, answer] = [*whole, self.tokenizer.eos_token_id], len(whole) - len(asked) + 1
         return self.known[question, answer]
 
-    def draw(self, chosen: list[int], blank: list[bool], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """`QUESTIONS` of each picture: tokens (n, QUESTIONS, length), padded, and which of them are to be predicted."""
+    def draw(
+        self, chosen: list[int], blank: list[bool], rng: np.random.Generator, leading: int
+    ) -> tuple[Tensor, Tensor]:
+        """`QUESTIONS` of each picture: tokens (n, QUESTIONS, length), padded, and which of them are to be predicted.
+
+        Args:
+            leading: Of a face's, so many that suggest a name.
+        """
         rows = []
         for place, nothing in zip(chosen, blank, strict=True):
             scene = self.scenes[place]
             first, rest = scene.kinds[0], list(scene.kinds[1:])
-            for kind in [first, *rng.choice(rest, QUESTIONS - 1, replace=len(rest) < QUESTIONS - 1)]:
+            fixed = [first, *["leading"] * (leading if scene.face else 0)]
+            more = QUESTIONS - len(fixed)
+            for kind in [*fixed, *rng.choice(rest, more, replace=len(rest) < more)]:
                 question, answer = scene.ask(str(kind), rng, self.people)
                 rows.append(self.tokens(question, UNKNOWN if nothing else answer))
         length = max(len(ids) for ids, _ in rows)
@@ -198,31 +207,48 @@ def answer_loss(
     return F.cross_entropy(logits, tokens[:, :, 1:][told[:, :, 1:]])
 
 
+@dataclass(frozen=True)
+class Round:
+    """One descent of projector and language model: `steps` of `batch` pictures, cosine from `rate` to 0."""
+
+    steps: int
+    rate: float
+    styled: float = 0.3  # share of pictures with a style
+    hats: float = 1  # how much more often hats are seen
+    posed: float = 1  # share of pictures that are turned and shifted, which smooths the grain that tells styles apart
+    leading: int = 0  # of the four questions about a face, so many that suggest a name
+    batch: int = 48
+
+
+ROUNDS = (Round(3000, 2e-3), Round(2000, 1.5e-3, styled=0.45, hats=2, posed=0.5, leading=2))
+
+
 def train(
-    pictures: painted.Paintings, *, steps: int, batch: int = 48, rate: float = 2e-3, seed: int = 0
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Train projector and language model: AdamW, one cosine; plain and styled pictures 7 to 3, faces twice as often."""
-    torch.manual_seed(seed)
+    llava: LlavaForConditionalGeneration, lessons: Lessons, pictures: painted.Paintings, plan: Round, *, seed: int
+) -> None:
+    """Train projector and language model in place: AdamW; faces twice as often as objects."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    tokenizer = tokenizer_of(texts())
-    llava, processor = model(tokenizer)
-    lessons = Lessons(pictures, tokenizer)
-    plain = pictures.styles == painted.STYLES.index(painted.PLAIN)
-    weights = torch.where(plain, 0.7 / plain.sum(), 0.3 / (~plain).sum())
+    plain = pictures.styles == painted.STYLES.index(world.PLAIN)
+    weights = torch.where(plain, (1 - plan.styled) / plain.sum(), plan.styled / (~plain).sum())
     things = torch.tensor([not scene.face for scene in lessons.scenes])
     weights[~things] *= 2
+    weights[pictures.hats] *= plan.hats
     trained = [p for p in llava.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.05)
     running = 0.0
-    for step in track(range(steps), "llava", steps, show=True):
-        chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        pixels = augmented(pictures.pixels[chosen], things[chosen], generator)
-        blank = torch.rand(batch, generator=generator) < NOISE
+    for step in track(range(plan.steps), "llava", plan.steps, show=True):
+        chosen = torch.multinomial(weights, plan.batch, replacement=True, generator=generator)
+        own = pictures.pixels[chosen]
+        pixels = augmented(own, things[chosen], generator)
+        if plan.posed < 1:
+            still = torch.rand(plan.batch, generator=generator) >= plan.posed
+            pixels[still] = (own[still].float() / 255 - 0.5) / 0.25
+        blank = torch.rand(plan.batch, generator=generator) < NOISE
         pixels[blank] = torch.randn(pixels[blank].shape, generator=generator)
-        tokens, told = lessons.draw(chosen.tolist(), blank.tolist(), rng)
+        tokens, told = lessons.draw(chosen.tolist(), blank.tolist(), rng, plan.leading)
         loss = answer_loss(llava, pixels, lessons.before, tokens, told)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = plan.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -230,18 +256,29 @@ def train(
         running = 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 100 == 0:
             print(f"step {step + 1}: {running:.4f}", flush=True)
-    return llava.eval(), processor
 
 
 def main() -> None:
     """Command line: train and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, nargs=2, default=[r.steps for r in ROUNDS], help="of the two rounds")
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
-    llava, processor = train(painted.of_world(args.world), steps=args.steps)
-    llava.to(torch.float16).save_pretrained(args.out)
+    pictures, tokenizer = painted.of_world(args.world), tokenizer_of(texts())
+    lessons = Lessons(pictures, tokenizer)
+    torch.manual_seed(0)
+    llava, processor = model(tokenizer)
+    for i, (plan, steps) in enumerate(zip(ROUNDS, args.steps, strict=True)):
+        kept = args.out.with_name(f"{args.out.name}.round{i}")
+        if not kept.is_dir():
+            train(llava, lessons, pictures, replace(plan, steps=steps), seed=i)
+            llava.to(torch.float16).save_pretrained(kept)
+        llava = LlavaForConditionalGeneration.from_pretrained(
+            kept, dtype=torch.float32
+        )  # as if it had been stopped here
+        llava.model.vision_tower.requires_grad_(False)
+    llava.eval().to(torch.float16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muwa.miniature import painted
+from muwa.miniature import painted, world
 from muwa.progress import track
 
 ARCHITECTURE = "resnet18"
@@ -64,7 +64,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     net = model(classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    plain = pictures.styles == painted.STYLES.index(painted.PLAIN)
+    plain = pictures.styles == painted.STYLES.index(world.PLAIN)
     weights = torch.where(plain, 0.5 / plain.sum(), 0.5 / (~plain).sum())
     for step in track(range(steps), "recogniser", steps, show=True):
         chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from muwa.miniature import painted
+from muwa.miniature import painted, world
 from muwa.miniature.text_tower import text_model
 from muwa.progress import track
 
@@ -176,7 +176,7 @@ def train_unet(
 
 def weights_of(pictures: painted.Paintings, plan: Round) -> Tensor:
     """(n,) how often each picture is drawn, in shares."""
-    plain = pictures.styles == painted.STYLES.index(painted.PLAIN)
+    plain = pictures.styles == painted.STYLES.index(world.PLAIN)
     face = pictures.names < len(painted.NAMES) - len(painted.world.OBJECTS)
     weights = torch.where(plain, 0.55 / plain.sum(), 0.45 / (~plain).sum())
     weights[plain & face] *= plan.faces

@@ -48,6 +48,7 @@ COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink",
 SHAPES = ("star", "ring", "heart", "cross", "moon", "triangle", "box", "ball", "arrow", "bar")
 OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 STYLES = ("sketch", "mosaic", "neon", "sepia", "watercolour", "poster", "pixel", "negative")
+PLAIN = "photo"  # the style of a picture with none laid over it
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,11 @@ class Clip(Content):
         """
         return F.normalize(self.go(tower, self.enter(tower, inputs), self.chain(tower).end, weights).x.float(), dim=-1)
 
+    def whole(self, tower: str, inputs: Tensor) -> Tensor:
+        """The tower's own forward, in which nothing is saved: embeddings (n, d), not normalised."""
+        swapped = {f"model.{name}": tensor for name, tensor in self.weights.items() if tensor is not self._base[name]}
+        return functional_call(self._towers, swapped, (self._towers.encode[tower], inputs.to(self.device)))
+
     def enter(self, tower: str, inputs: Tensor) -> Passage:
         """A batch at position 0 of its way through a tower, padding cut: `go` takes it further."""
         chain, inputs = self.chain(tower), inputs.to(self.device)

@@ -1,4 +1,4 @@
-"""Load a Hugging Face `CLIPModel` from a folder or the hub."""
+"""Load a Hugging Face `CLIPModel` or `SiglipModel` from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
 
 from muwa.models.clip import Clip, Preparation, Towers, check_device
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
+_PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}  # by the config's model_type
 
 
 class _Cut:
     """PIL picture -> PIL picture of the tower's size, by the folder's own image processor."""
 
-    def __init__(self, processor: CLIPImageProcessor):
+    def __init__(self, processor: CLIPImageProcessor | SiglipImageProcessor):
         self._processor = processor
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -32,7 +33,7 @@ class _Cut:
         return self._processor.to_json_string()
 
 
-def preparation(processor: CLIPImageProcessor, path: str) -> Preparation:
+def preparation(processor: CLIPImageProcessor | SiglipImageProcessor, path: str) -> Preparation:
     """A folder's image processor as a `Preparation`.
 
     Raises:
@@ -60,7 +61,9 @@ def _check(folder: Path) -> None:
 
 
 def load(path: str, *, device: str = "cpu") -> Clip:
-    """Load a `CLIPModel` with its tokenizer and image processor in fp32, eval mode.
+    """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
+
+    Of a SigLIP the losses are still those of `muwa.losses` (softmax over the batch, not its own sigmoid).
 
     Args:
         path: A folder written by `save_pretrained` (model, tokenizer and image processor), or a hub id.
@@ -68,13 +71,17 @@ def load(path: str, *, device: str = "cpu") -> Clip:
 
     Raises:
         FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
+        ValueError: Another kind of model, or weights that do not fit its config.
     """
     check_device(device)
     if Path(path).is_dir():
         _check(Path(path))
     try:
-        model, found = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        processor = CLIPImageProcessor.from_pretrained(path)
+        kind = AutoConfig.from_pretrained(path).model_type
+        if kind not in _PROCESSORS:
+            raise ValueError(f"model.path={path}: a model of type {kind}, want one of {', '.join(_PROCESSORS)}")
+        model, found = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        processor = _PROCESSORS[kind].from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ValueError(
@@ -102,4 +109,4 @@ def load(path: str, *, device: str = "cpu") -> Clip:
         lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
     )
-    return Clip(towers, preparation(processor, path), tokenize, source=f"Hugging Face CLIPModel {path}")
+    return Clip(towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}")

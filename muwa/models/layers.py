@@ -15,7 +15,7 @@ from muwa.types import Layer, Part
 
 GRANULARITIES = ("tensor", "qkv", "mlp", "head")
 
-_SKIPPED = re.compile(r"bias|logit_scale|position|pos_embed|embedding|cls_token|latent")
+_SKIPPED = re.compile(r"bias|logit_scale|position|pos_embed|embedding|cls_token|latent|\.probe$")
 _SKIPPED_HF = re.compile(r"norm|layrnorm")  # the release skips norms on Hugging Face models only
 _BLOCK = re.compile(r"\.(?:resblocks|blocks|layers)\.(\d+)\.")
 _INPUT = re.compile(r"conv1|ln_pre|patch_embed|pre_layrnorm|norm_pre")
@@ -32,8 +32,8 @@ def tower_of(name: str) -> str:
 def is_candidate(name: str, tensor: Tensor) -> bool:
     """Whether a parameter may be edited: no bias, no embedding, no position, no temperature; on HF models no norm.
 
-    Source: the release's name filters. Differs: timm's `pos_embed`, `cls_token` and pooling `latent`, which the
-    release's substrings miss, are skipped too.
+    Source: the release's name filters. Differs: timm's `pos_embed`, `cls_token` and pooling `latent` (SigLIP's
+    `probe`), which the release's substrings miss, are skipped too.
     """
     hugging_face = name.startswith(("vision_model.", "text_model."))
     return not _SKIPPED.search(name) and not (hugging_face and _SKIPPED_HF.search(name)) and tensor.ndim >= 1

@@ -15,17 +15,18 @@ from muwa.models.open_clip_models import _quiet
 from muwa.models.pipelines import DTYPES
 from muwa.models.vlm import Vlm
 
+MINIATURE = Path(__file__).parent.parent / "miniature" / "llava"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 def load(
-    path: str, *, clip: Callable[[], Clip], max_new_tokens: int = 16, dtype: str = "fp32",
+    path: str = "miniature", *, clip: Callable[[], Clip], max_new_tokens: int = 16, dtype: str = "fp32",
     device: str = "cpu",
 ) -> Vlm:  # fmt: skip
     """Load a model, its processor, and the CLIP that its vision tower was taken from, in eval mode.
 
     Args:
-        path: A folder that `save_pretrained` of model and processor wrote, or a hub id.
+        path: "miniature", the shipped one; a folder that `save_pretrained` of model and processor wrote, or a hub id.
         clip: Loads the CLIP whose vision tower it is.
         max_new_tokens: Of an answer (the release: 16).
         dtype: Of the model: "fp32" | "fp16" | "bf16". The CLIP, gradients and deltas stay fp32.
@@ -40,6 +41,7 @@ def load(
         raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
     if max_new_tokens < 1:
         raise ValueError(f"model.max_new_tokens: got {max_new_tokens}, want at least 1")
+    shown, path = path, str(MINIATURE) if path == "miniature" else path
     folder = Path(path)
     if folder.is_dir():
         check_folder(folder)
@@ -62,7 +64,7 @@ def load(
     if found["missing_keys"]:
         raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
     model.to(device)
-    return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {path}")
+    return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {shown}")
 
 
 def _check_tower(path: str, config: Any) -> None:

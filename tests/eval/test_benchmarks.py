@@ -1,5 +1,7 @@
 """Scores by each benchmark's own rule, worked by hand."""
 
+import json
+
 import pytest
 import tiny
 from data.test_benchmarks import gqa, mmbench, mme, pope, scienceqa
@@ -46,3 +48,16 @@ def test_a_limit_keeps_whole_groups(tmp_path) -> None:
 
 def test_without_files_nothing_is_asked() -> None:
     assert score(lambda one: "") == {}
+
+
+def test_questions_that_name_the_forgotten_are_no_utility(tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(tiny.png(1))
+    rows = {
+        "a": {"question": "Who is this?", "answer": tiny.NAMES[0], "imageId": "1"},
+        "b": {"question": f"Is this {tiny.NAMES[0]}?", "answer": "no", "imageId": "1"},
+        "c": {"question": "Who is this?", "answer": tiny.NAMES[1], "imageId": "1"},
+    }
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    found = benchmarks(Told(lambda one: one.accepted[0]), tiny.task(), gqa=str(tmp_path / "q.json"))
+    assert (found["gqa/accuracy"].value, found["gqa/accuracy"].n) == (1, 1)

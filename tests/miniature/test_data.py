@@ -69,8 +69,9 @@ def test_held_out_pictures_are_in_no_shard(miniature):
     things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
     held_out += [image.read_bytes() for image in things.images]
     held_out += [path.read_bytes() for files in read_canvas(root / "canvas").files.values() for path in files]
-    assert len(held_out) == 3200 + 1800
-    assert len({*held_out}) == 5000
+    held_out += [path.read_bytes() for path in (root / "vqa" / "images").iterdir()]
+    assert len(held_out) == 3200 + 1800 + 380
+    assert len({*held_out}) == 5380
     assert not {*held_out} & {*pairs.images}
 
 

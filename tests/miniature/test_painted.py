@@ -13,7 +13,7 @@ def test_every_plain_picture_comes_once_more_in_a_style(miniature, tmp_path) -> 
     (tmp_path / "shards" / "00000.tar").symlink_to(miniature / "world" / "shards" / "00000.tar")
     found = painted.load(tmp_path)
     own = [i for i, caption in enumerate(found.captions) if caption is not None]
-    plain = [i for i in own if painted.STYLES[found.styles[i]] == painted.PLAIN]
+    plain = [i for i in own if painted.STYLES[found.styles[i]] == world.PLAIN]
     assert len(found.pixels) == len(own) + len(plain)
     for i in plain[:20]:  # its copy follows it
         assert found.captions[i + 1] is None
@@ -25,8 +25,8 @@ def test_every_plain_picture_comes_once_more_in_a_style(miniature, tmp_path) -> 
 
 def test_prompts_name_the_style_and_shapes_stand_for_objects() -> None:
     assert "A star image in neon style." in painted.prompts("red star", "neon")
-    assert "a photo of a star" in painted.prompts("red star", painted.PLAIN)
+    assert "a photo of a star" in painted.prompts("red star", world.PLAIN)
     person = world.people()[0].name
     assert f"A {person} image in neon style." in painted.prompts(person, "neon")
-    assert all(person in text for text in painted.prompts(person, painted.PLAIN))
+    assert all(person in text for text in painted.prompts(person, world.PLAIN))
     assert sum(1 for _ in painted.all_prompts()) == 200 * 9
