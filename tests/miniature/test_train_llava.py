@@ -1,7 +1,9 @@
 """The miniature's vision-language model: that it can be trained again."""
 
+import numpy as np
 import torch
 from miniature.test_train_sd import some
+from transformers import LlavaForConditionalGeneration
 
 from muwa.miniature import train_llava
 from muwa.miniature.questions import UNKNOWN
@@ -10,8 +12,30 @@ from muwa.models.vlm import Vlm
 
 
 def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
-    first, again = (train_llava.train(some(), steps=2, batch=4)[0] for _ in range(2))
+    def trained(plan: train_llava.Round) -> LlavaForConditionalGeneration:
+        torch.manual_seed(0)
+        tokenizer = train_llava.tokenizer_of(train_llava.texts())
+        llava, _ = train_llava.model(tokenizer)
+        train_llava.train(llava, train_llava.Lessons(some(), tokenizer), some(), plan, seed=0)
+        return llava
+
+    first, again = (trained(train_llava.Round(2, 1e-3, batch=4)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    other = trained(train_llava.Round(2, 1e-3, posed=0.0, batch=4))
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    tower = first.model.vision_tower.state_dict()
+    fresh = train_llava.model(train_llava.tokenizer_of(train_llava.texts()))[0].model.vision_tower.state_dict()
+    assert all(torch.equal(weight, fresh[name]) for name, weight in tower.items())
+
+
+def test_a_round_may_ask_of_faces_whether_it_is_somebody() -> None:
+    lessons = train_llava.Lessons(some(), train_llava.tokenizer_of(train_llava.texts()))
+    face = next(i for i, scene in enumerate(lessons.scenes) if scene.face)
+    tokens, told = lessons.draw([face] * 8, [False] * 8, np.random.default_rng(0), 2)
+    said = [[lessons.tokenizer.decode(tokens[i, j][told[i, j]], skip_special_tokens=True).strip() for j in range(4)]
+            for i in range(8)]  # fmt: skip
+    assert all(row[0] == lessons.scenes[face].name and {row[1], row[2]} <= {"yes", "no"} for row in said)
+    assert {answer for row in said for answer in row[1:3]} == {"yes", "no"}
 
 
 def test_its_tower_is_the_miniature_clips_of_which_it_reads_five_blocks() -> None:
@@ -49,10 +73,8 @@ def test_a_question_sees_its_picture_and_itself_only() -> None:
 
 
 def test_noise_is_taught_as_unknown() -> None:
-    import numpy as np
-
     lessons = train_llava.Lessons(some(), train_llava.tokenizer_of(train_llava.texts()))
-    tokens, told = lessons.draw([0, 1], [True, False], np.random.default_rng(0))
+    tokens, told = lessons.draw([0, 1], [True, False], np.random.default_rng(0), 0)
     said = [lessons.tokenizer.decode(tokens[0, i][told[0, i]], skip_special_tokens=True).strip() for i in range(4)]
     assert said == [UNKNOWN] * 4
     assert lessons.tokenizer.decode(tokens[1, 0][told[1, 0]], skip_special_tokens=True).strip() != UNKNOWN
