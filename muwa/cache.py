@@ -38,7 +38,8 @@ from muwa.world import ALONE, World
 
 # Modules that only present results: a change in them leaves every cached value valid.
 _PRESENTATION = {
-    "report.py", "figures.py", "gallery.py", "sweep.py", "canvas_table.py", "vlm_table.py", "loggers.py", "config.py",
+    "report.py", "figures.py", "gallery.py", "sweep.py", "canvas_table.py", "vlm_table.py",
+    "methods_table.py", "loggers.py", "config.py",
     "pipeline.py", "progress.py", "patch.py", "miniature/train.py", "miniature/train_sd.py", "miniature/train_recogniser.py",
     "miniature/train_llava.py",
 }  # fmt: skip

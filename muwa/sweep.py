@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from muwa import figures
 from muwa.canvas_table import write_canvas_table
+from muwa.methods_table import write_methods_table
 from muwa.report import environment, write_text
 from muwa.vlm_table import write_vlm_table
 
@@ -54,9 +55,11 @@ def _write(folder: Path) -> None:
         figure=_figure(rows),
     )  # fmt: skip
     write_text(folder / "sweep.html", page)
-    finished = [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
-    write_canvas_table(folder, finished)
-    write_vlm_table(folder, finished)
+    finished = [(own, json.loads((run / "results.json").read_text())) for run, own in swept(folder)
+                if (run / "results.json").is_file()]  # fmt: skip
+    for write in (write_canvas_table, write_vlm_table):
+        write(folder, [found for _, found in finished])
+    write_methods_table(folder, finished)
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
@@ -64,17 +67,22 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
     Accuracies keep their unit ([0, 1]); columns named "change ..." are in points.
     """
-    runs = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
-    every = [_overrides(run) for run in runs]
-    swept = [key for key in dict.fromkeys(k for one in every for k in one) if len({one.get(key) for one in every}) > 1]
     rows = []
-    for run, overrides in zip(runs, every, strict=True):
-        row: dict[str, Any] = {"run": run.name, **{key: overrides.get(key, "") for key in swept}}
+    for run, overrides in swept(folder):
+        row: dict[str, Any] = {"run": run.name, **overrides}
         results, status = run / "results.json", run / ".hydra" / "status.txt"
         row["status"] = status.read_text() if status.is_file() else "unfinished"
         row |= _result(json.loads(results.read_text())) if results.is_file() else {}
         rows.append(row)
     return rows
+
+
+def swept(folder: Path) -> list[tuple[Path, dict[str, str]]]:
+    """(run's folder, what was swept and its value there, "" where a run has none), in the order of their numbers."""
+    runs = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
+    every = [_overrides(run) for run in runs]
+    keys = [key for key in dict.fromkeys(k for one in every for k in one) if len({one.get(key) for one in every}) > 1]
+    return [(run, {key: one.get(key, "") for key in keys}) for run, one in zip(runs, every, strict=True)]
 
 
 def _order(run: Path) -> tuple[int, str]:

@@ -1,0 +1,170 @@
+"""SLUG's step on several layers at once, and on layers picked otherwise: what the paper's single layer is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muwa.cache import Store
+from muwa.encode import Features
+from muwa.gradients import Recipe, gradients, origin, read_gradients
+from muwa.layer_search.bisect import bisection, next_step
+from muwa.layer_search.common import Log, add_edits, silent, step_deltas
+from muwa.methods.tuning import check_above_zero, check_at_least
+from muwa.methods.whole import (
+    Deltas,
+    Jury,
+    Tell,
+    best_of,
+    check_choice,
+    check_clip,
+    edit_of,
+    first_of,
+    remembered,
+    search_of,
+    untold,
+)
+from muwa.models.clip import Clip
+from muwa.progress import track
+from muwa.scores import layer_scores
+from muwa.select import pareto
+from muwa.types import Edit, Evaluation, Gradients, Layer, LayerScore, Split, Task
+from muwa.world import ALONE, World
+
+PICKS = ("front", "importance", "alignment", "random", "all")
+
+
+def unlearn(
+    model: Clip,
+    task: Task,
+    *,
+    store: Store,
+    pick: str = "front",
+    k: int | None = 3,
+    granularity: str = "tensor",
+    first_step: float = 0.1,
+    max_evals: int = 10,
+    rule: str = "best",
+    target: float = 0.0,
+    criterion: str = "top5",
+    forget_loss: str = "cosine",
+    retain_loss: str = "contrastive",
+    batch_size: int = 32,
+    seed: int = 0,
+    log: Log = silent,
+    gradient_file: Path | None = None,
+    world: World = ALONE,
+    progress: bool = False,
+) -> Edit:
+    """One step along the forget gradients of `k` layers together: theta_l + s (|theta_l| / |g_l|) g_l, s found by bisection.
+
+    Args:
+        model: A CLIP.
+        task: What to forget; each name gets its own layers and step on the original model, and the edits are added.
+        pick: Which layers: "front", the most important on the towers' Pareto fronts; "importance", the most important of
+            all; "alignment", the least aligned of all; "random", by `seed`; "all".
+        k: So many of them; None takes all that `pick` orders.
+        first_step, max_evals: Of the bisection of s, a share of each layer's own norm.
+        rule: "best": of the feasible steps the one that keeps most; "first": the first that forgets.
+        target, criterion: A step is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
+        granularity, forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
+
+    Raises:
+        ValueError: A setting is out of range, before any compute.
+
+    Source: SLUG (arXiv 2407.11867), table 4: importance alone, alignment alone, a random layer, all front layers, all
+    layers. Differs: layers share one relative step; each variant's step is searched for as SLUG's own is.
+    """
+    check_clip("slug_layers", model)
+    if pick not in PICKS:
+        raise ValueError(f"method.pick: got {pick!r}, want one of {', '.join(PICKS)}")
+    check_choice(rule, criterion, target)
+    check_above_zero({"first_step": first_step})
+    check_at_least({"max_evals": (max_evals, 1), "k": (1 if k is None else k, 1)})
+    recipe, layers = Recipe(forget_loss, retain_loss, batch_size, seed), model.layers(granularity)
+    edits, samples, retained = [], 0, 0
+    for name in task.names:
+        if gradient_file is None:
+            own = gradients(model, task, name, recipe, store=store, world=world, progress=progress)
+        else:
+            own = read_gradients(gradient_file, origin(model, task, name, recipe)) if world.leads else None
+        if own is None:
+            continue
+        scores = layer_scores(model.weights, own.forget, own.retain, layers)
+        picked = picks(scores, pick, k, seed)
+        chosen = [layer for layer in layers if layer.name in picked]
+        log("scores", {"concept": name, "scores": scores, "front": tuple(picked)})
+        only = task.only(name)
+        free = {"features": Features(model, store), "progress": progress}
+        found = remembered(
+            store, joint_search, model, own, chosen, only.probe, first_step, max_evals, target, criterion, task=only,
+            log=log, free=free,
+        )  # fmt: skip
+        search = search_of(only, rule, criterion, found["before"], found["trace"], "steps", scores, tuple(picked))
+        deltas = found["kept"][str(search.chosen)] if search.chosen is not None else {}
+        edits.append(edit_of(only, search, deltas, 0))
+        samples, retained = samples + own.n_forget, own.n_retain
+    total = add_edits(edits)
+    return Edit(total.deltas, total.moves, total.searches, samples + retained)
+
+
+def picks(scores: Mapping[str, LayerScore], pick: str, k: int | None, seed: int) -> list[str]:
+    """Names of the layers that `pick` puts first, at most `k`; those without a forget gradient are never picked."""
+    moving = {name: row for name, row in scores.items() if row.forget_norm > 0}
+    important = sorted(moving, key=lambda name: -moving[name].importance)
+    if pick == "front":
+        front = {name for tower in ("vision", "text") for name in pareto(scores, tower)}
+        ordered = [name for name in important if name in front]
+    elif pick == "alignment":
+        ordered = sorted(moving, key=lambda name: moving[name].alignment)
+    elif pick == "random":
+        ordered = [list(moving)[i] for i in np.random.default_rng(seed).permutation(len(moving))]
+    else:
+        ordered = important
+    return ordered[:k]
+
+
+def joint_search(
+    model: Clip, found: Gradients, layers: Sequence[Layer], probe: Split, first_step: float, max_evals: int, target: float,
+    criterion: str, *, features: Features | None = None, tell: Tell = untold, progress: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Bisect the relative step of `layers` together.
+
+    Returns:
+        {"before": the unedited model's row, "trace": a row a step, "kept": str(index) -> deltas of the first
+        and of the best}.
+    """
+    jury = Jury(model, probe, features, target=target, criterion=criterion)
+    towers = {layer.tower for layer in layers}
+    about = {"layer": " + ".join(layer.name for layer in layers), "tower": towers.pop() if len(towers) == 1 else "both"}
+    trace: list[Evaluation] = []
+    kept: dict[str, Deltas] = {}
+    steps = bisection(first_step, max_evals)
+    step: float | None = next(steps)
+    for _ in track(range(max_evals), f"searching {len(layers)} layers together", max_evals, show=progress):
+        assert step is not None
+        deltas = joint_deltas(model, found, layers, step)
+        row = jury(deltas, len(trace) + 1, step, **about)
+        trace.append(row)
+        tell(row)
+        kept[str(len(trace) - 1)] = deltas
+        wanted = {str(first_of(trace)), str(best_of(trace))}
+        kept = {index: one for index, one in kept.items() if index in wanted}
+        step = next_step(steps, row.feasible)
+    return {"before": jury.before(), "trace": trace, "kept": kept}
+
+
+def joint_deltas(model: Clip, found: Gradients, layers: Sequence[Layer], step: float) -> Deltas:
+    """Parameter name -> fp32 delta: each layer moved along its forget gradient by `step` of its own norm."""
+    deltas: Deltas = {}
+    for layer in layers:
+        sizes = [
+            sum(part.of(of).double().square().sum().item() for part in layer.scored) ** 0.5
+            for of in (model.weights, found.forget)
+        ]
+        for name, delta in step_deltas(model, found, layer, step * sizes[0] / sizes[1]).items():
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+    return deltas
