@@ -66,7 +66,7 @@ class Store:
         self.saved = 0.0
 
     def get(self, stage: str, function: Callable[..., Any], *args: Any, _free: Mapping[str, Any] | None = None,
-            _world: World = ALONE, **keywords: Any) -> Any:  # fmt: skip
+            _world: World = ALONE, _resume: str | None = None, **keywords: Any) -> Any:  # fmt: skip
         """`function(*args, **keywords, **_free)`, read back if it was computed before.
 
         Args:
@@ -74,22 +74,28 @@ class Store:
             _free: Arguments that cannot change the result (progress bars, loggers); they are not part of the key.
             _world: Processes that compute it together. Rank 0 alone reads and writes, and gets the value; the others get
                 None.
+            _resume: The name of an argument that is given a folder for what an unfinished computation leaves behind: the
+                same one whenever the same value is computed. It is no part of the key, and removed with the value written.
 
         Raises:
             TypeError: An argument or the value is of a kind that the cache does not take.
         """
         started = time.perf_counter()
-        parts = self._parts(stage, function, args, keywords, _free or {})
+        free = {**(_free or {}), **({_resume: None} if _resume else {})}
+        parts = self._parts(stage, function, args, keywords, free)
         key = digest([json.dumps(parts, sort_keys=True)])
         folder = self._root / stage / key
         folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = folder.with_name(f"{key}.unfinished")
+        free |= {_resume: unfinished} if _resume else {}
         with FileLock(f"{folder}.lock") if _world.leads else nullcontext():
             found, value = _read(folder) if _world.leads else (False, None)
             found = _world.told(found)
             if not found:
-                value, seconds = self._computed(lambda: function(*args, **keywords, **(_free or {})))
+                value, seconds = self._computed(lambda: function(*args, **keywords, **free))
                 if _world.leads:
                     _write(folder, value, {"stage": stage, "key": key, "seconds": seconds, "parts": parts})
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 value = None  # before it is read back: never two of them in memory
                 if _world.leads:
                     value = _read(folder)[1]

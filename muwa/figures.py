@@ -108,7 +108,8 @@ def trace(search: Search) -> Figure:
              ("retain_top1", "retain top-1", BLUE, "-"), ("utility_top1", "utility top-1", GREEN, "-"))  # fmt: skip
     chosen = search.trace[search.chosen] if search.chosen is not None else None
     for axis, layer in zip(axes.flat, layers, strict=False):
-        mine = sorted((row for row in search.trace if row.layer == layer), key=lambda row: row.relative_norm)
+        moved = (row for row in search.trace if row.layer == layer and row.relative_norm > 0)
+        mine = sorted(moved, key=lambda row: row.relative_norm)
         x = [100 * row.relative_norm for row in mine]
         for key, label, colour, style in lines:
             axis.plot(x, [100 * getattr(row, key) for row in mine], style, color=colour, linewidth=1.3, marker="o",
@@ -122,7 +123,8 @@ def trace(search: Search) -> Figure:
             )
         axis.set_xscale("log")
         axis.set_ylim(-4, 104)
-        axis.set_title(f"{mine[0].tower} {short(layer)}", fontsize=8.5, loc="left")
+        tower = next(row.tower for row in search.trace if row.layer == layer)
+        axis.set_title(short(layer) if tower == "both" else f"{tower} {short(layer)}", fontsize=8.5, loc="left")
         axis.set_xticks(*_ticks(x))
         axis.minorticks_off()
     for axis in list(axes.flat)[len(layers) :]:
@@ -132,7 +134,9 @@ def trace(search: Search) -> Figure:
     }
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
-    figure.supxlabel("size of the step, % of the layer's norm (log)", fontsize=9)
+    figure.supxlabel(
+        f"size of the step, % of the norm of {'the layer' if search.scores else 'what it changes'} (log)", fontsize=9
+    )
     figure.supylabel("accuracy on probe pictures, %", fontsize=9)
     return figure
 

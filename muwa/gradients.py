@@ -33,7 +33,7 @@ from muwa.world import ALONE, World
 FORMAT = "muwa.gradients/1"
 
 
-def plan(n: int, batch_size: int, seed: int) -> list[list[int]]:
+def plan(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
     """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`."""
     order = np.random.default_rng(seed).permutation(n).tolist()
     return [order[i : i + batch_size] for i in range(0, n, batch_size)]

@@ -123,7 +123,8 @@ def _figures(report: Report) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     for i, search in enumerate(report.edit.searches):
         tail = f"_{i + 1}" if len(report.edit.searches) > 1 else ""
-        drawn[f"pareto{tail}"] = figures.pareto(search)
+        if search.scores:
+            drawn[f"pareto{tail}"] = figures.pareto(search)
         if search.trace:
             drawn[f"trace{tail}"] = figures.trace(search)
     if any(map(figures.is_rate, report.before)):

@@ -11,7 +11,7 @@ from muwa.encode import Features, ensemble, picture_batch, token_batches
 from muwa.eval.ranks import own_cosine, top_k
 from muwa.layer_search.suffix import Suffix
 from muwa.models.clip import Clip
-from muwa.types import Classes, Layer, Split
+from muwa.types import Classes, Layer, Pictures, Split
 
 KINDS = ("forget", "retain", "utility")
 
@@ -52,15 +52,7 @@ class Judge:
         """
         images = self._by_kind(embeddings) if tower == "vision" and embeddings is not None else self._images
         prompts = self._by_classes(embeddings) if tower == "text" and embeddings is not None else self._prompts
-        rates = {}
-        for kind, pictures in self._pictures.items():
-            features, weights = images[kind], prompts[pictures.classes.fingerprint]
-            labels = torch.tensor(pictures.labels, dtype=torch.long)
-            rates[f"{kind}_top1"] = _mean(top_k(features, weights, labels, 1))
-            if kind == "forget":
-                rates["forget_top5"] = _mean(top_k(features, weights, labels, 5))
-                rates["forget_cosine"] = _mean(own_cosine(features, weights, labels))
-        return rates
+        return rates(self._pictures, images, prompts)
 
     def _edits(self, tower: str) -> list[Layer]:
         return [layer for layer in self._layers if layer.tower == tower]
@@ -81,6 +73,29 @@ class Judge:
         each = prompts[self._back].split([len(c.names) * len(c.templates) for c in self._classes.values()])
         parts = zip(self._classes.items(), each, strict=True)
         return {key: ensemble(part, len(classes.templates)) for (key, classes), part in parts}
+
+
+def rates(
+    pictures: Mapping[str, Pictures], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Rates in [0, 1] of the pictures of each kind (`KINDS`), from embeddings.
+
+    Args:
+        images: Kind -> (n, d) of its pictures.
+        prompts: Fingerprint of `Classes` -> (names, d), its classifier.
+
+    Returns:
+        forget_top1, forget_top5, forget_cosine (mean cosine to the own name), retain_top1, utility_top1.
+    """
+    found = {}
+    for kind, some in pictures.items():
+        features, weights = images[kind], prompts[some.classes.fingerprint]
+        labels = torch.tensor(some.labels, dtype=torch.long)
+        found[f"{kind}_top1"] = _mean(top_k(features, weights, labels, 1))
+        if kind == "forget":
+            found["forget_top5"] = _mean(top_k(features, weights, labels, 5))
+            found["forget_cosine"] = _mean(own_cosine(features, weights, labels))
+    return found
 
 
 def _mean(values: Tensor) -> float:
