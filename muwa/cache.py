@@ -40,7 +40,7 @@ from muwa.world import ALONE, World
 _PRESENTATION = {
     "report.py", "figures.py", "gallery.py", "sweep.py", "canvas_table.py", "vlm_table.py", "loggers.py", "config.py",
     "pipeline.py", "progress.py", "patch.py", "miniature/train.py", "miniature/train_sd.py", "miniature/train_recogniser.py",
-    "miniature/train_llava.py",
+    "miniature/train_llava.py", "miniature/twins.py",
 }  # fmt: skip
 
 

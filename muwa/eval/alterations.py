@@ -16,7 +16,7 @@ from torch import Tensor
 from muwa.data.samples import decode
 from muwa.encode import Features, Tower, image_features, prepared
 from muwa.eval.ranks import top_k
-from muwa.eval.samples import share, spread
+from muwa.eval.samples import beside, share, spread
 from muwa.miniature.draw import stylise
 from muwa.miniature.world import STYLES
 from muwa.types import Metric, Pictures, Task
@@ -62,7 +62,7 @@ def alterations(
         each = [_hits(features, altered(pictures, partial(styled, style=style))) for style in styles]
         if each:
             found[f"altered/style{role}"] = _metric("style", role, torch.stack(each).mean(0))
-    return found
+    return beside(found)
 
 
 def altered(pictures: Pictures, change: Callable[[Image.Image], Image.Image]) -> Pictures:

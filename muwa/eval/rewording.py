@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muwa.encode import Features
 from muwa.eval.ranks import among_first, top_k
-from muwa.eval.samples import share, spread
+from muwa.eval.samples import beside, share, spread
 from muwa.types import Classes, Metric, Pictures, Task
 
 TEMPLATES = ("{}", "a photo of {}", "a portrait of {}", "this is {}")
@@ -24,10 +24,14 @@ SENTENCES = (
 )
 NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 _READS = {
-    "template": "asked for in other templates", "sentence": "asked for in whole sentences",
-    "first": "by the first name alone", "last": "by the last name alone", "upper": "with the name in capitals", "typo": "with a typo in the name",
+    "template": "asked for in other templates",
+    "sentence": "asked for in whole sentences",
+    "first": "by the first name alone",
+    "last": "by the last name alone",
+    "upper": "with the name in capitals",
+    "typo": "with a typo in the name",
     "description": "by a description without the name",
-}  # fmt: skip
+}
 
 
 def rewording(
@@ -79,7 +83,7 @@ def rewording(
             note(kind, _renamed(features, pictures, words, pictures.classes.templates))
         if not role and all(descriptions.get(name) for name in task.names):
             note("description", _renamed(features, pictures, lambda name: descriptions[name], ("{}",)))
-    return found
+    return beside(found)
 
 
 def typo(name: str, seed: Sequence[int]) -> str:

@@ -6,6 +6,8 @@ percentile interval), always by the same seed: the same samples give the same in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 
@@ -86,3 +88,9 @@ def spread(pictures: Pictures, n: int | None) -> Pictures:
     if n < 1:
         raise ValueError(f"eval: got {n} pictures to look at, want at least 1, or null for all")
     return pictures.select([i * len(pictures) // n for i in range(n)])
+
+
+def beside(found: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The same metrics, each "<name>_others" right after its "<name>"."""
+    names = [name for name in found if not name.endswith("_others")]
+    return {key: found[key] for name in names for key in (name, f"{name}_others") if key in found}

@@ -49,7 +49,7 @@ def test_what_is_judged_is_the_altered_picture(tmp_path):
     assert np.array_equal(np.asarray(decode(flipped.images[0])), half[:, ::-1])
     found = alterations(Features(tiny.clip(), Store(tmp_path)), tiny.task(), others=4)
     kinds = ["flip", "crop", "blur", "jpeg", "noise", "style"]
-    assert list(found) == [f"altered/{kind}" for kind in kinds] + [f"altered/{kind}_others" for kind in kinds]
+    assert list(found) == [name for kind in kinds for name in (f"altered/{kind}", f"altered/{kind}_others")]
     assert (found["altered/flip"].n, found["altered/flip_others"].n) == (2, 4)
     assert alterations(Features(tiny.clip()), tiny.task(), others=4) == found
 

@@ -9,9 +9,8 @@ from muwa.eval.rewording import rewording, typo
 def test_every_way_is_asked_of_the_forgotten_and_of_others():
     found = rewording(Features(tiny.clip()), tiny.task(), others=3, descriptions={"Ada Fox": ["a red thing"]})
     kinds = ["template", "sentence", "first", "last", "upper", "typo"]
-    assert list(found) == [f"reworded/{kind}" for kind in [*kinds, "description"]] + [
-        f"reworded/{kind}_others" for kind in kinds
-    ]
+    pairs = [name for kind in kinds for name in (f"reworded/{kind}", f"reworded/{kind}_others")]
+    assert list(found) == [*pairs, "reworded/description"]
     assert {metric.n for name, metric in found.items() if "_others" in name} == {3}
     assert found["reworded/typo"].better == "lower"
     assert found["reworded/typo_others"].better == "higher"
