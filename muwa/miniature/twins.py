@@ -30,7 +30,14 @@ EPOCHS = 34
 def folder_name(without: str, seed: int, epochs: int) -> str:
     """The folder of one twin: a function of all that makes it what it is."""
     tokenizer = (MINIATURE / "tokenizer.json").read_bytes()
-    parts = [without, str(seed), str(epochs), data.VERSION, Path(train.__file__).read_bytes(), tokenizer]
+    parts: list[str | bytes] = [
+        without,
+        str(seed),
+        str(epochs),
+        data.VERSION,
+        Path(train.__file__).read_bytes(),
+        tokenizer,
+    ]
     return f"without-{without.replace(' ', '_')}-seed-{seed}-epochs-{epochs}-{digest(parts)[:12]}"
 
 
