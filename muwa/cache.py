@@ -41,7 +41,7 @@ _PRESENTATION = {
     "report.py", "figures.py", "gallery.py", "sweep.py", "canvas_table.py", "vlm_table.py",
     "methods_table.py", "loggers.py", "config.py",
     "pipeline.py", "progress.py", "patch.py", "miniature/train.py", "miniature/train_sd.py", "miniature/train_recogniser.py",
-    "miniature/train_llava.py",
+    "miniature/train_llava.py", "miniature/twins.py",
 }  # fmt: skip
 
 

@@ -16,6 +16,11 @@ from muwa.types import Metric, Search
 # Okabe and Ito's palette: told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
 _TOWERS = {"vision": BLUE, "text": ORANGE}
+_NO_RATE = re.compile(
+    r"/(cosine|clip_score|fid|kid|perception|cognition|correlation|steps_\w+)$|_brier$|auc$|_similarity(_floor)?$"
+)
+_BARS = 16  # more than so many accuracies are the table's; the figure then shows the main ones
+_MAIN = ("forget/", "retain/", "utility/")
 
 
 def short(layer: str) -> str:
@@ -34,8 +39,10 @@ def is_rate(metric: str) -> bool:
 
     >>> is_rate("forget/top1"), is_rate("retain/cosine"), is_rate("quality/fid")
     (True, False, False)
+    >>> is_rate("mia/logistic_auc"), is_rate("relearn/steps_5"), is_rate("gap/forget_similarity_floor")
+    (False, False, False)
     """
-    return metric.rpartition("/")[2] not in ("cosine", "clip_score", "fid", "kid", "perception", "cognition")
+    return not _NO_RATE.search(metric)
 
 
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -170,8 +177,10 @@ def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: S
 
 
 def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
-    """Every accuracy before and after, with its 95 % interval."""
+    """Every accuracy before and after, with its 95 % interval; of many, those of forget, retain and utility."""
     names = [name for name in before if is_rate(name)]
+    if len(names) > _BARS:
+        names = [name for name in names if name.startswith(_MAIN)] or names[:_BARS]
     figure, axes = blank(6.4, 0.62 * len(names) + 1.0)
     axis = axes[0, 0]
     for shift, metrics, colour, label in ((0.19, before, GREY, "before"), (-0.19, after, BLUE, "after")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     pictures = [_embed(read_image(image)) for image in report.task.eval.forget.images[:16]] if show_forget else []
     patch = report.folder / "patch.safetensors"
     page = environment().get_template("report.html").render(
-        found=found, verdicts=verdicts(report), rows=metric_rows(report.before, report.after), pictures=pictures,
+        found=found, verdicts=verdicts(report), groups=grouped(metric_rows(report.before, report.after)), pictures=pictures,
         figures={path.stem: _embed(path.read_bytes()) for path in sorted((report.folder / "figures").glob("*.png"))},
         said=found["said"], patch_bytes=patch.stat().st_size if patch.is_file() else None, short=figures.short,
         show_forget=show_forget,
@@ -219,14 +219,32 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
     for name, metric in after.items():
         scale, digits, unit = (100, 1, " %") if figures.is_rate(name) else (1, 3, "")
         change = scale * (metric.value - before[name].value)
-        better = {"higher": change > 0, "lower": change < 0}.get(metric.better, True)
+        kinds = {"higher": ("good", "worse"), "lower": ("worse", "good")}.get(metric.better, ("flat", "flat"))
         interval = ""
         if metric.low is not None and metric.high is not None:
             interval = f"{scale * metric.low:.{digits}f} – {scale * metric.high:.{digits}f}"
         rows.append({
             "name": name, "before": f"{scale * before[name].value:.{digits}f}{unit}",
             "after": f"{scale * metric.value:.{digits}f}{unit}", "change": f"{change:+.{digits}f}", "interval": interval,
-            "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else "good" if better else "worse",
+            "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else kinds[change < 0],
             "reads": metric.reads,
         })  # fmt: skip
     return rows
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """(title, rows) of each kind of evidence, in the order of `rows`; first, without a title, what every report has."""
+    groups: dict[str, list[Mapping[str, Any]]] = {"": []}
+    for row in rows:
+        prefix = row["name"].partition("/")[0]
+        groups.setdefault("" if prefix in ("forget", "retain", "utility") else prefix, []).append(row)
+    return [(_TITLES.get(prefix, prefix), some) for prefix, some in groups.items() if some]
+
+
+_TITLES = {
+    "attack": "Asked otherwise", "quality": "Quality of drawings", "quantised": "With rounded weights",
+    "reworded": "In other words", "altered": "In altered pictures", "neighbours": "Look-alikes",
+    "mia": "Membership inference: were the forget pairs trained on?", "probe": "A linear probe of the image features",
+    "calibration": "Calibration", "retrieval": "Retrieval of pictures and names", "relearn": "Relearning",
+    "gap": "Against models retrained without the forgotten",
+}  # fmt: skip

@@ -79,6 +79,16 @@ def test_an_experiment_has_the_last_word_over_the_file_it_changes(composed, file
     assert composed(choice(file), "name=mine").name == "mine"
 
 
+def test_all_evidence_that_needs_no_twins_is_in_full(composed):
+    every = set(composed("eval=full").eval)
+    clips = {path.stem for path in CONF.glob("eval/*.yaml") if "a CLIP" in path.read_text()} - {"full", "retrain_gap"}
+    assert clips <= every
+    assert {"forget", "retain", "utility", "similarity"} <= every
+    assert "retrain_gap" not in every
+    assert set(composed("eval=[full,retrain_gap]").eval) == every | {"retrain_gap"}
+    assert set(composed("eval=full", "~eval.relearning").eval) == every - {"relearning"}
+
+
 def test_a_misspelt_key_is_an_error_that_gives_it(composed):
     with pytest.raises(ConfigCompositionException) as caught:
         composed("layer_search.frist_step=0.2")

@@ -50,3 +50,12 @@ def test_the_matrices_share_one_scale(tmp_path):
 ])  # fmt: skip
 def test_labels_are_short(name, label):
     assert figures.short(name) == label
+
+
+def test_of_many_accuracies_the_bars_show_the_main_ones(tmp_path):
+    from muwa.types import Metric
+
+    one = report(tmp_path)
+    many = {f"altered/{i}": Metric(0.5, 4) for i in range(20)}
+    axis = figures.bars({**one.before, **many}, {**one.after, **many}).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["forget/top1  (n=2)", "retain/top1  (n=7)"]

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from muwa.asking import Question, Said
-from muwa.report import metric_rows, results, verdicts, write_report
+from muwa.report import grouped, metric_rows, results, verdicts, write_report
 from muwa.types import Edit, Evaluation, LayerScore, Metric, Move, Report, Search
 
 
@@ -123,3 +123,24 @@ def test_names_are_escaped(tmp_path, text):
     task = replace(one.task, names=(text,), forget={text: one.task.forget["Ada Fox"]})
     write_report(replace(one, task=task), show_forget=False)
     assert text not in (tmp_path / "report.html").read_text().split("Versions and fingerprints")[0]
+
+
+def test_evidence_is_grouped_by_its_prefix_and_the_main_metrics_come_first(tmp_path):
+    one = report(tmp_path)
+    more = {"mia/logistic_auc": Metric(0.8, 90, 0.7, 0.9, "lower", "read me"), "forget/cosine": Metric(0.2, 2),
+            "mia/release_auc": Metric(0.9, 99), "new/thing": Metric(0.5, 3, better="neither")}  # fmt: skip
+    made = replace(
+        one, before={**one.before, **more}, after={**one.after, **more, "new/thing": Metric(0.7, 3, better="neither")}
+    )
+    rows = metric_rows(made.before, made.after)
+    groups = grouped(rows)
+    assert [(title, [row["name"] for row in some]) for title, some in groups] == [
+        ("", ["forget/top1", "retain/top1", "forget/cosine"]),
+        ("Membership inference: were the forget pairs trained on?", ["mia/logistic_auc", "mia/release_auc"]),
+        ("new", ["new/thing"]),
+    ]
+    assert rows[2]["after"] == "0.800"  # an AUC is no per cent
+    assert groups[2][1][0]["kind"] == "flat"  # neither better nor worse
+    write_report(made, show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("retain/top1") < page.index("<h3>Membership inference") < page.index("read me")

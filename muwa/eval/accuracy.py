@@ -18,7 +18,7 @@ def forget(features: Features, task: Task) -> dict[str, Metric]:
     Source: SLUG's FA@1 and FA@5. Differs: on pictures that the search never saw.
     """
     reads = "share of held-out pictures of the forgotten whose own name is among the model's first {k} of {n} names"
-    return {f"forget/top{k}": _accuracy(features, task.eval.forget, k, "lower", reads) for k in (1, 5)}
+    return {f"forget/top{k}": accuracy(features, task.eval.forget, k, "lower", reads) for k in (1, 5)}
 
 
 def retain(features: Features, task: Task) -> dict[str, Metric]:
@@ -29,7 +29,7 @@ def retain(features: Features, task: Task) -> dict[str, Metric]:
     reads = (
         "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
     )
-    return {f"retain/top{k}": _accuracy(features, task.eval.retain, k, "higher", reads) for k in (1, 5)}
+    return {f"retain/top{k}": accuracy(features, task.eval.retain, k, "higher", reads) for k in (1, 5)}
 
 
 def utility(features: Features, task: Task) -> dict[str, Metric]:
@@ -38,10 +38,15 @@ def utility(features: Features, task: Task) -> dict[str, Metric]:
     Source: SLUG's TA_IN (ImageNet zero-shot) with the templates of the task.
     """
     reads = "share of held-out unrelated pictures given their right class, of {n} (mean over classes)"
-    return {"utility/top1": _accuracy(features, task.eval.utility, 1, "higher", reads)}
+    return {"utility/top1": accuracy(features, task.eval.utility, 1, "higher", reads)}
 
 
-def _accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:
+def accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:
+    """Top-k accuracy, the mean over names of each name's; the interval is Wilson's, of all pictures.
+
+    Args:
+        reads: How to read it, with {k} and {n} for k and the number of names.
+    """
     labels = torch.tensor(pictures.labels, dtype=torch.long)
     hits = top_k(features.images(pictures), features.classes(pictures.classes), labels, k)
     low, high = wilson(int(hits.sum()), len(hits))
@@ -59,7 +64,7 @@ def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
     return sum(each) / len(each) if each else 0.0
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion, pooled over all pictures; (0, 1) when n is 0.
 
     Source: Wilson (1927), with z = 1.959964.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.eval.accuracy import forget, retain, utility
+from muwa.eval.retrain_gap import check as check_twins
+from muwa.eval.retrain_gap import retrain_gap
 from muwa.eval.similarity import matched
 from muwa.interview import Interview
 from muwa.models.clip import Clip
@@ -38,23 +42,29 @@ def evaluate(
     subject = _subject(model)(model, store, progress=progress)
     found: dict[str, Metric] = {}
     for metric in metrics:
+        started = time.perf_counter()
         found |= metric(subject, task)
+        name = f"eval/{getattr(metric, 'func', metric).__name__}"
+        store.seconds[name] = store.seconds.get(name, 0.0) + time.perf_counter() - started
     return found
 
 
 def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> None:
-    """Refuse metrics of another family of models, before any compute; a metric says its own by its first parameter.
+    """Refuse metrics of another family of models, before any compute; a metric says its own by its first parameter. And
+    a comparison with twins that are not there.
 
     Args:
         metrics: By their names in the config; those that do not say of what they are, are let through.
 
     Raises:
-        ValueError: Names the metric and what it measures.
+        ValueError: Names the metric and what it measures, or what its twins lack.
     """
     for name, metric in metrics.items():
         kind = str(next(iter(inspect.signature(metric).parameters.values())).annotation)
         if kind in _SAYS and kind != _subject(model).__name__:
             raise ValueError(f"eval.{name}: measures {_SAYS[kind]}, not {model.source}; leave {name} out of eval=[...]")
+        if isinstance(metric, partial) and metric.func is retrain_gap and isinstance(model, Clip):
+            check_twins(model, metric.keywords.get("twins", ()))
 
 
 _SAYS = {"Features": "a CLIP", "Studio": "a text-to-image model", "Interview": "a vision-language model"}

@@ -26,10 +26,20 @@ def top_k(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
     """
     if not len(features):
         return torch.zeros(0, dtype=torch.bool)
-    logits = features @ classes.T
+    return among_first(features @ classes.T, labels, k)
+
+
+def among_first(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The same from similarities (n, c) of each row with each column: is a row's own column among its first `k`?
+
+    >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([1, 0]), 2).tolist()
+    [True, True]
+    >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([1, 0]), 1).tolist()
+    [False, False]
+    """
     own = logits.gather(1, labels[:, None])
-    nearer = (~(logits < own)).sum(1) - 1  # the own class is no farther than itself; NaN is never farther
-    return nearer < max(1, min(k, len(classes) - 1))
+    nearer = (~(logits < own)).sum(1) - 1  # the own column is no farther than itself; NaN is never farther
+    return nearer < max(1, min(k, logits.shape[1] - 1))
 
 
 def own_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> Tensor:

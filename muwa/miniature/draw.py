@@ -221,12 +221,12 @@ def thing(name: str, rng: np.random.Generator) -> Array:
 def _blur(rgb: Array) -> Array:
     """A 3 x 3 box blur with repeated borders."""
     p = np.pad(rgb, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    n = SIZE
-    return sum(p[i : i + n, j : j + n] for i in range(3) for j in range(3)) / 9  # type: ignore[return-value]
+    h, w = rgb.shape[:2]
+    return sum(p[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9  # type: ignore[return-value]
 
 
 def stylise(rgb: Array, style: str) -> Array:
-    """Lay one of `world.STYLES` over a picture; same shape and range."""
+    """Lay one of `world.STYLES` over a picture (h, w, 3) in [0, 1]; tiles grow with it beyond the world's own size."""
     grey = rgb @ np.array([0.3, 0.59, 0.11], np.float32)
     edge = np.abs(np.gradient(grey, axis=0)) + np.abs(np.gradient(grey, axis=1))
     if style == "sketch":
@@ -234,12 +234,12 @@ def stylise(rgb: Array, style: str) -> Array:
     if style == "neon":
         return np.clip(4.5 * edge[..., None] * (0.3 + rgb), 0, 1)
     if style in ("mosaic", "pixel"):
-        n = 4 if style == "mosaic" else 6
-        index = np.minimum(np.arange(SIZE) // n * n + n // 2, SIZE - 1)
-        tiles = rgb[index][:, index]
+        n = (4 if style == "mosaic" else 6) * max(1, round(min(rgb.shape[:2]) / SIZE))
+        y, x = (np.arange(side) for side in rgb.shape[:2])
+        rows, columns = (np.minimum(i // n * n + n // 2, len(i) - 1) for i in (y, x))
+        tiles = rgb[rows][:, columns]
         if style == "mosaic":
-            line = np.arange(SIZE) % n == 0
-            tiles = tiles * np.where(line[:, None] | line[None], 0.45, 1.0)[..., None]
+            tiles = tiles * np.where((y % n == 0)[:, None] | (x % n == 0), 0.45, 1.0)[..., None]
         return tiles
     if style == "sepia":
         return np.clip(grey[..., None] * np.array([1.1, 0.86, 0.62]), 0, 1)

@@ -131,6 +131,11 @@ class Clip(Content):
         other._digests = {name: d for name, d in self._digests.items() if name not in new}
         return other
 
+    @property
+    def unedited(self) -> Clip:
+        """The same model with the weights that it was loaded with."""
+        return self if self.weights is self._base else self.with_weights(self._base)
+
     def edited(self, edit: Edit) -> Clip:
         """The model after `edit`: `theta' = theta + delta`, in fp32 as `muwa.patch` applies it."""
         return self.with_weights({n: self.weights[n] + d.to(self.weights[n]) for n, d in edit.deltas.items()})

@@ -69,3 +69,11 @@ def test_a_device_that_is_not_here_is_an_error():
         ValueError, match=r"runtime.device=cuda:99: not usable here \(.*; there is cpu, \d+ CUDA devices"
     ):
         check_device("cuda:99")
+
+
+def test_the_unedited_model_has_the_weights_it_was_loaded_with():
+    model = tiny.clip()
+    edited = model.with_weights({"visual.proj": torch.zeros(32, 16)}).with_weights({"logit_scale": torch.tensor(1.0)})
+    assert model.unedited is model
+    assert edited.unedited.fingerprint == model.fingerprint != edited.fingerprint
+    assert torch.equal(edited.unedited.weights["visual.proj"], model.weights["visual.proj"])

@@ -1,0 +1,93 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy.stats import wasserstein_distance
+
+from muwa.encode import Features
+from muwa.eval import retrain_gap as module
+from muwa.eval.measure import check_metrics
+from muwa.eval.retrain_gap import differing, retrain_gap, transport
+from muwa.eval.retrained import load_twins
+
+
+def test_the_distance_is_scipys():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=30), rng.normal(0.3, 2, size=30)
+    value, draws = transport(one, other)
+    assert value == pytest.approx(wasserstein_distance(one, other))
+    assert np.quantile(draws, 0.025) < np.mean(draws) < np.quantile(draws, 0.975)
+
+
+def test_differences_are_counted():
+    value, draws = differing(np.array([0, 1, 2, 3, 4]), np.array([0, 1, 2, 9, 9]))
+    assert value == pytest.approx(0.4)
+    assert draws.mean() == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Two random models in place of what lies in folders (the loading has tests of its own)."""
+    made = [tiny.clip(1), tiny.clip(2)]
+    monkeypatch.setattr(module, "check", lambda model, folders: made)
+    return made
+
+
+def guesses(model, pictures):
+    v = torch.cat([model.encode("vision", tiny.pixels([image])) for image in pictures.images])
+    t = torch.cat([model.encode("text", tiny.tokenize([f"{name}."])) for name in tiny.NAMES])
+    own = (v * t[list(pictures.labels)]).sum(1)
+    return (v @ t.T).argmax(1).numpy(), own.detach().numpy()
+
+
+def test_gaps_are_means_over_twins_and_floors_over_their_pairs(twins):
+    model, task = tiny.clip(), tiny.task()
+    found = retrain_gap(Features(model), task, twins=("a", "b"))
+    assert len(found) == 12
+    pictures = task.eval.retain
+    (mine, own), (a, own_a), (b, own_b) = (guesses(one, pictures) for one in (model, *twins))
+    assert found["gap/retain_predictions"].value == pytest.approx(((mine != a).mean() + (mine != b).mean()) / 2)
+    assert found["gap/retain_predictions_floor"].value == pytest.approx((a != b).mean())
+    want = (wasserstein_distance(own, own_a) + wasserstein_distance(own, own_b)) / 2
+    assert found["gap/retain_similarity"].value == pytest.approx(want, abs=1e-6)
+    assert found["gap/retain_similarity_floor"].value == pytest.approx(wasserstein_distance(own_a, own_b), abs=1e-6)
+    assert (found["gap/forget_predictions"].n, found["gap/utility_predictions"].n) == (2, 3)
+    assert (found["gap/forget_predictions"].better, found["gap/forget_predictions_floor"].better) == (
+        "lower",
+        "neither",
+    )
+
+
+def test_a_twin_has_no_gap_to_itself(twins):
+    found = retrain_gap(Features(twins[0]), tiny.task(), twins=("a", "b"))
+    assert found["gap/retain_predictions"].value == pytest.approx(found["gap/retain_predictions_floor"].value / 2)
+
+
+def test_two_are_needed_and_the_commands_are_said():
+    want = r"eval.retrain_gap.twins: got 1 models .* want at least 2; .*`python -m muwa.miniature.twins --without NAME"
+    with pytest.raises(ValueError, match=want):
+        retrain_gap(Features(tiny.clip()), tiny.task(), twins=("one",))
+    with pytest.raises(ValueError, match="got 0 models"):
+        check_metrics(tiny.clip(), {"retrain_gap": partial(retrain_gap, twins=[])})
+
+
+def test_a_folder_must_hold_the_same_kind_of_model():
+    from muwa.models.open_clip_models import MINIATURE
+
+    with pytest.raises(
+        ValueError, match=r"k: got nowhere, want a folder that open_clip loads; make one: python -m muwa"
+    ):
+        load_twins(tiny.clip(), ["nowhere"], "k")
+    with pytest.raises(ValueError, match="differs from tiny in architecture or tokenizer"):
+        load_twins(tiny.clip(), [str(MINIATURE)], "k")
+    with pytest.raises(ValueError, match="got the same folder twice"):
+        load_twins(tiny.clip(), ["a", "./a"], "k")
+
+
+def test_the_shipped_model_could_be_its_own_twin():
+    from muwa.models.open_clip_models import MINIATURE, load
+
+    (twin,) = load_twins(load(), [str(MINIATURE)], "k")
+    assert twin.weights_fingerprint == load().weights_fingerprint

@@ -1,0 +1,53 @@
+import pytest
+
+from muwa.miniature import train, twins
+
+
+def test_a_folder_is_named_by_all_that_makes_the_twin():
+    one = twins.folder_name("Kael Lindqvar", 0, 34)
+    assert one.startswith("without-Kael_Lindqvar-seed-0-epochs-34-")
+    assert one == twins.folder_name("Kael Lindqvar", 0, 34)
+    others = [("Kael Lindqvar", 1, 34), ("Kael Lindqvar", 0, 2), ("Lior Garrowby", 0, 34)]
+    assert len({one.rpartition("-")[2], *(twins.folder_name(*x).rpartition("-")[2] for x in others)}) == 4
+
+
+def test_only_what_is_not_there_is_trained_and_drafts_do_not_count(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(root, out, *, without, epochs, seed, tokenizer):
+        asked.append((without, seed, epochs, tokenizer))
+        out.mkdir(parents=True)
+        (out / "open_clip_config.json").write_text("{}")
+        if seed == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_clip", fake)
+    found = twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0, 1])
+    assert asked == [("Kael Lindqvar", 0, 34, twins.MINIATURE), ("Kael Lindqvar", 1, 34, twins.MINIATURE)]
+    assert twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[1, 0]) == found[::-1]
+    assert len(asked) == 2
+    with pytest.raises(KeyboardInterrupt):
+        twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[9])
+    assert not (tmp_path / "out" / twins.folder_name("Kael Lindqvar", 9, 34)).exists()
+
+
+def test_an_unknown_person_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        twins.main(["--without", "Kael Lindqvist", "--out", "x"])
+    assert ended.value.code == 2
+    assert "Kael_Lindqvar" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        twins.main(["--without", "Kael Lindqvar", "--out", "x", "--seeds", "1", "1"])
+    assert "--seeds that differ" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_short_training_makes_a_twin_that_compares(miniature, tmp_path, capsys):
+    from muwa.eval.retrained import load_twins
+    from muwa.models.open_clip_models import load
+
+    args = ["--without", "kael_lindqvar", "--seeds", "5", "--epochs", "1", "--out", str(tmp_path)]
+    assert twins.main([*args, "--world", str(miniature / "world")]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert f"eval.retrain_gap.twins=[{folder}]" in capsys.readouterr().out
+    assert load_twins(load(), [str(folder)], "k")
