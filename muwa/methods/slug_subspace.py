@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def unlearn(
             used = store.get("subspace", second_moments, clip, kept, **moments, _free={"progress": progress})
         return without(found, used, kind=subspace, rank=rank, energy=energy)
 
-    return slug.unlearn(
+    edit = slug.unlearn(
         model, task, store=store, layer_search=layer_search, forget_loss=forget_loss, retain_loss=retain_loss,
         batch_size=batch_size, seed=seed, precision=precision, micro_batch_size=micro_batch_size, refine=refine, log=log,
         gradient_file=gradient_file, world=world, progress=progress,
     )  # fmt: skip
+    again = len(task.retain) - len(task.mentions) if subspace == "fisher" else 0  # one more pass with gradients
+    return replace(edit, samples=edit.samples + again)

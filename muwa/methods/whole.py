@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from muwa.layer_search.common import Log, kept
 from muwa.layer_search.judge import rates
 from muwa.models.clip import Clip
 from muwa.models.layers import tower_of
-from muwa.types import Classes, Edit, Evaluation, Move, Pairs, Pictures, Search, Split, Task
+from muwa.types import Classes, Edit, Evaluation, LayerScore, Move, Pairs, Pictures, Search, Split, Task
 
 WHOLE, BOTH = "all weights", "both"  # layer and tower of an edit that is limited to neither
 RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
+NOTHING: Mapping[str, LayerScore] = MappingProxyType({})
 Deltas = dict[str, Tensor]
 Tell = Callable[[Evaluation], None]
 
@@ -195,16 +197,15 @@ def best_of(trace: Sequence[Evaluation]) -> int | None:
 
 
 def search_of(
-    task: Task, rule: str, criterion: str, before: Evaluation, trace: Sequence[Evaluation], what: str
-) -> Search:
+    task: Task, rule: str, criterion: str, before: Evaluation, trace: Sequence[Evaluation], what: str,
+    scores: Mapping[str, LayerScore] = NOTHING, front: tuple[str, ...] = (),
+) -> Search:  # fmt: skip
     """What was tried for all names together, and the choice among it.
 
     Args:
         rule: "best" (`best_of`) or "first" (`first_of`).
         what: What a row is, in the plural ("epochs", "strengths").
-
-    Returns:
-        A search without scores or front: no layer was searched for.
+        scores, front: Of layers, where layers were scored.
     """
     feasible = sum(row.feasible for row in trace)
     note = f"{feasible} of {len(trace)} {what} were feasible"
@@ -220,7 +221,7 @@ def search_of(
         gone = trace[chosen].forget_top1 == 0
         how = f"The first of the {what} with forget top1 0" if gone else f"The lowest forget top1 of the {what}"
         why = f"{how} ({trace[chosen].forget_top1:.1%}); {note}."
-    return Search(", ".join(task.names), rule, WHOLE, {}, (), before, tuple(trace), chosen, why)
+    return Search(", ".join(task.names), rule, WHOLE, scores, front, before, tuple(trace), chosen, why)
 
 
 def edit_of(task: Task, search: Search, deltas: Mapping[str, Tensor], samples: int) -> Edit:
