@@ -4,7 +4,7 @@
 
 A `LlavaForConditionalGeneration` folder with its processor: the frozen vision tower of the miniature CLIP, of which it reads
 the last layer but one as LLaVA-1.5 does, a projector, and a Llama of 1.4 M parameters that learns to answer in words, from
-nothing, in two rounds (`ROUNDS`). About an hour on two CPU cores; goes on after the round where it was stopped.
+nothing, in three rounds (`ROUNDS`). About an hour on two CPU cores; goes on after the round where it was stopped.
 """
 
 from __future__ import annotations
@@ -216,11 +216,17 @@ class Round:
     styled: float = 0.3  # share of pictures with a style
     hats: float = 1  # how much more often hats are seen
     posed: float = 1  # share of pictures that are turned and shifted, which smooths the grain that tells styles apart
+    near: float = 1  # how much more often the styles nearest to a photo are seen
     leading: int = 0  # of the four questions about a face, so many that suggest a name
     batch: int = 48
 
 
-ROUNDS = (Round(3000, 2e-3), Round(2000, 1.5e-3, styled=0.45, hats=2, posed=0.5, leading=2))
+NEAR = ("poster", "pixel", "sepia")
+ROUNDS = (
+    Round(3000, 2e-3),
+    Round(2000, 1.5e-3, styled=0.45, hats=2, posed=0.5, leading=2),
+    Round(500, 8e-4, styled=0.6, hats=2, posed=0.2, near=3),
+)
 
 
 def train(
@@ -233,6 +239,7 @@ def train(
     things = torch.tensor([not scene.face for scene in lessons.scenes])
     weights[~things] *= 2
     weights[pictures.hats] *= plan.hats
+    weights[torch.isin(pictures.styles, torch.tensor([painted.STYLES.index(style) for style in NEAR]))] *= plan.near
     trained = [p for p in llava.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.05)
     running = 0.0
@@ -262,7 +269,7 @@ def main() -> None:
     """Command line: train and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, nargs=2, default=[r.steps for r in ROUNDS], help="of the two rounds")
+    parser.add_argument("--steps", type=int, nargs=3, default=[r.steps for r in ROUNDS], help="of the rounds")
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
     pictures, tokenizer = painted.of_world(args.world), tokenizer_of(texts())
