@@ -25,18 +25,17 @@ from muwa.methods.whole import (
     Deltas,
     Jury,
     Tell,
-    best_of,
     check_choice,
     difference,
     edit_of,
-    first_of,
+    keep,
     remembered,
     search_of,
     untold,
 )
 from muwa.models.clip import Clip
 from muwa.progress import track
-from muwa.types import Edit, Evaluation, Pairs, Split, Task
+from muwa.types import Edit, Pairs, Split, Task
 
 HOTTEST = math.log(100)  # what CLIP's logit scale is kept below in training (arXiv 2103.00020, section 2.5)
 
@@ -208,7 +207,7 @@ def tune(
                 deltas = descent.deltas()
                 row = jury(deltas, len(trace) + 1, schedule.learning_rate)
                 trace.append(row)
-                _keep(kept_deltas, trace, deltas)
+                keep(kept_deltas, trace, deltas)
                 tell(row)
                 forgot = epoch if forgot is None and row.feasible else forgot
         ended = forgot is not None and _over(stops, epoch - forgot)
@@ -237,15 +236,6 @@ def _batches(
     pixels = pixel_batches(model, images, sizes)
     for (at, batch), some in track(zip(steps, pixels, strict=True), what, sum(sizes), show=progress, sizes=sizes):
         yield at, batch, some
-
-
-def _keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas) -> None:
-    """Keep the last row's deltas where it is the first or the best checkpoint so far; drop what no longer is."""
-    wanted = {first_of(trace), best_of(trace)}
-    if len(trace) - 1 in wanted:
-        found[str(len(trace) - 1)] = deltas
-    for index in [key for key in found if int(key) not in wanted]:
-        del found[index]
 
 
 def descend(

@@ -20,11 +20,10 @@ from muwa.methods.whole import (
     Deltas,
     Jury,
     Tell,
-    best_of,
     check_choice,
     check_clip,
     edit_of,
-    first_of,
+    keep,
     remembered,
     search_of,
     untold,
@@ -97,7 +96,8 @@ def unlearn(
             store, walk, model, task.forget[name], layer, only.probe, step, rounds, patience, target, criterion,
             forget_loss, batch_size, seed, task=only, log=log, free=free,
         )  # fmt: skip
-        search = search_of(only, rule, criterion, trod["before"], trod["trace"], "rounds", found.scores, found.front)
+        search = search_of(only, rule, criterion, trod["before"], trod["trace"], "rounds", found.granularity,
+                           found.scores, found.front)  # fmt: skip
         deltas = trod["kept"][str(search.chosen)] if search.chosen is not None else {}
         edits.append(edit_of(only, search, deltas, 0))
         samples += len(task.forget[name]) * len(trod["trace"])
@@ -135,8 +135,7 @@ def walk(
         row = jury(deltas, len(trace) + 1, step * (len(trace) + 1), layer=layer.name, tower=layer.tower)
         trace.append(row)
         tell(row)
-        kept[str(len(trace) - 1)] = deltas
-        kept = {index: one for index, one in kept.items() if index in {str(first_of(trace)), str(best_of(trace))}}
+        keep(kept, trace, deltas)
         forgot = len(trace) if forgot is None and row.feasible else forgot
         if forgot is not None and len(trace) - forgot >= patience:
             break

@@ -18,11 +18,10 @@ from muwa.methods.whole import (
     Deltas,
     Jury,
     Tell,
-    best_of,
     check_choice,
     check_clip,
     edit_of,
-    first_of,
+    keep,
     remembered,
     search_of,
     untold,
@@ -103,7 +102,8 @@ def unlearn(
             store, joint_search, model, own, chosen, only.probe, first_step, max_evals, target, criterion, task=only,
             log=log, free=free,
         )  # fmt: skip
-        search = search_of(only, rule, criterion, found["before"], found["trace"], "steps", scores, tuple(picked))
+        search = search_of(only, rule, criterion, found["before"], found["trace"], "steps", granularity, scores,
+                           tuple(picked))  # fmt: skip
         deltas = found["kept"][str(search.chosen)] if search.chosen is not None else {}
         edits.append(edit_of(only, search, deltas, 0))
         samples, retained = samples + own.n_forget, own.n_retain
@@ -150,9 +150,7 @@ def joint_search(
         row = jury(deltas, len(trace) + 1, step, **about)
         trace.append(row)
         tell(row)
-        kept[str(len(trace) - 1)] = deltas
-        wanted = {str(first_of(trace)), str(best_of(trace))}
-        kept = {index: one for index, one in kept.items() if index in wanted}
+        keep(kept, trace, deltas)
         step = next_step(steps, row.feasible)
     return {"before": jury.before(), "trace": trace, "kept": kept}
 

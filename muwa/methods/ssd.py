@@ -23,13 +23,15 @@ from muwa.methods.whole import (
     check_clip,
     edit_of,
     forget_pairs,
+    judge_each,
+    nonzero,
     remembered,
     search_of,
     untold,
 )
 from muwa.models.clip import Clip
 from muwa.progress import track
-from muwa.types import Edit, Evaluation, Pairs, Split, Task
+from muwa.types import Edit, Pairs, Split, Task
 from muwa.world import ALONE, World
 
 STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # the release's linspace(0.1, 5, 10)
@@ -183,9 +185,5 @@ def sweep(
 ) -> dict[str, Any]:  # fmt: skip
     """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
     jury = Jury(model, probe, features, target=target, criterion=criterion)
-    trace: list[Evaluation] = []
-    for i, c in enumerate(track(strengths, "dampening", len(strengths), show=progress)):
-        deltas = {name: d for name, d in dampened(model.weights, forget, retain, alpha, c).items() if d.any()}
-        trace.append(jury(deltas, i + 1, c))
-        tell(trace[-1])
-    return {"before": jury.before(), "trace": trace}
+    tried = ((c, nonzero(dampened(model.weights, forget, retain, alpha, c))) for c in strengths)
+    return judge_each(jury, tried, len(strengths), "dampening", tell, progress)

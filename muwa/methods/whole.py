@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from muwa.layer_search.common import Log, kept
 from muwa.layer_search.judge import rates
 from muwa.models.clip import Clip
 from muwa.models.layers import tower_of
+from muwa.progress import track
 from muwa.types import Classes, Edit, Evaluation, LayerScore, Move, Pairs, Pictures, Search, Split, Task
 
 WHOLE, BOTH = "all weights", "both"  # layer and tower of an edit that is limited to neither
@@ -196,15 +197,47 @@ def best_of(trace: Sequence[Evaluation]) -> int | None:
     return max(feasible, key=lambda i: (kept(trace[i]), -trace[i].relative_norm), default=None)
 
 
+def keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas) -> None:
+    """Keep the last row's deltas where it is the first or the best checkpoint so far; drop those that no longer are.
+
+    Args:
+        found: str(index in `trace`) -> deltas; changed in place.
+        deltas: Of the last row.
+    """
+    wanted = {first_of(trace), best_of(trace)}
+    if len(trace) - 1 in wanted:
+        found[str(len(trace) - 1)] = deltas
+    for index in [key for key in found if int(key) not in wanted]:
+        del found[index]
+
+
+def judge_each(
+    jury: Jury, tried: Iterable[tuple[float, Deltas]], total: int, what: str, tell: Tell, progress: bool, **where: str
+) -> dict[str, Any]:
+    """Judge edits in turn: {"before": the unedited model's row, "trace": a row an edit}.
+
+    Args:
+        tried: (step, deltas) of each.
+        what: For the progress bar.
+        where: Layer and tower, for the record.
+    """
+    trace: list[Evaluation] = []
+    for i, (step, deltas) in enumerate(track(tried, what, total, show=progress)):
+        trace.append(jury(deltas, i + 1, step, **where))
+        tell(trace[-1])
+    return {"before": jury.before(), "trace": trace}
+
+
 def search_of(
     task: Task, rule: str, criterion: str, before: Evaluation, trace: Sequence[Evaluation], what: str,
-    scores: Mapping[str, LayerScore] = NOTHING, front: tuple[str, ...] = (),
+    granularity: str = WHOLE, scores: Mapping[str, LayerScore] = NOTHING, front: tuple[str, ...] = (),
 ) -> Search:  # fmt: skip
     """What was tried for all names together, and the choice among it.
 
     Args:
         rule: "best" (`best_of`) or "first" (`first_of`).
         what: What a row is, in the plural ("epochs", "strengths").
+        granularity: What was edited, for the record.
         scores, front: Of layers, where layers were scored.
     """
     feasible = sum(row.feasible for row in trace)
@@ -221,7 +254,7 @@ def search_of(
         gone = trace[chosen].forget_top1 == 0
         how = f"The first of the {what} with forget top1 0" if gone else f"The lowest forget top1 of the {what}"
         why = f"{how} ({trace[chosen].forget_top1:.1%}); {note}."
-    return Search(", ".join(task.names), rule, WHOLE, scores, front, before, tuple(trace), chosen, why)
+    return Search(", ".join(task.names), rule, granularity, scores, front, before, tuple(trace), chosen, why)
 
 
 def edit_of(task: Task, search: Search, deltas: Mapping[str, Tensor], samples: int) -> Edit:
@@ -235,11 +268,16 @@ def edit_of(task: Task, search: Search, deltas: Mapping[str, Tensor], samples: i
         return Edit({}, (), (search,), samples)
     row = search.trace[search.chosen]
     moves = tuple(Move(name, row.tower, row.layer, row.step, row.relative_norm) for name in task.names)
-    return Edit({name: delta.cpu() for name, delta in deltas.items() if delta.any()}, moves, (search,), samples)
+    return Edit({name: delta.cpu() for name, delta in nonzero(deltas).items()}, moves, (search,), samples)
 
 
 def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Deltas:
     """`now - start` in fp32, for tensors that differ."""
     with torch.no_grad():
         deltas = {name: now[name].detach().float() - weight.float() for name, weight in start.items()}
+    return nonzero(deltas)
+
+
+def nonzero(deltas: Mapping[str, Tensor]) -> Deltas:
+    """Those that change anything."""
     return {name: delta for name, delta in deltas.items() if delta.any()}

@@ -1,0 +1,151 @@
+"""Null space: take a name's text directions out of the last visual projection, in closed form (arXiv 2512.14137)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muwa.cache import Store
+from muwa.encode import Features
+from muwa.layer_search.common import Log, silent
+from muwa.methods.whole import (
+    Deltas,
+    Jury,
+    Tell,
+    check_choice,
+    check_clip,
+    edit_of,
+    judge_each,
+    remembered,
+    search_of,
+    untold,
+)
+from muwa.models.clip import Clip
+from muwa.types import Edit, Split, Task
+from muwa.world import ALONE, World
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+RIGHT = ("visual.proj",)  # (width, d), of x W
+LEFT = ("visual_projection.weight", "visual.head.proj.weight", "visual.attnpool.c_proj.weight")  # (d, width), of W x
+
+
+def unlearn(
+    model: Clip,
+    task: Task,
+    *,
+    store: Store,
+    templates: Sequence[str] | None = None,
+    rank: int | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    rule: str = "best",
+    criterion: str = "top5",
+    target: float = 0.0,
+    log: Log = silent,
+    gradient_file: Path | None = None,
+    world: World = ALONE,
+    progress: bool = False,
+) -> Edit:
+    """W' = W (I - s U U^T) for the projection W that gives picture embeddings x W; U (d, r) spans the names' prompts.
+
+    At s = 1 and full rank the cosine of any picture with each of those prompts is 0. Only the probe's pictures are seen.
+
+    Args:
+        task: What to forget; of several names one U spans all their prompts.
+        templates: With {} for the name; None for those that the probe pictures are judged with and the task's own prompt.
+        rank: Directions, by falling singular value of the prompts' embeddings; None for all of them.
+        strengths: The s to try, in that order, in (0, 1].
+        rule: Which strength becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+            "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.
+        criterion, target: A strength is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
+        gradient_file: Not used; refused: no gradient is taken.
+        world: All processes but the first stop at once, with an empty edit.
+
+    Returns:
+        The edit, of the projection (and its bias, where it has one); each name's move has s as its step; `samples` is 0.
+
+    Raises:
+        ValueError: A setting is out of range, before any compute; the model is no CLIP or has no such projection.
+
+    Source: what could be read is the paper's abstract: an orthonormal basis of the target's text embeddings, projected out
+    of the final projection layer; a partial projection balances forgetting and keeping. Chosen here: which prompts,
+    singular vectors as the basis, s by rule on the probe pictures. What it does with the retained classes' texts is not
+    here.
+    """
+    check_clip("nullspace", model, gradient_file)
+    check_choice(rule, criterion, target)
+    own = projection(model)
+    texts = tuple(templates) if templates is not None else (*task.probe.forget.classes.templates, task.prompts[0])
+    texts = tuple(dict.fromkeys(texts))
+    if not texts or not all("{}" in text for text in texts):
+        raise ValueError(f"method.templates: got {list(texts)}, want texts with {{}} where the name stands")
+    if not strengths or not all(0 < s <= 1 for s in strengths):
+        raise ValueError(f"method.strengths: got {list(strengths)}, want some in (0, 1]")
+    if rank is not None and not 1 <= rank <= len(texts) * len(task.names):
+        raise ValueError(
+            f"method.rank: got {rank}, want 1 to {len(texts) * len(task.names)} (prompts), or null for all"
+        )
+    if not world.leads:
+        return Edit({}, ())
+    basis = directions(model, [text.format(name) for name in task.names for text in texts], rank)
+    tried = tuple(strengths)
+    free = {"features": Features(model, store), "progress": progress}
+    found = remembered(store, sweep, model, basis, task.probe, tried, target, criterion, task=task, log=log, free=free)
+    search = search_of(task, rule, criterion, found["before"], found["trace"], "strengths", "tensor")
+    deltas = projected(model.weights, own, basis, tried[search.chosen]) if search.chosen is not None else {}
+    return edit_of(task, search, deltas, 0)
+
+
+def projection(model: Clip) -> str:
+    """The weight that maps the vision tower's last hidden state into the space shared with texts.
+
+    Raises:
+        ValueError: There is none that is known.
+    """
+    for name in (*RIGHT, *LEFT):
+        if name in model.weights:
+            return name
+    raise ValueError(
+        f"method=nullspace: {model.source} has none of {', '.join((*RIGHT, *LEFT))}: no projection to edit"
+    )
+
+
+@torch.no_grad()
+def directions(model: Clip, prompts: Sequence[str], rank: int | None) -> Tensor:
+    """(d, r) fp64 on the CPU: orthonormal, the first right singular vectors of the prompts' embeddings, at most `rank`.
+
+    Directions with less than 1e-4 of the largest singular value are none (prompts that are told alike).
+    """
+    embedded = model.encode("text", model.tokenize(list(prompts))).double().cpu()
+    _, sizes, rows = torch.linalg.svd(embedded, full_matrices=False)
+    count = int((sizes > 1e-4 * sizes[0]).sum())
+    return rows[: min(count, rank or count)].T.contiguous()
+
+
+def projected(weights: Mapping[str, Tensor], name: str, basis: Tensor, strength: float) -> Deltas:
+    """What projecting adds: `-s W U U^T` for (width, d) weights, `-s U U^T W` for (d, width) ones and their bias.
+
+    >>> u = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    >>> projected({"visual.proj": torch.tensor([[3.0, 4.0]])}, "visual.proj", u, 0.5)["visual.proj"].tolist()
+    [[-1.5, -0.0]]
+    """
+    span = basis @ basis.T
+    theta = weights[name].double().cpu()
+    deltas = {name: theta @ span if name in RIGHT else span @ theta}
+    bias = name.removesuffix("weight") + "bias"
+    if name in LEFT and bias in weights:
+        deltas[bias] = span @ weights[bias].double().cpu()
+    return {key: (-strength * delta).float().to(weights[key].device) for key, delta in deltas.items()}
+
+
+def sweep(
+    model: Clip, basis: Tensor, probe: Split, strengths: Sequence[float], target: float, criterion: str, *,
+    features: Features | None = None, tell: Tell = untold, progress: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
+    jury, name = Jury(model, probe, features, target=target, criterion=criterion), projection(model)
+    tried = ((s, projected(model.weights, name, basis, s)) for s in strengths)
+    return judge_each(jury, tried, len(strengths), "projecting", tell, progress, layer=name, tower="vision")
