@@ -65,6 +65,9 @@ class Root:
     name: str = MISSING
     seed: int = MISSING
     stages: list[str] = MISSING
+    forget_target: float = MISSING
+    learning_rate: float = MISSING
+    checkpoint: str = MISSING
     gradients: str | None = None
     paths: Paths = field(default_factory=Paths)
     runtime: Runtime = field(default_factory=Runtime)

@@ -27,9 +27,9 @@ Run = tuple[Mapping[str, str], Mapping[str, Any]]  # (what was swept, results.js
 
 def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
     """Write table.csv, .md, .tex and .png, and evidence.csv, .md, .tex, where a method or a setting of one was swept."""
-    variants = grouped(runs)
-    if not any(key.split(".")[0] in ("method", "layer_search") for swept, _ in runs for key in swept):
+    if not any(key.split(".")[0] in ("method", "layer_search", "forget_target") for swept, _ in runs for key in swept):
         return
+    variants = grouped(runs)
     if all(set(ACCURACIES) <= set(found["metrics"]["after"]) for _, found in runs):
         _write(folder / "table", *accuracies(variants))
         figures.save(_figure(variants), folder / "table.png")
@@ -39,7 +39,11 @@ def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
 def grouped(runs: Sequence[Run]) -> dict[str, list[Mapping[str, Any]]]:
     """Label of a variant -> its runs: those that differ only in what was forgotten and in the seed."""
     found: dict[str, list[Mapping[str, Any]]] = {}
+    seen = []
     for swept, run in runs:
+        if swept in seen:  # again, for a setting that its method does not read
+            continue
+        seen.append(swept)
         own = {key: value for key, value in swept.items() if key not in _REPEATED}
         method = own.pop("method", run["provenance"]["method"])
         settings = ", ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items() if value)

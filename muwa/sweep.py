@@ -21,6 +21,7 @@ from muwa.methods_table import write_methods_table
 from muwa.report import environment, write_text
 from muwa.vlm_table import write_vlm_table
 
+_SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of conf/config.yaml that some methods read
 _CHANGES = ("retain/top1", "retain/top5", "utility/top1", "retain/ira", "retain/cra")
 
 
@@ -78,7 +79,10 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def swept(folder: Path) -> list[tuple[Path, dict[str, str]]]:
-    """(run's folder, what was swept and its value there, "" where a run has none), in the order of their numbers."""
+    """(run's folder, what was swept and its value there, "" where a run has none), in the order of their numbers.
+
+    A setting of all methods (`learning_rate`) that a run's own method does not read counts as not given there.
+    """
     runs = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
     every = [_overrides(run) for run in runs]
     keys = [key for key in dict.fromkeys(k for one in every for k in one) if len({one.get(key) for one in every}) > 1]
@@ -91,7 +95,10 @@ def _order(run: Path) -> tuple[int, str]:
 
 def _overrides(run: Path) -> dict[str, str]:
     listed = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or []
-    return dict(one.lstrip("+~").split("=", 1) for one in listed if "=" in one)
+    found = dict(one.lstrip("+~").split("=", 1) for one in listed if "=" in one)
+    config = run / ".hydra" / "config.yaml"
+    text = config.read_text() if config.is_file() else ""
+    return {key: value for key, value in found.items() if key not in _SHARED or f"${{{key}}}" in text}
 
 
 def _result(found: dict[str, Any]) -> dict[str, Any]:

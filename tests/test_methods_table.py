@@ -37,6 +37,13 @@ def test_rows_are_methods_and_their_settings_over_what_was_forgotten():
     assert table["ga (rule=first)"]["retain/top1"] == "50.00"
 
 
+def test_a_run_made_again_for_a_setting_that_its_method_does_not_read_counts_once():
+    assert {label: len(runs) for label, runs in grouped([*RUNS, RUNS[0], RUNS[1]]).items()} == {
+        "slug": 2,
+        "ga (rule=first)": 1,
+    }
+
+
 def test_the_table_of_evidence_has_every_shared_metric_with_its_direction():
     header, rows = evidence(grouped(RUNS))
     assert header == ["metric", "better", "before", "slug", "ga (rule=first)"]

@@ -1,7 +1,7 @@
 import csv
 import json
 
-from muwa.sweep import end_run, headline, read_runs, write_sweep
+from muwa.sweep import end_run, headline, read_runs, swept, write_sweep
 
 
 def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
@@ -59,3 +59,16 @@ def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):
 def test_no_runs_no_pages(tmp_path):
     write_sweep(tmp_path)
     assert not list(tmp_path.glob("sweep.*"))
+
+
+def test_a_shared_setting_counts_where_the_method_reads_it(tmp_path):
+    for number, (rate, reads) in enumerate([("1e-4", True), ("1e-5", True), ("1e-5", False)]):
+        folder = tmp_path / str(number) / ".hydra"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"- learning_rate={rate}\n- task.identity=A\n")
+        (folder / "config.yaml").write_text("method:\n  learning_rate: ${learning_rate}\n" if reads else "method: {}\n")
+    assert [own for _, own in swept(tmp_path)] == [
+        {"learning_rate": "1e-4"},
+        {"learning_rate": "1e-5"},
+        {"learning_rate": ""},
+    ]
