@@ -225,7 +225,7 @@ NEAR = ("poster", "pixel", "sepia")
 ROUNDS = (
     Round(3000, 2e-3),
     Round(2000, 1.5e-3, styled=0.45, hats=2, posed=0.5, leading=2),
-    Round(500, 8e-4, styled=0.6, hats=2, posed=0.2, near=3),
+    Round(600, 8e-4, styled=0.45, hats=1.5, posed=0.2, near=1.3),
 )
 
 
