@@ -8,7 +8,7 @@ run: install
 	$(BIN)/python launch.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

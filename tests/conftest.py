@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -12,27 +14,41 @@ from muwa.miniature import data
 CONF = Path(__file__).parent.parent / "conf"
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: a core each, before torch is imported
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(scope="session")
-def miniature(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that all processes of a session share (pytest -n 2)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def miniature(shared):
     """A folder with the whole miniature world in it, drawn once a session, as `dataset.root` wants it."""
-    root = tmp_path_factory.mktemp("miniature")
-    for _ in data.write(root / "world"):
+    for _ in data.write(shared / "miniature" / "world"):
         pass
-    return root
+    return shared / "miniature"
 
 
 @pytest.fixture(scope="session")
-def default_run(miniature, tmp_path_factory):
+def default_run(miniature, shared):
     """`python launch.py` with every default, from a cold cache, once a session: (its folder, what it printed).
 
     The cache lies in `cache/` three levels above it.
     """
-    out = tmp_path_factory.mktemp("default")
+    out = shared / "default"
     command = [sys.executable, str(CONF.parent / "launch.py"), f"paths.outputs={out}", f"dataset.root={miniature}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out, check=False)
-    assert done.returncode == 0, done.stderr
+    with FileLock(f"{out}.lock"):
+        if not (out / "stdout.txt").is_file():
+            out.mkdir()
+            done = subprocess.run(command, capture_output=True, text=True, cwd=out, check=False)
+            assert done.returncode == 0, done.stderr
+            (out / "stdout.txt").write_text(done.stdout)
     (results,) = out.glob("slug/*/*/results.json")
-    return results.parent, done.stdout
+    return results.parent, (out / "stdout.txt").read_text()
 
 
 @pytest.fixture
