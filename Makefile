@@ -8,7 +8,7 @@ run: install
 	$(BIN)/python launch.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of a thread each
 
 lint: install
 	$(BIN)/ruff check .

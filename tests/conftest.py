@@ -14,10 +14,6 @@ from muwa.miniature import data
 CONF = Path(__file__).parent.parent / "conf"
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: a core each, before torch is imported
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that all processes of a session share (pytest -n 2)."""
