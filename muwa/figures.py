@@ -110,7 +110,7 @@ def trace(search: Search) -> Figure:
     layers = list(dict.fromkeys(row.layer for row in search.trace))
     columns = min(4, max(1, len(layers)))
     rows = -(-len(layers) // columns) or 1
-    figure, axes = blank(3.1 * columns, 2.5 * rows + 0.5, rows, columns)
+    figure, axes = blank(max(6.2, 3.1 * columns), 2.5 * rows + 0.5, rows, columns)  # room for the legend
     lines = (("forget_top5", "forget top-5", RED, "-"), ("forget_top1", "forget top-1", RED, ":"),
              ("retain_top1", "retain top-1", BLUE, "-"), ("utility_top1", "utility top-1", GREEN, "-"))  # fmt: skip
     chosen = search.trace[search.chosen] if search.chosen is not None else None

@@ -60,6 +60,22 @@ def test_the_page_stands_alone_and_is_whole(tmp_path):
     assert not list(tmp_path.rglob("*.draft*"))
 
 
+def test_the_page_of_a_method_that_searches_no_layer_shows_its_steps_and_no_empty_section(tmp_path):
+    made = report(tmp_path)
+    rows = tuple(replace(row, layer="all weights", tower="both", step=1e-4) for row in made.edit.searches[0].trace)
+    search = replace(made.edit.searches[0], rule="best", granularity="all weights", scores={}, front=(), trace=rows)
+    moves = (Move("Ada Fox", "both", "all weights", 1e-4, 0.2),)
+    write_report(replace(made, edit=Edit({}, moves, (search,))), show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert "Which layers could be edited" not in page
+    assert "How the step was found" in page
+    assert page.count('class="chosen"') == 1  # both rows have the learning rate as their step
+    assert "both all weights" not in page
+    assert "layer&#39;s norm" not in page
+    assert "layer's norm" not in page
+    assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == ["metrics", "similarity", "trace"]
+
+
 def test_the_verdict_never_praises_what_failed(tmp_path):
     texts = [(one["kind"], one["text"]) for one in verdicts(report(tmp_path, after=0.5))]
     assert (

@@ -255,7 +255,8 @@ def _grow(
 
     Where none was feasible the next round goes on from the step that forgets most, and of those the one that keeps most.
     """
-    steps, tried = bisection(cut.first_step, cut.max_evals), []
+    steps = bisection(cut.first_step, cut.max_evals)
+    tried: list[tuple[Evaluation, Deltas]] = []
     step: float | None = next(steps)
     while step is not None:
         deltas = {name: step * d + base.get(name, torch.zeros(())) for name, d in direction.items()}
