@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,9 +64,11 @@ def relearning(
         runs["others"] = (of_others(task), "contrastive")
     found: dict[str, Metric] = {}
     for name, (pairs, loss) in runs.items():
-        settings = {"loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
-                    "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed}  # fmt: skip
-        free = {"progress": features.progress}
+        settings: dict[str, Any] = {
+            "loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
+            "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed,
+        }  # fmt: skip
+        free: dict[str, Any] = {"progress": features.progress}
         call = (features.model, pairs, task.eval.forget)
         if features.store is None:
             hits = relearn(*call, **settings, **free)
