@@ -68,12 +68,13 @@ def relearning(
             "loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
             "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
-        free: dict[str, Any] = {"progress": features.progress}
-        call = (features.model, pairs, task.eval.forget)
         if features.store is None:
-            hits = relearn(*call, **settings, **free)
+            hits = relearn(features.model, pairs, task.eval.forget, progress=features.progress, **settings)
         else:
-            hits = features.store.get("relearning", relearn, *call, **settings, _free=free)
+            free = {"progress": features.progress}
+            hits = features.store.get(
+                "relearning", relearn, features.model, pairs, task.eval.forget, **settings, _free=free
+            )
         found[f"relearn/steps_{name}"] = steps_until_back(hits, known, steps, every, _reads(name, len(pairs), steps))
     return found
 
