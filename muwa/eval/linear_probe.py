@@ -14,8 +14,8 @@ from torch import Tensor
 from muwa.encode import Features
 from muwa.eval.mia import accuracy, trained_on
 from muwa.eval.retrained import load_twins
-from muwa.eval.samples import area
-from muwa.types import Classes, Metric, Pairs, Pictures, Task
+from muwa.eval.samples import area, of_others
+from muwa.types import Classes, Metric, Pictures, Task
 
 
 def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Sequence[str] = ()) -> dict[str, Metric]:
@@ -61,9 +61,8 @@ def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Seque
 
 
 def _retained(task: Task) -> Pictures:
-    """The pictures of the retain pairs that do not name the forgotten, without labels that mean anything."""
-    left_out = set(task.mentions)
-    pairs: Pairs = task.retain.select([i for i in range(len(task.retain)) if i not in left_out])
+    """Their pictures, without labels that mean anything."""
+    pairs = of_others(task)
     return Pictures(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
 
 

@@ -51,8 +51,8 @@ def mia(
     Raises:
         ValueError: A count is out of range, or a side has fewer than two pictures.
 
-    Sources: SLUG (arXiv 2407.11867): logistic regression, 10 seeds, 10 folds; Carlini et al. (arXiv 2112.03570), equation 2
-    and section 3. Differs: one normal distribution a side instead of one a sample from shadow models, which would need many
+    Sources: SLUG (arXiv 2407.11867): logistic regression, 10 seeds, 10 folds; Carlini et al. (arXiv 2112.03570), sections 3
+    and 4. Differs: one normal distribution a side instead of one a sample from shadow models, which would need many
     trainings. Training pairs may differ from held-out pictures in more than membership (styles, crops): read the change.
     """
     for key, value, least in (("folds", folds, 2), ("seeds", seeds, 1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from muwa.encode import Features, Tower, class_features, picture_batch, prepared
 from muwa.eval.ranks import top_k
-from muwa.eval.samples import counts, interval
+from muwa.eval.samples import counts, interval, of_others
 from muwa.losses import Loss, contrastive, cosine
 from muwa.models.clip import Clip
 from muwa.progress import track
@@ -43,8 +44,8 @@ def relearning(
     Raises:
         ValueError: A setting is out of range; before any compute. The loss is no longer finite.
 
-    Sources: relearning as a test of unlearning: Tarun et al. (arXiv 2111.08947), section 5 ("anamnesis index"); on
-    unrelated data: Hu et al. (arXiv 2406.13356). Differs: steps, not epochs, and a fixed learning rate.
+    Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies near: Hu et
+    al. (arXiv 2406.13356). Differs: steps instead of epochs.
     """
     for key, value, least in (
         ("steps", steps, 1),
@@ -60,18 +61,20 @@ def relearning(
     known = recognised(original, task.eval.forget)
     runs = {str(shot): (_first(task, shot, seed), "cosine") for shot in shots}
     if others:
-        left_out = set(task.mentions)
-        runs["others"] = (task.retain.select([i for i in range(len(task.retain)) if i not in left_out]), "contrastive")
+        runs["others"] = (of_others(task), "contrastive")
     found: dict[str, Metric] = {}
     for name, (pairs, loss) in runs.items():
-        settings = {"loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
-                    "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed}  # fmt: skip
-        free = {"progress": features.progress}
-        call = (features.model, pairs, task.eval.forget)
+        settings: dict[str, Any] = {
+            "loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
+            "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed,
+        }  # fmt: skip
         if features.store is None:
-            hits = relearn(*call, **settings, **free)
+            hits = relearn(features.model, pairs, task.eval.forget, progress=features.progress, **settings)
         else:
-            hits = features.store.get("relearning", relearn, *call, **settings, _free=free)
+            free = {"progress": features.progress}
+            hits = features.store.get(
+                "relearning", relearn, features.model, pairs, task.eval.forget, **settings, _free=free
+            )
         found[f"relearn/steps_{name}"] = steps_until_back(hits, known, steps, every, _reads(name, len(pairs), steps))
     return found
 
@@ -92,8 +95,7 @@ def relearn(
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in model.weights.items()}
     descent = torch.optim.AdamW(leaves.values(), lr=learning_rate, weight_decay=weight_decay)
     measure: Loss = {"cosine": cosine, "contrastive": contrastive}[loss]
-    pixels, tokens = prepared(model.prepare, _pictures(pairs)), model.tokenize(list(pairs.captions))
-    asked = prepared(model.prepare, judged)
+    tokens, asked = model.tokenize(list(pairs.captions)), prepared(model.prepare, judged)
     rng, order = np.random.default_rng(seed), np.zeros(0, int)
     hits = [_seen(model, leaves, asked, judged)]
     for step in track(range(steps), "relearning", steps, show=progress):
@@ -101,9 +103,10 @@ def relearn(
             break
         if len(order) < min(batch_size, len(pairs)):
             order = rng.permutation(len(pairs))
-        rows, order = order[:batch_size], order[batch_size:]
+        rows, order = order[:batch_size].tolist(), order[batch_size:]
+        pixels = prepared(model.prepare, _pictures(pairs.select(rows)))
         with torch.enable_grad():
-            v = model.encode("vision", model.prepare.scale(pixels[rows].to(model.device)), leaves)
+            v = model.encode("vision", model.prepare.scale(pixels.to(model.device)), leaves)
             t = model.encode("text", tokens[rows], leaves)
             value = measure(v, t, leaves["logit_scale"].exp())
             descent.zero_grad(set_to_none=True)

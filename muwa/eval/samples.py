@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from muwa.eval.accuracy import wilson
-from muwa.types import Metric, Pictures
+from muwa.types import Metric, Pairs, Pictures, Task
 
 RESAMPLES = 1000
 Array = np.ndarray
@@ -88,6 +88,12 @@ def spread(pictures: Pictures, n: int | None) -> Pictures:
     if n < 1:
         raise ValueError(f"eval: got {n} pictures to look at, want at least 1, or null for all")
     return pictures.select([i * len(pictures) // n for i in range(n)])
+
+
+def of_others(task: Task) -> Pairs:
+    """The retain pairs whose captions do not name the forgotten."""
+    left_out = set(task.mentions)
+    return task.retain.select([i for i in range(len(task.retain)) if i not in left_out])
 
 
 def beside(found: Mapping[str, Metric]) -> dict[str, Metric]:

@@ -5,7 +5,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from muwa.eval.accuracy import wilson
-from muwa.eval.samples import area, caught, counts, drawn, mean, share, spread
+from muwa.eval.samples import area, beside, caught, counts, drawn, mean, of_others, share, spread
+from muwa.types import Metric
 
 
 def test_an_area_is_counted_in_pairs():
@@ -67,3 +68,14 @@ def test_pictures_are_spread_evenly():
     assert spread(pictures, 6) is pictures
     with pytest.raises(ValueError, match="got 0 pictures to look at"):
         spread(pictures, 0)
+
+
+def test_pairs_of_others_do_not_name_the_forgotten():
+    found = of_others(tiny.task())
+    assert found.keys == tuple(f"k{i}" for i in range(12) if i not in (0, 8))
+    assert not any("Ada Fox" in caption for caption in found.captions)
+
+
+def test_what_happened_to_others_stands_beside():
+    one = Metric(0.5, 2)
+    assert list(beside({"a": one, "b": one, "a_others": one})) == ["a", "a_others", "b"]
