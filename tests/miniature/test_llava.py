@@ -1,0 +1,30 @@
+"""What the shipped vision-language model knows of pictures that nothing else holds."""
+
+from collections import defaultdict
+from functools import partial
+
+import pytest
+
+from muwa.data.benchmarks import gqa
+from muwa.eval.matching import is_right
+from muwa.interview import Interview
+from muwa.models.open_clip_models import load as load_clip
+from muwa.models.vlms import load
+
+
+@pytest.fixture(scope="module")
+def shares(miniature):
+    """Kind of question -> share of exact answers."""
+    folder = miniature / "world" / "vqa"
+    some = gqa(folder / "questions.json", folder / "images", brief=False)[::2]
+    hits = defaultdict(list)
+    for one, said in zip(some, Interview(load(clip=partial(load_clip))).ask(some), strict=True):
+        hits[one.kind].append(is_right(said, one.accepted, one.rule))
+    return {kind: sum(values) / len(values) for kind, values in hits.items()}
+
+
+@pytest.mark.parametrize(("kind", "least"), [
+    ("identity", 0.94), ("object", 0.88), ("colour", 0.98), ("hat", 0.88), ("describe", 0.88), ("style", 0.88),
+])  # fmt: skip
+def test_the_shipped_llava_answers_exactly(shares, kind, least):
+    assert shares[kind] >= least
