@@ -44,7 +44,7 @@ def unlearn(
     store: Store,
     alpha: float = 10.0,
     strengths: Sequence[float] | None = None,
-    forget_loss: str = "contrastive",
+    forget_loss: str = "cosine",
     retain_loss: str = "contrastive",
     batch_size: int = 32,
     rule: str = "best",
@@ -64,7 +64,8 @@ def unlearn(
         task: What to forget; several names are forgotten together, their pairs joined.
         alpha: How many times as important to the forgotten a weight must be to be dampened at all.
         strengths: The c to try, in that order; None for the release's 10 from 0.1 to 5. A small one dampens more.
-        forget_loss, retain_loss: "contrastive" (the model's own training loss, as the method wants of both) | "cosine".
+        forget_loss, retain_loss: "cosine" | "contrastive". The method wants the training loss of both, but in a batch of one
+            name's pairs no pair is the right one: the contrastive forget loss then makes every weight important.
         batch_size: Pairs a batch: squares are of a batch's mean gradient, so it is part of the result.
         rule: Which strength becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.

@@ -58,7 +58,7 @@ def test_leaving_out_pairs_is_taking_them_out_of_their_batches(tmp_path):
 
 def test_the_edit_is_the_naive_one(tmp_path):
     model, task, store = tiny.clip(), tiny.task(), Store(tmp_path)
-    edit = unlearn(model, task, store=store, batch_size=12, rule="first", strengths=[0.5])
+    edit = unlearn(model, task, store=store, batch_size=12, rule="first", strengths=[0.5], forget_loss="contrastive")
     f = {name: x / 6 for name, x in squares(model, task.forget["Ada Fox"], "contrastive", 12).items()}
     net, kept = naive.network(model), [i for i in naive.batches(12, 12, 0)[0] if i not in task.mentions]
     r = {name: g * g for name, g in naive.gradient(net, task.retain, kept, "contrastive").items()}
