@@ -33,6 +33,7 @@ def unlearn(
     batch_size: int = 32,
     seed: int = 0,
     precision: str = "fp32",
+    gradient: str = "clip",
     micro_batch_size: int | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
@@ -48,8 +49,8 @@ def unlearn(
             the inputs that the weight meets on retained pairs (`muwa.subspaces`).
         energy: k is the least number of directions that hold this share of the second moment's trace, in (0, 1).
         rank: k itself, the same for all weights; None goes by `energy`.
-        model, task, layer_search, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size, gradient_file,
-            world: As in `muwa.methods.slug`.
+        model, task, layer_search, forget_loss, retain_loss, batch_size, seed, precision, gradient, micro_batch_size,
+            gradient_file, world: As in `muwa.methods.slug`.
 
     Raises:
         ValueError: A setting is out of range, before any compute.
@@ -72,8 +73,8 @@ def unlearn(
 
     edit = slug.unlearn(
         model, task, store=store, layer_search=layer_search, forget_loss=forget_loss, retain_loss=retain_loss,
-        batch_size=batch_size, seed=seed, precision=precision, micro_batch_size=micro_batch_size, refine=refine, log=log,
-        gradient_file=gradient_file, world=world, progress=progress,
+        batch_size=batch_size, seed=seed, precision=precision, gradient=gradient, micro_batch_size=micro_batch_size,
+        refine=refine, log=log, gradient_file=gradient_file, world=world, progress=progress,
     )  # fmt: skip
     again = len(task.retain) - len(task.mentions) if subspace == "fisher" else 0  # one more pass with gradients
     return replace(edit, samples=edit.samples + again)
