@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -86,11 +87,13 @@ def answering(
         forget_at_most,
         progress,
     )
-    return by_outputs(
+    found = by_outputs(
         model, gradients, task, concept, judge, start=start, candidates=candidates, granularity=granularity, rule=rule,
         tolerance=tolerance, first_step=first_step, max_evals=max_evals, lost_at_most=lost_at_most,
         confirmations=confirmations, log=log, progress=progress,
     )  # fmt: skip
+    unread = f" The model does not read {len(model.unread)} layers of the vision tower: no candidates."
+    return replace(found, why=found.why + unread) if model.unread else found
 
 
 class Answers:

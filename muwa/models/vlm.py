@@ -42,6 +42,9 @@ class Vlm(Content):
             the model has and reads: LLaVA reads the last layer but one, so an edit after it would change nothing.
         max_new_tokens: Of an answer; answers are greedy.
         source: Where the weights came from, for messages.
+
+    Attributes:
+        unread: Names of the CLIP's vision layers that are no candidates: an edit of them would change no answer.
     """
 
     def __init__(self, model: Any, processor: Any, clip: Clip, *, max_new_tokens: int, source: str):
@@ -52,6 +55,9 @@ class Vlm(Content):
         self.changes: Mapping[str, Tensor] = NOTHING
         self._digests: dict[str, str] = {}
         self.clip: Clip = clip.restricted(self._read(clip))
+        known = {layer.name for layer in self.clip.layers("tensor")}
+        every = (layer for layer in clip.layers("tensor") if layer.tower == "vision")
+        self.unread: tuple[str, ...] = tuple(layer.name for layer in every if layer.name not in known)
 
     @property
     def clips(self) -> Mapping[str, Clip]:

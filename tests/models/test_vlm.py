@@ -29,6 +29,9 @@ def test_only_layers_before_the_one_it_reads_are_candidates() -> None:
     assert LAYER in second
     assert not any("resblocks.1" in name or "ln_post" in name or name.split(".")[-1] == "proj" for name in second)
     assert all(name.startswith("visual.") for name in second)
+    unread = tiny_vlm.vlm().unread
+    assert {"visual.proj", "visual.transformer.resblocks.1.attn.in_proj_weight"} <= set(unread)
+    assert not set(unread) & set(second)
     last = [layer.name for layer in tiny_vlm.vlm(layer=-1).clip.layers("tensor")]
     assert any("resblocks.1" in name for name in last)
 
