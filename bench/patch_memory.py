@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -73,9 +73,11 @@ def main() -> None:
     write_patch(patch, Edit({LAYER: torch.full_like(clip.weights[LAYER], 1e-3)}, ()), clip, {"model": "bench"})
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "muwa.patch", "apply", patch, base, "--out", out], check=True)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    process = subprocess.Popen([sys.executable, "-m", "muwa.patch", "apply", patch, base, "--out", out])
+    _, status, usage = os.wait4(process.pid, 0)  # of this child alone, not of the one that wrote the folder
+    if status:
+        raise SystemExit("muwa.patch apply failed")
+    seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024
     size = sum(path.stat().st_size for path in base.iterdir())
     print(f"{size / 1e9:.1f} GB patched in {seconds:.0f} s; peak resident memory {peak / 1e9:.2f} GB, "
           f"1/{size / peak:.0f} of the folder")  # fmt: skip

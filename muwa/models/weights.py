@@ -124,7 +124,7 @@ def rewrite_files(
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    left = {*dropped, *(path for path in changes if path.suffix != ".safetensors")}
+    left = {*dropped, *changes}  # copied one by one below
     try:
         if base.is_dir():
             shutil.copytree(base, draft, ignore=lambda folder, names: {n for n in names if Path(folder) / n in left})
