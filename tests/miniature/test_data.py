@@ -132,5 +132,5 @@ def test_workers_of_joblib_draw_the_world_once(tmp_path):
     with parallel_config("loky", n_jobs=2):
         told = Parallel()(delayed(pictures_without_shards)() for _ in range(2))
     get_reusable_executor().shutdown()
-    assert sorted(told) == [[], [(1, 2), (2, 2)]]
+    assert sorted(told) == [[], [(1, 3), (2, 3), (3, 3)]]
     assert data.is_written(tmp_path / "world")
