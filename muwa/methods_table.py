@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import t
 
 from muwa import figures
 from muwa.report import write_text
@@ -21,19 +22,31 @@ COSTS: dict[str, tuple[str, float]] = {
 }  # fmt: skip
 _REPEATED = ("task.identity", "task.object", "task.concept", "seed")  # what rows are means over
 _BEFORE = "before"
+_KEPT = ("retain/top1", "utility/top1")
 
 Run = tuple[Mapping[str, str], Mapping[str, Any]]  # (what was swept, results.json)
+Variants = Mapping[str, Sequence[Mapping[str, Any]]]  # label -> results.json of its runs
 
 
 def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
-    """Write table.csv, .md, .tex and .png, and evidence.csv, .md, .tex, where a method or a setting of one was swept."""
+    """Write table.csv, .md, .tex and .png, paired.* and evidence.*, where a method or a setting of one was swept."""
     if not any(key.split(".")[0] in ("method", "layer_search", "forget_target") for swept, _ in runs for key in swept):
         return
     variants = grouped(runs)
     if all(set(ACCURACIES) <= set(found["metrics"]["after"]) for _, found in runs):
         _write(folder / "table", *accuracies(variants))
         figures.save(_figure(variants), folder / "table.png")
+        if len(variants) > 1:
+            _write(folder / "paired", *paired(runs))
     _write(folder / "evidence", *evidence(variants))
+
+
+def label_of(swept: Mapping[str, str], run: Mapping[str, Any]) -> str:
+    """A run's method with the settings that were swept, but for what was forgotten and the seed."""
+    own = {key: value for key, value in swept.items() if key not in _REPEATED}
+    method = own.pop("method", run["provenance"]["method"])
+    settings = ", ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items() if value)
+    return f"{method} ({settings})" if settings else method
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Mapping[str, Any]]]:
@@ -44,14 +57,48 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Mapping[str, Any]]]:
         if swept in seen:  # again, for a setting that its method does not read
             continue
         seen.append(swept)
-        own = {key: value for key, value in swept.items() if key not in _REPEATED}
-        method = own.pop("method", run["provenance"]["method"])
-        settings = ", ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items() if value)
-        found.setdefault(f"{method} ({settings})" if settings else method, []).append(run)
+        found.setdefault(label_of(swept, run), []).append(run)
     return found
 
 
-def accuracies(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+def paired(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): what each variant keeps more than the first, in points, over the requests that both forgot.
+
+    Of each request (what was forgotten, seed) for which both end with forget/top5 = 0, the difference of what they keep
+    after the edit; the mean with its 95 % interval by Student's t.
+    """
+    found: dict[str, dict[tuple[str, ...], Mapping[str, Any]]] = {}
+    for swept, run in runs:
+        request = (*run["task"]["names"], *(swept.get(key, "") for key in _REPEATED))
+        if _value(run, "after", "forget/top5") == 0:
+            found.setdefault(label_of(swept, run), {})[request] = run
+    first, *others = dict.fromkeys(label_of(swept, run) for swept, run in runs)
+    header = [f"kept more than {first}, points", "requests", *_KEPT]
+    rows = []
+    for label in others:
+        shared = sorted(set(found.get(first, {})) & set(found.get(label, {})))
+        cells = [
+            _interval([100 * (_value(found[label][one], "after", name) - _value(found[first][one], "after", name))
+                       for one in shared]) for name in _KEPT
+        ]  # fmt: skip
+        rows.append([label, str(len(shared)), *cells])
+    return header, rows
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Mean and 95 % interval by Student's t; "-" for fewer than two values.
+
+    >>> _interval([1.0, 2.0, 3.0])
+    '+2.00 (-0.48 to +4.48)'
+    """
+    if len(values) < 2:
+        return "-"
+    mean = statistics.mean(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def accuracies(variants: Variants) -> tuple[list[str], list[list[str]]]:
     """(header, rows): accuracies in per cent and costs, mean ± sample std; the first row is the unedited model."""
     every = [run for runs in variants.values() for run in runs]
     costs = [name for name, (key, _) in COSTS.items() if all(key in run["cost"] for run in every)]
@@ -69,7 +116,7 @@ def accuracies(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[lis
     return header, rows
 
 
-def evidence(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+def evidence(variants: Variants) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric that all runs have, its direction, and its mean ± std before and after each variant."""
     every = [run for runs in variants.values() for run in runs]
     first = every[0]["metrics"]["after"]
@@ -129,13 +176,13 @@ def _latex(text: str) -> str:
     return text
 
 
-def _figure(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def _figure(variants: Variants) -> Figure:
     """Forgetting against keeping: a point a variant, the mean over its runs, with the standard deviation as bars."""
     figure, axes = figures.blank(7.6, 4.6)
     axis = axes[0, 0]
     for i, (label, runs) in enumerate(variants.items()):
         gone = [100 * _value(run, "after", "forget/top5") for run in runs]
-        lost = [50 * sum(_value(run, "after", name) - _value(run, _BEFORE, name) for name in ("retain/top1", "utility/top1"))
+        lost = [50 * sum(_value(run, "after", name) - _value(run, _BEFORE, name) for name in _KEPT)
                 for run in runs]  # fmt: skip
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (gone, lost)]
         axis.errorbar(statistics.mean(gone), statistics.mean(lost), xerr=bars[0], yerr=bars[1], fmt="os^Dvp*hX"[i % 9],

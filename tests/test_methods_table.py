@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from muwa.methods_table import accuracies, evidence, grouped, write_methods_table
+from muwa.methods_table import accuracies, evidence, grouped, paired, write_methods_table
 
 
 def run(method, forget, retain, *, seconds=1.0):
@@ -13,6 +13,7 @@ def run(method, forget, retain, *, seconds=1.0):
         }
 
     return {"provenance": {"method": method}, "metrics": {"before": metrics(1.0, 0.9), "after": metrics(forget, retain)},
+            "task": {"names": ["X"]},
             "cost": {"seconds": seconds, "peak_memory_bytes": 2e9, "samples": 1500, "parameters": 16384, "bytes": 70_000}}  # fmt: skip
 
 
@@ -51,10 +52,32 @@ def test_the_table_of_evidence_has_every_shared_metric_with_its_direction():
     assert [row[0] for row in rows] == ["forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1"]
 
 
+def test_methods_are_compared_request_by_request_where_both_forgot():
+    """ga keeps 5 and 7 points more on A and B; on C slug did not forget. t(0.975, 1) = 12.706, half = 12.706 * 1.414 / 1.414."""
+    runs = []
+    for name, slug, ga, gone in (("A", 0.80, 0.85, 0.0), ("B", 0.70, 0.77, 0.0), ("C", 0.9, 0.1, 0.5)):
+        runs += [({"method": "slug", "task.identity": name}, run("slug", gone, slug)),
+                 ({"method": "ga", "task.identity": name}, run("ga", 0.0, ga))]  # fmt: skip
+    header, rows = paired(runs)
+    assert header == ["kept more than slug, points", "requests", "retain/top1", "utility/top1"]
+    assert rows == [["ga", "2", "+6.00 (-6.71 to +18.71)", "+0.00 (+0.00 to +0.00)"]]
+
+
 def test_three_formats_and_a_figure_are_written(tmp_path):
     write_methods_table(tmp_path, RUNS)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"table.csv", "table.md", "table.tex", "table.png", "evidence.csv", "evidence.md", "evidence.tex"}
+    assert names == {
+        "table.csv",
+        "table.md",
+        "table.tex",
+        "table.png",
+        "evidence.csv",
+        "evidence.md",
+        "evidence.tex",
+        "paired.csv",
+        "paired.md",
+        "paired.tex",
+    }
     assert list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))[1][0] == "before"
     assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| ga (rule=first) | 1 | 1/1 | 0.000 |")
     tex = (tmp_path / "table.tex").read_text()
