@@ -188,6 +188,7 @@ def _figure(variants: Variants) -> Figure:
         axis.errorbar(statistics.mean(gone), statistics.mean(lost), xerr=bars[0], yerr=bars[1], fmt="os^Dvp*hX"[i % 9],
                       color=f"C{i % 10}", markersize=7, linewidth=1, capsize=2, label=label)  # fmt: skip
     axis.axhline(0, color="#999999", linewidth=0.8)
+    axis.set_xlim(-4, max(20.0, axis.get_xlim()[1]))
     axis.set_xlabel("forget/top5 after, %   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change of retain and utility top-1, points", fontsize=9)
     axis.legend(fontsize=7, loc="best")
