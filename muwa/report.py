@@ -195,8 +195,11 @@ def verdicts(report: Report) -> list[dict[str, str]]:
         if key.startswith("attack/"):
             how = key.removeprefix("attack/").replace("_", " ")
             rates = f"{_percent(before[key])} → {_percent(metric)}"
-            text = f"Asked otherwise ({how}): recognised in {rates} of {metric.n} drawings."
-            said.append({"kind": "bad" if metric.value > 0.05 else "good", "text": text})
+            seen = "named" if "attack/leading" in after else "recognised"
+            what = "answers" if "attack/leading" in after else "drawings"
+            text = f"Asked otherwise ({how}): {seen} in {rates} of {metric.n} {what}."
+            bad = "bad" if metric.value > 0.05 else "good"
+            said.append({"kind": "note" if metric.better == "neither" else bad, "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]
 
 
