@@ -117,13 +117,12 @@ def test_a_text_tower_under_a_level_of_its_own_is_the_same_tower():
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_towers_say_the_same_in_both_libraries(quick):
     model, weights = narrow(quick=quick)
-    same_outputs(model, weights, "quick_gelu" if quick else "gelu")
+    assert apart(model, weights, "quick_gelu" if quick else "gelu") <= 1e-5
 
 
 def test_the_other_activation_is_seen():
     model, weights = narrow(quick=True)
-    with pytest.raises(AssertionError):
-        same_outputs(model, weights, "gelu")
+    assert apart(model, weights, "gelu") > 1e-4
 
 
 @pytest.mark.slow
@@ -133,30 +132,23 @@ def test_a_vit_l_says_the_same_in_both_libraries():
     weights = weights_of(model)
     back = names.to_open_clip(names.to_hf(weights))
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
-    same_outputs(model, weights, "gelu")
+    assert apart(model, weights, "gelu") <= 1e-5
 
 
 @torch.no_grad()
-def same_outputs(model, weights, act):
-    """CLIPModel, CLIPTextModel and CLIPVisionModel, filled through the map, against open_clip: embeddings and states."""
+def apart(model, weights, act):
+    """CLIPModel, CLIPTextModel and CLIPVisionModel, filled through the map, against open_clip: the largest difference of
+    an embedding of length 1."""
     words, pictures = configs(model, act)
     tokens, pixels = inputs(model)
-    want_text, want_image = model.encode_text(tokens), model.encode_image(pixels)
-    width = want_text.shape[1]
-    joint = CLIPConfig(text_config=words.to_dict(), vision_config=pictures.to_dict(), projection_dim=width)
-    both = filled(CLIPModel, joint, weights)
-    found = both(input_ids=tokens, pixel_values=pixels)
-    close = {"rtol": 0, "atol": 1e-5}
-    torch.testing.assert_close(found.text_embeds, F.normalize(want_text, dim=-1), **close)
-    torch.testing.assert_close(found.image_embeds, F.normalize(want_image, dim=-1), **close)
-    alone = filled(CLIPTextModel, words, weights)(input_ids=tokens).pooler_output
-    torch.testing.assert_close(
-        F.normalize(alone @ model.text_projection, dim=-1), F.normalize(want_text, dim=-1), **close
-    )
-    eye = filled(CLIPVisionModel, pictures, weights)(pixel_values=pixels).pooler_output
-    torch.testing.assert_close(F.normalize(eye @ model.visual.proj, dim=-1), F.normalize(want_image, dim=-1), **close)
+    text, image = (F.normalize(x, dim=-1) for x in (model.encode_text(tokens), model.encode_image(pixels)))
+    joint = CLIPConfig(text_config=words.to_dict(), vision_config=pictures.to_dict(), projection_dim=text.shape[1])
+    both = filled(CLIPModel, joint, weights)(input_ids=tokens, pixel_values=pixels)
+    alone = filled(CLIPTextModel, words, weights)(input_ids=tokens).pooler_output @ model.text_projection
+    eye = filled(CLIPVisionModel, pictures, weights)(pixel_values=pixels).pooler_output @ model.visual.proj
     projected = filled(CLIPTextModelWithProjection, words, weights)(input_ids=tokens).text_embeds
-    torch.testing.assert_close(F.normalize(projected, dim=-1), F.normalize(want_text, dim=-1), **close)
+    pairs = ((both.text_embeds, text), (both.image_embeds, image), (alone, text), (eye, image), (projected, text))
+    return max((F.normalize(theirs, dim=-1) - ours).abs().max().item() for theirs, ours in pairs)
 
 
 def test_a_target_spells_a_name_with_its_level_without_it_or_below_another():
