@@ -111,6 +111,7 @@ def test_a_damaged_state_is_a_training_from_the_start(tmp_path):
     model, task = tiny.clip(), tiny.task()
     (tmp_path / "state.safetensors").write_bytes(b"half of it")
     got = tune(model, sections(task), replace(SCHEDULE, epochs=1), None, None, state=tmp_path)
+    assert got["kept"]["last"]  # it trained
     same(got["kept"]["last"], tune(model, sections(task), replace(SCHEDULE, epochs=1), None, None)["kept"]["last"])
 
 

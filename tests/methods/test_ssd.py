@@ -39,6 +39,8 @@ def test_the_strengths_are_the_releases():
 def test_importances_are_those_of_plain_loops(kind):
     model, pairs = tiny.clip(), tiny.pairs(7)
     got = importance_sum(model, pairs, loss=kind, batch_size=3, seed=0)
+    assert all(square.min() >= 0 for square in got.values())
+    assert sum(bool(square.any()) for square in got.values()) > len(got) / 2
     tiny.same_gradients(got, squares(model, pairs, kind, 3), 1e-4)
 
 
