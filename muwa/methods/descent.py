@@ -207,7 +207,7 @@ def tune(
                 deltas = descent.deltas()
                 row = jury(deltas, len(trace) + 1, schedule.learning_rate)
                 trace.append(row)
-                keep(kept_deltas, trace, deltas)
+                keep(kept_deltas, trace, deltas, jury.counts)
                 tell(row)
                 forgot = epoch if forgot is None and row.feasible else forgot
         ended = forgot is not None and _over(stops, epoch - forgot)

@@ -41,7 +41,7 @@ def unlearn(
         task: What to forget; all its names at once, since none of their pairs is seen.
         retain_loss: "contrastive" | "cosine".
         epochs, learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`.
-        rule: Which epoch becomes the edit: "best", of the feasible ones the one that keeps most, none if none is feasible;
+        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
             "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
         criterion, target, patience, evals_per_epoch: `muwa.methods.descent.Stops`.
         gradient_file: Not used; refused.

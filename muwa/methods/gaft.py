@@ -43,7 +43,7 @@ def unlearn(
         forget_loss, retain_loss: "cosine" | "contrastive".
         epochs: Such rounds; each is one pass over the forget pairs and one over the retain pairs.
         learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`.
-        rule: Which epoch becomes the edit: "best", of the feasible ones the one that keeps most, none if none is feasible;
+        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
             "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
         criterion, target, patience, evals_per_epoch: `muwa.methods.descent.Stops`.
         gradient_file: Not used; refused: each step takes its own gradient.

@@ -80,7 +80,7 @@ def unlearn(
         threshold: Share of dreamt pictures still given the name at which it ends.
         epochs: At most; each is one pass over the dreamt pictures, judged on the probe pictures.
         learning_rate, weight_decay, batch_size: Of Adam (decay as part of the gradient).
-        rule: Which epoch becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One run serves both.
         criterion, target: An epoch is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         gradient_file: Not used; refused: each step takes its own gradient.
@@ -225,7 +225,7 @@ def smooth(
             )
         deltas = difference(weights, start)
         trace.append(jury(deltas, epoch + 1, noise[level]))
-        keep(kept, trace, deltas)
+        keep(kept, trace, deltas, jury.counts)
         tell(trace[-1])
         edited = model.edited(Edit(deltas, ()))
         names = class_features(Tower(edited, "text"), classes)

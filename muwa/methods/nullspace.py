@@ -58,7 +58,7 @@ def unlearn(
         templates: With {} for the name; None for those that the probe pictures are judged with and the task's own prompt.
         rank: Directions, by falling singular value of the prompts' embeddings; None for all of them.
         strengths: The s to try, in that order, in (0, 1].
-        rule: Which strength becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+        rule: Which strength becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.
         criterion, target: A strength is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         gradient_file: Not used; refused: no gradient is taken.

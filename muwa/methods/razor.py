@@ -21,7 +21,6 @@ from muwa.methods.whole import (
     Deltas,
     Jury,
     Tell,
-    best_of,
     check_choice,
     check_clip,
     edit_of,
@@ -94,7 +93,7 @@ def unlearn(
             norm that each layer moves by.
         forget_loss, retain_loss: "cosine" | "contrastive".
         batch_size: Pairs a batch; the negatives of the contrastive loss.
-        rule: Which step becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+        rule: Which step becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One search serves both.
         criterion, target: A step is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         gradient_file: Not used; refused: later rounds take their own gradients.
@@ -170,9 +169,7 @@ def search(
         direction = fused([candidates[name] for name in taken], now.weights, forget, retain, mismatch, cut)
         where = f"round {turn + 1}, {len(taken)} layers and heads"
         tried = _grow(jury, deltas, direction, cut, where, trace, kept_deltas, tell)
-        rows = [row for row, _ in tried]
-        best = best_of(rows)
-        if best is not None:
+        if any(row.feasible for row, _ in tried):
             break
         deltas = min(tried, key=lambda one: (getattr(one[0], f"forget_{criterion}"), -kept(one[0])))[1]
     return {"before": jury.before(), "trace": trace, "kept": kept_deltas, "samples": samples}
@@ -262,7 +259,7 @@ def _grow(
         deltas = {name: step * d + base.get(name, torch.zeros(())) for name, d in direction.items()}
         deltas |= {name: d for name, d in base.items() if name not in deltas}
         trace.append(jury(deltas, len(tried) + 1, step, layer=where))
-        keep(found, trace, deltas)
+        keep(found, trace, deltas, jury.counts)
         tell(trace[-1])
         tried.append((trace[-1], deltas))
         step = next_step(steps, trace[-1].feasible)

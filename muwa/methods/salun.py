@@ -51,7 +51,7 @@ def unlearn(
         forget_loss, retain_loss: "cosine" | "contrastive"; g_f is of the forget loss at the unedited weights.
         epochs: Rounds of one pass over the forget pairs (ascent) and one over the retain pairs (descent).
         learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`.
-        rule: Which epoch becomes the edit: "best", of the feasible ones the one that keeps most, none if none is feasible;
+        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
             "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
         criterion, target, patience, evals_per_epoch: `muwa.methods.descent.Stops`.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing g_f.

@@ -63,7 +63,7 @@ def unlearn(
         layer_search: SLUG's, which chooses the layer (`muwa.methods.slug`).
         step: Length of a round's step, as a share of the layer's original norm.
         rounds: At most; `patience` rounds after the first feasible one it ends.
-        rule: "best": of the feasible rounds the one that keeps most; "first": the first that forgets.
+        rule: "best": of the feasible rounds `whole.best_of`; "first": the first that forgets.
         target, criterion: A round is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
 
@@ -135,7 +135,7 @@ def walk(
         row = jury(deltas, len(trace) + 1, step * (len(trace) + 1), layer=layer.name, tower=layer.tower)
         trace.append(row)
         tell(row)
-        keep(kept, trace, deltas)
+        keep(kept, trace, deltas, jury.counts)
         forgot = len(trace) if forgot is None and row.feasible else forgot
         if forgot is not None and len(trace) - forgot >= patience:
             break

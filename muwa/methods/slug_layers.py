@@ -67,7 +67,7 @@ def unlearn(
             all; "alignment", the least aligned of all; "random", by `seed`; "all".
         k: So many of them; None takes all that `pick` orders.
         first_step, max_evals: Of the bisection of s, a share of each layer's own norm.
-        rule: "best": of the feasible steps the one that keeps most; "first": the first that forgets.
+        rule: "best": of the feasible steps `whole.best_of`; "first": the first that forgets.
         target, criterion: A step is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         granularity, forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
 
@@ -150,7 +150,7 @@ def joint_search(
         row = jury(deltas, len(trace) + 1, step, **about)
         trace.append(row)
         tell(row)
-        keep(kept, trace, deltas)
+        keep(kept, trace, deltas, jury.counts)
         step = next_step(steps, row.feasible)
     return {"before": jury.before(), "trace": trace, "kept": kept}
 

@@ -67,7 +67,7 @@ def unlearn(
         forget_loss, retain_loss: "cosine" | "contrastive". The method wants the training loss of both, but in a batch of one
             name's pairs no pair is the right one: the contrastive forget loss then makes every weight important.
         batch_size: Pairs a batch: squares are of a batch's mean gradient, so it is part of the result.
-        rule: Which strength becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+        rule: Which strength becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.
         criterion, target: A strength is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         gradient_file: Not used; refused: squares cannot be had from a mean gradient.

@@ -61,7 +61,7 @@ def unlearn(
         scales: To try, in that order; None for the paper's 0.05, 0.1, ..., 1.
         forget_loss: "cosine" | "contrastive"; its sign is not flipped.
         epochs, learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`, of the fine-tuning.
-        rule: Which scale becomes the edit: "best", of the feasible ones the one that keeps most, none if there is none;
+        rule: Which scale becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One training and one sweep serve both.
         criterion, target: A scale is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         gradient_file: Not used; refused: each step takes its own gradient.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muwa.cache import Store
 from muwa.encode import Features, Tower, class_features, image_features
-from muwa.layer_search.common import Log, kept
+from muwa.layer_search.common import Log, choose, kept
 from muwa.layer_search.judge import rates
 from muwa.models.clip import Clip
 from muwa.models.layers import tower_of
@@ -23,6 +23,7 @@ from muwa.types import Classes, Edit, Evaluation, LayerScore, Move, Pairs, Pictu
 WHOLE, BOTH = "all weights", "both"  # layer and tower of an edit that is limited to neither
 RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
+TOLERANCE = 1.0  # standard errors, conf/layer_search's default: what is best is the same for SLUG and its rivals
 NOTHING: Mapping[str, LayerScore] = MappingProxyType({})
 Deltas = dict[str, Tensor]
 Tell = Callable[[Evaluation], None]
@@ -103,6 +104,7 @@ class Jury:
         self._classes: dict[str, Classes] = {p.classes.fingerprint: p.classes for p in self._pictures.values()}
         self._pixels: dict[str, Tensor] = {}
         self._size = _size(model.weights)
+        self.counts = len(probe.retain), len(probe.utility)
 
     def before(self) -> Evaluation:
         """The unedited model."""
@@ -188,23 +190,35 @@ def first_of(trace: Sequence[Evaluation]) -> int:
     return min(range(len(trace)), key=lambda i: trace[i].forget_top1)
 
 
-def best_of(trace: Sequence[Evaluation]) -> int | None:
-    """Of the feasible rows the one that keeps most (`muwa.layer_search.common.kept`); None when there is none.
+def best_of(trace: Sequence[Evaluation], counts: tuple[int, int]) -> int | None:
+    """Of the feasible rows that keep most, up to `TOLERANCE`, the one that forgets deepest, as SLUG's own search chooses
+    (`muwa.layer_search.common.choose`); None when no row is feasible.
 
-    Of equal ones that which changes the weights least, then the first.
+    Args:
+        counts: How many retain and utility pictures the rates are of.
     """
+    return choose(trace, rule="constrained", criterion="top5", tolerance=TOLERANCE, counts=counts)[0]
+
+
+def _may_be_best(trace: Sequence[Evaluation], counts: tuple[int, int]) -> set[int]:
+    """Feasible rows that `best_of` may give now or later: none beats them in both, none keeps a standard error more."""
+    reach = TOLERANCE * 0.25 * sum(1 / max(n, 1) for n in counts) ** 0.5 + 1e-9  # of two rates of 0.5
     feasible = [i for i, row in enumerate(trace) if row.feasible]
-    return max(feasible, key=lambda i: (kept(trace[i]), -trace[i].relative_norm), default=None)
+    most = max((kept(trace[i]) for i in feasible), default=0.0)
+    near = [i for i in feasible if kept(trace[i]) >= most - reach]
+    depth = {i: (trace[i].forget_cosine, i) for i in near}
+    return {i for i in near if not any(kept(trace[j]) >= kept(trace[i]) and depth[j] < depth[i] for j in near)}
 
 
-def keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas) -> None:
-    """Keep the last row's deltas where it is the first or the best checkpoint so far; drop those that no longer are.
+def keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas, counts: tuple[int, int]) -> None:
+    """Keep the last row's deltas where it is the first checkpoint or may become the best; drop those that no longer can.
 
     Args:
         found: str(index in `trace`) -> deltas; changed in place.
         deltas: Of the last row.
+        counts: See `best_of`.
     """
-    wanted = {first_of(trace), best_of(trace)}
+    wanted = {first_of(trace), *_may_be_best(trace, counts)}
     if len(trace) - 1 in wanted:
         found[str(len(trace) - 1)] = deltas
     for index in [key for key in found if int(key) not in wanted]:
@@ -242,13 +256,15 @@ def search_of(
     """
     feasible = sum(row.feasible for row in trace)
     note = f"{feasible} of {len(trace)} {what} were feasible"
-    chosen = best_of(trace) if rule == "best" else first_of(trace)
+    counts = len(task.probe.retain), len(task.probe.utility)
+    chosen = best_of(trace, counts) if rule == "best" else first_of(trace)
     if chosen is None:
         least = min(getattr(row, f"forget_{criterion}") for row in trace)
         why = f"No feasible one: the lowest forget {criterion} reached was {least:.1%}; {note}."
     elif rule == "best":
         why = (
-            f"Of the feasible {what} the one that keeps most ({kept(trace[chosen]):.1%} of retain and utility); {note}."
+            f"Of the feasible {what} that keep most, or at most {TOLERANCE:g} standard error less, the one that forgets "
+            f"deepest; it keeps {kept(trace[chosen]):.1%} of retain and utility; {note}."
         )
     else:
         gone = trace[chosen].forget_top1 == 0

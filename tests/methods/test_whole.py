@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -26,49 +27,70 @@ METHODS = [ft, ga, gaft, lip, nullspace, razor, salun, ssd, task_arithmetic]
 NAMES = [method.__name__.rpartition(".")[2] for method in METHODS]
 
 
-def row(top1, top5, retain, utility=0.5, *, size=0.1, step=1.0):
-    return Evaluation("all weights", "both", 1, step, size, top1, top5, 0.0, retain, utility, top5 <= 0.0)
+PICTURES = (
+    100,
+    100,
+)  # of retain and utility: one standard error of rates of 0.7 and 0.5 is 0.5 * (0.0021 + 0.0025)^0.5 = 0.034
 
 
-def test_the_best_is_the_feasible_one_that_keeps_most_and_the_first_the_first_without_a_hit():
-    trace = [
-        row(0.5, 1.0, 0.9),
-        row(0.0, 0.5, 0.8),
-        row(0.0, 0.0, 0.6),
-        row(0.0, 0.0, 0.7),
-        row(0.0, 0.0, 0.7, size=0.2),
-    ]
-    assert (best_of(trace), first_of(trace)) == (3, 1)
-    assert (best_of(trace[:2]), first_of(trace[:1])) == (None, 0)
+def row(top1, top5, retain, utility=0.5, *, cosine=0.0):
+    return Evaluation("all weights", "both", 1, 1.0, 0.1, top1, top5, cosine, retain, utility, top5 <= 0.0)
+
+
+def test_the_best_is_a_feasible_one_that_keeps_most_and_the_first_the_first_without_a_hit():
+    trace = [row(0.5, 1.0, 0.9), row(0.0, 0.5, 0.8), row(0.0, 0.0, 0.6), row(0.0, 0.0, 0.7)]
+    assert (best_of(trace, PICTURES), first_of(trace)) == (3, 1)
+    assert (best_of(trace[:2], PICTURES), first_of(trace[:1])) == (None, 0)
     assert first_of([row(0.5, 1, 0), row(0.25, 1, 0), row(0.25, 1, 0)]) == 1
 
 
-def test_of_equal_ones_the_smallest_change_is_best():
-    assert best_of([row(0, 0, 0.5, size=0.3), row(0, 0, 0.5, size=0.2), row(0, 0, 0.5, size=0.2)]) == 1
+def test_of_those_that_keep_as_much_but_for_a_standard_error_the_deepest_is_best():
+    trace = [row(0, 0, 0.62, cosine=0.1), row(0, 0, 0.64, cosine=0.2), row(0, 0, 0.7, cosine=0.3)]
+    # kept 0.56, 0.57, 0.60; the most less one standard error is 0.566
+    assert best_of(trace, PICTURES) == 1
+    assert best_of(trace, (10**9, 10**9)) == 2  # so many pictures that every difference is one
+    assert best_of([row(0, 0, 0.7, cosine=0.2), row(0, 0, 0.7, cosine=0.2)], PICTURES) == 0
 
 
-def test_only_the_deltas_of_the_two_checkpoints_are_kept():
+def test_only_the_deltas_that_can_be_chosen_are_kept():
     rows = [
         row(0.5, 1.0, 0.9),
         row(0.25, 1.0, 0.9),
         row(0.0, 0.5, 0.8),
-        row(0.0, 0.0, 0.6),
-        row(0.0, 0.0, 0.5),
-        row(0.0, 0.0, 0.7),
+        row(0.0, 0.0, 0.6, cosine=0.3),
+        row(0.0, 0.0, 0.5, cosine=0.4),  # keeps less and is less deep
+        row(0.0, 0.0, 0.58, cosine=0.2),  # keeps 0.01 less but is deeper
+        row(0.0, 0.0, 0.9, cosine=0.3),  # keeps more than all before by more than a standard error
     ]
     found, seen = {}, []
     for i in range(len(rows)):
-        keep(found, rows[: i + 1], {"w": torch.tensor(float(i))})
+        keep(found, rows[: i + 1], {"w": torch.tensor(float(i))}, PICTURES)
         seen.append(sorted(found))
-    assert seen == [["0"], ["1"], ["2"], ["2", "3"], ["2", "3"], ["2", "5"]]
-    assert found["5"]["w"] == 5
+    assert seen == [["0"], ["1"], ["2"], ["2", "3"], ["2", "3"], ["2", "3", "5"], ["2", "6"]]
+    assert found["6"]["w"] == 6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_the_best_has_been_kept(seed):
+    rng, pictures = np.random.default_rng(seed), (7, 13)
+    rates = rng.integers(0, [2, 8, 14], (30, 3)) / [1, 7, 13]
+    rows = [row(0, top5, retain, utility, cosine=rng.normal()) for top5, retain, utility in rates]
+    found = {}
+    for i in range(len(rows)):
+        keep(found, rows[: i + 1], {}, pictures)
+        best = best_of(rows[: i + 1], pictures)
+        assert best is None or str(best) in found
 
 
 def test_a_search_says_in_words_what_was_chosen():
     task, before = tiny.task(), row(1, 1, 0.9)
-    trace = [row(0.5, 1.0, 0.9), row(0.0, 0.0, 0.6, 0.4), row(0.0, 0.0, 0.8, 0.4)]
+    trace = [row(0.5, 1.0, 0.9), row(0.0, 0.0, 0.2, 0.0), row(0.0, 0.0, 1.0, 1.0)]
     best = search_of(task, "best", "top5", before, trace, "epochs")
-    assert (best.chosen, best.why) == (2, "Of the feasible epochs the one that keeps most (60.0% of retain and utility); 2 of 3 epochs were feasible.")  # fmt: skip
+    assert (best.chosen, best.why) == (
+        2,
+        "Of the feasible epochs that keep most, or at most 1 standard error less, the one that forgets deepest; it keeps "
+        "100.0% of retain and utility; 2 of 3 epochs were feasible.",
+    )
     first = search_of(task, "first", "top5", before, trace, "epochs")
     assert (first.chosen, first.why) == (
         1,
