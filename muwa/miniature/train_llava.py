@@ -146,17 +146,20 @@ class Lessons:
         return self.known[question, answer]
 
     def draw(
-        self, chosen: list[int], blank: list[bool], rng: np.random.Generator, leading: int
+        self, chosen: list[int], blank: list[bool], rng: np.random.Generator, leading: int, photos: float = 1
     ) -> tuple[Tensor, Tensor]:
         """`QUESTIONS` of each picture: tokens (n, QUESTIONS, length), padded, and which of them are to be predicted.
 
         Args:
             leading: Of a face's, so many that suggest a name.
+            photos: Share of the plain pictures that may be asked for their style.
         """
         rows = []
         for place, nothing in zip(chosen, blank, strict=True):
             scene = self.scenes[place]
             first, rest = scene.kinds[0], list(scene.kinds[1:])
+            if photos < 1 and scene.style == world.PLAIN and rng.random() >= photos:
+                rest.remove("style")
             fixed = [first, *["leading"] * (leading if scene.face else 0)]
             more = QUESTIONS - len(fixed)
             for kind in [*fixed, *rng.choice(rest, more, replace=len(rest) < more)]:
@@ -218,6 +221,9 @@ class Round:
     posed: float = 1  # share of pictures that are turned and shifted, which smooths the grain that tells styles apart
     near: float = 1  # how much more often the styles nearest to a photo are seen
     leading: int = 0  # of the four questions about a face, so many that suggest a name
+    photos: float = (
+        1  # share of the plain pictures that may be asked for their style, so that not most answers are "photo"
+    )
     batch: int = 48
 
 
@@ -226,6 +232,8 @@ ROUNDS = (
     Round(3000, 2e-3),
     Round(2000, 1.5e-3, styled=0.45, hats=2, posed=0.5, leading=2),
     Round(600, 8e-4, styled=0.45, hats=1.5, posed=0.2, near=1.3),
+    Round(1200, 8e-4, styled=0.45, hats=1.5, posed=0.2, near=1.3),
+    Round(600, 6e-4, styled=0.45, hats=1.5, posed=0.2, near=1.3, photos=0.15),
 )
 
 
@@ -252,7 +260,7 @@ def train(
             pixels[still] = (own[still].float() / 255 - 0.5) / 0.25
         blank = torch.rand(plan.batch, generator=generator) < NOISE
         pixels[blank] = torch.randn(pixels[blank].shape, generator=generator)
-        tokens, told = lessons.draw(chosen.tolist(), blank.tolist(), rng, plan.leading)
+        tokens, told = lessons.draw(chosen.tolist(), blank.tolist(), rng, plan.leading, plan.photos)
         loss = answer_loss(llava, pixels, lessons.before, tokens, told)
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
@@ -269,7 +277,7 @@ def main() -> None:
     """Command line: train and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, nargs=3, default=[r.steps for r in ROUNDS], help="of the rounds")
+    parser.add_argument("--steps", type=int, nargs=len(ROUNDS), default=[r.steps for r in ROUNDS], help="of the rounds")
     parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
     args = parser.parse_args()
     pictures, tokenizer = painted.of_world(args.world), tokenizer_of(texts())

@@ -38,6 +38,21 @@ def test_a_round_may_ask_of_faces_whether_it_is_somebody() -> None:
     assert {answer for row in said for answer in row[1:3]} == {"yes", "no"}
 
 
+def test_a_round_may_leave_the_style_of_plain_pictures_unasked() -> None:
+    lessons = train_llava.Lessons(some(), train_llava.tokenizer_of(train_llava.texts()))
+    plain = [i for i, scene in enumerate(lessons.scenes) if scene.style == "photo"]
+    styled = [i for i, scene in enumerate(lessons.scenes) if scene.style != "photo"]
+
+    def answers(places: list[int], photos: float) -> list[str]:
+        tokens, told = lessons.draw(places, [False] * len(places), np.random.default_rng(0), 0, photos)
+        rows = zip(tokens.flatten(0, 1), told.flatten(0, 1), strict=True)
+        return [lessons.tokenizer.decode(ids[which], skip_special_tokens=True).strip() for ids, which in rows]
+
+    assert "photo" in answers(plain, 1)
+    assert "photo" not in answers(plain, 0)
+    assert answers(styled, 0) == answers(styled, 1)
+
+
 def test_its_tower_is_the_miniature_clips_of_which_it_reads_five_blocks() -> None:
     model = Vlm(
         *train_llava.model(train_llava.tokenizer_of(train_llava.texts())), load_clip(), max_new_tokens=4, source="new"
