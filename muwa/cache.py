@@ -57,7 +57,8 @@ def code_fingerprint() -> str:
 class Store:
     """The cache at `root`, and what this run found in it: `events` (stage -> "hit", "miss", "partial") and `seconds`.
 
-    `saved` is what entries that were read back had taken to compute, in seconds, less what reading took."""
+    `saved` is what entries that were read back had taken to compute, in seconds, less what reading took; and what stopped
+    attempts had taken, of what this run finished."""
 
     def __init__(self, root: str | Path):
         self._root = Path(root)
@@ -92,9 +93,11 @@ class Store:
             found, value = _read(folder) if _world.leads else (False, None)
             found = _world.told(found)
             if not found:
+                earlier = _earlier(unfinished) if _resume and _world.leads else 0.0
                 value, seconds = self._computed(lambda: function(*args, **keywords, **free))
                 if _world.leads:
-                    _write(folder, value, {"stage": stage, "key": key, "seconds": seconds, "parts": parts})
+                    self.saved += earlier
+                    _write(folder, value, {"stage": stage, "key": key, "seconds": seconds + earlier, "parts": parts})
                     shutil.rmtree(unfinished, ignore_errors=True)
                 value = None  # before it is read back: never two of them in memory
                 if _world.leads:
@@ -155,6 +158,20 @@ class Store:
         arguments = {f"argument {name}": fingerprint(value) for name, value in given.items()}
         name = f"{inner.__module__}.{inner.__qualname__}"
         return {"stage": stage, "function": name, "code": code_fingerprint(), **arguments}
+
+
+def _earlier(unfinished: Path) -> float:
+    """Seconds that stopped attempts took, each up to the last file that it left; notes that one more starts."""
+    unfinished.mkdir(parents=True, exist_ok=True)
+    note = unfinished / "attempts.json"
+    spent = 0.0
+    if note.is_file():
+        started, spent = json.loads(note.read_text())
+        spent += max([path.stat().st_mtime - started for path in unfinished.iterdir() if path != note], default=0.0)
+    draft = unfinished / "attempts.draft"
+    draft.write_text(json.dumps([time.time(), spent]))
+    os.replace(draft, note)
+    return spent
 
 
 def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -262,6 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             mark = "  " if len(set(values)) == 1 else "* "
             print(mark + name.ljust(24), "  ".join(value[:40] for value in dict.fromkeys(values)))
         return 0
+    if args.command == "clear":
+        for left in (*args.root.rglob("*.unfinished"), *args.root.rglob("*.draft")):
+            if left.is_dir() and left.parent.relative_to(args.root).as_posix().startswith(args.stage):
+                shutil.rmtree(left)
     for folder in _entries(args.root):
         stage = folder.parent.relative_to(args.root).as_posix()
         if not stage.startswith(args.stage):

@@ -205,7 +205,10 @@ def test_the_command_line_lists_explains_and_clears(tmp_path, capsys):
     assert different == [["argument", "y"]]
     assert cache.main(["why", "zzzz", "--root", str(tmp_path)]) == 2
     assert "0 entries under" in capsys.readouterr().err
+    for stage in ("a/b", "c"):  # what a stopped training left
+        (tmp_path / stage / "0.unfinished").mkdir()
     assert cache.main(["clear", str(tmp_path), "--stage", "a"]) == 0
+    assert [path.parent.name for path in tmp_path.rglob("*.unfinished")] == ["c"]
     assert [json.loads(path.read_text())["stage"] for path in tmp_path.rglob("key.json")] == ["c"]
 
 

@@ -1,3 +1,5 @@
+import json
+import os
 from dataclasses import replace
 
 import naive
@@ -127,12 +129,17 @@ def test_the_store_holds_the_state_while_it_trains_and_drops_it_after(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         descend(model, store=Store(tmp_path), log=log, **settings)
-    assert len(list((tmp_path / "edit").glob("*.unfinished/state.safetensors"))) == 1
+    (state,) = (tmp_path / "edit").glob("*.unfinished/state.safetensors")
+    (note,) = (tmp_path / "edit").glob("*.unfinished/attempts.json")
+    os.utime(state, (json.loads(note.read_text())[0] + 1000,) * 2)  # as if its first epoch had taken 1,000 seconds
     store, rows = Store(tmp_path), []
     edit = descend(model, store=store, log=lambda event, row: rows.append(row), **settings)
     assert store.events["edit"] == "miss"
     assert len(rows) == 3
     assert not list((tmp_path / "edit").glob("*.unfinished"))
+    assert store.saved == pytest.approx(1000, abs=2)
+    (about,) = (tmp_path / "edit").glob("*/key.json")
+    assert 1000 < json.loads(about.read_text())["seconds"] < 1100
     same(edit.deltas, descend(model, store=Store(tmp_path / "fresh"), log=lambda *a: None, **settings).deltas)
 
 
