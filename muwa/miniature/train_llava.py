@@ -4,7 +4,7 @@
 
 A `LlavaForConditionalGeneration` folder with its processor: the frozen vision tower of the miniature CLIP, of which it reads
 the last layer but one as LLaVA-1.5 does, a projector, and a Llama of 1.4 M parameters that learns to answer in words, from
-nothing, in three rounds (`ROUNDS`). An hour and a quarter on two CPU cores; goes on after the round where it was stopped.
+nothing, in five rounds (`ROUNDS`). An hour and a half on two CPU cores; goes on after the round where it was stopped.
 """
 
 from __future__ import annotations
