@@ -58,9 +58,9 @@ def _write(folder: Path) -> None:
     write_text(folder / "sweep.html", page)
     finished = [(own, json.loads((run / "results.json").read_text())) for run, own in swept(folder)
                 if (run / "results.json").is_file()]  # fmt: skip
-    for write in (write_canvas_table, write_vlm_table):
-        write(folder, [found for _, found in finished])
-    write_methods_table(folder, finished)
+    write_canvas_table(folder, [found for _, found in finished])
+    for write in (write_vlm_table, write_methods_table):
+        write(folder, finished)
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
