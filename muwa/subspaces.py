@@ -5,11 +5,12 @@ A linear map y = W x changes by dW x. Where the rows of dW are orthogonal to wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muwa.backward import accumulate, whole
@@ -49,7 +50,7 @@ def second_moments(
         pairs: Retained pairs.
         kind: "fisher": sum over batches of n_b G_b^T G_b, G_b the batch's gradient as (outputs, inputs): the input side of
             an empirical Fisher matrix, by batches. "activations": sum of x x^T over the inputs x of the weight, of all
-            tokens and patches; weights that meet no matrix product (a convolution) have none.
+            tokens and patches (of a convolution: what its window covers); weights that meet no product have none.
         loss, batch_size, seed: Of the gradients, as in `muwa.gradients`.
 
     Source: Fisher: as the input factor of K-FAC (arXiv 1503.05671), of whole batches. Activations: gradient projection
@@ -93,10 +94,16 @@ class _Inputs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
             x, weight = args[_PRODUCTS[func] : _PRODUCTS[func] + 2]
-            if name := self._known.get(weight.data_ptr()):
-                x = x.flatten(0, -2).float()
-                self.moments[name] = self.moments.get(name, 0) + x.T @ x
+            self._add(weight, lambda: x.flatten(0, -2))
+        elif func is torch.ops.aten.convolution.default and args[1].ndim == 4:
+            x, weight, _, stride, padding, dilation = args[:6]
+            self._add(weight, lambda: F.unfold(x, weight.shape[2:], dilation, padding, stride).mT.flatten(0, 1))
         return func(*args, **(kwargs or {}))
+
+    def _add(self, weight: Tensor, inputs: Callable[[], Tensor]) -> None:
+        if name := self._known.get(weight.data_ptr()):
+            x = inputs().float()
+            self.moments[name] = self.moments.get(name, 0) + x.T @ x
 
 
 def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:

@@ -26,7 +26,7 @@ def embeddings(model, pairs):
         )
 
 
-@pytest.mark.parametrize("name", [name for name in matrices(tiny.clip()) if "conv1" not in name])
+@pytest.mark.parametrize("name", matrices(tiny.clip()))
 def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, one_pair):
     """One pair has 5 patches and 16 tokens, fewer than any weight has inputs (32)."""
     model = tiny.clip()
@@ -46,7 +46,7 @@ def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, o
 def test_activations_are_what_the_modules_are_given():
     model, pairs = tiny.clip(), tiny.pairs(12)
     found = second_moments(model, pairs, kind="activations", **SETTINGS)
-    assert set(found) == {name for name in matrices(model) if "conv1" not in name}
+    assert set(found) == set(matrices(model))
     given = []
     block = model._towers.model.visual.transformer.resblocks[1]
     hook = block.mlp.c_fc.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].flatten(0, 1)))
@@ -55,6 +55,9 @@ def test_activations_are_what_the_modules_are_given():
     hook.remove()
     x = torch.cat(given)
     torch.testing.assert_close(found["visual.transformer.resblocks.1.mlp.c_fc.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
+    pixels = tiny.pixels(pairs.images)  # (12, 3, 32, 32) in windows of 16 x 16
+    x = pixels.view(12, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5).reshape(48, 768)
+    torch.testing.assert_close(found["visual.conv1.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
 
 
 def test_fisher_is_the_sum_over_batches_of_gradients_squared_on_the_input_side():
