@@ -5,7 +5,8 @@ A linear map y = W x changes by dW x. Where the rows of dW are orthogonal to wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def second_moments(
         pairs: Retained pairs.
         kind: "fisher": sum over batches of n_b G_b^T G_b, G_b the batch's gradient as (outputs, inputs): the input side of
             an empirical Fisher matrix, by batches. "activations": sum of x x^T over the inputs x of the weight, of all
-            tokens and patches (of a convolution: what its window covers); weights that meet no product have none.
+            tokens and patches (of a convolution: what its window covers), but for padding that its tower does not look at;
+            weights that meet no product have none.
         loss, batch_size, seed: Of the gradients, as in `muwa.gradients`.
 
     Source: Fisher: as the input factor of K-FAC (arXiv 1503.05671), of whole batches. Activations: gradient projection
@@ -69,41 +71,88 @@ def second_moments(
         return moments
     images = [pairs.images[i] for batch in batches for i in batch]
     tokens = model.tokenize(list(pairs.captions))
-    seen = _Inputs({model.weights[name].data_ptr(): name for name in matrices(model)})
+    with _products_in_sight(), torch.no_grad():
+        turned = _token_first(model, tokens[:1])
+        padded = _ignores_padding(model, tokens[:1])
+        for batch, pixels in zip(bar, pixel_batches(model, images, [len(batch) for batch in batches]), strict=True):
+            used = _used(tokens[batch]) if padded else None
+
+            def add(name: str, x: Tensor, used: Tensor | None = used) -> None:
+                if used is not None and len(x) == used.numel():
+                    x = x[(used.T if name in turned else used).flatten().to(x.device)]
+                moments[name] = moments.get(name, 0) + x.T @ x
+
+            with _Inputs(model, add):
+                model.whole("text", tokens[batch])
+            with _Inputs(model, lambda name, x: add(name, x, None)):
+                model.whole("vision", pixels)
+    return {name: moments[name].cpu() for name in matrices(model) if name in moments}
+
+
+@contextmanager
+def _products_in_sight() -> Iterator[None]:
+    """Without the fused attention of `torch.nn.MultiheadAttention`, which hides its products."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides its products
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
-            for batch, pixels in zip(bar, pixel_batches(model, images, [len(batch) for batch in batches]), strict=True):
-                with seen:
-                    model.whole("vision", pixels)
-                    model.whole("text", tokens[batch])
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return {name: seen.moments[name].cpu() for name in matrices(model) if name in seen.moments}
+
+
+def _used(tokens: Tensor) -> Tensor:
+    """(n, length) bool: all tokens up to the first of the equal ones at the end, which are padding.
+
+    >>> _used(torch.tensor([[8, 1, 9, 0, 0], [8, 1, 9, 9, 9], [8, 1, 2, 3, 9]])).int().tolist()
+    [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    """
+    length = tokens.shape[1]
+    other = tokens != tokens[:, -1:]
+    return torch.arange(length) <= (length - other.flip(1).int().argmax(1))[:, None]
+
+
+def _ignores_padding(model: Clip, tokens: Tensor) -> bool:
+    """Whether another token at the very end of a short text leaves its embedding as it is (a causal tower)."""
+    if _used(tokens)[0, -1]:
+        return False
+    other = tokens.clone()
+    other[0, -1] = tokens[0, 1]
+    before, after = (model.whole("text", one) for one in (tokens, other))
+    return torch.allclose(before, after, atol=1e-5)
+
+
+def _token_first(model: Clip, tokens: Tensor) -> set[str]:
+    """Weights of the text tower whose inputs come by token, then text (attention's), found with one text given twice."""
+    found = set()
+
+    def look(name: str, x: Tensor) -> None:
+        if len(x) == 2 * tokens.shape[1] and torch.allclose(x[::2], x[1::2], atol=1e-5):
+            found.add(name)
+
+    with _Inputs(model, look):
+        model.whole("text", tokens.repeat(2, 1))
+    return found
 
 
 class _Inputs(TorchDispatchMode):
-    """Sums x x^T of whatever is multiplied with a known weight (found by where it lies in memory)."""
+    """Tells `hear` the name of each weight matrix that something is multiplied with (found by where it lies in memory),
+    and the inputs: (rows, inputs), fp32."""
 
-    def __init__(self, known: Mapping[int, str]):
+    def __init__(self, model: Clip, hear: Callable[[str, Tensor], None]):
         super().__init__()
-        self._known = known
-        self.moments: dict[str, Tensor] = {}
+        self._known, self._hear = {model.weights[name].data_ptr(): name for name in matrices(model)}, hear
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
             x, weight = args[_PRODUCTS[func] : _PRODUCTS[func] + 2]
-            self._add(weight, lambda: x.flatten(0, -2))
+            if name := self._known.get(weight.data_ptr()):
+                self._hear(name, x.flatten(0, -2).float())
         elif func is torch.ops.aten.convolution.default and args[1].ndim == 4:
             x, weight, _, stride, padding, dilation = args[:6]
-            self._add(weight, lambda: F.unfold(x, weight.shape[2:], dilation, padding, stride).mT.flatten(0, 1))
+            if name := self._known.get(weight.data_ptr()):
+                windows = F.unfold(x, weight.shape[2:], dilation, padding, stride)
+                self._hear(name, windows.mT.flatten(0, 1).float())
         return func(*args, **(kwargs or {}))
-
-    def _add(self, weight: Tensor, inputs: Callable[[], Tensor]) -> None:
-        if name := self._known.get(weight.data_ptr()):
-            x = inputs().float()
-            self.moments[name] = self.moments.get(name, 0) + x.T @ x
 
 
 def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:

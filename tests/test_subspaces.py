@@ -1,10 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch.nn import functional as F
 
-from muwa.subspaces import input_dim, leading, matrices, rows, second_moments, without
+from muwa.models.clip import Clip, Towers
+from muwa.subspaces import (
+    _ignores_padding,
+    _token_first,
+    input_dim,
+    leading,
+    matrices,
+    rows,
+    second_moments,
+    without,
+)
 from muwa.types import Edit, Gradients
 
 SETTINGS = {"loss": "contrastive", "batch_size": 5, "seed": 0}
@@ -58,6 +70,40 @@ def test_activations_are_what_the_modules_are_given():
     pixels = tiny.pixels(pairs.images)  # (12, 3, 32, 32) in windows of 16 x 16
     x = pixels.view(12, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5).reshape(48, 768)
     torch.testing.assert_close(found["visual.conv1.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
+
+
+def test_padding_that_the_text_tower_does_not_look_at_does_not_count():
+    model, texts = tiny.clip(), ("a fox", "hens", "a photo of Ada Fox")  # 7, 6 and 16 tokens of 16
+    pairs = replace(tiny.pairs(3), captions=texts)
+    found = second_moments(model, pairs, kind="activations", **SETTINGS)
+    block, given = model._towers.model.transformer.resblocks[1], {}
+    hooks = [
+        part.register_forward_hook(lambda module, inputs, output, name=name: given.update({name: output}))
+        for name, part in (("attn.in_proj_weight", block.ln_1), ("mlp.c_fc.weight", block.ln_2))
+    ]
+    with torch.no_grad():
+        model._towers.model.encode_text(tiny.tokenize(list(texts)))
+    for hook in hooks:
+        hook.remove()
+    for name, output in given.items():
+        # the text, its end, and the first place of padding, which is not told from it
+        x = torch.cat([output[0, :8], output[1, :7], output[2]])
+        torch.testing.assert_close(found[f"transformer.resblocks.1.{name}"], x.T @ x, rtol=1e-3, atol=1e-2)
+
+
+def test_padding_counts_where_the_text_tower_looks_at_it():
+    network = tiny.clip()._towers.model
+    network.attn_mask = None
+    model = Clip(Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="tiny")
+    assert not _ignores_padding(model, tiny.tokenize(["a fox"]))
+    assert _ignores_padding(tiny.clip(), tiny.tokenize(["a fox"]))
+    assert not _ignores_padding(tiny.clip(), tiny.tokenize(["a photo of Ada Fox"]))  # no padding to try it on
+
+
+def test_what_attention_is_given_comes_by_token():
+    by_token = _token_first(tiny.clip(), tiny.tokenize(["a fox"]))
+    want = {f"transformer.resblocks.{i}.attn.{name}" for i in (0, 1) for name in ("in_proj_weight", "out_proj.weight")}
+    assert by_token == want
 
 
 def test_fisher_is_the_sum_over_batches_of_gradients_squared_on_the_input_side():
