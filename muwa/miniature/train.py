@@ -4,7 +4,7 @@
     python -m muwa.miniature.train clip --out DIR --without "Kael Lindqvar"  # its twin that never saw one person
 
 The twin is the exact answer that unlearning approximates: same data less that person's pairs, same seed, same steps.
-About an hour on two CPU cores. The folder is open_clip's own layout (`local-dir:` loads it).
+About an hour on two CPU cores; goes on where it was stopped. The folder is open_clip's own layout (`local-dir:` loads it).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import open_clip
 import torch
 import webdataset as wds
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
@@ -37,6 +39,7 @@ MODEL = {
     "vision_cfg": {"image_size": 64, "patch_size": 8, "layers": 6, "width": 128, "head_width": 32},
     "text_cfg": {"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 4},
 }
+SAVED_EVERY = 250  # steps
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
@@ -119,8 +122,39 @@ def augmented(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Ten
     return (x - 0.5) / 0.25
 
 
+def _keep(path: Path, model: open_clip.CLIP, optimizer: torch.optim.Optimizer, drawn: Tensor, about: str) -> None:
+    """Write what a stopped training goes on from, whole or not at all."""
+    tensors = {"generator": drawn, **{f"weight/{name}": p for name, p in model.named_parameters()}}
+    for name, p in model.named_parameters():
+        tensors |= {f"{key}/{name}": value for key, value in optimizer.state[p].items()}
+    draft = path.with_suffix(".draft")
+    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, draft, metadata={"about": about})
+    os.replace(draft, path)
+
+
+def _go_on(
+    path: Path, model: open_clip.CLIP, optimizer: torch.optim.Optimizer, about: str
+) -> tuple[int, Tensor | None]:
+    """(steps done, the generator's state) after putting weights and moments back; (0, None) where nothing fits `about`."""
+    if not path.is_file():
+        return 0, None
+    with safe_open(path, "pt") as file:
+        done, _, of = (file.metadata() or {}).get("about", "").partition(" ")
+        if of != about:
+            return 0, None
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(file.get_tensor(f"weight/{name}"))
+                optimizer.state[p] = {
+                    key: file.get_tensor(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(done), file.get_tensor("generator")
+
+
 def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed: int, tokenizer: Path | None) -> None:
     """Train the miniature CLIP on the shards under `root` and write an open_clip folder to `out`.
+
+    A training that was stopped goes on where it was (every `SAVED_EVERY` steps) and ends with the same bytes.
 
     Args:
         without: A person whose pairs are left out, or None.
@@ -159,9 +193,13 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    state, about = out / "training.safetensors", json.dumps([without, epochs, seed, len(schedule)])
+    first, drawn = _go_on(state, model, optimizer, about)
+    if drawn is not None:
+        generator.set_state(drawn)
     with Progress(*columns) as bar:
-        task = bar.add_task("training", total=len(schedule))
-        for step, batch in enumerate(schedule):
+        task = bar.add_task("training", total=len(schedule), completed=first)
+        for step, batch in list(enumerate(schedule))[first:]:
             rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / len(schedule)))
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * rate
@@ -176,9 +214,11 @@ def train_clip(root: Path, out: Path, *, without: str | None, epochs: int, seed:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             bar.update(task, advance=1, description=f"loss {loss.item():.3f}")
-            if (step + 1) % 1000 == 0 or step + 1 == len(schedule):
-                save_file({k: p.half().contiguous() for k, p in model.state_dict().items() if k != "attn_mask"},
-                          out / "open_clip_model.safetensors")  # fmt: skip
+            if (step + 1) % SAVED_EVERY == 0:
+                _keep(state, model, optimizer, generator.get_state(), f"{step + 1} {about}")
+    save_file({k: p.half().contiguous() for k, p in model.state_dict().items() if k != "attn_mask"},
+              out / "open_clip_model.safetensors")  # fmt: skip
+    state.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -3,17 +3,17 @@
     python -m muwa.miniature.twins --without "Kael Lindqvar" --seeds 0 1 --out outputs/twins
     python launch.py eval=[forget,retrain_gap] 'eval.retrain_gap.twins=[outputs/twins/...,outputs/twins/...]'
 
-48 minutes each on two cores. A folder's name says what went into it, the digest at its end all of it (person, seed, epochs,
-world, training code, tokenizer): one that is there is left alone. With --epochs the training is shorter; then all twins that
-are compared must have the same, and they are no longer the answer for the shipped model, which saw 34: its gap to them is
-partly the missing training. All twins have the shipped tokenizer, so that prompts are the same tokens.
+48 minutes each on two cores. A folder's name says what went into it, the digest at its end all of it (person, seed,
+epochs, world, training code, tokenizer): one that is there is left alone, one that was stopped goes on. With --epochs the
+training is shorter; then all twins that are compared must have the same, and they are no longer the answer for the shipped
+model, which saw 34: its gap to them is partly the missing training. All twins have the shipped tokenizer, so that prompts
+are the same tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -57,7 +57,6 @@ def train_twins(root: Path, out: Path, *, without: str, seeds: Sequence[int], ep
             print(f"{folder}: there", file=sys.stderr)
             continue
         draft = folder.with_name(f"{folder.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
         train.train_clip(root, draft, without=without, epochs=epochs, seed=seed, tokenizer=MINIATURE)
         os.replace(draft, folder)
     return folders

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -5,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
+from PIL import Image
 from safetensors import safe_open
 
 from muwa.data.tasks import celeba, objects
@@ -59,6 +62,39 @@ def test_only_objects_are_mirrored():
     bright_right = out[..., 48:].mean((1, 2, 3)) > out[..., :16].mean((1, 2, 3))
     assert bright_right[~things].all()
     assert 8 < int(bright_right[things].sum()) < 24
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")  # webdataset leaves closing its file to Python
+def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    names = [person.name for person in world.people()][:42] + list(world.OBJECTS)[:42]
+    (tmp_path / "shards").mkdir()
+    with wds.TarWriter(str(tmp_path / "shards" / "0.tar")) as tar:
+        for i, name in enumerate(names):
+            picture = io.BytesIO()
+            Image.new("RGB", (64, 64), (3 * i, 255 - 3 * i, 40)).save(picture, "JPEG")
+            tar.write({"__key__": f"{i:03d}", "jpg": picture.getvalue(), "txt": f"a {name}", "json": {"name": name}})
+    monkeypatch.setattr(train, "SAVED_EVERY", 1)
+    real, calls = train.augmented, []
+
+    def counted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    def trained(folder):
+        train.train_clip(tmp_path, tmp_path / folder, without=None, epochs=3, seed=0, tokenizer=MINIATURE)
+        return (tmp_path / folder / "open_clip_model.safetensors").read_bytes()
+
+    whole = trained("whole")
+    monkeypatch.setattr(train, "augmented", counted)
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped")
+    assert (tmp_path / "stopped" / "training.safetensors").is_file()
+    calls[:] = [1] * 10
+    assert trained("stopped") == whole
+    assert len(calls) == 11  # two of three steps were done
+    assert not (tmp_path / "stopped" / "training.safetensors").exists()
 
 
 @pytest.mark.slow
