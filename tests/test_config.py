@@ -79,6 +79,11 @@ def test_an_experiment_has_the_last_word_over_the_file_it_changes(composed, file
     assert composed(choice(file), "name=mine").name == "mine"
 
 
+def test_rivals_that_fine_tune_share_their_learning_rate(composed):
+    for method in ("ft", "ga", "gaft", "salun", "task_arithmetic"):
+        assert composed(f"method={method}", "learning_rate=0.5").method.learning_rate == 0.5
+
+
 def test_all_evidence_that_needs_no_twins_is_in_full(composed):
     every = set(composed("eval=full").eval)
     clips = {path.stem for path in CONF.glob("eval/*.yaml") if "a CLIP" in path.read_text()} - {"full", "retrain_gap"}

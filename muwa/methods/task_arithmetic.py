@@ -42,7 +42,7 @@ def unlearn(
     scales: Sequence[float] | None = None,
     forget_loss: str = "cosine",
     epochs: int = 10,
-    learning_rate: float = 1e-5,
+    learning_rate: float = 1e-6,
     weight_decay: float = 0.1,
     batch_size: int = 32,
     rule: str = "best",
