@@ -81,11 +81,13 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
 def swept(folder: Path) -> list[tuple[Path, dict[str, str]]]:
     """(run's folder, what was swept and its value there, "" where a run has none), in the order of their numbers.
 
-    A setting of all methods (`learning_rate`) that a run's own method does not read counts as not given there.
+    A setting of all methods (`learning_rate`) that a run's own method does not read counts as not given there, and as not
+    swept where the others agree.
     """
     runs = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
     every = [_overrides(run) for run in runs]
-    keys = [key for key in dict.fromkeys(k for one in every for k in one) if len({one.get(key) for one in every}) > 1]
+    values = {key: {one.get(key) for one in every} for key in dict.fromkeys(k for one in every for k in one)}
+    keys = [key for key, found in values.items() if len(found - ({None} if key in _SHARED else set())) > 1]
     return [(run, {key: one.get(key, "") for key in keys}) for run, one in zip(runs, every, strict=True)]
 
 

@@ -72,3 +72,12 @@ def test_a_shared_setting_counts_where_the_method_reads_it(tmp_path):
         {"learning_rate": "1e-5"},
         {"learning_rate": ""},
     ]
+
+
+def test_a_shared_setting_that_all_who_read_it_agree_on_is_not_swept(tmp_path):
+    for number, method in enumerate(["slug", "ga", "gaft"]):
+        folder = tmp_path / str(number) / ".hydra"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"- checkpoint=best\n- method={method}\n")
+        (folder / "config.yaml").write_text("method: {}\n" if method == "slug" else "method:\n  rule: ${checkpoint}\n")
+    assert [own for _, own in swept(tmp_path)] == [{"method": "slug"}, {"method": "ga"}, {"method": "gaft"}]
