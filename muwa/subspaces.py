@@ -72,8 +72,8 @@ def second_moments(
     images = [pairs.images[i] for batch in batches for i in batch]
     tokens = model.tokenize(list(pairs.captions))
     with _products_in_sight(), torch.no_grad():
-        turned = _token_first(model, tokens[:1])
-        padded = _ignores_padding(model, tokens[:1])
+        short = model.tokenize(["a photo"])
+        turned, padded = _token_first(model, short), _ignores_padding(model, short)
         for batch, pixels in zip(bar, pixel_batches(model, images, [len(batch) for batch in batches]), strict=True):
             used = _used(tokens[batch]) if padded else None
 

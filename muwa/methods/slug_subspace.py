@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from muwa.cache import Store
 from muwa.layer_search.bisect import pareto_bisect
 from muwa.layer_search.common import Log, silent
@@ -15,7 +17,7 @@ from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
 from muwa.models.vlm import Vlm
 from muwa.subspaces import KINDS, second_moments, without
-from muwa.types import Edit, Gradients, Search, Task
+from muwa.types import Edit, Gradients, Pairs, Search, Task
 from muwa.world import ALONE, World
 
 
@@ -63,13 +65,18 @@ def unlearn(
         raise ValueError(f"method.rank: got {rank}, want at least 1, or null to go by energy")
     moments: dict[str, Any] = {"kind": subspace, "loss": retain_loss, "batch_size": batch_size, "seed": seed}
 
+    def used(clip: Clip, pairs: Pairs) -> dict[str, Tensor]:
+        return store.get("subspace", second_moments, clip, pairs, **moments, _free={"progress": progress})
+
     def refine(clip: Clip, task: Task, found: Gradients) -> Gradients:
-        used = None
-        if subspace != "gradient":
-            left_out = set(task.mentions)
-            kept = task.retain.select([i for i in range(len(task.retain)) if i not in left_out])
-            used = store.get("subspace", second_moments, clip, kept, **moments, _free={"progress": progress})
-        return without(found, used, kind=subspace, rank=rank, energy=energy)
+        mentions, of = list(task.mentions), None
+        if subspace == "fisher":  # batches with a pair less are other batches
+            of = used(clip, task.retain.select([i for i in range(len(task.retain)) if i not in set(mentions)]))
+        elif subspace == "activations":  # a sum over pairs, whose total all requests share
+            of = used(clip, task.retain)
+            less = used(clip, task.retain.select(mentions)) if mentions else {}
+            of = {name: moment - less[name] if less else moment for name, moment in of.items()}
+        return without(found, of, kind=subspace, rank=rank, energy=energy)
 
     edit = slug.unlearn(
         model, task, store=store, layer_search=layer_search, forget_loss=forget_loss, retain_loss=retain_loss,
