@@ -146,16 +146,14 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _number(value: float, like: float | None = None) -> str:
+    """Three digits or more, of both numbers of a cell the same decimals (those of `like`).
+
+    >>> [_number(x) for x in (0.0, 0.125, 12.5, 125.0, 1250.0)]
+    ['0', '0.125', '12.50', '125.0', '1,250']
+    """
     size = abs(value if like is None else like)
-    return (
-        f"{value:,.0f}"
-        if size >= 1000
-        else f"{value:.1f}"
-        if size >= 100
-        else f"{value:.2f}"
-        if size >= 1
-        else f"{value:.3f}"
-    )
+    places = 0 if size == 0 or size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
+    return f"{value:,.{places}f}"
 
 
 def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -79,7 +79,7 @@ def test_three_formats_and_a_figure_are_written(tmp_path):
         "paired.tex",
     }
     assert list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))[1][0] == "before"
-    assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| ga (rule=first) | 1 | 1/1 | 0.000 |")
+    assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| ga (rule=first) | 1 | 1/1 | 0 |")
     tex = (tmp_path / "table.tex").read_text()
     assert r"slug & 2 & 1/2 & 25.00 $\pm$ 35.36" in tex
     assert tex.count(r"\\") == 5 - 1
