@@ -289,9 +289,8 @@ def main() -> None:
         if not kept.is_dir():
             train(llava, lessons, pictures, replace(plan, steps=steps), seed=i)
             llava.to(torch.float16).save_pretrained(kept)
-        llava = LlavaForConditionalGeneration.from_pretrained(
-            kept, dtype=torch.float32
-        )  # as if it had been stopped here
+        # as if it had been stopped here
+        llava = LlavaForConditionalGeneration.from_pretrained(kept, dtype=torch.float32)
         llava.model.vision_tower.requires_grad_(False)
     llava.eval().to(torch.float16).save_pretrained(args.out)
     processor.save_pretrained(args.out)
