@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -18,6 +19,17 @@ SMALL = (
 
 
 BLOCK = 32768
+
+
+def whole_records(folder, wait_s=60):
+    """The records once the last of them, the exit, is there: W&B's service writes the file after `finish` has returned."""
+    end = time.monotonic() + wait_s
+    found = offline_records(folder)
+    while not any(record.WhichOneof("record_type") == "exit" for record in found):
+        assert time.monotonic() < end, f"no exit record after {wait_s} s, only {len(found)} records"
+        time.sleep(0.1)
+        found = offline_records(folder)
+    return found
 
 
 def offline_records(folder):
@@ -51,7 +63,7 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[jsonl,wandb]")
     pipeline.run(config.build(cfg), config.settings(cfg))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    records = offline_records(tmp_path / "run")
+    records = whole_records(tmp_path / "run")
     rows = []
     for record in records:
         if record.WhichOneof("record_type") == "history":
