@@ -39,7 +39,7 @@ from muwa.world import ALONE, World
 # Modules that only present results: a change in them leaves every cached value valid.
 _PRESENTATION = {
     "report.py", "figures.py", "gallery.py", "sweep.py", "canvas_table.py", "vlm_table.py",
-    "methods_table.py", "loggers.py", "config.py",
+    "methods_table.py", "loggers.py", "config.py", "memory.py",
     "pipeline.py", "progress.py", "patch.py", "miniature/train.py", "miniature/train_sd.py", "miniature/train_recogniser.py",
     "miniature/train_llava.py", "miniature/twins.py",
 }  # fmt: skip
@@ -167,7 +167,7 @@ def _earlier(unfinished: Path) -> float:
     spent = 0.0
     if note.is_file():
         started, spent = json.loads(note.read_text())
-        spent += max([path.stat().st_mtime - started for path in unfinished.iterdir() if path != note], default=0.0)
+        spent += max([0.0, *(path.stat().st_mtime - started for path in unfinished.iterdir() if path != note)])
     draft = unfinished / "attempts.draft"
     draft.write_text(json.dumps([time.time(), spent]))
     os.replace(draft, note)

@@ -112,6 +112,11 @@ def gradients(
     Returns:
         Means over pairs, sign of the losses; None on all ranks but the first.
     """
+    if len(task.mentions) >= len(task.retain):
+        raise ValueError(
+            f"{name}: all {len(task.retain)} retain pairs mention what is to be forgotten; want some that do not: "
+            "name other pairs in dataset.retain, or fewer aliases"
+        )
     free = {"progress": progress, "world": world, "micro_batch_size": micro_batch_size}
     own: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": recipe.seed, "precision": recipe.precision}
     own |= {"_free": free, "_world": world}
@@ -124,6 +129,7 @@ def gradients(
     if not world.leads:
         return None
     n_retain = retain["n"] + (less["n"] if less else 0)
+    assert n_retain > 0  # refused above, before anything is computed
     for key, total in retain["sum"].items():  # read back for this call alone: changed in place
         (total.add_(less["sum"][key]) if less else total).div_(n_retain)
         forget["sum"][key].div_(forget["n"])
@@ -209,7 +215,7 @@ def from_run(run: Path, concept: str | None) -> Gradients:
     """The gradients of a finished run, read back from its cache (computed again where that is gone).
 
     Raises:
-        ValueError: `run` is not a run's folder, or it forgot several names and none was given.
+        ValueError: `run` is not a run's folder, it forgot several names and none was given, or it took no such gradients.
     """
     from muwa import config  # the command line needs the run's config; the stage does not
 
@@ -220,11 +226,45 @@ def from_run(run: Path, concept: str | None) -> Gradients:
         concept = task.names[0]
     if concept not in task.names:
         raise ValueError(f"{run}: --concept is {concept!r}, want one of {', '.join(task.names)}")
-    bound = parts["method"].keywords
-    recipe = Recipe(**{key: bound[key] for key in ("forget_loss", "retain_loss", "batch_size", "seed", "precision")})
-    found = gradients(parts["model"](), task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
+    recipe = recipe_of(parts["method"].keywords, run)
+    clip = clip_of(parts["model"](), run)
+    found = gradients(clip, task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
     assert found is not None  # this process is alone
     return found
+
+
+def recipe_of(method: Mapping[str, Any], run: Path) -> Recipe:
+    """How a run's method, given by its settings, took gradients.
+
+    Raises:
+        ValueError: It took none, or of something else than the CLIP's losses.
+    """
+    if lacking := [key for key in ("forget_loss", "retain_loss", "batch_size", "seed") if key not in method]:
+        raise ValueError(f"{run}: its method takes no mean gradients ({', '.join(lacking)} not among its settings)")
+    if method.get("gradient", "clip") != "clip":
+        raise ValueError(f"{run}: method.gradient={method['gradient']}, want a run of method.gradient=clip to export")
+    return Recipe(
+        method["forget_loss"],
+        method["retain_loss"],
+        method["batch_size"],
+        method["seed"],
+        method.get("precision", "fp32"),
+    )
+
+
+def clip_of(model: Any, run: Path) -> Clip:
+    """The CLIP that a run took gradients of: the model, or a pipeline's only text encoder, or a tower's own.
+
+    Raises:
+        ValueError: There are two.
+    """
+    if isinstance(model, Clip):
+        return model
+    if len(clips := getattr(model, "clips", ())) > 1:
+        raise ValueError(
+            f"{run}: its model has {len(clips)} text encoders, want one: a file holds gradients of one CLIP"
+        )
+    return model.clip
 
 
 if __name__ == "__main__":

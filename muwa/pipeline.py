@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from muwa.eval.similarity import matrix
 from muwa.gallery import gallery
 from muwa.interview import Interview, conversation
 from muwa.loggers import Loggers
+from muwa.memory import peak_memory, reset_peak
 from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
 from muwa.models.vlm import Vlm
@@ -73,6 +73,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
     progress = settings["runtime"]["progress"] and ranks.leads
     if settings["runtime"]["threads"]:
         torch.set_num_threads(settings["runtime"]["threads"])
+    reset_peak(settings["runtime"]["device"])  # in a sweep runs follow each other in one process
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     dataset = parts["dataset"]()
@@ -119,13 +120,16 @@ def unlearn(
     """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
     folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
     gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
+    device = settings["runtime"]["device"]
+    earlier = peak_memory(device)
+    reset_peak(device)
     started = time.perf_counter()
     edit: Edit = parts["method"](
         model, task, store=store, log=loggers.log, gradient_file=gradient_file, world=ranks, progress=progress
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    took, peak = time.perf_counter() - started + store.saved, peak_memory()
+    took, peak = time.perf_counter() - started + store.saved, peak_memory(device)
     owner = model.owner(edit) if isinstance(model, Diffusion) else model.clip if isinstance(model, Vlm) else model
     write_patch(folder / "patch.safetensors", edit, owner, story)
     if "eval" not in settings["stages"]:
@@ -140,7 +144,7 @@ def unlearn(
         cost={"seconds": took, "peak_memory_bytes": peak, "bytes": (folder / "patch.safetensors").stat().st_size,
               "parameters": sum(delta.count_nonzero().item() for delta in edit.deltas.values()), "samples": edit.samples},
         task=task, similarity=similarity(model, edited, task.eval, store),
-        seconds={}, cache=dict(store.events), peak_memory_bytes=peak_memory(),
+        seconds={}, cache=dict(store.events), peak_memory_bytes=max(earlier, peak_memory(device)),
         provenance=provenance(model, task, settings), drawn=drawings(model, edited, task, store),
         said=answers(model, edited, task, store),
     )  # fmt: skip
@@ -235,10 +239,3 @@ def git_commit() -> str | None:
 
     commit = git("rev-parse", "HEAD")
     return f"{commit}+changes" if commit and git("status", "--porcelain") else commit
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes; on a GPU, the peak of allocated device memory is added."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    return peak + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # the others wait in a collective while rank 0 searches; torchrun ends them if one dies
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def world(device: str) -> Iterator[World]:
         raise ValueError(f"runtime.device={device}: torchrun gives each process its own GPU; say runtime.device=cuda")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size)
     finally:

@@ -1,10 +1,24 @@
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 from torch.nn import functional as F
 
 from muwa.cache import Store
-from muwa.gradients import Recipe, gradient_sum, gradients, origin, plan, read_gradients, write_gradients
+from muwa.gradients import (
+    Recipe,
+    clip_of,
+    gradient_sum,
+    gradients,
+    origin,
+    plan,
+    read_gradients,
+    recipe_of,
+    write_gradients,
+)
 from muwa.layer_search.common import step_deltas
 from muwa.losses import contrastive, cosine
 from muwa.types import Edit
@@ -99,6 +113,13 @@ def test_no_pairs_is_an_error():
         gradient_sum(tiny.clip(), tiny.pairs(0), loss="cosine", batch_size=4, seed=0)
 
 
+def test_a_retain_set_that_only_mentions_the_forgotten_is_refused_before_any_pass(tmp_path):
+    task = replace(tiny.task(), retain=tiny.pairs(3, names=tiny.NAMES[:1]), mentions=(0, 1, 2))
+    with pytest.raises(ValueError, match="Ada Fox: all 3 retain pairs mention what is to be forgotten"):
+        gradients(tiny.clip(), task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_come_back_whole_and_are_checked(tmp_path):
     model, task = tiny.clip(), tiny.task()
     found = gradients(model, task, tiny.NAMES[0], RECIPE, store=Store(tmp_path))
@@ -117,6 +138,30 @@ def test_files_come_back_whole_and_are_checked(tmp_path):
     (tmp_path / "text").write_text("not a tensor file")
     with pytest.raises(ValueError, match="not a readable gradient file"):
         read_gradients(tmp_path / "text", expected)
+
+
+def test_a_runs_recipe_is_that_of_its_method():
+    method = {"forget_loss": "cosine", "retain_loss": "contrastive", "batch_size": 4, "seed": 0}
+    assert recipe_of(method, Path("run")) == RECIPE  # of salun, slug_layers: no precision among their settings
+    assert recipe_of({**method, "precision": "bf16", "gradient": "clip"}, Path("run")) == replace(
+        RECIPE, precision="bf16"
+    )
+    with pytest.raises(ValueError, match="run: method.gradient=answer, want a run of method.gradient=clip"):
+        recipe_of({**method, "gradient": "answer"}, Path("run"))
+    with pytest.raises(
+        ValueError, match=r"run: its method takes no mean gradients \(retain_loss, batch_size not among"
+    ):
+        recipe_of({"forget_loss": "cosine", "seed": 0}, Path("run"))
+
+
+def test_the_clip_of_a_run_is_the_one_that_gradients_are_of(tmp_path):
+    clip = tiny.clip()
+    assert clip_of(clip, Path("run")) is clip
+    one, two = SimpleNamespace(clips={"text_encoder": clip}, clip=clip), SimpleNamespace(clips={"a": clip, "b": clip})
+    assert clip_of(one, Path("run")) is clip
+    assert clip_of(SimpleNamespace(clip=clip), Path("run")) is clip  # a vision-language model's tower
+    with pytest.raises(ValueError, match="run: its model has 2 text encoders, want one"):
+        clip_of(two, Path("run"))
 
 
 def test_settings_of_a_recipe_are_checked():

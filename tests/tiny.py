@@ -90,6 +90,11 @@ def task() -> Task:
     return Task("identity", (NAMES[0],), {NAMES[0]: pairs(6, names=NAMES[:1])}, pairs(), (0, 8), split(50), split(70))
 
 
+def canvas(kind: str) -> Task:
+    """That task as one of UnlearnCanvas' kind ("style" | "class"), the names standing for both."""
+    return replace(task(), kind=kind, prompts=("A {class} image in {style} style.",))
+
+
 def judged(pictures: Split) -> Task:
     """That task, judged on these pictures."""
     return replace(task(), eval=pictures)

@@ -30,7 +30,8 @@ def read_folder(
         max_broken: Share of pictures that may fail to decode.
 
     Returns:
-        (the pictures, classes in sorted folder order; the broken ones).
+        (the pictures, classes in sorted folder order; the broken ones). Folders of one name are one class: a classifier by
+        names cannot tell them apart (of ImageNet's 1,000 in open_clip's naming two pairs: 998 classes).
 
     Raises:
         FileNotFoundError: No such folder, or no class folders in it: says what was found and the layout.
@@ -42,10 +43,11 @@ def read_folder(
         found = f"{loose} pictures and no class folder" if root.is_dir() else "no such folder"
         hint = " Sort them by class first (ImageNet's devkit has the labels of its validation set)." if loose else ""
         raise FileNotFoundError(f"dataset.images={root}: {found}; want {_LAYOUT.format(root=root)}.{hint}")
-    classes = Classes(_class_names(root, [folder.name for folder in folders]), tuple(templates))
+    named = _class_names(root, [folder.name for folder in folders])
+    classes = Classes(tuple(dict.fromkeys(named)), tuple(templates))
     rows = [
-        (path, label)
-        for label, folder in enumerate(folders)
+        (path, classes.names.index(name))
+        for name, folder in zip(named, folders, strict=True)
         for path in sorted(folder.iterdir())
         if path.suffix.lower() in _ENDINGS
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from muwa.cache import Store
 from muwa.encode import Features, Tower, class_features
 from muwa.eval.ranks import top_k
 from muwa.layer_search.common import Log, silent
+from muwa.methods.prompting import prompts_of
 from muwa.methods.tuning import check_above_zero, check_at_least
 from muwa.methods.whole import (
     Deltas,
@@ -111,12 +113,13 @@ def unlearn(
         return Edit({}, ())
     classes = task.probe.forget.classes
     labels = tuple(classes.names.index(name) for name in task.names for _ in range(pictures))
+    texts = tuple(text for name in task.names for text in islice(cycle(prompts_of(task, name)[1:]), pictures))
     dreamt = store.get(
         "dreams", dream, model, classes, labels, confidence, dream_steps, seed, _free={"progress": progress}
     )
     free = {"features": Features(model, store), "progress": progress}
     found = remembered(
-        store, smooth, model, dreamt, labels, task.prompts[0], task.probe, tuple(noise), copies, layers, threshold, epochs,
+        store, smooth, model, dreamt, labels, texts, task.probe, tuple(noise), copies, layers, threshold, epochs,
         learning_rate, weight_decay, batch_size, target, criterion, seed, task=task, log=log, free=free,
     )  # fmt: skip
     search = search_of(task, rule, criterion, found["before"], found["trace"], "epochs")
@@ -201,18 +204,23 @@ def largest(gradients: Mapping[str, Tensor], count: int) -> set[str]:
 
 
 def smooth(
-    model: Clip, dreamt: Tensor, labels: Sequence[int], prompt: str, probe: Split, noise: Sequence[float], copies: int,
-    layers: int, threshold: float, epochs: int, learning_rate: float, weight_decay: float, batch_size: int, target: float,
-    criterion: str, seed: int, *, features: Features | None = None, tell: Tell = untold, progress: bool = False,
+    model: Clip, dreamt: Tensor, labels: Sequence[int], texts: Sequence[str], probe: Split, noise: Sequence[float],
+    copies: int, layers: int, threshold: float, epochs: int, learning_rate: float, weight_decay: float, batch_size: int,
+    target: float, criterion: str, seed: int, *, features: Features | None = None, tell: Tell = untold,
+    progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The smoothing itself, on copies: see `unlearn`. {"before", "trace": a row an epoch, "kept": as of `descent.tune`}."""
+    """The smoothing itself, on copies: see `unlearn`; `texts` ask for what each picture shows.
+
+    Returns:
+        {"before", "trace": a row an epoch, "kept": as of `descent.tune`}.
+    """
     jury, classes = Jury(model, probe, features, target=target, criterion=criterion), probe.forget.classes
     start = {name: weight.detach().float().clone() for name, weight in model.weights.items()}
     weights = {name: weight.clone().requires_grad_() for name, weight in start.items()}
     adam = torch.optim.Adam(list(weights.values()), learning_rate, (0.9, 0.98), 1e-6, weight_decay)
     generator = torch.Generator().manual_seed(seed)
     pixels = scaled(model, dreamt.to(model.device))
-    tokens, want = model.tokenize([prompt.format(classes.names[label]) for label in labels]), torch.tensor(labels)
+    tokens, want = model.tokenize(list(texts)), torch.tensor(labels)
     trace: list[Evaluation] = []
     kept: dict[str, Deltas] = {}
     level, lowest = 0, 1.0

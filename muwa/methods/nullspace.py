@@ -12,6 +12,7 @@ from torch import Tensor
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.layer_search.common import Log, silent
+from muwa.methods.prompting import prompts_of
 from muwa.methods.whole import (
     Deltas,
     Jury,
@@ -78,25 +79,29 @@ def unlearn(
     check_clip("nullspace", model, gradient_file)
     check_choice(rule, criterion, target)
     own = projection(model)
-    texts = tuple(templates) if templates is not None else (*task.probe.forget.classes.templates, task.prompts[0])
-    texts = tuple(dict.fromkeys(texts))
-    if not texts or not all("{}" in text for text in texts):
-        raise ValueError(f"method.templates: got {list(texts)}, want texts with {{}} where the name stands")
+    if templates is not None and (not templates or not all("{}" in text for text in templates)):
+        raise ValueError(f"method.templates: got {list(templates)}, want texts with {{}} where the name stands")
+    texts = tuple(dict.fromkeys(text for name in task.names for text in _texts(task, name, templates)))
     if not strengths or not all(0 < s <= 1 for s in strengths):
         raise ValueError(f"method.strengths: got {list(strengths)}, want some in (0, 1]")
-    if rank is not None and not 1 <= rank <= len(texts) * len(task.names):
-        raise ValueError(
-            f"method.rank: got {rank}, want 1 to {len(texts) * len(task.names)} (prompts), or null for all"
-        )
+    if rank is not None and not 1 <= rank <= len(texts):
+        raise ValueError(f"method.rank: got {rank}, want 1 to {len(texts)} (prompts), or null for all")
     if not world.leads:
         return Edit({}, ())
-    basis = directions(model, [text.format(name) for name in task.names for text in texts], rank)
+    basis = directions(model, texts, rank)
     tried = tuple(strengths)
     free = {"features": Features(model, store), "progress": progress}
     found = remembered(store, sweep, model, basis, task.probe, tried, target, criterion, task=task, log=log, free=free)
     search = search_of(task, rule, criterion, found["before"], found["trace"], "strengths", "tensor")
     deltas = projected(model.weights, own, basis, tried[search.chosen]) if search.chosen is not None else {}
     return edit_of(task, search, deltas, 0)
+
+
+def _texts(task: Task, name: str, templates: Sequence[str] | None) -> list[str]:
+    """The texts that ask for a name: by `templates`, or by those of the probe pictures and the task's own prompts."""
+    if templates is not None:
+        return [template.format(name) for template in templates]
+    return [*(template.format(name) for template in task.probe.forget.classes.templates), *prompts_of(task, name)[1:]]
 
 
 def projection(model: Clip) -> str:

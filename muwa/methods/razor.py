@@ -16,7 +16,7 @@ from muwa.encode import Features, pixel_batches
 from muwa.gradients import Recipe, gradients, plan
 from muwa.layer_search.bisect import bisection, next_step
 from muwa.layer_search.common import Log, kept, silent
-from muwa.methods.tuning import check_above_zero, check_at_least
+from muwa.methods.tuning import check_above_zero, check_at_least, layers_at
 from muwa.methods.whole import (
     Deltas,
     Jury,
@@ -119,7 +119,7 @@ def unlearn(
     for key, share in (("alpha", alpha), ("threshold", threshold)):
         if not 0 <= share <= 1:
             raise ValueError(f"method.{key}: got {share}, want a number in [0, 1]")
-    model.layers(granularity)  # an unknown one is an error here
+    layers_at(model, granularity)  # an unknown one is an error here
     cut = Cut(granularity, alpha, threshold, forget_weight, mismatch_weight, rounds, first_step, max_evals)
     if not world.leads:
         return Edit({}, ())
@@ -232,7 +232,7 @@ def fused(
             out.setdefault(part.name, torch.zeros_like(weights[part.name], dtype=torch.float32))
         terms = ((cut.forget_weight, forget), (-1.0, retain), (-cut.mismatch_weight, mismatch))
         weighed = [(weight / size, of) for weight, of in terms if of and (size := _norm([p.of(of) for p in parts]))]
-        mixed = [sum((w * p.of(of) for w, of in weighed), torch.zeros_like(p.of(weights))) for p in parts]
+        mixed = [sum((w * p.of(of) for w, of in weighed), torch.zeros_like(p.of(forget))) for p in parts]
         length = _norm(mixed)
         own = _norm([p.of(weights) for p in parts])
         for part, some in zip(parts, mixed, strict=True):

@@ -63,7 +63,7 @@ def unlearn(
         layer_search: SLUG's, which chooses the layer (`muwa.methods.slug`).
         step: Length of a round's step, as a share of the layer's original norm.
         rounds: At most; `patience` rounds after the first feasible one it ends.
-        rule: "best": of the feasible rounds `whole.best_of`; "first": the first that forgets.
+        rule: "best": of the feasible rounds `whole.best_of`; "first": the first with forget/top1 0, else the lowest.
         target, criterion: A round is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
 

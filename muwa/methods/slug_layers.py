@@ -13,7 +13,7 @@ from muwa.encode import Features
 from muwa.gradients import Recipe, gradients, origin, read_gradients
 from muwa.layer_search.bisect import bisection, next_step
 from muwa.layer_search.common import Log, add_edits, silent, step_deltas
-from muwa.methods.tuning import check_above_zero, check_at_least
+from muwa.methods.tuning import check_above_zero, check_at_least, layers_at
 from muwa.methods.whole import (
     Deltas,
     Jury,
@@ -30,7 +30,7 @@ from muwa.models.clip import Clip
 from muwa.progress import track
 from muwa.scores import layer_scores
 from muwa.select import pareto
-from muwa.types import Edit, Evaluation, Gradients, Layer, LayerScore, Split, Task
+from muwa.types import Edit, Evaluation, Gradients, Layer, LayerScore, Part, Split, Task
 from muwa.world import ALONE, World
 
 PICKS = ("front", "importance", "alignment", "random", "all")
@@ -67,7 +67,7 @@ def unlearn(
             all; "alignment", the least aligned of all; "random", by `seed`; "all".
         k: So many of them; None takes all that `pick` orders.
         first_step, max_evals: Of the bisection of s, a share of each layer's own norm.
-        rule: "best": of the feasible steps `whole.best_of`; "first": the first that forgets.
+        rule: "best": of the feasible steps `whole.best_of`; "first": the first with forget/top1 0, else the lowest.
         target, criterion: A step is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
         granularity, forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
 
@@ -83,7 +83,7 @@ def unlearn(
     check_choice(rule, criterion, target)
     check_above_zero({"first_step": first_step})
     check_at_least({"max_evals": (max_evals, 1), "k": (1 if k is None else k, 1)})
-    recipe, layers = Recipe(forget_loss, retain_loss, batch_size, seed), model.layers(granularity)
+    recipe, layers = Recipe(forget_loss, retain_loss, batch_size, seed), layers_at(model, granularity)
     edits, samples, retained = [], 0, 0
     for name in task.names:
         if gradient_file is None:
@@ -93,7 +93,7 @@ def unlearn(
         if own is None:
             continue
         scores = layer_scores(model.weights, own.forget, own.retain, layers)
-        picked = picks(scores, pick, k, seed)
+        picked = apart(picks(scores, pick, seed), layers)[:k]
         chosen = [layer for layer in layers if layer.name in picked]
         log("scores", {"concept": name, "scores": scores, "front": tuple(picked)})
         only = task.only(name)
@@ -111,8 +111,8 @@ def unlearn(
     return Edit(total.deltas, total.moves, total.searches, samples + retained)
 
 
-def picks(scores: Mapping[str, LayerScore], pick: str, k: int | None, seed: int) -> list[str]:
-    """Names of the layers that `pick` puts first, at most `k`; those without a forget gradient are never picked."""
+def picks(scores: Mapping[str, LayerScore], pick: str, seed: int) -> list[str]:
+    """Names of layers in the order in which `pick` takes them; those without a forget gradient are in none."""
     moving = {name: row for name, row in scores.items() if row.forget_norm > 0}
     important = sorted(moving, key=lambda name: -moving[name].importance)
     if pick == "front":
@@ -124,7 +124,16 @@ def picks(scores: Mapping[str, LayerScore], pick: str, k: int | None, seed: int)
         ordered = [list(moving)[i] for i in np.random.default_rng(seed).permutation(len(moving))]
     else:
         ordered = important
-    return ordered[:k]
+    return ordered
+
+
+def apart(names: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    """`names` without those that would move weights of an earlier one again (q, k and v of a Hugging Face model)."""
+    edited = {layer.name: layer.edited for layer in layers}
+    first: dict[tuple[Part, ...], str] = {}
+    for name in names:
+        first.setdefault(edited[name], name)
+    return list(first.values())
 
 
 def joint_search(

@@ -1,4 +1,4 @@
-"""What the text-to-image methods share: checks of what they are given, fine-tuning some weights, and making it an edit."""
+"""Checks of settings; and what the text-to-image methods share: fine-tuning some weights, and making it an edit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from muwa.layer_search.common import Log
+from muwa.models.clip import Clip
 from muwa.models.diffusion import Diffusion
+from muwa.models.layers import GRANULARITIES
 from muwa.progress import track
-from muwa.types import Edit, Move, Task
+from muwa.types import Edit, Layer, Move, Task
 
 Tuned = dict[str, dict[str, Tensor] | list[float]]  # {"deltas": ..., "losses": one an iteration}
 
@@ -52,6 +54,17 @@ def check_above_zero(values: Mapping[str, float]) -> None:
     for key, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"method.{key}: got {value}, want a number above 0")
+
+
+def layers_at(model: Clip, granularity: str) -> list[Layer]:
+    """The candidates of a CLIP at a method's own granularity.
+
+    Raises:
+        ValueError: There is no such granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"method.granularity: got {granularity!r}, want one of {', '.join(GRANULARITIES)}")
+    return model.layers(granularity)
 
 
 def tune(

@@ -54,8 +54,17 @@ def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_th
     folder(tmp_path / "all", [f"n{i:08d}" for i in range(1000)], pictures=0)
     (tmp_path / "all" / "n00000007" / "x.jpg").write_bytes(tiny.png(1))
     found, _ = read(tmp_path / "all")
-    assert found.classes.names == tuple(IMAGENET_CLASSNAMES)
+    assert found.classes.names == tuple(dict.fromkeys(IMAGENET_CLASSNAMES))
+    assert len(found.classes.names) == 998  # "missile" and "sunglasses" are there twice
     assert found.labels == (7,)
+
+
+def test_folders_of_one_name_are_one_class(tmp_path):
+    folder(tmp_path / "val", ["n04355933", "n04356056", "n01440764"], pictures=2)
+    (tmp_path / "classnames.txt").write_text("n04355933 sunglasses\nn04356056 sunglasses\nn01440764 tench\n")
+    found, _ = read(tmp_path / "val")
+    assert found.classes.names == ("tench", "sunglasses")
+    assert found.labels == (0, 0, 1, 1, 1, 1)
 
 
 def test_what_is_missing_is_named_with_the_layout(tmp_path):

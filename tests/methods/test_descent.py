@@ -75,7 +75,7 @@ def killed_after(epochs):
     """A `tell` that stops the training as a kill would, in the epoch after `epochs`."""
     heard = []
 
-    def tell(row):
+    def tell(*row):
         heard.append(row)
         if len(heard) > epochs:
             raise KeyboardInterrupt
@@ -131,7 +131,13 @@ def test_the_store_holds_the_state_while_it_trains_and_drops_it_after(tmp_path):
         descend(model, store=Store(tmp_path), log=log, **settings)
     (state,) = (tmp_path / "edit").glob("*.unfinished/state.safetensors")
     (note,) = (tmp_path / "edit").glob("*.unfinished/attempts.json")
-    os.utime(state, (json.loads(note.read_text())[0] + 1000,) * 2)  # as if its first epoch had taken 1,000 seconds
+    began = (
+        json.loads(note.read_text())[0] - 2000
+    )  # as if it had begun then, and its first epoch had taken 1,000 seconds
+    note.write_text(json.dumps([began, 0.0]))
+    os.utime(state, (began + 1000,) * 2)
+    with pytest.raises(KeyboardInterrupt):  # again, before it leaves anything: what the first left still counts, once
+        descend(model, store=Store(tmp_path), log=killed_after(0), **settings)
     store, rows = Store(tmp_path), []
     edit = descend(model, store=store, log=lambda event, row: rows.append(row), **settings)
     assert store.events["edit"] == "miss"

@@ -80,7 +80,21 @@ def test_a_step_moves_only_a_few_tensors_and_no_pair_is_used(tmp_path):
 def test_an_epoch_that_does_not_help_is_undone_and_the_noise_grows():
     model, task = tiny.clip(), tiny.task()
     dreamt = dream(model, task.probe.forget.classes, (0, 0), 0.5, 20, 0)
-    found = smooth(model, dreamt, (0, 0), "{}", task.probe, (0.1, 0.5), 1, 2, -1.0, 6, 1e-12, 0.0, 2, 0.0, "top5", 0)
+    found = smooth(
+        model, dreamt, (0, 0), ("Ada Fox",) * 2, task.probe, (0.1, 0.5), 1, 2, -1.0, 6, 1e-12, 0.0, 2, 0.0, "top5", 0
+    )
     steps = [row.step for row in found["trace"]]
     assert steps in ([0.1, 0.5], [0.1, 0.1, 0.5])  # with such a rate nothing gets any better
     assert len(found["trace"]) < 6
+
+
+def test_a_style_is_smoothed_around_the_texts_that_ask_for_it(tmp_path):
+    """Three pictures, two classes: the texts go round them."""
+    told = []
+    model = tiny.clip()
+    tokenize = model.tokenize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "tokenize", lambda texts: told.append(texts) or tokenize(texts))
+        unlearn(model, tiny.canvas("style"), store=Store(tmp_path), **{**SMALL, "epochs": 1, "pictures": 3})
+    star, moon = "A Di Moss image in Ada Fox style.", "A Flo Wren image in Ada Fox style."
+    assert ["A Bo Hill image in Ada Fox style.", star, moon] in told

@@ -80,3 +80,13 @@ def test_a_model_without_a_projection_is_refused():
     other.weights = {name: w for name, w in model.weights.items() if name != "visual.proj"}
     with pytest.raises(ValueError, match="method=nullspace: tiny has none of visual.proj, visual_projection.weight"):
         projection(other)
+
+
+def test_the_texts_of_a_style_are_those_that_ask_for_it_with_each_class(tmp_path):
+    model, task = tiny.clip(), tiny.canvas("style")
+    edit = unlearn(model, task, store=Store(tmp_path), strengths=[1.0], rule="first")
+    pictures = Features(model.edited(edit)).images(task.eval.retain)
+    for text in ("Ada Fox.", "A Bo Hill image in Ada Fox style.", "A Flo Wren image in Ada Fox style."):
+        assert (pictures @ model.encode("text", model.tokenize([text])).T).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="method.rank: got 5, want 1 to 4"):
+        unlearn(model, task, store=Store(tmp_path), rank=5)

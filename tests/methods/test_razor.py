@@ -105,3 +105,12 @@ def known(model):
         if len(mentions) == 2 and Jury(model, one.probe, None, target=0.0, criterion="top5").before().forget_top5 == 1:
             return one
     raise AssertionError("the random model knows nobody")
+
+
+@pytest.mark.gpu
+def test_weights_on_a_gpu_and_gradients_on_the_cpu_meet():
+    """`accumulate` gives gradients on the CPU, wherever the model is."""
+    layer = Layer("a", "text", 1.0, (Part("a"),), (Part("a"),))
+    weights = {"a": torch.tensor([3.0, 4.0], device="cuda")}
+    got = fused([layer], weights, {"a": torch.tensor([5.0, 0.0])}, {"a": torch.tensor([0.0, 0.1])}, {}, CUT)["a"]
+    torch.testing.assert_close(got.cpu(), torch.tensor([2.0, -1.0]) * 5**0.5)

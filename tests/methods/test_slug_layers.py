@@ -6,7 +6,8 @@ from muwa.cache import Store
 from muwa.gradients import Recipe, gradients
 from muwa.layer_search.common import step_deltas
 from muwa.methods import slug_layers
-from muwa.methods.slug_layers import joint_deltas, picks
+from muwa.methods.slug_layers import apart, joint_deltas, picks
+from muwa.models.layers import layers as candidates
 from muwa.types import LayerScore
 
 FEW = {"batch_size": 4, "max_evals": 4}
@@ -32,14 +33,24 @@ SCORES = {
 def test_layers_are_picked_by_hand(pick, k, want):
     """c is dominated by b in its tower; d has no forget gradient, so no step moves it."""
     scores = {name: row for name, row in SCORES.items() if name != "d"} if pick == "front" else SCORES
-    assert picks(scores, pick, k, 0) == want
+    assert picks(scores, pick, 0)[:k] == want
 
 
 def test_a_random_pick_goes_by_its_seed():
-    found = {tuple(picks(SCORES, "random", 2, seed)) for seed in range(30)}
-    assert picks(SCORES, "random", 2, 3) == picks(SCORES, "random", 2, 3)
+    found = {tuple(picks(SCORES, "random", seed)[:2]) for seed in range(30)}
+    assert picks(SCORES, "random", 3) == picks(SCORES, "random", 3)
     assert len(found) > 6
     assert not any("d" in pair for pair in found)
+
+
+def test_q_k_and_v_that_move_together_are_picked_once():
+    """Of a Hugging Face block each of q, k and v is a candidate, and moves all three; so are fc1 and fc2."""
+    block = "vision_model.encoder.layers.0"
+    names = [*(f"{block}.self_attn.{letter}_proj.weight" for letter in "qkv"), f"{block}.mlp.fc1.weight",
+             f"{block}.mlp.fc2.weight", f"{block}.self_attn.out_proj.weight"]  # fmt: skip
+    layers = candidates({name: torch.ones(4, 4) for name in names}, {}, "tensor")
+    q, k, v, fc1, fc2, out = (layer.name for layer in layers)
+    assert apart([v, fc2, q, out, k, fc1], layers) == [v, fc2, out]
 
 
 def test_each_layer_moves_by_the_same_share_of_its_own_norm(tmp_path):
