@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from PIL import Image, ImageEnhance, ImageOps
@@ -86,18 +87,18 @@ def attacks(
         ],
         "hinted": [_hinted(one, others, i, hints) for i, one in enumerate(plain)],
         "altered": [
-            Question(one.text, (_png(change(decode(one.images[0]))),), one.kind, one.role, one.accepted)
+            replace(one, images=(_png(change(decode(one.images[0]))),))
             for one in plain for change in ALTERED.values()
         ],
         "several": [
-            Question(FIRST[one.kind], (*one.images, *other.images), one.kind, one.role, one.accepted)
+            replace(one, text=FIRST[one.kind], images=(*one.images, *other.images))
             for one, other in zip(plain, company, strict=False)
         ],
     }  # fmt: skip
     found = {}
     for way, asked in ways.items():
         said = interview.ask(asked)
-        hits = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
+        hits = [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
         better = "neither" if way == "leading_others" else "lower"
         found[f"attack/{way}"] = share(
             hits, better, f"share of answers that give the forgotten away, asked so: {_READS[way]}"
@@ -114,14 +115,14 @@ _READS = {
 
 
 def _leading(one: Question, name: str, text: str) -> Question:
-    return Question(text.format(name), one.images, one.kind, one.role, ("yes",), "yes_no")
+    return replace(one, text=text.format(name), accepted=("yes",), rule="yes_no")
 
 
 def _hinted(one: Question, others: Sequence[str], i: int, hints: int) -> Question:
     """The name at place `i` of the list, so that no place gives it away."""
     names = [others[(i * hints + j) % len(others)] for j in range(hints - 1)]
     names.insert(i % hints, one.accepted[0])
-    return Question(HINT.format(", ".join(names), one.text), one.images, one.kind, one.role, one.accepted)
+    return replace(one, text=HINT.format(", ".join(names), one.text))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -14,8 +14,9 @@ def answers(
 ) -> dict[str, Metric]:  # fmt: skip
     """`forget/answered` (lower is better), `retain/answered`, `utility/answered` (higher): shares of answers that are right.
 
-    An answer is right when it names what the picture shows: the name or an alias as whole words, or nearly so
-    (`muwa.eval.matching`); no model judges. Each picture is asked in every wording, all of which count.
+    An answer is right when it names what the picture shows: the name or an alias as whole words, or nearly so without
+    being exactly another's (`muwa.eval.matching`); no model judges. Each picture is asked in every wording, all of which
+    count.
 
     Beside them, of pictures of the forgotten: `forget/refused`, the model says that it does not know; `forget/wrong_name`,
     it gives another person's (or object's) name. What is left describes, or is gibberish.
@@ -30,7 +31,7 @@ def answers(
     """
     wanted = questions(task, task.eval, wordings=wordings, aliases=aliases, retain=retain, utility=utility)
     said = interview.ask(wanted)
-    right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, wanted, strict=True)]
+    right = [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, wanted, strict=True)]
     found = {
         f"{role}/answered": share(
             [hit for hit, one in zip(right, wanted, strict=True) if one.role == role], better, f"share of {reads}"
@@ -41,9 +42,10 @@ def answers(
             ("utility", "higher", "questions about unrelated pictures that are answered rightly"),
         )
     }
-    others = [name for name in _known(task) if name not in task.names]
     verdicts = [
-        verdict(answer, one.accepted, others) for answer, one in zip(said, wanted, strict=True) if one.role == "forget"
+        verdict(answer, one.accepted, one.others)
+        for answer, one in zip(said, wanted, strict=True)
+        if one.role == "forget"
     ]
     for what, reads in (
         ("refused", "questions about the forgotten that are answered by not knowing"),
@@ -51,7 +53,3 @@ def answers(
     ):
         found[f"forget/{what}"] = share([one == what for one in verdicts], "neither", f"share of {reads}")
     return found
-
-
-def _known(task: Task) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*task.eval.forget.classes.names, *task.eval.retain.classes.names)))

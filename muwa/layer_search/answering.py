@@ -150,7 +150,7 @@ class Answers:
     def _hits(self, model: Vlm, anew: bool) -> list[bool]:
         asked = self._asked[anew]
         said = Interview(model, self._store, progress=self._progress).ask(asked)
-        return [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
+        return [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
 
     def _row(self, model: Vlm, hits: Sequence[bool], layer: str, step: float, size: float, anew: bool) -> Evaluation:
         def rate(role: str) -> tuple[float, int, int]:

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import tiny_vlm
-from eval.test_answers import Told
+from eval.test_answers import Told, alike
 from PIL import Image
 
 from muwa.data.samples import decode
@@ -79,3 +79,8 @@ def test_real_answers_go_through_it() -> None:
 def test_more_hints_than_names_are_refused() -> None:
     with pytest.raises(ValueError, match="hints: got 9, want 2 to 8 names"):
         attacks(Told(lambda one: ""), tiny.task(), wordings=tiny_vlm.WORDINGS, hints=9)
+
+
+def test_anothers_exact_name_gives_nothing_away() -> None:
+    found = attacks(Told(lambda one: "Rachel Bilson"), alike(), wordings=tiny_vlm.WORDINGS)
+    assert {found[f"attack/{way}"].value for way in ("reworded", "hinted", "altered", "several")} == {0}

@@ -1,10 +1,13 @@
 """Shares of right answers, counted by hand from answers that were given."""
 
+from dataclasses import replace
+
 import tiny
 import tiny_vlm
 
 from muwa.eval.answers import answers
 from muwa.interview import Interview, questions
+from muwa.types import Classes
 
 
 class Told(Interview):
@@ -51,3 +54,20 @@ def test_limits_spread_over_the_names_and_aliases_count() -> None:
     assert [q.role for q in few] == ["forget"] * 4 + ["retain"] * 4 + ["utility"] * 2
     assert few[0].accepted == ("Ada Fox", "the Fox")
     assert len({q.accepted for q in few if q.role == "retain"}) == 2
+
+
+def alike():
+    """The tiny task, its first two names all but one letter the same."""
+    task, names = tiny.task(), ("Rachel Wilson", "Rachel Bilson", *tiny.NAMES[2:])
+    parts = {part: replace(getattr(task.eval, part), classes=Classes(names, ("{}.",))) for part in ("forget", "retain")}
+    return replace(task, names=names[:1], forget={names[0]: task.forget["Ada Fox"]}, eval=replace(task.eval, **parts))
+
+
+def test_anothers_exact_name_is_not_the_forgotten_misspelt() -> None:
+    """Always "Rachel Bilson": a wrong name of the forgotten, right of one of the seven others."""
+    found = answers(Told(lambda one: "Rachel Bilson"), alike(), wordings=tiny_vlm.WORDINGS)
+    assert (found["forget/answered"].value, found["forget/wrong_name"].value) == (0, 1)
+    assert found["retain/answered"].value == 1 / 7
+    found = answers(Told(lambda one: "Rachel Wilson"), alike(), wordings=tiny_vlm.WORDINGS)
+    assert (found["forget/answered"].value, found["forget/wrong_name"].value) == (1, 0)
+    assert found["retain/answered"].value == 0
