@@ -173,11 +173,11 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             f"draws when asked: recognised in {_percent(still[1])} → {_percent(still[0])} of {still[0].n} drawings.",
         })  # fmt: skip
     if "forget/answered" in after and report.edit.moves:
-        gone = after["forget/answered"].value <= 0.05
+        gone = after["forget/answered"].value <= 0.05 + 1e-9
         said.append({
             "kind": "good" if gone else "bad", "text": f"{names} is {'no longer' if gone else 'still sometimes'} named when "
             f"asked for: {_percent(before['forget/answered'])} → {_percent(after['forget/answered'])} of "
-            f"{after['forget/answered'].n} answers; {_percent(after['forget/wrong_name'])} name another, "
+            f"the answers about {after['forget/answered'].n} pictures; {_percent(after['forget/wrong_name'])} name another, "
             f"{_percent(after['forget/refused'])} say that they do not know.",
         })  # fmt: skip
     for key, words in (
@@ -196,8 +196,8 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             how = key.removeprefix("attack/").replace("_", " ")
             rates = f"{_percent(before[key])} → {_percent(metric)}"
             seen = "named" if "attack/leading" in after else "recognised"
-            what = "answers" if "attack/leading" in after else "drawings"
-            text = f"Asked otherwise ({how}): {seen} in {rates} of {metric.n} {what}."
+            what = "the answers about {} pictures" if "attack/leading" in after else "{} drawings"
+            text = f"Asked otherwise ({how}): {seen} in {rates} of {what.format(metric.n)}."
             bad = "bad" if metric.value > 0.05 else "good"
             said.append({"kind": "note" if metric.better == "neither" else bad, "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]

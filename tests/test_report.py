@@ -109,7 +109,7 @@ def test_answers_are_in_the_verdict_the_page_and_the_results(tmp_path):
     after = {**before, "forget/answered": Metric(0.0, 24), "forget/wrong_name": Metric(0.75, 24)}
     made = replace(report(tmp_path), before=before, after=after, said=said)
     assert verdicts(made)[0]["text"] == (
-        f"{tiny.NAMES[0]} is no longer named when asked for: 100.0 % → 0.0 % of 24 answers; 75.0 % name another, "
+        f"{tiny.NAMES[0]} is no longer named when asked for: 100.0 % → 0.0 % of the answers about 24 pictures; 75.0 % name another, "
         "0.0 % say that they do not know."
     )
     write_report(made, show_forget=False)
