@@ -1,26 +1,28 @@
-"""The runs of a sweep over styles and classes as UnlearnCanvas prints them: one row a method, beside the published rows."""
+"""The runs of a sweep over styles and classes as UnlearnCanvas prints them: one row a method and its settings,
+beside the published rows."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.methods_table import Run, Variants, grouped
 from muwa.report import write_text
 
 PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
 _RATES = {"UA": "forget/ua", "IRA": "retain/ira", "CRA": "retain/cra"}
 
 
-def write_canvas_table(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Write unlearncanvas.csv and unlearncanvas.md, if any of `runs` (their results.json) forgot a style or a class."""
-    mine = [run for run in runs if run["task"]["kind"] in ("style", "class") and "forget/ua" in run["metrics"]["after"]]
+def write_canvas_table(folder: Path, runs: Sequence[Run]) -> None:
+    """Write unlearncanvas.csv and unlearncanvas.md, if any of `runs` forgot a style or a class."""
+    mine = [(swept, run) for swept, run in runs if _belongs(run)]
     if not mine:
         return
-    rows = [*measured(mine), *published()]
+    rows = [*measured(grouped(mine)), *published()]
     columns = list(rows[-1])
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -35,12 +37,15 @@ def write_canvas_table(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     write_text(folder / "unlearncanvas.md", "\n".join(lines) + "\n" + note)
 
 
-def measured(runs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """One row a method (and one "before", of the unedited model), in the columns of the published table."""
+def _belongs(run: Mapping[str, Any]) -> bool:
+    return run["task"]["kind"] in ("style", "class") and "forget/ua" in run["metrics"]["after"]
+
+
+def measured(variants: Variants) -> list[dict[str, str]]:
+    """One row a method and its settings (and one "before", of the unedited model), in the columns of the published table."""
     rows = []
-    names = list(dict.fromkeys(run["provenance"]["method"] for run in runs))
-    for name in ["before", *names]:
-        mine = runs if name == "before" else [run for run in runs if run["provenance"]["method"] == name]
+    every = [run for runs in variants.values() for run in runs]
+    for name, mine in {"before": every, **variants}.items():
         when = "before" if name == "before" else "after"
         row = {"method": f"muwa {name}"}
         for kind in ("style", "class"):
