@@ -131,6 +131,18 @@ def test_rows_are_in_per_cent_and_points(tmp_path):
     assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "worse", "60.0 – 100.0")
 
 
+def test_small_numbers_keep_three_digits_and_rates_one_decimal():
+    before = {
+        "quality/kid": Metric(0.000123, 9, better="lower"),
+        "retain/top1": Metric(0.00004, 9, 0.0, 0.003, "higher"),
+    }
+    after = {"quality/kid": Metric(0.00201, 9, 0.0, 0.0304, "lower"), "retain/top1": Metric(0.0, 9, 0.0, 0.3, "higher")}
+    kid, top1 = metric_rows(before, after)
+    assert (kid["before"], kid["after"], kid["change"]) == ("0.000123", "0.00201", "+0.00189")
+    assert kid["interval"] == "0 – 0.030"
+    assert (top1["before"], top1["after"], top1["interval"]) == ("0.0 %", "0.0 %", "0.0 – 30.0")
+
+
 @pytest.mark.parametrize("text", ["<b>Ada</b>", 'a"b'])
 def test_names_are_escaped(tmp_path, text):
     from dataclasses import replace
