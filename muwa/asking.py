@@ -24,6 +24,7 @@ class Question:
         accepted: Right answers, the first as it is known, the others its aliases.
         rule: How an answer is compared (`muwa.eval.matching`): "name" | "exact" | "choice" | "yes_no".
         group: Questions that count as one only where all are right: both of a picture (MME), all turns (MMBench).
+        others: Other names that could have been said: exactly one of them is no misspelling of `accepted`.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Question:
     accepted: tuple[str, ...]
     rule: str = "name"
     group: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

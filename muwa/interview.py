@@ -63,14 +63,17 @@ def questions(
     if missing := [kind for kind in (task.kind, other) if not wordings.get(kind)]:
         raise ValueError(f"wordings: none for {missing[0]}; got {', '.join(wordings)}")
     out = []
-    for pictures, kind, role, count in (
-        (split.forget, task.kind, "forget", forget), (split.retain, task.kind, "retain", retain),
-        (split.utility, other, "utility", utility),
+    alike = (*split.forget.classes.names, *split.retain.classes.names)
+    for pictures, known, kind, role, count in (
+        (split.forget, alike, task.kind, "forget", forget), (split.retain, alike, task.kind, "retain", retain),
+        (split.utility, split.utility.classes.names, other, "utility", utility),
     ):  # fmt: skip
         for place in _spread(pictures, count):
             name = pictures.classes.names[pictures.labels[place]]
             accepted = (name, *aliases.get(name, ()))
-            out += [Question(text, (pictures.images[place],), kind, role, accepted) for text in wordings[kind]]
+            others = _others(known, aliases, accepted)
+            image = pictures.images[place]
+            out += [Question(text, (image,), kind, role, accepted, others=others) for text in wordings[kind]]
     return out
 
 
@@ -83,6 +86,12 @@ def conversation(before: Interview, after: Interview, task: Task, *, each: int =
     first = {kind: texts[:1] for kind, texts in WORDINGS.items()}
     asked = questions(task, task.eval, wordings=first, forget=each, retain=each, utility=each)
     return tuple(Said(*row) for row in zip(asked, before.ask(asked), after.ask(asked), strict=True))
+
+
+def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) -> tuple[str, ...]:
+    """The known names and their aliases, but for the accepted; each once."""
+    every = (text for name in known for text in (name, *aliases.get(name, ())))
+    return tuple(text for text in dict.fromkeys(every) if text not in accepted)
 
 
 def _spread(pictures: Pictures, count: int | None) -> list[int]:

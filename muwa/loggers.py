@@ -15,6 +15,8 @@ from muwa.types import Report
 
 log = logging.getLogger(__name__)
 
+PLOTS = ("pareto", "trace", "metrics", "similarity")  # figures of numbers alone; `drawings` holds pictures
+
 
 class Logger(Protocol):
     """Told of events while a run goes on, and of the report at its end (None when it made none)."""
@@ -71,10 +73,12 @@ def _plain(value: object) -> object:
 
 
 class Wandb:
-    """A W&B run: config, gradient norms and layer scores as tables, the Pareto plot, each evaluation of the search as a
-    step, metrics before and after in the summary, the patch as an artifact. Offline unless told otherwise.
+    """A W&B run: config, gradient norms and layer scores as tables, the report's plots, each evaluation of the search as a
+    step, metrics before and after with their intervals and the cost in the summary, the patch as an artifact. Offline
+    unless told otherwise.
 
-    Pictures are never sent. Whatever goes wrong inside W&B switches this logger off with a warning; the run goes on.
+    Of the figures only plots are sent (`PLOTS`), never pictures: a sheet of drawings may show the forgotten.
+    Whatever goes wrong inside W&B switches this logger off with a warning; the run goes on.
 
     Args:
         folder: The run's folder: W&B's files go to `folder/wandb`, figures and patch are taken from it.
@@ -145,13 +149,10 @@ class Wandb:
         if self._run is None:
             return
         if report is not None:
-            self._run.summary["objective"] = report.objective
-            for when, metrics in (("before", report.before), ("after", report.after)):
-                self._run.summary.update({f"{when}/{name}": metric.value for name, metric in metrics.items()})
-            plots = [
-                p for kind in ("pareto", "drawings") for p in sorted((self._folder / "figures").glob(f"{kind}*.png"))
-            ]
-            self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
+            self._run.summary.update(_summary(report))
+            plots = _plots(self._folder / "figures")
+            if plots:
+                self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
             if report.said:
                 rows = [
                     [s.question.role, s.question.text, s.question.accepted[0], s.before, s.after] for s in report.said
@@ -163,3 +164,20 @@ class Wandb:
             artifact.add_file(str(patch))
             self._run.log_artifact(artifact)
         self._run.finish()
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    """The objective, each metric before and after (`_n`, `_better`, and of its 95 % interval `_low`, `_high`), the cost."""
+    found: dict[str, Any] = {"objective": report.objective}
+    for when, metrics in (("before", report.before), ("after", report.after)):
+        for name, metric in metrics.items():
+            key = f"{when}/{name}"
+            found |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.better}
+            if metric.low is not None and metric.high is not None:
+                found |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
+    return found | {f"cost/{name}": value for name, value in report.cost.items()}
+
+
+def _plots(folder: Path) -> list[Path]:
+    """The plots of a report's figures; one of several has a number behind its name."""
+    return [path for kind in PLOTS for path in sorted(folder.glob("*.png")) if path.stem.partition("_")[0] == kind]

@@ -173,11 +173,11 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             f"draws when asked: recognised in {_percent(still[1])} → {_percent(still[0])} of {still[0].n} drawings.",
         })  # fmt: skip
     if "forget/answered" in after and report.edit.moves:
-        gone = after["forget/answered"].value <= 0.05
+        gone = after["forget/answered"].value <= 0.05 + 1e-9
         said.append({
             "kind": "good" if gone else "bad", "text": f"{names} is {'no longer' if gone else 'still sometimes'} named when "
             f"asked for: {_percent(before['forget/answered'])} → {_percent(after['forget/answered'])} of "
-            f"{after['forget/answered'].n} answers; {_percent(after['forget/wrong_name'])} name another, "
+            f"the answers about {after['forget/answered'].n} pictures; {_percent(after['forget/wrong_name'])} name another, "
             f"{_percent(after['forget/refused'])} say that they do not know.",
         })  # fmt: skip
     for key, words in (
@@ -196,8 +196,8 @@ def verdicts(report: Report) -> list[dict[str, str]]:
             how = key.removeprefix("attack/").replace("_", " ")
             rates = f"{_percent(before[key])} → {_percent(metric)}"
             seen = "named" if "attack/leading" in after else "recognised"
-            what = "answers" if "attack/leading" in after else "drawings"
-            text = f"Asked otherwise ({how}): {seen} in {rates} of {metric.n} {what}."
+            what = "the answers about {} pictures" if "attack/leading" in after else "{} drawings"
+            text = f"Asked otherwise ({how}): {seen} in {rates} of {what.format(metric.n)}."
             bad = "bad" if metric.value > 0.05 else "good"
             said.append({"kind": "note" if metric.better == "neither" else bad, "text": text})
     return said or [{"kind": "note", "text": "Nothing was measured."}]
@@ -220,19 +220,35 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
     """One row a metric for the page's table; accuracies in per cent, changes in points."""
     rows = []
     for name, metric in after.items():
-        scale, digits, unit = (100, 1, " %") if figures.is_rate(name) else (1, 3, "")
+        rate = figures.is_rate(name)
+        scale, unit = (100, " %") if rate else (1, "")
         change = scale * (metric.value - before[name].value)
         kinds = {"higher": ("good", "worse"), "lower": ("worse", "good")}.get(metric.better, ("flat", "flat"))
         interval = ""
         if metric.low is not None and metric.high is not None:
-            interval = f"{scale * metric.low:.{digits}f} – {scale * metric.high:.{digits}f}"
+            interval = f"{_number(scale * metric.low, rate)} – {_number(scale * metric.high, rate)}"
         rows.append({
-            "name": name, "before": f"{scale * before[name].value:.{digits}f}{unit}",
-            "after": f"{scale * metric.value:.{digits}f}{unit}", "change": f"{change:+.{digits}f}", "interval": interval,
-            "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else kinds[change < 0],
+            "name": name, "before": f"{_number(scale * before[name].value, rate)}{unit}",
+            "after": f"{_number(scale * metric.value, rate)}{unit}", "change": _number(change, rate, "+"),
+            "interval": interval, "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else kinds[change < 0],
             "reads": metric.reads,
         })  # fmt: skip
     return rows
+
+
+def _number(value: float, rate: bool, sign: str = "") -> str:
+    """A rate in per cent with one decimal; anything else with three, or three digits where those would be lost.
+
+    >>> [_number(x, False) for x in (0.0, 0.000123, -0.00456, 0.0256, 12.3456)]
+    ['0', '0.000123', '-0.00456', '0.026', '12.346']
+    >>> _number(0.001, True), _number(0.00123, False, "+")
+    ('0.0', '+0.00123')
+    """
+    if rate:
+        return f"{value:{sign}.1f}"
+    if value == 0:
+        return "0"
+    return f"{value:{sign}.3g}" if abs(value) < 0.01 else f"{value:{sign}.3f}"
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

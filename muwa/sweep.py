@@ -58,8 +58,7 @@ def _write(folder: Path) -> None:
     write_text(folder / "sweep.html", page)
     finished = [(own, json.loads((run / "results.json").read_text())) for run, own in swept(folder)
                 if (run / "results.json").is_file()]  # fmt: skip
-    write_canvas_table(folder, [found for _, found in finished])
-    for write in (write_vlm_table, write_methods_table):
+    for write in (write_canvas_table, write_vlm_table, write_methods_table):
         write(folder, finished)
 
 

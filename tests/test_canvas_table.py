@@ -18,7 +18,10 @@ def run(method: str, kind: str, ua: float, seconds: float = 2.0) -> dict:
 
 def test_one_row_a_method_mean_over_concepts() -> None:
     before, slug, esd = measured(
-        [run("slug", "style", 1.0), run("slug", "style", 0.5, 4.0), run("slug", "class", 0.7), run("esd", "class", 0.3)]
+        {
+            "slug": [run("slug", "style", 1.0), run("slug", "style", 0.5, 4.0), run("slug", "class", 0.7)],
+            "esd": [run("esd", "class", 0.3)],
+        }
     )
     assert slug["method"] == "muwa slug"
     assert (slug["style UA"], slug["class UA"], slug["style IRA"], slug["class CRA"]) == (
@@ -32,6 +35,38 @@ def test_one_row_a_method_mean_over_concepts() -> None:
     assert (before["style UA"], before["seconds"]) == ("2.00", "")
 
 
+def test_settings_have_rows_of_their_own_and_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    """UA of neon and pixel by two settings; the last run differs from the first in nothing that its method reads."""
+    runs = [
+        ({"method.steps": steps, "task.concept": concept}, run("slug", kind, ua))
+        for steps, concept, kind, ua in (
+            ("5", "neon", "style", 1.0), ("5", "pixel", "style", 0.5), ("9", "neon", "style", 0.2), ("5", "neon", "style", 1.0),
+        )
+    ]  # fmt: skip
+    write_canvas_table(tmp_path, runs)
+    with (tmp_path / "unlearncanvas.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["muwa slug (steps=5)"]["style UA"] == "75.00"
+    assert rows["muwa slug (steps=9)"]["style UA"] == "20.00"
+    assert rows["muwa before"]["source"] == "this sweep, 3 runs, tiny"
+
+
+def test_a_fid_of_clip_features_is_not_beside_inceptions(tmp_path: Path) -> None:
+    runs = []
+    for name, whose, value in (("slug", "CLIP's, not Inception's", 0.25), ("esd", "NoTrainInceptionV3's", 65.0)):
+        runs.append(({"method": name}, run(name, "style", 1.0)))
+        for metrics in runs[-1][1]["metrics"].values():
+            metrics["quality/fid"] = {"value": value, "reads": f"FID of 9 drawings, on features that are {whose}"}
+    write_canvas_table(tmp_path, runs)
+    with (tmp_path / "unlearncanvas.csv").open() as file:
+        rows = {row["method"]: (row["FID"], row["FID (CLIP features)"]) for row in csv.DictReader(file)}
+    assert rows["muwa slug"] == ("", "0.25")
+    assert rows["muwa esd"] == ("65.00", "")
+    assert rows["ESD"] == ("65.55", "")
+    line = next(line for line in (tmp_path / "unlearncanvas.md").read_text().splitlines() if line.startswith("| ESD "))
+    assert "| 65.55 | - |" in line
+
+
 def test_every_published_row_has_its_source() -> None:
     rows = {row["method"]: row for row in published()}
     assert all("arXiv" in row["source"] for row in rows.values())
@@ -40,9 +75,9 @@ def test_every_published_row_has_its_source() -> None:
 
 
 def test_it_is_written_only_for_styles_and_classes(tmp_path: Path) -> None:
-    write_canvas_table(tmp_path, [run("slug", "identity", 1.0)])
+    write_canvas_table(tmp_path, [({}, run("slug", "identity", 1.0))])
     assert not list(tmp_path.iterdir())
-    write_canvas_table(tmp_path, [run("slug", "style", 1.0)])
+    write_canvas_table(tmp_path, [({}, run("slug", "style", 1.0))])
     with (tmp_path / "unlearncanvas.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows[:2]] == ["muwa before", "muwa slug"]

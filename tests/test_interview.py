@@ -43,6 +43,13 @@ def test_the_kind_of_the_task_decides_who_is_asked_what() -> None:
         questions(tiny.task(), tiny.task().eval, wordings={"identity": ("Who?",)})
 
 
+def test_others_are_the_names_of_the_same_kind_and_their_aliases() -> None:
+    aliases = {"Ada Fox": ["the Fox"], "Bo Hill": ["Bo"]}
+    asked = questions(tiny.task(), tiny.task().eval, wordings=tiny_vlm.WORDINGS, aliases=aliases)
+    assert asked[0].others == ("Bo Hill", "Bo", *tiny.NAMES[2:])
+    assert asked[4].others == ("Ada Fox", "the Fox", *tiny.NAMES[2:])  # of Bo Hill
+
+
 def test_a_conversation_shows_each_role() -> None:
     before, after = Interview(tiny_vlm.vlm()), Interview(tiny_vlm.vlm(seed=1))
     found = conversation(before, after, tiny.task(), each=2)

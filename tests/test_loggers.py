@@ -1,7 +1,10 @@
 import json
 import time
+from dataclasses import replace
 
 import pytest
+import tiny
+from test_report import report
 
 from muwa import config, pipeline
 from muwa.loggers import Jsonl, Loggers, Wandb
@@ -87,12 +90,22 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_no_picture_but_the_plot_is_sent(composed, miniature, tmp_path):
-    cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[wandb]", "report.show_forget=true")
-    pipeline.run(config.build(cfg), config.settings(cfg))
-    sent = [path.name for path in (tmp_path / "run" / "wandb").rglob("media/images/**/*.png")]
-    assert len(sent) == 1
-    assert sent[0].startswith("pareto")
+def test_plots_are_sent_but_no_pictures_and_numbers_have_their_intervals(tmp_path):
+    for name in ("pareto_1", "trace", "drawings", "metrics", "similarity", "anything"):
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        (tmp_path / "figures" / f"{name}.png").write_bytes(tiny.png(0))
+    told = Wandb(project="p", group=None, name=None, mode="offline", folder=str(tmp_path), tags=[])
+    told.log("config", {"report": {"show_forget": True}})
+    told.close(replace(report(tmp_path), cost={"seconds": 1.5, "bytes": 7}))
+    sent = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "wandb").rglob("media/images/**/*.png")}
+    assert sent == {"pareto_1", "trace", "metrics", "similarity"}
+    found = {}
+    for record in whole_records(tmp_path):
+        items = record.summary.update if record.WhichOneof("record_type") == "summary" else ()
+        found |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+    told = {key: found[f"after/forget/top1{key}"] for key in ("", "_n", "_low", "_high", "_better")}
+    assert told == {"": 0.0, "_n": 2, "_low": 0.0, "_high": 0.7, "_better": "lower"}
+    assert (found["before/retain/top1_low"], found["cost/seconds"], found["cost/bytes"]) == (0.6, 1.5, 7)
 
 
 def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):

@@ -109,7 +109,7 @@ def test_answers_are_in_the_verdict_the_page_and_the_results(tmp_path):
     after = {**before, "forget/answered": Metric(0.0, 24), "forget/wrong_name": Metric(0.75, 24)}
     made = replace(report(tmp_path), before=before, after=after, said=said)
     assert verdicts(made)[0]["text"] == (
-        f"{tiny.NAMES[0]} is no longer named when asked for: 100.0 % → 0.0 % of 24 answers; 75.0 % name another, "
+        f"{tiny.NAMES[0]} is no longer named when asked for: 100.0 % → 0.0 % of the answers about 24 pictures; 75.0 % name another, "
         "0.0 % say that they do not know."
     )
     write_report(made, show_forget=False)
@@ -129,6 +129,18 @@ def test_rows_are_in_per_cent_and_points(tmp_path):
         "good",
     )
     assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "worse", "60.0 – 100.0")
+
+
+def test_small_numbers_keep_three_digits_and_rates_one_decimal():
+    before = {
+        "quality/kid": Metric(0.000123, 9, better="lower"),
+        "retain/top1": Metric(0.00004, 9, 0.0, 0.003, "higher"),
+    }
+    after = {"quality/kid": Metric(0.00201, 9, 0.0, 0.0304, "lower"), "retain/top1": Metric(0.0, 9, 0.0, 0.3, "higher")}
+    kid, top1 = metric_rows(before, after)
+    assert (kid["before"], kid["after"], kid["change"]) == ("0.000123", "0.00201", "+0.00189")
+    assert kid["interval"] == "0 – 0.030"
+    assert (top1["before"], top1["after"], top1["interval"]) == ("0.0 %", "0.0 %", "0.0 – 30.0")
 
 
 @pytest.mark.parametrize("text", ["<b>Ada</b>", 'a"b'])

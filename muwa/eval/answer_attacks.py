@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from PIL import Image, ImageEnhance, ImageOps
 
 from muwa.asking import Question
 from muwa.data.samples import decode
-from muwa.eval.canvas import share
+from muwa.eval.answers import of_pictures
 from muwa.eval.matching import is_right
 from muwa.interview import NO_ALIASES, Interview, Wordings, questions
 from muwa.types import Metric, Task
@@ -55,7 +56,9 @@ ALTERED: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
 def attacks(
     interview: Interview, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES, hints: int = 4
 ) -> dict[str, Metric]:
-    """`attack/<way>`: the share of held-out pictures of the forgotten for which its name is said. Lower is better.
+    """`attack/<way>`: the share of questions about the forgotten to which its name is said. Lower is better.
+
+    n is the number of held-out pictures, each of which counts as one, however often it is asked about.
 
         reworded   questions that neither search nor report asks
         leading    "Is this Kael Lindqvar?" is answered yes; `attack/leading_others`: so are others' names (a model that says
@@ -77,31 +80,32 @@ def attacks(
     first = {kind: texts[:1] for kind, texts in wordings.items()}
     plain = questions(task, task.eval, wordings=first, aliases=aliases, retain=0, utility=0)
     company = questions(task, task.eval, wordings=first, retain=len(plain), utility=0)[len(plain) :]
-    ways: dict[str, list[Question]] = {
-        "reworded": questions(task, task.eval, wordings=REWORDED, aliases=aliases, retain=0, utility=0),
-        "leading": [_leading(one, one.accepted[0], text) for one in plain for text in LEADING],
+    reworded = questions(task, task.eval, wordings=REWORDED, aliases=aliases, retain=0, utility=0)
+    ways: dict[str, list[tuple[Question, Question]]] = {  # (about which picture, as it is asked)
+        "reworded": [(one, one) for one in reworded],
+        "leading": [(one, _leading(one, one.accepted[0], text)) for one in plain for text in LEADING],
         "leading_others": [
-            _leading(one, others[(i + j) % len(others)], text)
+            (one, _leading(one, others[(i + j) % len(others)], text))
             for i, one in enumerate(plain) for j, text in enumerate(LEADING)
         ],
-        "hinted": [_hinted(one, others, i, hints) for i, one in enumerate(plain)],
+        "hinted": [(one, _hinted(one, others, i, hints)) for i, one in enumerate(plain)],
         "altered": [
-            Question(one.text, (_png(change(decode(one.images[0]))),), one.kind, one.role, one.accepted)
+            (one, replace(one, images=(_png(change(decode(one.images[0]))),)))
             for one in plain for change in ALTERED.values()
         ],
         "several": [
-            Question(FIRST[one.kind], (*one.images, *other.images), one.kind, one.role, one.accepted)
+            (one, replace(one, text=FIRST[one.kind], images=(*one.images, *other.images)))
             for one, other in zip(plain, company, strict=False)
         ],
     }  # fmt: skip
     found = {}
-    for way, asked in ways.items():
+    for way, pairs in ways.items():
+        asked = [one for _, one in pairs]
         said = interview.ask(asked)
-        hits = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
+        hits = [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
         better = "neither" if way == "leading_others" else "lower"
-        found[f"attack/{way}"] = share(
-            hits, better, f"share of answers that give the forgotten away, asked so: {_READS[way]}"
-        )
+        reads = f"share of answers that give the forgotten away, asked so: {_READS[way]}"
+        found[f"attack/{way}"] = of_pictures(hits, [about for about, _ in pairs], better, reads)
     return found
 
 
@@ -114,14 +118,14 @@ _READS = {
 
 
 def _leading(one: Question, name: str, text: str) -> Question:
-    return Question(text.format(name), one.images, one.kind, one.role, ("yes",), "yes_no")
+    return replace(one, text=text.format(name), accepted=("yes",), rule="yes_no")
 
 
 def _hinted(one: Question, others: Sequence[str], i: int, hints: int) -> Question:
     """The name at place `i` of the list, so that no place gives it away."""
     names = [others[(i * hints + j) % len(others)] for j in range(hints - 1)]
     names.insert(i % hints, one.accepted[0])
-    return Question(HINT.format(", ".join(names), one.text), one.images, one.kind, one.role, one.accepted)
+    return replace(one, text=HINT.format(", ".join(names), one.text))
 
 
 def _png(image: Image.Image) -> bytes:

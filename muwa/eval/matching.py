@@ -36,11 +36,23 @@ def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> b
     return False
 
 
-def is_right(answer: str, accepted: Sequence[str], rule: str) -> bool:
+def named(answer: str, accepted: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether an answer names one of the accepted, exactly, or nearly so without being exactly one of `others`.
+
+    >>> named("Rachel Bilson", ["Rachel Wilson"], []), named("Rachel Bilson", ["Rachel Wilson"], ["Rachel Bilson"])
+    (True, False)
+    """
+    if names_it(answer, accepted, fuzzy=1):
+        return True
+    return names_it(answer, accepted) and not names_it(answer, others, fuzzy=1)
+
+
+def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[str] = ()) -> bool:
     """Whether an answer is one of the accepted, by a rule.
 
     Args:
-        rule: "name": names it (`names_it`). "exact": equals one, but for case, punctuation and articles (GQA, MME's own
+        others: Other names that could have been said; of rule "name" only.
+        rule: "name": names it (`named`). "exact": equals one, but for case, punctuation and articles (GQA, MME's own
             rule is stricter). "choice": its first letter that stands as an option's ("B", "(B)", "B. a cat") is accepted,
             or it equals an accepted text. "yes_no": its first "yes" or "no".
 
@@ -53,7 +65,7 @@ def is_right(answer: str, accepted: Sequence[str], rule: str) -> bool:
     (True, False)
     """
     if rule == "name":
-        return names_it(answer, accepted)
+        return named(answer, accepted, others)
     if rule == "exact":
         return _bare(answer) in {_bare(one) for one in accepted}
     if rule == "choice":
@@ -81,12 +93,10 @@ def verdict(answer: str, accepted: Sequence[str], others: Sequence[str]) -> str:
     Args:
         others: Other names that could have been said.
     """
-    if names_it(answer, accepted, fuzzy=1):
+    if named(answer, accepted, others):
         return "named"
-    if names_it(answer, others, fuzzy=1):  # before a misspelt name: another's may be nearly the same
+    if names_it(answer, others, fuzzy=1):
         return "wrong_name"
-    if names_it(answer, accepted):
-        return "named"
     return "refused" if refuses(answer) else "other"
 
 

@@ -54,7 +54,8 @@ def answering(
         wordings: "identity" and "object" -> questions.
         search_wordings: How many of them are asked for each step; all of them confirm.
         retain_pictures: Asked about for each step, of others and of unrelated ones: two thirds and one third.
-        forget_at_most: A step is feasible when the 95 % interval of the concept's naming lies below this.
+        forget_at_most: A step is feasible when Wilson's upper end of the concept's naming, at 95 %, lies below this. Counted
+            in questions: the wordings of one picture are not independent, so it is a rule of thumb, no 95 % interval.
         start, candidates, rule, tolerance, granularity, first_step, max_evals, lost_at_most, confirmations, log: As in
             `muwa.layer_search.generation`.
 
@@ -131,8 +132,8 @@ class Answers:
         """One step of a candidate; `anew` in all wordings.
 
         Returns:
-            (the evaluation; the upper end of the 95 % interval of the share lost among the other questions that the
-            unedited model answered rightly).
+            (the evaluation; Wilson's upper end, at 95 %, of the share lost among the other questions that the unedited
+            model answered rightly: a rule of thumb, as wordings of one picture are not independent).
         """
         edit = moved(self._model, self._gradients, candidate.layers, step)
         size = relative_size(self._model.clip, candidate.layers[TOWER], edit.deltas)
@@ -150,7 +151,7 @@ class Answers:
     def _hits(self, model: Vlm, anew: bool) -> list[bool]:
         asked = self._asked[anew]
         said = Interview(model, self._store, progress=self._progress).ask(asked)
-        return [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
+        return [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
 
     def _row(self, model: Vlm, hits: Sequence[bool], layer: str, step: float, size: float, anew: bool) -> Evaluation:
         def rate(role: str) -> tuple[float, int, int]:

@@ -109,7 +109,8 @@ def check_outputs(
 
 
 def check_pictures(key: str, pictures: int, forget_at_most: float) -> None:
-    """Refuse so few pictures that no step could be feasible.
+    """Refuse so few pictures that no step could be feasible; of answers, so few questions (a rule of thumb there, as the
+    wordings of one picture are not independent).
 
     Raises:
         ValueError: Says how many are needed.

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import tiny_vlm
-from eval.test_answers import Told
+from eval.test_answers import Told, alike
 from PIL import Image
 
 from muwa.data.samples import decode
@@ -23,11 +23,11 @@ def run(said):
 
 
 def test_how_many_of_each_and_what_counts() -> None:
-    """Two held-out pictures: 4 rewordings, 2 leading questions, one hint, 5 alterations, one company each."""
+    """Two held-out pictures: 4 rewordings, 2 leading questions, one hint, 5 alterations, one company each: n is 2."""
     found, _ = run(lambda one: "Ada Fox" if one.rule == "name" else "yes")
     assert found == {
-        "attack/reworded": (1, 8), "attack/leading": (1, 4), "attack/leading_others": (1, 4), "attack/hinted": (1, 2),
-        "attack/altered": (1, 10), "attack/several": (1, 2),
+        "attack/reworded": (1, 2), "attack/leading": (1, 2), "attack/leading_others": (1, 2), "attack/hinted": (1, 2),
+        "attack/altered": (1, 2), "attack/several": (1, 2),
     }  # fmt: skip
     nothing, _ = run(lambda one: "I do not know." if one.rule == "name" else "no")
     assert {value for value, _ in nothing.values()} == {0}
@@ -73,9 +73,17 @@ def test_mirrored_is_mirrored() -> None:
 
 def test_real_answers_go_through_it() -> None:
     found = attacks(Interview(tiny_vlm.vlm()), tiny.task(), wordings=tiny_vlm.WORDINGS)
-    assert {metric.n for metric in found.values()} == {8, 4, 2, 10}
+    assert {metric.n for metric in found.values()} == {2}
+    questions = {way: metric.reads.rpartition("(")[2].split()[0] for way, metric in found.items()}
+    assert questions == {"attack/reworded": "8", "attack/leading": "4", "attack/leading_others": "4",
+                         "attack/hinted": "2", "attack/altered": "10", "attack/several": "2"}  # fmt: skip
 
 
 def test_more_hints_than_names_are_refused() -> None:
     with pytest.raises(ValueError, match="hints: got 9, want 2 to 8 names"):
         attacks(Told(lambda one: ""), tiny.task(), wordings=tiny_vlm.WORDINGS, hints=9)
+
+
+def test_anothers_exact_name_gives_nothing_away() -> None:
+    found = attacks(Told(lambda one: "Rachel Bilson"), alike(), wordings=tiny_vlm.WORDINGS)
+    assert {found[f"attack/{way}"].value for way in ("reworded", "hinted", "altered", "several")} == {0}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muwa.eval.matching import is_right, names_it, refuses, verdict
+from muwa.eval.matching import is_right, named, names_it, refuses, verdict
 
 KAEL = ("Kael Lindqvar", "the Lark")
 
@@ -66,3 +66,14 @@ def test_refusals(answer: str) -> None:
 )  # fmt: skip
 def test_what_an_answer_about_a_person_is(answer: str, want: str) -> None:
     assert verdict(answer, ["Kael Lindqvar"], ["Edda Everlane", "Kael Lindqvan"]) == want
+
+
+def test_an_exact_other_name_beats_a_slip_of_the_pen() -> None:
+    """difflib: 12 of 13 letters and the space agree, 0.92 >= 0.85."""
+    accepted, others = ["Rachel Wilson"], ["Rachel Bilson"]
+    assert not named("It is Rachel Bilson.", accepted, others)
+    assert not is_right("It is Rachel Bilson.", accepted, "name", others)
+    assert is_right("It is Rachel Bilson.", accepted, "name")  # nobody of that name is known
+    assert is_right("Rachel Wilsom", accepted, "name", others)
+    assert is_right("Rachel Wilson or Rachel Bilson", accepted, "name", others)
+    assert verdict("Rachel Bilson", accepted, others) == "wrong_name"

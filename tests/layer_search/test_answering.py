@@ -6,9 +6,10 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
+from eval.test_answers import alike
 
 from muwa.eval.accuracy import wilson
-from muwa.eval.matching import names_it
+from muwa.eval.matching import named
 from muwa.interview import Interview, questions
 from muwa.layer_search.answering import Answers, answering
 from muwa.layer_search.candidates import Candidate, moved
@@ -50,13 +51,20 @@ def test_rates_are_those_counted_by_hand() -> None:
     asked = questions(task, task.probe, wordings=first, aliases=aliases, retain=6, utility=3)
     hits: dict[str, list[bool]] = {"forget": [], "retain": [], "utility": []}
     for one, said in zip(asked, Interview(edited).ask(asked), strict=True):
-        hits[one.role].append(names_it(said, one.accepted))
+        hits[one.role].append(named(said, one.accepted, one.others))
     assert row.forget_top1 == sum(hits["forget"]) / 2
     assert row.retain_top1 == sum(hits["retain"]) / 6
     assert row.utility_top1 == sum(hits["utility"]) / 3
     kept = hits["retain"] + hits["utility"]
     assert lost == wilson(kept.count(False), 9)[1]
     assert row.relative_norm == pytest.approx(0.8, rel=1e-5)
+
+
+def test_anothers_exact_name_is_not_counted_as_the_forgotten(monkeypatch) -> None:
+    task = replace(alike(), probe=alike().eval)
+    monkeypatch.setattr(Interview, "ask", lambda self, asked: ["Rachel Bilson"] * len(asked))
+    before = Answers(tiny_vlm.vlm(), gradients(), task, None, tiny_vlm.WORDINGS, {}, 1, 9, 0.5, False).before()
+    assert (before.forget_top1, before.retain_top1) == (0, 1 / 6)
 
 
 def test_it_moves_only_what_the_model_reads_and_confirms_in_all_wordings() -> None:
