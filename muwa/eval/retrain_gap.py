@@ -34,9 +34,10 @@ def retrain_gap(features: Features, task: Task, *, twins: Sequence[str] = ()) ->
             itself: `python -m muwa.miniature.twins`. Twins of a shorter training are alike for another reason.
 
     Raises:
-        ValueError: Fewer than two, or one is another kind of model (`load_twins`): only the miniature can be retrained here.
+        ValueError: Fewer than two, or one is another kind of model or without somebody else (`load_twins`); only the
+            miniature can be retrained here.
     """
-    models = check(features.model, twins)
+    models = check(features.model, twins, task.names)
     found: dict[str, Metric] = {}
     for part, who in PARTS.items():
         pictures: Pictures = getattr(task.eval, part)
@@ -61,13 +62,16 @@ _READS = {
 }
 
 
-def check(model: Clip, twins: Sequence[str]) -> list[Clip]:
+def check(model: Clip, twins: Sequence[str], names: Sequence[str] | None = None) -> list[Clip]:
     """The twins, loaded.
+
+    Args:
+        names: What is forgotten; None where that is not known yet.
 
     Raises:
         ValueError: They cannot serve; says why and what to type.
     """
-    return load_twins(model, twins, "eval.retrain_gap.twins", least=2)
+    return load_twins(model, twins, "eval.retrain_gap.twins", names=names, least=2)
 
 
 def differing(one: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
