@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from muwa.encode import Features
 from muwa.eval.ranks import top_k
+from muwa.eval.samples import wilson
 from muwa.types import Metric, Pictures, Task
 
 
@@ -62,19 +61,3 @@ def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
     """
     each = [hits[labels == label].double().mean().item() for label in labels.unique()]
     return sum(each) / len(each) if each else 0.0
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion, pooled over all pictures; (0, 1) when n is 0.
-
-    Source: Wilson (1927), with z = 1.959964.
-
-    >>> [round(x, 3) for x in wilson(0, 10)]
-    [0.0, 0.278]
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.959964, successes / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -67,6 +68,20 @@ def test_gaps_are_means_over_twins_and_floors_over_their_pairs(twins):
 def test_a_twin_has_no_gap_to_itself(twins):
     found = retrain_gap(Features(twins[0]), tiny.task(), twins=("a", "b"))
     assert found["gap/retain_predictions"].value == pytest.approx(found["gap/retain_predictions_floor"].value / 2)
+
+
+def test_models_that_answer_alike_are_not_alike_with_certainty(monkeypatch):
+    """No guess of 2 differs: z^2 / (2 + z^2) = 0.6576 or less. Of one picture: 0.7935, and any distance of two cosines."""
+    monkeypatch.setattr(module, "check", lambda model, folders, names: [tiny.clip(), tiny.clip()])
+    task = tiny.task()
+    one = replace(task, eval=replace(task.eval, forget=tiny.pictures([0])))
+    for judged, high in ((task, 0.6576), (one, 0.7935)):
+        found = retrain_gap(Features(tiny.clip()), judged, twins=("a", "b"))
+        for name in ("gap/forget_predictions", "gap/forget_predictions_floor"):
+            metric = found[name]
+            assert (metric.value, metric.low, metric.high) == pytest.approx((0.0, 0.0, high), abs=5e-5)
+    metric = found["gap/forget_similarity"]
+    assert (metric.value, metric.low, metric.high) == (0.0, 0.0, 2.0)
 
 
 def test_two_are_needed_and_the_commands_are_said():
