@@ -1,4 +1,4 @@
-"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for shares, by resampling for everything else.
+"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for shares, by resampling for all else.
 
 Resampling draws as many samples anew, with replacement, `RESAMPLES` times (Efron & Tibshirani 1993, chapter 13: the
 percentile interval), always by the same seed: the same samples give the same interval. Where all resamples agree it says
