@@ -20,12 +20,12 @@ COSTS: dict[str, tuple[str, float]] = {
     "seconds": ("seconds", 1), "memory GB": ("peak_memory_bytes", 1e-9), "samples": ("samples", 1),
     "parameters": ("parameters", 1), "stored MB": ("bytes", 1e-6),
 }  # fmt: skip
-_REPEATED = ("task.identity", "task.object", "task.concept", "seed")  # what rows are means over
-_BEFORE = "before"
+REPEATED = ("task.identity", "task.object", "task.concept", "seed")  # what rows are means over
 _KEPT = ("retain/top1", "utility/top1")
 
 Run = tuple[Mapping[str, str], Mapping[str, Any]]  # (what was swept, results.json)
 Variants = Mapping[str, Sequence[Mapping[str, Any]]]  # label -> results.json of its runs
+Forgotten = dict[tuple[str, ...], dict[str, Mapping[str, Any]]]  # request -> seed -> results.json
 
 
 def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
@@ -43,7 +43,7 @@ def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
 
 def label_of(swept: Mapping[str, str], run: Mapping[str, Any]) -> str:
     """A run's method with the settings that were swept, but for what was forgotten and the seed."""
-    own = {key: value for key, value in swept.items() if key not in _REPEATED}
+    own = {key: value for key, value in swept.items() if key not in REPEATED}
     method = own.pop("method", run["provenance"]["method"])
     settings = ", ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items() if value)
     return f"{method} ({settings})" if settings else method
@@ -64,25 +64,36 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Mapping[str, Any]]]:
 def paired(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): what each variant keeps more than the first, in points, over the requests that both forgot.
 
-    Of each request (what was forgotten, seed) for which both end with forget/top5 = 0, the difference of what they keep
-    after the edit; the mean with its 95 % interval by Student's t.
+    A request is what was forgotten. Of each, the difference of what both keep after the edit, the mean over the seeds with
+    which both end with forget/top5 = 0: three seeds of one person are not three people. Of the requests, the mean with its
+    95 % interval by Student's t.
     """
-    found: dict[str, dict[tuple[str, ...], Mapping[str, Any]]] = {}
+    gone: dict[str, Forgotten] = {}
     for swept, run in runs:
-        request = (*run["task"]["names"], *(swept.get(key, "") for key in _REPEATED))
+        request = (*run["task"]["names"], *(swept.get(key, "") for key in REPEATED if key != "seed"))
         if _value(run, "after", "forget/top5") == 0:
-            found.setdefault(label_of(swept, run), {})[request] = run
+            gone.setdefault(label_of(swept, run), {}).setdefault(request, {})[swept.get("seed", "")] = run
     first, *others = dict.fromkeys(label_of(swept, run) for swept, run in runs)
-    header = [f"kept more than {first}, points", "requests", *_KEPT]
     rows = []
     for label in others:
-        shared = sorted(set(found.get(first, {})) & set(found.get(label, {})))
-        cells = [
-            _interval([100 * (_value(found[label][one], "after", name) - _value(found[first][one], "after", name))
-                       for one in shared]) for name in _KEPT
-        ]  # fmt: skip
-        rows.append([label, str(len(shared)), *cells])
-    return header, rows
+        both = _shared(gone.get(first, {}), gone.get(label, {}))
+        cells = [_interval([_kept_more(pairs, name) for pairs in both]) for name in _KEPT]
+        rows.append([label, str(len(both)), *cells])
+    return [f"kept more than {first}, points", "requests", *_KEPT], rows
+
+
+def _shared(one: Forgotten, other: Forgotten) -> list[list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+    """Of each request that both forgot by the same seed, the runs of both, a pair a seed."""
+    every = [
+        [(one[request][seed], other[request][seed]) for seed in sorted(set(one[request]) & set(other[request]))]
+        for request in sorted(set(one) & set(other))
+    ]
+    return [pairs for pairs in every if pairs]
+
+
+def _kept_more(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str) -> float:
+    """By how many points the second of a pair is higher after the edit, the mean over pairs."""
+    return 100 * statistics.mean(_value(mine, "after", name) - _value(first, "after", name) for first, mine in pairs)
 
 
 def _interval(values: Sequence[float]) -> str:
@@ -99,34 +110,61 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def accuracies(variants: Variants) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): accuracies in per cent and costs, mean ± sample std; the first row is the unedited model."""
+    """(header, rows): accuracies in per cent and costs, mean ± sample std; first the unedited model (`unedited`)."""
     every = [run for runs in variants.values() for run in runs]
     costs = [name for name, (key, _) in COSTS.items() if all(key in run["cost"] for run in every)]
     header = ["method", "runs", "forgotten", *ACCURACIES, *costs]
-    rows = []
-    for label, runs in {_BEFORE: every, **variants}.items():
-        when = _BEFORE if label == _BEFORE else "after"
-        cells = [_spread([100 * _value(run, when, name) for run in runs]) for name in ACCURACIES]
-        gone = sum(_value(run, when, "forget/top5") == 0 for run in runs)
+    rows = [
+        [label, str(len(runs)), "", *_per_cent(runs, "before"), *[""] * len(costs)]
+        for label, runs in unedited(variants).items()
+    ]
+    for label, runs in variants.items():
+        gone = sum(_value(run, "after", "forget/top5") == 0 for run in runs)
         paid = [_spread([scale * run["cost"][key] for run in runs]) for key, scale in (COSTS[name] for name in costs)]
-        if label == _BEFORE:
-            rows.append([label, str(len(runs)), "", *cells, *[""] * len(paid)])
-        else:
-            rows.append([label, str(len(runs)), f"{gone}/{len(runs)}", *cells, *paid])
+        rows.append([label, str(len(runs)), f"{gone}/{len(runs)}", *_per_cent(runs, "after"), *paid])
     return header, rows
+
+
+def unedited(variants: Variants) -> Variants:
+    """ "before" -> a run of each request, for its metrics before the edit, which all variants of the request share.
+
+    Requests are alike where model and data have the same fingerprints. Of several models each has its own row: "before
+    (source, start of the weights' digest)".
+    """
+    found: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for run in (run for runs in variants.values() for run in runs):
+        model, data = run["provenance"]["model"], run["provenance"]["data"]
+        own = found.setdefault((model["source"], model.get("weights", "")), {})  # only a CLIP says its weights
+        own.setdefault((model["fingerprint"], data["fingerprint"]), run)
+    labels = [f"before ({', '.join(filter(None, (source, weights[:8])))})" for source, weights in found]
+    if len(found) == 1:
+        labels = ["before"]
+    return {label: list(own.values()) for label, own in zip(labels, found.values(), strict=True)}
+
+
+def _per_cent(runs: Sequence[Mapping[str, Any]], when: str) -> list[str]:
+    return [_spread([100 * _value(run, when, name) for run in runs]) for name in ACCURACIES]
 
 
 def evidence(variants: Variants) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric that all runs have, its direction, and its mean ± std before and after each variant."""
     every = [run for runs in variants.values() for run in runs]
-    first = every[0]["metrics"]["after"]
+    first, before = every[0]["metrics"]["after"], unedited(variants)
     shared = [name for name in first if all(name in run["metrics"]["after"] for run in every)]
     rows = []
     for name in shared:
-        cells = [_spread([_value(run, _BEFORE, name) for run in every])]
-        cells += [_spread([_value(run, "after", name) for run in runs]) for runs in variants.values()]
+        cells = [_cell([run["metrics"]["before"][name] for run in runs]) for runs in before.values()]
+        cells += [_cell([run["metrics"]["after"][name] for run in runs]) for runs in variants.values()]
         rows.append([name, first[name]["better"], *cells])
-    return ["metric", "better", _BEFORE, *variants], rows
+    return ["metric", "better", *before, *variants], rows
+
+
+def _cell(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Mean ± std; "> mean" where one was cut off at its cap (steps of relearning): a lower bound, of no known spread."""
+    values = [metric["value"] for metric in metrics]
+    if any(f"; {metric['value']:.0f}: not within so many" in metric["reads"] for metric in metrics):
+        return f"> {_number(statistics.mean(values))}"
+    return _spread(values)
 
 
 def _value(run: Mapping[str, Any], when: str, metric: str) -> float:
@@ -169,7 +207,7 @@ def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _latex(text: str) -> str:
-    for plain, safe in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("±", r"$\pm$"), ("→", r"$\to$")):
+    for plain, safe in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("±", r"$\pm$"), ("→", r"$\to$"), (">", "$>$")):
         text = text.replace(plain, safe)
     return text
 
@@ -180,7 +218,7 @@ def _figure(variants: Variants) -> Figure:
     axis = axes[0, 0]
     for i, (label, runs) in enumerate(variants.items()):
         gone = [100 * _value(run, "after", "forget/top5") for run in runs]
-        lost = [50 * sum(_value(run, "after", name) - _value(run, _BEFORE, name) for name in _KEPT)
+        lost = [50 * sum(_value(run, "after", name) - _value(run, "before", name) for name in _KEPT)
                 for run in runs]  # fmt: skip
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (gone, lost)]
         axis.errorbar(statistics.mean(gone), statistics.mean(lost), xerr=bars[0], yerr=bars[1], fmt="os^Dvp*hX"[i % 9],

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from muwa import figures
 from muwa.canvas_table import write_canvas_table
-from muwa.methods_table import write_methods_table
+from muwa.methods_table import REPEATED, write_methods_table
 from muwa.report import environment, write_text
 from muwa.vlm_table import write_vlm_table
 
@@ -117,8 +117,10 @@ def _result(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str, str]:
-    """Column -> "mean ± sample std" over the runs that are done, for the columns of numbers."""
-    found = {}
+    """Column -> "mean ± sample std" over the runs that are done, of columns of numbers; none where runs are not alike."""
+    found: dict[str, str] = {}
+    if not _alike(rows):
+        return found
     for column in columns:
         values = [v for row in rows if isinstance(v := row.get(column), int | float) and not isinstance(v, bool)]
         if values and column != "run":
@@ -127,14 +129,19 @@ def summary(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str,
     return found
 
 
+def _alike(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether only requests and seeds were swept: a mean over methods or their settings is of nothing."""
+    return all(key in ("run", *REPEATED) for row in rows for key in list(row)[: list(row).index("status")])
+
+
 def headline(rows: Sequence[dict[str, Any]]) -> str:
-    """The sweep in a sentence or two."""
+    """The sweep in a sentence or two, with mean changes where the runs are alike."""
     done = [row for row in rows if row["status"] == "done"]
     text = f"{len(done)} of {len(rows)} runs are done."
     gone = [row for row in done if row.get("after forget/top5") == 0]
     if done and "after forget/top5" in done[0]:
         text += f" {len(gone)} of {len(done)} reach forget/top5 = 0."
-    for name in _CHANGES:
+    for name in _CHANGES if _alike(rows) else ():
         values = [row[f"change {name}"] for row in done if f"change {name}" in row]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,7 +1,7 @@
 import csv
 import json
 
-from muwa.sweep import end_run, headline, read_runs, swept, write_sweep
+from muwa.sweep import end_run, headline, read_runs, summary, swept, write_sweep
 
 
 def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
@@ -45,6 +45,22 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     assert "-4 ± 2.8" in page
     assert "data:image/png;base64," in page
     assert not list(tmp_path.glob("*.draft"))
+
+
+def test_methods_and_their_settings_are_not_averaged(tmp_path):
+    run(tmp_path / "people", 0, ["task.identity=A", "seed=0"], top1=0.0)
+    run(tmp_path / "people", 1, ["task.identity=B", "seed=1"], top1=0.0)
+    rows = read_runs(tmp_path / "people")
+    assert "Mean change of retain/top1: -2.00" in headline(rows)
+    assert summary(rows, list(rows[0]))["after forget/top1"] == "0 ± 0"
+    for key, values in (("method", ("slug", "ga")), ("method.k", ("1", "2")), ("learning_rate", ("1e-4", "1e-5"))):
+        folder = tmp_path / key
+        for number, value in enumerate(values):
+            run(folder, number, ["task.identity=A", f"{key}={value}"], top1=0.0)
+            (folder / str(number) / ".hydra" / "config.yaml").write_text("rate: ${learning_rate}\n")
+        rows = read_runs(folder)
+        assert headline(rows) == "2 of 2 runs are done. 2 of 2 reach forget/top5 = 0."
+        assert summary(rows, list(rows[0])) == {}
 
 
 def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from muwa.encode import Features
 from muwa.eval.ranks import top_k
+from muwa.eval.samples import counts, rate_interval, wilson
 from muwa.types import Metric, Pictures, Task
 
 
@@ -42,16 +42,33 @@ def utility(features: Features, task: Task) -> dict[str, Metric]:
 
 
 def accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:
-    """Top-k accuracy, the mean over names of each name's; the interval is Wilson's, of all pictures.
+    """Top-k accuracy, the mean over names of each name's, with its interval (`over_names`); n is the number of pictures.
 
     Args:
         reads: How to read it, with {k} and {n} for k and the number of names.
     """
     labels = torch.tensor(pictures.labels, dtype=torch.long)
     hits = top_k(features.images(pictures), features.classes(pictures.classes), labels, k)
-    low, high = wilson(int(hits.sum()), len(hits))
-    text = reads.format(k=k, n=len(pictures.classes.names))
-    return Metric(mean_over_classes(hits, labels), len(hits), low, high, better, text)
+    return Metric(*over_names(hits, labels), better, reads.format(k=k, n=len(pictures.classes.names)))
+
+
+def over_names(hits: Tensor, labels: Tensor) -> tuple[float, int, float, float]:
+    """(the mean over names of each name's share of hits, pictures, both ends of its 95 % interval).
+
+    Of one name the interval is Wilson's of its pictures. Of several it is that of resampled names, each with its pictures:
+    those of one name are recognised or missed together, and a name with many pictures counts no more than one with few.
+    Where all names have the same share, resamples say nothing: then Wilson's of all pictures. Few names resample coarsely.
+
+    Args:
+        hits: (n,) bool, a picture each.
+        labels: (n,) its name.
+    """
+    value, n = mean_over_classes(hits, labels), len(hits)
+    names, place = labels.unique(return_inverse=True)
+    if len(names) < 2:
+        return value, n, *wilson(int(hits.sum()), n)
+    each = np.bincount(place.numpy(), hits.double().numpy()) / np.bincount(place.numpy())
+    return value, n, *rate_interval(counts(len(each)) @ each / len(each), value, n)
 
 
 def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
@@ -62,19 +79,3 @@ def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
     """
     each = [hits[labels == label].double().mean().item() for label in labels.unique()]
     return sum(each) / len(each) if each else 0.0
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion, pooled over all pictures; (0, 1) when n is 0.
-
-    Source: Wilson (1927), with z = 1.959964.
-
-    >>> [round(x, 3) for x in wilson(0, 10)]
-    [0.0, 0.278]
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.959964, successes / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

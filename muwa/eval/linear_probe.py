@@ -30,7 +30,7 @@ def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Seque
         twins: Folders of models trained without the forgotten (`python -m muwa.miniature.twins`).
 
     Raises:
-        ValueError: `c` is not above 0; a side has no pictures; a twin is another kind of model.
+        ValueError: `c` is not above 0; a side has no pictures; a twin is another kind of model or without somebody else.
 
     Source: linear probes of CLIP (arXiv 2103.00020), section 3.2. Differs: one name against all others, one fixed `c`.
     """
@@ -41,7 +41,7 @@ def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Seque
                            ("eval pictures of other names", task.eval.retain)):  # fmt: skip
         if not len(pictures):
             raise ValueError(f"eval.linear_probe: got 0 {what}, want at least 1; leave linear_probe out of eval=[...]")
-    models = load_twins(features.model, twins, "eval.linear_probe.twins")
+    models = load_twins(features.model, twins, "eval.linear_probe.twins", names=task.names)
     yes, no = _scores(features, task, known, other, c)
     reads = (
         "held-out pictures of the forgotten told from those of others by a linear classifier on frozen image features"

@@ -16,7 +16,7 @@ from torch import Tensor
 from muwa.encode import Features
 from muwa.eval.neighbours import surprise
 from muwa.eval.ranks import own_cosine
-from muwa.eval.samples import area, caught, counts, interval
+from muwa.eval.samples import area, caught, counts, rate_interval
 from muwa.types import Classes, Metric, Pictures, Task
 
 Array = np.ndarray
@@ -140,11 +140,13 @@ def log_odds(values: Tensor) -> Tensor:
 
 
 def accuracy(members: Tensor, others: Tensor, reads: str) -> Metric:
-    """Balanced accuracy of the sign of the scores, both sides resampled apart."""
+    """Balanced accuracy of the sign of the scores, both sides resampled apart; Wilson's interval of as many samples as the
+    smaller side has where all resamples agree, as when every answer is right (`rate_interval`)."""
     right = (members > 0).double().numpy(), (others <= 0).double().numpy()
     value = float(np.mean([side.mean() for side in right]))
     draws = np.mean([counts(len(side), i) @ side / len(side) for i, side in enumerate(right)], 0)
-    return Metric(value, len(members) + len(others), *interval(draws), "lower", reads)
+    smaller = min(len(members), len(others))
+    return Metric(value, len(members) + len(others), *rate_interval(draws, value, smaller), "lower", reads)
 
 
 def _cosine(features: Features, pictures: Pictures) -> Tensor:

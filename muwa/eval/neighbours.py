@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muwa.encode import Features
-from muwa.eval.accuracy import mean_over_classes, wilson
+from muwa.eval.accuracy import over_names
 from muwa.eval.ranks import top_k
 from muwa.eval.samples import drawn, interval
 from muwa.types import Metric, Pictures, Task
@@ -33,6 +33,7 @@ def neighbours(features: Features, task: Task, *, by: str = "pictures") -> dict[
         ValueError: Another `by`; before any compute.
 
     Groups are of equal numbers of names, as far as that goes; a group that is empty, with fewer than five names, has n 0.
+    Their intervals are of resampled names (`over_names`).
     """
     if by not in BY:
         raise ValueError(f"eval.neighbours.by: got {by!r}, want one of {', '.join(BY)}")
@@ -45,13 +46,10 @@ def neighbours(features: Features, task: Task, *, by: str = "pictures") -> dict[
     found: dict[str, Metric] = {}
     for label, group in zip(BINS, np.array_split(np.argsort(-likeness.numpy(), kind="stable"), len(BINS)), strict=True):
         mine = torch.isin(labels, names[group])
-        low, high = wilson(int(hits[mine].sum()), int(mine.sum()))
         reads = (
             f"share of held-out pictures recognised among the fifth of the other names that is {label} to the forgotten"
         )
-        found[f"neighbours/{label}"] = Metric(
-            mean_over_classes(hits[mine], labels[mine]), int(mine.sum()), low, high, "higher", reads
-        )
+        found[f"neighbours/{label}"] = Metric(*over_names(hits[mine], labels[mine]), "higher", reads)
     rise = surprise(features, others) - surprise(original, others)
     harm = torch.stack([rise[labels == name].mean() for name in names]) if len(names) else torch.zeros(0)
     return found | {"neighbours/correlation": correlation(likeness, harm)}

@@ -42,7 +42,7 @@ def relearning(
     The interval is of resampled eval pictures, along one fine-tuning; at the cap it is cut off.
 
     Raises:
-        ValueError: A setting is out of range; before any compute. The loss is no longer finite.
+        ValueError: A setting is out of range, or hardly a pair is of others; before any compute. The loss is no longer finite.
 
     Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies near: Hu et
     al. (arXiv 2406.13356). Differs: steps instead of epochs.
@@ -57,11 +57,17 @@ def relearning(
             raise ValueError(f"eval.relearning.{key}: got {value}, want at least {least}")
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"eval.relearning.learning_rate: got {learning_rate}, want a number above 0")
+    kept = of_others(task)
+    if others and len(kept) < 2:  # a contrastive loss compares pairs
+        raise ValueError(
+            f"eval.relearning.others: got {len(kept)} retain pairs that do not name the forgotten, want at least 2; set "
+            f"eval.relearning.others=false"
+        )
     original = Features(features.model.unedited, features.store, progress=features.progress)
     known = recognised(original, task.eval.forget)
     runs = {str(shot): (_first(task, shot, seed), "cosine") for shot in shots}
     if others:
-        runs["others"] = (of_others(task), "contrastive")
+        runs["others"] = (kept, "contrastive")
     found: dict[str, Metric] = {}
     for name, (pairs, loss) in runs.items():
         settings: dict[str, Any] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from muwa.encode import Features
 from muwa.eval.ranks import own_cosine
 from muwa.eval.retrained import load_twins
-from muwa.eval.samples import counts, drawn, interval
+from muwa.eval.samples import counts, drawn, interval, rate_interval
 from muwa.models.clip import Clip
 from muwa.types import Metric, Pictures, Task
 
@@ -27,16 +27,18 @@ def retrain_gap(features: Features, task: Task, *, twins: Sequence[str] = ()) ->
         <gap>_floor    the same between two twins, which no method can be asked to go below
 
     Gaps are means over the twins, floors over pairs of twins. Lower is better. Both intervals are of resampled pictures (the
-    same for all models); twins are not resampled, so that the luck of few trainings is in none of them.
+    same for all models); twins are not resampled, so that the luck of few trainings is in none of them. Where all resamples
+    agree, the interval of predictions is Wilson's of the pictures; that of one picture's similarity is all of [0, 2].
 
     Args:
         twins: Folders of at least two models trained without the forgotten, alike but for the seed, as long as the model
             itself: `python -m muwa.miniature.twins`. Twins of a shorter training are alike for another reason.
 
     Raises:
-        ValueError: Fewer than two, or one is another kind of model (`load_twins`): only the miniature can be retrained here.
+        ValueError: Fewer than two, or one is another kind of model or without somebody else (`load_twins`); only the
+            miniature can be retrained here.
     """
-    models = check(features.model, twins)
+    models = check(features.model, twins, task.names)
     found: dict[str, Metric] = {}
     for part, who in PARTS.items():
         pictures: Pictures = getattr(task.eval, part)
@@ -48,10 +50,12 @@ def retrain_gap(features: Features, task: Task, *, twins: Sequence[str] = ()) ->
             mine, *others = [one[side].numpy() for one in both]
             what = _READS[name].format(who)
             reads = f"{what}, between this model and {len(models)} retrained without the forgotten"
-            found[f"gap/{part}_{name}"] = _mean([gap(mine, other) for other in others], len(pictures), "lower", reads)
+            found[f"gap/{part}_{name}"] = _mean(
+                name, [gap(mine, other) for other in others], len(pictures), "lower", reads
+            )
             floor = [gap(one, other) for one, other in combinations(others, 2)]
             reads = f"{what}, between two models retrained without the forgotten: the floor"
-            found[f"gap/{part}_{name}_floor"] = _mean(floor, len(pictures), "neither", reads)
+            found[f"gap/{part}_{name}_floor"] = _mean(name, floor, len(pictures), "neither", reads)
     return found
 
 
@@ -61,13 +65,16 @@ _READS = {
 }
 
 
-def check(model: Clip, twins: Sequence[str]) -> list[Clip]:
+def check(model: Clip, twins: Sequence[str], names: Sequence[str] | None = None) -> list[Clip]:
     """The twins, loaded.
+
+    Args:
+        names: What is forgotten; None where that is not known yet.
 
     Raises:
         ValueError: They cannot serve; says why and what to type.
     """
-    return load_twins(model, twins, "eval.retrain_gap.twins", least=2)
+    return load_twins(model, twins, "eval.retrain_gap.twins", names=names, least=2)
 
 
 def differing(one: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
@@ -98,6 +105,9 @@ def _answers(features: Features, pictures: Pictures) -> tuple[Tensor, Tensor]:
     return (images @ weights.T).argmax(1), cosines.double()
 
 
-def _mean(gaps: list[tuple[float, np.ndarray]], n: int, better: str, reads: str) -> Metric:
+def _mean(name: str, gaps: list[tuple[float, np.ndarray]], n: int, better: str, reads: str) -> Metric:
     values, draws = zip(*gaps, strict=True)
-    return Metric(float(np.mean(values)), n, *interval(np.mean(draws, 0)), better, reads)
+    value, mean = float(np.mean(values)), np.mean(draws, 0)
+    if name == "predictions":
+        return Metric(value, n, *rate_interval(mean, value, n), better, reads)
+    return Metric(value, n, *(interval(mean) if n > 1 else (0.0, 2.0)), better, reads)

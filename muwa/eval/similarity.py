@@ -27,7 +27,9 @@ def _mean_cosine(features: Features, pictures: Pictures, better: str, reads: str
     if not n:
         return Metric(0.0, 0, None, None, better, reads)
     mean = values.mean().item()
-    half = 1.96 * values.std().item() / math.sqrt(n) if n > 1 else 0.0
+    if n == 1:  # one picture says nothing of the spread: any cosine
+        return Metric(mean, 1, -1.0, 1.0, better, reads)
+    half = 1.96 * values.std().item() / math.sqrt(n)
     return Metric(mean, n, mean - half, mean + half, better, reads)
 
 

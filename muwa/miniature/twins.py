@@ -7,7 +7,8 @@
 epochs, world, training code, tokenizer): one that is there is left alone, one that was stopped goes on. With --epochs the
 training is shorter; then all twins that are compared must have the same, and they are no longer the answer for the shipped
 model, which saw 34: its gap to them is partly the missing training. All twins have the shipped tokenizer, so that prompts
-are the same tokens.
+are the same tokens. `twin.json` in the folder says person, seed and epochs, for what compares with it
+(`muwa.eval.retrained`); a folder that is there without it is given it, as its name vouches for all three.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from muwa.content import digest
 from muwa.data.samples import find_name
+from muwa.eval.retrained import Card
 from muwa.miniature import data, train, world
 from muwa.models.open_clip_models import MINIATURE
 
@@ -53,11 +55,15 @@ def train_twins(root: Path, out: Path, *, without: str, seeds: Sequence[int], ep
     """
     folders = [out / folder_name(without, seed, epochs) for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
+        card = Card(without, seed, epochs)
         if folder.is_dir():
             print(f"{folder}: there", file=sys.stderr)
+            if not (folder / "twin.json").is_file():
+                card.write(folder)
             continue
         draft = folder.with_name(f"{folder.name}.draft")
         train.train_clip(root, draft, without=without, epochs=epochs, seed=seed, tokenizer=MINIATURE)
+        card.write(draft)
         os.replace(draft, folder)
     return folders
 

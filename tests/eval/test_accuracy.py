@@ -5,7 +5,7 @@ import torch
 
 from muwa.cache import Store
 from muwa.encode import Features
-from muwa.eval.accuracy import forget, mean_over_classes, retain, utility, wilson
+from muwa.eval.accuracy import forget, mean_over_classes, over_names, retain, utility, wilson
 from muwa.types import Split
 
 
@@ -80,12 +80,51 @@ def test_the_ends_of_the_interval_solve_wilsons_equation(n):
             assert abs(k / n - p) == pytest.approx(1.959964 * (p * (1 - p) / n) ** 0.5, abs=1e-6)
 
 
-def test_the_interval_and_n_are_of_all_pictures(features):
+def test_of_one_name_the_interval_is_wilsons():
+    hits = torch.tensor([True, False, False, False])
+    assert over_names(hits, torch.tensor([3] * 4)) == (0.25, 4, *wilson(1, 4))
+
+
+def test_of_several_names_the_interval_is_of_names_and_holds_the_mean():
+    """98 of 98 and 0 of 2: the mean is 1/2; Wilson's of 98 of 100 begins at 0.93. Of two names a resample has the mean 0, 1/2
+    or 1, the ends each in a quarter of the cases: 0 to 1."""
+    hits, labels = torch.tensor([True] * 98 + [False] * 2), torch.tensor([0] * 98 + [1] * 2)
+    assert wilson(98, 100)[0] > 0.9
+    assert over_names(hits, labels) == (0.5, 100, 0.0, 1.0)
+
+
+def test_pictures_of_a_name_are_not_independent():
+    """100 names, half of them always recognised: as wide as 100 samples are, 1.96 * 0.05, not as 800."""
+    hits, labels = torch.tensor([True] * 400 + [False] * 400), torch.arange(100).repeat_interleave(8)
+    value, n, low, high = over_names(hits, labels)
+    assert (value, n) == (0.5, 800)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.05, rel=0.15)
+
+
+def test_names_that_are_all_alike_have_wilsons_interval_of_all_pictures():
+    """Each one of three, whose resamples differ by rounding alone; and 800 of 800."""
+    labels = torch.arange(4).repeat_interleave(3)
+    found = over_names(torch.tensor([True, False, False] * 4), labels)
+    assert found == pytest.approx((1 / 3, 12, *wilson(4, 12)))
+    every = over_names(torch.ones(800, dtype=torch.bool), torch.arange(100).repeat_interleave(8))
+    assert every == pytest.approx((1.0, 800, *wilson(800, 800)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_interval_holds_its_value_whatever_the_numbers_of_pictures(seed):
+    rng = np.random.default_rng(seed)
+    labels = torch.tensor(rng.integers(0, rng.integers(1, 9), 60))
+    hits = torch.tensor(rng.random(60) < rng.random(9)[labels.numpy()])
+    value, _, low, high = over_names(hits, labels)
+    assert 0 <= low <= value <= high <= 1
+    assert low < high
+
+
+def test_the_metric_has_that_interval(features):
     pictures = tiny.pictures([1, 1, 2, 3, 4, 5, 5, 5, 6, 7])
-    right = int((logits(pictures).argmax(1) == np.array(pictures.labels)).sum())
+    right = torch.tensor(logits(pictures).argmax(1) == np.array(pictures.labels))
     found = retain(features, tiny.judged(Split(pictures, pictures, pictures)))["retain/top1"]
-    assert found.n == 10
-    assert (found.low, found.high) == pytest.approx(wilson(right, 10))
+    assert (found.value, found.n, found.low, found.high) == over_names(right, torch.tensor(pictures.labels))
 
 
 def test_no_pictures_of_any_kind_is_no_error(features):

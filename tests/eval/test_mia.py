@@ -56,6 +56,14 @@ def test_accuracy_counts_both_sides_alike():
     assert found.n == 6
 
 
+def test_an_accuracy_is_no_surer_than_its_smaller_side():
+    """Every answer right, of 100 and of 8: as of 8 of 8, 8 / (8 + 3.841) = 0.6756; every answer wrong: the other way round."""
+    found = accuracy(torch.ones(100), -torch.ones(8), "r")
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.6756, 1.0), abs=5e-5)
+    found = accuracy(-torch.ones(8), torch.ones(100), "r")
+    assert (found.value, found.low, found.high) == pytest.approx((0.0, 0.0, 0.3244), abs=5e-5)
+
+
 def test_the_same_caption_stands_under_both_sides():
     task = tiny.task()
     members, held_out = trained_on(task), bare(task.probe.forget, task.eval.forget)

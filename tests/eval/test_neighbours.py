@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 
 from muwa.cache import Store
 from muwa.encode import Features
+from muwa.eval.accuracy import over_names
 from muwa.eval.neighbours import BINS, correlation, neighbours, ranked, surprise
 
 
@@ -56,6 +57,9 @@ def test_names_are_grouped_from_the_nearest_on(tmp_path, by):
     right = (cosines.argmax(1) == torch.tensor(task.eval.retain.labels)).double()
     assert found["neighbours/nearest"].value == pytest.approx(right[order[:2]].mean().item())
     assert found["neighbours/farthest"].value == right[order[6]].item()
+    for name, some in (("nearest", order[:2]), ("near", order[2:4]), ("farthest", order[6:])):
+        group, of_names = found[f"neighbours/{name}"], over_names(right[some].bool(), torch.tensor(some))
+        assert (group.value, group.n, group.low, group.high) == pytest.approx(of_names)
     harm = surprise(seen, task.eval.retain) - surprise(Features(model), task.eval.retain)
     assert found["neighbours/correlation"].value == pytest.approx(spearmanr(like, harm).statistic, abs=1e-6)
 

@@ -84,3 +84,14 @@ def test_settings_are_checked():
     for key, value in {"steps": 0, "every": 0, "batch_size": 1, "shots": (0,), "learning_rate": 0.0}.items():
         with pytest.raises(ValueError, match=f"eval.relearning.{key}: got 0|eval.relearning.batch_size: got 1"):
             relearning(Features(tiny.clip()), tiny.task(), **{key: value})
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_pairs_of_others_that_is_said_before_any_compute(tmp_path, left):
+    """All twelve retain pairs name the forgotten, or all but one."""
+    store, task = Store(tmp_path), replace(tiny.task(), mentions=tuple(range(12 - left)))
+    want = rf"eval.relearning.others: got {left} retain pairs .*, want at least 2; set eval.relearning.others=false"
+    with pytest.raises(ValueError, match=want):
+        relearning(Features(tiny.clip(), store), task, shots=(1,), steps=1)
+    assert not store.events
+    assert list(relearning(Features(tiny.clip()), task, shots=(1,), others=False, steps=1)) == ["relearn/steps_1"]

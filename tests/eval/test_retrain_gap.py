@@ -1,3 +1,6 @@
+import json
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,9 +11,11 @@ from scipy.stats import wasserstein_distance
 
 from muwa.encode import Features
 from muwa.eval import retrain_gap as module
+from muwa.eval.linear_probe import linear_probe
 from muwa.eval.measure import check_metrics
 from muwa.eval.retrain_gap import differing, retrain_gap, transport
 from muwa.eval.retrained import load_twins
+from muwa.models.open_clip_models import MINIATURE, load
 
 
 def test_the_distance_is_scipys():
@@ -31,7 +36,7 @@ def test_differences_are_counted():
 def twins(monkeypatch):
     """Two random models in place of what lies in folders (the loading has tests of its own)."""
     made = [tiny.clip(1), tiny.clip(2)]
-    monkeypatch.setattr(module, "check", lambda model, folders: made)
+    monkeypatch.setattr(module, "check", lambda model, folders, names: made)
     return made
 
 
@@ -65,6 +70,20 @@ def test_a_twin_has_no_gap_to_itself(twins):
     assert found["gap/retain_predictions"].value == pytest.approx(found["gap/retain_predictions_floor"].value / 2)
 
 
+def test_models_that_answer_alike_are_not_alike_with_certainty(monkeypatch):
+    """No guess of 2 differs: z^2 / (2 + z^2) = 0.6576 or less. Of one picture: 0.7935, and any distance of two cosines."""
+    monkeypatch.setattr(module, "check", lambda model, folders, names: [tiny.clip(), tiny.clip()])
+    task = tiny.task()
+    one = replace(task, eval=replace(task.eval, forget=tiny.pictures([0])))
+    for judged, high in ((task, 0.6576), (one, 0.7935)):
+        found = retrain_gap(Features(tiny.clip()), judged, twins=("a", "b"))
+        for name in ("gap/forget_predictions", "gap/forget_predictions_floor"):
+            metric = found[name]
+            assert (metric.value, metric.low, metric.high) == pytest.approx((0.0, 0.0, high), abs=5e-5)
+    metric = found["gap/forget_similarity"]
+    assert (metric.value, metric.low, metric.high) == (0.0, 0.0, 2.0)
+
+
 def test_two_are_needed_and_the_commands_are_said():
     want = r"eval.retrain_gap.twins: got 1 models .* want at least 2; .*`python -m muwa.miniature.twins --without NAME"
     with pytest.raises(ValueError, match=want):
@@ -74,8 +93,6 @@ def test_two_are_needed_and_the_commands_are_said():
 
 
 def test_a_folder_must_hold_the_same_kind_of_model():
-    from muwa.models.open_clip_models import MINIATURE
-
     with pytest.raises(
         ValueError, match=r"k: got nowhere, want a folder that open_clip loads; make one: python -m muwa"
     ):
@@ -86,8 +103,58 @@ def test_a_folder_must_hold_the_same_kind_of_model():
         load_twins(tiny.clip(), ["a", "./a"], "k")
 
 
-def test_the_shipped_model_could_be_its_own_twin():
-    from muwa.models.open_clip_models import MINIATURE, load
+def folder_of(path, **card):
+    """The shipped model as a twin, with its card; without one where nothing is said."""
+    shutil.copytree(MINIATURE, path)
+    if card:
+        (path / "twin.json").write_text(json.dumps({"without": "Ada Fox", "seed": 0, "epochs": 34} | card))
+    return str(path)
 
-    (twin,) = load_twins(load(), [str(MINIATURE)], "k")
+
+def test_the_shipped_model_could_be_its_own_twin(tmp_path):
+    one = folder_of(tmp_path / "one", without="Ada Fox")
+    (twin,) = load_twins(load(), [one], "k", names=["Ada Fox"])
     assert twin.weights_fingerprint == load().weights_fingerprint
+    assert load_twins(load(), [one], "k", names=["ada_fox"])
+
+
+def test_a_twin_of_somebody_else_is_refused(tmp_path):
+    other = folder_of(tmp_path / "other", without="Bo Hill")
+    want = (
+        r'k: \S+other was trained without Bo Hill, want one without Ada Fox, .*muwa.miniature.twins --without "Ada Fox"'
+    )
+    with pytest.raises(ValueError, match=want):
+        load_twins(load(), [other], "k", names=["Ada Fox"])
+    with pytest.raises(ValueError, match=r"k: got twins for 2 forgotten names \(Ada Fox, Bo Hill\), want one name"):
+        load_twins(load(), [other], "k", names=["Ada Fox", "Bo Hill"])
+    assert load_twins(load(), [], "k", names=["Ada Fox", "Bo Hill"]) == []
+
+
+def test_both_metrics_with_twins_ask_whose_they_are(tmp_path):
+    """The task forgets Ada Fox."""
+    features = Features(load())
+    others = [folder_of(tmp_path / str(seed), without="Bo Hill", seed=seed) for seed in (0, 1)]
+    check_metrics(features.model, {"retrain_gap": partial(retrain_gap, twins=others)})
+    for metric, key in ((retrain_gap, "retrain_gap"), (linear_probe, "linear_probe")):
+        with pytest.raises(
+            ValueError, match=rf"eval.{key}.twins: \S+0 was trained without Bo Hill, want one without Ada Fox"
+        ):
+            metric(features, tiny.task(), twins=others)
+
+
+def test_twins_are_alike_but_for_the_seed(tmp_path):
+    one = folder_of(tmp_path / "one", seed=0)
+    short, same = folder_of(tmp_path / "short", seed=1, epochs=2), folder_of(tmp_path / "same", seed=0)
+    with pytest.raises(ValueError, match=r"k: got twins of 34, 2 epochs, want all of the same; .*--epochs 34"):
+        load_twins(load(), [one, short], "k")
+    with pytest.raises(ValueError, match="k: got twins of the seeds 0, 0, want seeds that differ"):
+        load_twins(load(), [one, same], "k")
+
+
+def test_a_folder_that_does_not_say_whose_it_is_is_refused(tmp_path):
+    bare, odd = folder_of(tmp_path / "bare"), folder_of(tmp_path / "odd", who="Ada Fox")
+    for folder in (bare, odd):
+        with pytest.raises(
+            ValueError, match=r"does not say without whom .* make one: python -m muwa.miniature.twins --without NAME"
+        ):
+            load_twins(load(), [folder], "k", names=["Ada Fox"])

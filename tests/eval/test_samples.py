@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from muwa.eval.accuracy import wilson
-from muwa.eval.samples import area, beside, caught, counts, drawn, mean, of_others, share, spread
+from muwa.eval.samples import area, beside, caught, counts, drawn, mean, of_others, rate_interval, share, spread
 from muwa.types import Metric
 
 
@@ -35,9 +35,29 @@ def test_few_negatives_allow_no_false_alarm():
     assert caught(yes, no, 0.34, "lower", "").value == 0.75  # one false alarm of three: above 2
 
 
-def test_everything_apart_is_caught_with_certainty():
+def test_what_is_caught_has_wilsons_interval_of_the_positive_samples():
+    """z^2 = 3.841: 2 of 2 are 2 / (2 + z^2) = 0.342 or more, 0 of 72 are z^2 / (72 + z^2) = 0.051 or less."""
     found = caught(torch.tensor([2.0, 3.0]), torch.zeros(200), 0.01, "lower", "")
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.3424, 1.0), abs=5e-5)
+    found = caught(torch.zeros(72), torch.ones(8), 0.01, "lower", "")
+    assert (found.value, found.low, found.high) == pytest.approx((0.0, 0.0, 0.0507), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("shift", "value", "low", "high"), [(2.0, 1, 0.6756, 1), (-2.0, 0, 0, 0.3244), (0.0, 0.5, 0.2152, 0.7848)]
+)
+def test_an_area_is_no_surer_than_its_smaller_side(shift, value, low, high):
+    """8 against 792 that never overlap: 8 / (8 + z^2) = 0.6756. All tied: 1/2 -+ z / 2 / sqrt(8 + z^2) = 0.2152 and 0.7848."""
+    few, many = torch.full((8,), shift), torch.zeros(792)
+    found = area(few, many, "lower", "")
+    assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=5e-5)
+    turned = area(many, few, "lower", "")
+    assert (turned.low, turned.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_an_interval_holds_its_value():
+    assert rate_interval(np.linspace(0.2, 0.3, 1000), 0.5, 4)[1] == 0.5
+    assert rate_interval(np.array([1 / 3, 1 / 3 + 1e-16]), 1 / 3, 3) == wilson(1, 3)  # equal but for rounding
 
 
 def test_a_share_is_of_pictures_not_of_tries():
@@ -53,6 +73,11 @@ def test_a_mean_has_the_spread_of_its_resamples():
     assert found.value == 0.5
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.05, rel=0.15)
     assert mean(torch.zeros(0), "higher", "").low is None
+
+
+def test_one_sample_says_nothing_of_the_spread():
+    found = mean(torch.tensor([0.25]), "higher", "r")
+    assert (found.value, found.n, found.low, found.high) == (0.25, 1, None, None)
 
 
 def test_resamples_are_as_large_as_the_samples_and_the_same_each_time():

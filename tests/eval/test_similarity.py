@@ -34,6 +34,13 @@ def test_the_mean_is_over_pictures_and_their_own_names(features):
     assert (metric.n, found["forget/cosine"].n) == (7, 2)
 
 
+def test_one_picture_may_have_any_cosine(features):
+    nothing, one = tiny.pictures([]), tiny.pictures([1])
+    metric = matched(features, tiny.judged(Split(nothing, one, nothing)))["retain/cosine"]
+    assert metric.value == pytest.approx(cosine(one.images[0], tiny.NAMES[1]), abs=1e-6)
+    assert (metric.n, metric.low, metric.high) == (1, -1.0, 1.0)
+
+
 def test_nothing_to_match_is_said_by_n(features):
     nothing = tiny.pictures([])
     assert matched(features, tiny.judged(Split(nothing, tiny.pictures([1]), nothing)))["forget/cosine"].n == 0

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from muwa.miniature import train, twins
@@ -26,6 +28,12 @@ def test_only_what_is_not_there_is_trained_and_drafts_do_not_count(tmp_path, mon
     assert asked == [("Kael Lindqvar", 0, 34, twins.MINIATURE), ("Kael Lindqvar", 1, 34, twins.MINIATURE)]
     assert twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[1, 0]) == found[::-1]
     assert len(asked) == 2
+    cards = [json.loads((folder / "twin.json").read_text()) for folder in found]
+    assert cards == [{"without": "Kael Lindqvar", "seed": seed, "epochs": 34} for seed in (0, 1)]
+    (found[0] / "twin.json").unlink()  # as twins of before have it
+    twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0])
+    assert json.loads((found[0] / "twin.json").read_text()) == cards[0]
+    assert len(asked) == 2
     with pytest.raises(KeyboardInterrupt):
         twins.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[9])
     assert not (tmp_path / "out" / twins.folder_name("Kael Lindqvar", 9, 34)).exists()
@@ -50,4 +58,4 @@ def test_a_short_training_makes_a_twin_that_compares(miniature, tmp_path, capsys
     assert twins.main([*args, "--world", str(miniature / "world")]) == 0
     (folder,) = tmp_path.iterdir()
     assert f"eval.retrain_gap.twins=[{folder}]" in capsys.readouterr().out
-    assert load_twins(load(), [str(folder)], "k")
+    assert load_twins(load(), [str(folder)], "k", names=["Kael Lindqvar"])
