@@ -230,8 +230,8 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
         rows.append({
             "name": name, "before": f"{_number(scale * before[name].value, rate)}{unit}",
             "after": f"{_number(scale * metric.value, rate)}{unit}", "change": _number(change, rate, "+"),
-            "interval": interval, "n": metric.n, "better": metric.better, "kind": "flat" if change == 0 else kinds[change < 0],
-            "reads": metric.reads,
+            "interval": interval, "n": metric.n, "better": metric.better, "reads": metric.reads,
+            "kind": "flat" if change == 0 else kinds[change < 0],
         })  # fmt: skip
     return rows
 

@@ -42,7 +42,8 @@ def relearning(
     The interval is of resampled eval pictures, along one fine-tuning; at the cap it is cut off.
 
     Raises:
-        ValueError: A setting is out of range, or hardly a pair is of others; before any compute. The loss is no longer finite.
+        ValueError: A setting is out of range, or hardly a pair is of others; before any compute.
+            The loss is no longer finite.
 
     Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies near: Hu et
     al. (arXiv 2406.13356). Differs: steps instead of epochs.
