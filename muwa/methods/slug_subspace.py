@@ -28,7 +28,7 @@ def unlearn(
     store: Store,
     layer_search: Callable[..., Search] = pareto_bisect,
     subspace: str = "activations",
-    energy: float = 0.9,
+    energy: float = 0.95,
     rank: int | None = None,
     forget_loss: str = "cosine",
     retain_loss: str = "contrastive",
