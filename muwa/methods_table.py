@@ -29,8 +29,11 @@ Forgotten = dict[tuple[str, ...], dict[str, Mapping[str, Any]]]  # request -> se
 
 
 def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
-    """Write table.csv, .md, .tex and .png, paired.* and evidence.*, where a method or a setting of one was swept."""
-    if not any(key.split(".")[0] in ("method", "layer_search", "forget_target") for swept, _ in runs for key in swept):
+    """Write table.csv, .md, .tex and .png of several runs with accuracies, and paired.* of several variants.
+
+    And evidence.*, every metric, where a method or a setting of one was swept.
+    """
+    if len(runs) < 2:
         return
     variants = grouped(runs)
     if all(set(ACCURACIES) <= set(found["metrics"]["after"]) for _, found in runs):
@@ -38,7 +41,8 @@ def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
         figures.save(_figure(variants), folder / "table.png")
         if len(variants) > 1:
             _write(folder / "paired", *paired(runs))
-    _write(folder / "evidence", *evidence(variants))
+    if any(key.split(".")[0] in ("method", "layer_search", "forget_target") for swept, _ in runs for key in swept):
+        _write(folder / "evidence", *evidence(variants))
 
 
 def label_of(swept: Mapping[str, str], run: Mapping[str, Any]) -> str:

@@ -151,7 +151,14 @@ def test_three_formats_and_a_figure_are_written(tmp_path):
     assert _latex("> 62.00") == "$>$ 62.00"
 
 
-@pytest.mark.parametrize("swept", [{"task.identity": "A"}, {"seed": "1"}, {}])
-def test_a_sweep_over_people_alone_has_no_table_of_methods(tmp_path, swept):
-    write_methods_table(tmp_path, [(swept, run("slug", 0.0, 0.8))])
+def test_one_run_has_no_table(tmp_path):
+    write_methods_table(tmp_path, [({}, run("slug", 0.0, 0.8))])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["task.identity", "seed"])
+def test_a_sweep_over_people_alone_has_a_row_of_its_method_and_nothing_to_compare(tmp_path, key):
+    write_methods_table(tmp_path, [({key: "a"}, run("slug", 0.0, 0.8)), ({key: "b"}, run("slug", 0.0, 0.9))])
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "table.md", "table.tex", "table.png"}
+    last = (tmp_path / "table.md").read_text().splitlines()[-1]
+    assert last.startswith("| slug | 2 | 2/2 | 0 ± 0 |") and "85.00 ± 7.07" in last
