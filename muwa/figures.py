@@ -200,6 +200,41 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
     return figure
 
 
+def kept_against_forgotten(variants: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """The runs of a sweep: a point a variant, the mean over its runs, with one standard deviation as bars.
+
+    Args:
+        variants: "method (setting=value, ...)" -> (forget/top5 after in per cent, change of what is kept in points), a
+            value a run. The last setting is the marker's shape, all before it its colour; one line joins a colour.
+    """
+    figure, axes = blank(8.6, 4.6)
+    axis = axes[0, 0]
+    split = {label: re.fullmatch(r"(.*?)(?:(, | \()([^,(]+)\))?", label) for label in variants}
+    named = {label: (found[1] + ")" * (found[2] == ", "), found[3] or "") for label, found in split.items() if found}
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(name for name, _ in named.values()))}
+    shapes = {last: "os^Dvp*hX"[i % 9] for i, last in enumerate(dict.fromkeys(last for _, last in named.values()))}
+    means: dict[str, list[tuple[float, float]]] = {name: [] for name in colours}
+    for i, (label, values) in enumerate(variants.items()):
+        name, last = named[label]
+        (x, y), (wide, high) = (
+            list(map(float, map(np.mean, values))),
+            [float(np.std(v, ddof=len(v) > 1)) for v in values],
+        )
+        means[name].append((x, y))
+        axis.errorbar(x, y, xerr=[[min(wide, x)], [min(wide, 100 - x)]], yerr=high, fmt=shapes[last], color=colours[name],
+                      markerfacecolor="none", markersize=10 - 5 * i / len(variants), elinewidth=0.6, capsize=2)  # fmt: skip
+    for name, points in means.items():
+        axis.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.2, label=name)
+    for last in filter(None, shapes):
+        axis.plot([], [], shapes[last], color="#666666", markerfacecolor="none", label=last)
+    axis.axhline(0, color="#999999", linewidth=0.8)
+    axis.set_xlim(-4, max(20.0, axis.get_xlim()[1]))
+    axis.set_xlabel("forget/top5 after, %   (left: forgotten)", fontsize=9)
+    axis.set_ylabel("change of retain and utility top-1, points", fontsize=9)
+    figure.legend(fontsize=7, loc="outside right upper")
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

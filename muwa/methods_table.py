@@ -217,19 +217,9 @@ def _latex(text: str) -> str:
 
 
 def _figure(variants: Variants) -> Figure:
-    """Forgetting against keeping: a point a variant, the mean over its runs, with the standard deviation as bars."""
-    figure, axes = figures.blank(7.6, 4.6)
-    axis = axes[0, 0]
-    for i, (label, runs) in enumerate(variants.items()):
-        gone = [100 * _value(run, "after", "forget/top5") for run in runs]
+    points = {}
+    for label, runs in variants.items():
         lost = [50 * sum(_value(run, "after", name) - _value(run, "before", name) for name in _KEPT)
                 for run in runs]  # fmt: skip
-        bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (gone, lost)]
-        axis.errorbar(statistics.mean(gone), statistics.mean(lost), xerr=bars[0], yerr=bars[1], fmt="os^Dvp*hX"[i % 9],
-                      color=f"C{i % 10}", markersize=7, linewidth=1, capsize=2, label=label)  # fmt: skip
-    axis.axhline(0, color="#999999", linewidth=0.8)
-    axis.set_xlim(-4, max(20.0, axis.get_xlim()[1]))
-    axis.set_xlabel("forget/top5 after, %   (left: forgotten)", fontsize=9)
-    axis.set_ylabel("change of retain and utility top-1, points", fontsize=9)
-    axis.legend(fontsize=7, loc="best")
-    return figure
+        points[label] = ([100 * _value(run, "after", "forget/top5") for run in runs], lost)
+    return figures.kept_against_forgotten(points)

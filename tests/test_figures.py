@@ -31,6 +31,22 @@ def test_the_trace_has_a_line_a_rate_and_marks_the_choice(tmp_path):
     assert list(lines["chosen step"]) == [0, 1]
 
 
+def test_variants_share_a_colour_by_method_and_a_shape_by_their_last_setting():
+    runs = {
+        "slug (pick=a, k=1)": ([0.0, 50.0], [-1.0, -3.0]),
+        "slug (pick=a, k=2)": ([0.0], [-4.0]),
+        "ga": ([100.0], [0.0]),
+    }
+    figure = figures.kept_against_forgotten(runs)
+    lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["slug (pick=a)", "ga", "k=1", "k=2"]
+    assert list(lines["slug (pick=a)"].get_xdata()) == [25, 0]
+    assert list(lines["slug (pick=a)"].get_ydata()) == [-2, -4]
+    assert lines["k=1"].get_marker() != lines["k=2"].get_marker()
+    wide = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    assert wide == pytest.approx([0, 25 + 1250**0.5])  # the bar of 0 and 50 ends at 0, where accuracies do
+
+
 def test_bars_are_the_metrics_in_per_cent(tmp_path):
     one = report(tmp_path)
     axis = figures.bars(one.before, one.after).axes[0]
