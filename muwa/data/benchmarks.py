@@ -10,6 +10,7 @@ import base64
 import binascii
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ LETTERS = "ABCDEFGHIJ"
 _PICTURES = (".jpg", ".jpeg", ".png")
 
 
-def mme(folder: Path) -> list[Question]:
+def mme(folder: Path, *, brief: bool = True) -> list[Question]:
     """MME (arXiv 2306.13394): a folder a subtask, pictures beside (or in `images/`) and `questions_answers_YN/` or beside
     them a text file each, two lines of question, tab, Yes or No.
 
     Kinds are the subtasks ("existence", "celebrity", ...); both questions of a picture form a group.
+
+    Args:
+        brief: Ask for a single word in LLaVA-1.5's words, in place of the file's "Please answer yes or no.".
     """
     subtasks = [path for path in _entries(folder, "MME") if path.is_dir()]
     out: list[Question] = []
@@ -42,6 +46,8 @@ def mme(folder: Path) -> list[Question]:
                 if not tab or answer.strip().casefold() not in ("yes", "no"):
                     raise ValueError(f"{path}:{number}: want a question, a tab, and Yes or No; got {line[:80]!r}")
                 group = f"{subtask.name}/{path.stem}"
+                if brief:
+                    text = text.replace("Please answer yes or no.", "").strip() + BRIEF
                 out.append(_question(text, picture, subtask.name, (answer.strip().casefold(),), "yes_no", group))
     return _some(out, folder, "a folder a subtask with pictures and text files, as MME is distributed")
 
@@ -51,12 +57,17 @@ def mmbench(path: Path, *, circular: bool = True) -> list[Question]:
 
     Args:
         circular: Ask with the options in every rotation; a question counts where all are answered rightly (CircularEval,
-            section 4.2 there).
+            section 4.2 there). Rows whose indices are equal modulo 1,000,000 are a question and its rotations, as the
+            published files have them; one without such rows is turned here. False: each question once, as it stands.
     """
     rows = list(_table(path, ("index", "question", "A", "B", "answer", "image")))
+    copies = Counter(_first_index(row["index"]) for row in rows)
     pictures = {row["index"]: row["image"] for row in rows}
     out: list[Question] = []
     for number, row in enumerate(rows, 2):
+        group = _first_index(row["index"])
+        if not circular and group != row["index"]:
+            continue
         options = [row[letter] for letter in LETTERS if row.get(letter) and row[letter] != "nan"]
         right = LETTERS.find(row["answer"])
         if not 0 <= right < len(options):
@@ -70,12 +81,13 @@ def mmbench(path: Path, *, circular: bool = True) -> list[Question]:
             raise ValueError(f"{path}:{number}: its image is not base64 ({error})") from error
         hint = row.get("hint") or ""
         head = f"{hint}\n{row['question']}" if hint and hint != "nan" else row["question"]
-        for turn in range(len(options) if circular else 1):
+        for turn in range(len(options) if circular and copies[group] == 1 else 1):
             turned = [options[(i + turn) % len(options)] for i in range(len(options))]
             letter = LETTERS[(right - turn) % len(options)]
             text = f"{head}\n{_listed(turned)}{LETTER}"
-            out.append(_question(text, picture, row.get("category") or "all", (letter, options[right]), "choice",
-                                 str(row["index"])))  # fmt: skip
+            out.append(
+                _question(text, picture, row.get("category") or "all", (letter, options[right]), "choice", group)
+            )
     return _some(out, path, "rows of MMBench's TSV")
 
 
@@ -139,6 +151,15 @@ def _question(
     text: str, picture: bytes | Path, kind: str, accepted: tuple[str, ...], rule: str, group: str = ""
 ) -> Question:
     return Question(text, (picture,), kind, "utility", accepted, rule, group)
+
+
+def _first_index(index: str) -> str:
+    """The index of the question that a row of MMBench is a rotation of.
+
+    >>> _first_index("241"), _first_index("2000241"), _first_index("a1")
+    ('241', '241', 'a1')
+    """
+    return str(int(index) % 10**6) if index.isdigit() else index
 
 
 def _listed(options: Sequence[str]) -> str:

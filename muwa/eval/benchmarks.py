@@ -29,7 +29,7 @@ def benchmarks(
     """`mme/perception`, `mme/cognition`, and `mmbench`, `gqa`, `scienceqa` and `pope` each with `/accuracy`; `pope/f1`.
 
     Of GQA also `gqa/<kind>`: by kind of question. Those without a path are left out, and so are questions that name what
-    is forgotten, in question or answer: they are no utility.
+    is forgotten, in question or answer, with all of their group: they are no utility.
 
     Args:
         mme: A folder; mmbench: a TSV; gqa, scienceqa, pope: a JSON (lines), with the folder of its pictures beside it.
@@ -45,7 +45,7 @@ def benchmarks(
     ]
     sets = {}
     if mme:
-        sets["mme"] = read.mme(Path(mme)), _mme
+        sets["mme"] = read.mme(Path(mme), brief=brief), _mme
     if mmbench:
         sets["mmbench"] = read.mmbench(Path(mmbench), circular=circular), _mmbench
     if gqa:
@@ -56,7 +56,8 @@ def benchmarks(
         sets["pope"] = read.pope(Path(pope), _beside(pope, pope_images), brief=brief), _pope
     found: dict[str, Metric] = {}
     for every, score in sets.values():
-        asked = _limited([one for one in every if not _about(one, task)], limit)
+        gone = {one.group for one in every if _about(one, task)} - {""}
+        asked = _limited([one for one in every if one.group not in gone and not _about(one, task)], limit)
         said = interview.ask(asked)
         right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
         found |= score(asked, right, said)

@@ -70,7 +70,7 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
         return _bare(answer) in {_bare(one) for one in accepted}
     if rule == "choice":
         letter = re.search(r"(?<![A-Za-z'])([A-J])(?=[.):,]|\s*$)", answer.strip())
-        return (letter[1] if letter else "") in accepted or _bare(answer) in {_bare(one) for one in accepted}
+        return (letter[1] if letter else "") in accepted or _bare(answer) in {_bare(one) for one in accepted} - {""}
     if rule == "yes_no":
         said = re.findall(r"\b(?:yes|no)\b", answer.casefold())
         return bool(said) and said[0] in {one.casefold() for one in accepted}

@@ -83,13 +83,15 @@ def pope(root: Folder) -> Path:
 
 
 def test_mme_has_two_questions_a_picture_in_either_layout(tmp_path) -> None:
-    found = benchmarks.mme(mme(tmp_path / "MME"))
+    found = benchmarks.mme(mme(tmp_path / "MME"), brief=False)
     assert [(q.kind, q.accepted, q.group) for q in found] == [
         ("celebrity", ("yes",), "celebrity/tt1"), ("celebrity", ("no",), "celebrity/tt1"),
         ("existence", ("yes",), "existence/000001"), ("existence", ("no",), "existence/000001"),
     ]  # fmt: skip
     assert found[2].text == "Is there a hat in this image? Please answer yes or no."
     assert {q.rule for q in found} == {"yes_no"}
+    brief = benchmarks.mme(tmp_path / "MME")
+    assert brief[2].text == "Is there a hat in this image?\nAnswer the question using a single word or phrase."
 
 
 def test_mmbench_is_asked_in_every_rotation_and_pictures_are_shared(tmp_path) -> None:
@@ -100,6 +102,16 @@ def test_mmbench_is_asked_in_every_rotation_and_pictures_are_shared(tmp_path) ->
     assert found[3].text.startswith("Look well.\nWhich?\nA. red\nB. blue")
     assert found[0].images == found[3].images == (tiny.png(3),)
     assert len(benchmarks.mmbench(tmp_path / "b.tsv", circular=False)) == 2
+
+
+def test_mmbench_rotations_that_the_file_has_are_not_turned_again(tmp_path) -> None:
+    path = mmbench(tmp_path / "b.tsv")
+    turned = ["1000001", "Which?", "Look well.", "blue", "red", "", "", "B", "colour", "0", "x", "y", "dev"]
+    path.write_text(path.read_text() + "\t".join(turned) + "\n")
+    found = benchmarks.mmbench(path)
+    assert [q.group for q in found] == ["0", "0", "0", "1", "1"]
+    assert [q.accepted for q in found[3:]] == [("A", "red"), ("B", "red")]
+    assert [q.group for q in benchmarks.mmbench(path, circular=False)] == ["0", "1"]
 
 
 def test_gqa_by_kind(tmp_path) -> None:

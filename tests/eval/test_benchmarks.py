@@ -61,3 +61,11 @@ def test_questions_that_name_the_forgotten_are_no_utility(tmp_path) -> None:
     (tmp_path / "q.json").write_text(json.dumps(rows))
     found = benchmarks(Told(lambda one: one.accepted[0]), tiny.task(), gqa=str(tmp_path / "q.json"))
     assert (found["gqa/accuracy"].value, found["gqa/accuracy"].n) == (1, 1)
+
+
+def test_with_a_question_about_the_forgotten_goes_the_other_of_its_picture(tmp_path) -> None:
+    path = mme(tmp_path / "MME")
+    lines = f"Is this {tiny.NAMES[0]}?\tYes\nIs this Bo?\tNo\n"
+    (path / "celebrity" / "questions_answers_YN" / "tt1.txt").write_text(lines)
+    found = benchmarks(Told(lambda one: one.accepted[0]), tiny.task(), mme=str(path))
+    assert (found["mme/perception"].value, found["mme/perception"].n) == (200, 2)

@@ -36,6 +36,7 @@ def test_short_names_are_never_fuzzy() -> None:
         ("a cat", ["B", "a cat"], "choice", True),
         ("I'd say B", ["B"], "choice", True),
         ("A cat", ["A", "a dog"], "choice", False),  # an article, no letter
+        ("", ["A", "a dog"], "choice", False),  # of "A" without its article nothing is left
         ("D. a cat", ["B"], "choice", False),
         ("No, there is none.", ["no"], "yes_no", True),
         ("yes", ["no"], "yes_no", False),
