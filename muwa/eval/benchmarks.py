@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from muwa.asking import Question
@@ -40,27 +40,49 @@ def benchmarks(
     Raises:
         FileNotFoundError, ValueError: A file is not there, or not of its format; nothing was asked then.
     """
-    sets: dict[
-        str, tuple[list[Question], Callable[[Sequence[Question], Sequence[bool], Sequence[str]], dict[str, Metric]]]
-    ]
-    sets = {}
-    if mme:
-        sets["mme"] = read.mme(Path(mme), brief=brief), _mme
-    if mmbench:
-        sets["mmbench"] = read.mmbench(Path(mmbench), circular=circular), _mmbench
-    if gqa:
-        sets["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images), brief=brief), _gqa
-    if scienceqa:
-        sets["scienceqa"] = read.scienceqa(Path(scienceqa), _beside(scienceqa, scienceqa_images)), _scienceqa
-    if pope:
-        sets["pope"] = read.pope(Path(pope), _beside(pope, pope_images), brief=brief), _pope
+    sets = questions(
+        mme=mme, mmbench=mmbench, gqa=gqa, gqa_images=gqa_images, scienceqa=scienceqa, scienceqa_images=scienceqa_images,
+        pope=pope, pope_images=pope_images, circular=circular, brief=brief,
+    )  # fmt: skip
     found: dict[str, Metric] = {}
-    for every, score in sets.values():
+    for name, every in sets.items():
         gone = {one.group for one in every if _about(one, task)} - {""}
         asked = _limited([one for one in every if one.group not in gone and not _about(one, task)], limit)
         said = interview.ask(asked)
         right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
-        found |= score(asked, right, said)
+        found |= _SCORES[name](asked, right, said)
+    return found
+
+
+def questions(
+    *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None, gqa_images: str | None = None,
+    scienceqa: str | None = None, scienceqa_images: str | None = None, pope: str | None = None,
+    pope_images: str | None = None, circular: bool = True, brief: bool = True, limit: int | None = None,
+) -> dict[str, list[Question]]:  # fmt: skip
+    """Benchmark -> all its questions, read from the files of `benchmarks`' arguments; nothing is asked yet.
+
+    Raises:
+        FileNotFoundError, ValueError: A file is not there, or not of its format.
+    """
+    paths = {"mme": mme, "mmbench": mmbench, "gqa": gqa, "scienceqa": scienceqa, "pope": pope}
+    for name, path in paths.items():
+        if path and not Path(path).exists():
+            raise FileNotFoundError(
+                f"eval.benchmarks.{name}: {path} is not there; give the path of your copy, or null to leave {name} out"
+            )
+    if limit is not None and limit < 1:
+        raise ValueError(f"eval.benchmarks.limit: got {limit}, want at least 1, or null for all")
+    found: dict[str, list[Question]] = {}
+    if mme:
+        found["mme"] = read.mme(Path(mme), brief=brief)
+    if mmbench:
+        found["mmbench"] = read.mmbench(Path(mmbench), circular=circular)
+    if gqa:
+        found["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images), brief=brief)
+    if scienceqa:
+        found["scienceqa"] = read.scienceqa(Path(scienceqa), _beside(scienceqa, scienceqa_images))
+    if pope:
+        found["pope"] = read.pope(Path(pope), _beside(pope, pope_images), brief=brief)
     return found
 
 
@@ -134,3 +156,6 @@ def _pope(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str])
         "pope/accuracy": share(right, "higher", "share of yes-or-no questions answered rightly"),
         "pope/f1": Metric(f1, len(asked), reads="F1 of answering yes"),
     }
+
+
+_SCORES = {"mme": _mme, "mmbench": _mmbench, "gqa": _gqa, "scienceqa": _scienceqa, "pope": _pope}

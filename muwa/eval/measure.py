@@ -11,6 +11,7 @@ from typing import Any
 from muwa.cache import Store
 from muwa.encode import Features
 from muwa.eval.accuracy import forget, retain, utility
+from muwa.eval.benchmarks import benchmarks, questions
 from muwa.eval.retrain_gap import check as check_twins
 from muwa.eval.retrain_gap import retrain_gap
 from muwa.eval.similarity import matched
@@ -51,13 +52,13 @@ def evaluate(
 
 def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> None:
     """Refuse metrics of another family of models, before any compute; a metric says its own by its first parameter. And
-    a comparison with twins that are not there.
+    a comparison with twins that are not there, and benchmarks whose files are not there or cannot be read.
 
     Args:
         metrics: By their names in the config; those that do not say of what they are, are let through.
 
     Raises:
-        ValueError: Names the metric and what it measures, or what its twins lack.
+        ValueError, FileNotFoundError: Names the metric and what it measures, or what its twins or files lack.
     """
     for name, metric in metrics.items():
         kind = str(next(iter(inspect.signature(metric).parameters.values())).annotation)
@@ -65,6 +66,8 @@ def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure])
             raise ValueError(f"eval.{name}: measures {_SAYS[kind]}, not {model.source}; leave {name} out of eval=[...]")
         if isinstance(metric, partial) and metric.func is retrain_gap and isinstance(model, Clip):
             check_twins(model, metric.keywords.get("twins", ()))
+        if isinstance(metric, partial) and metric.func is benchmarks:
+            questions(**metric.keywords)
 
 
 _SAYS = {"Features": "a CLIP", "Studio": "a text-to-image model", "Interview": "a vision-language model"}

@@ -63,8 +63,21 @@ def load(
         ) from error
     if found["missing_keys"]:
         raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
+    _complete(processor, model.config)
     model.to(device)
     return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {shown}")
+
+
+def _complete(processor: Any, config: Any) -> None:
+    """Give an older processor, saved without them, what it needs to count a picture's tokens: the model's own values."""
+    vision = config.vision_config
+    if not hasattr(processor, "num_additional_image_tokens"):
+        return
+    processor.patch_size = processor.patch_size or vision.patch_size
+    processor.vision_feature_select_strategy = (
+        processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+    )
+    processor.num_additional_image_tokens = int(vision.model_type == "clip_vision_model")  # its class token
 
 
 def _check_tower(path: str, config: Any) -> None:

@@ -2,10 +2,12 @@ from functools import partial
 
 import pytest
 import tiny
+import tiny_vlm
 
 from muwa.cache import Store
 from muwa.eval.accuracy import forget
 from muwa.eval.answers import answers
+from muwa.eval.benchmarks import benchmarks
 from muwa.eval.canvas import answers as canvas
 from muwa.eval.measure import check_metrics, evaluate
 from muwa.types import Metric
@@ -17,6 +19,14 @@ def test_a_metric_of_another_family_is_refused_by_its_name():
         check_metrics(tiny.clip(), {"forget": forget, "canvas": partial(canvas, seeds=1)})
     with pytest.raises(ValueError, match=r"^eval.answers: measures a vision-language model, not tiny"):
         check_metrics(tiny.clip(), {"answers": answers})
+
+
+def test_files_of_benchmarks_are_read_before_any_compute(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"eval\.benchmarks\.gqa: .*absent\.json is not there; give the path"):
+        check_metrics(tiny_vlm.vlm(), {"benchmarks": partial(benchmarks, gqa=str(tmp_path / "absent.json"))})
+    (tmp_path / "q.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"q\.json: no questions in it"):
+        check_metrics(tiny_vlm.vlm(), {"benchmarks": partial(benchmarks, gqa=str(tmp_path / "q.json"))})
 
 
 def test_a_function_of_ones_own_is_a_metric(tmp_path):

@@ -28,6 +28,17 @@ def test_a_folder_answers_as_the_model_that_was_saved(folder) -> None:
     assert found.source == f"transformers {folder}"
 
 
+def test_an_older_processor_is_given_the_values_of_its_model(folder) -> None:
+    """As files were written before transformers knew of them: no patch size, no strategy, no class token."""
+    path = folder / "processor_config.json"
+    kept = json.loads(path.read_text())
+    for key in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        del kept[key]
+    path.write_text(json.dumps(kept))
+    assert torch.equal(answered(load(str(folder), clip=tiny.clip, max_new_tokens=6), asked()),
+                       answered(tiny_vlm.vlm(), asked()))  # fmt: skip
+
+
 def test_half_precision_keeps_the_deltas_whole(folder) -> None:
     found = load(str(folder), clip=tiny.clip, max_new_tokens=2, dtype="bf16")
     assert next(iter(found.tower.values())).dtype == torch.bfloat16
