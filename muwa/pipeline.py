@@ -19,7 +19,7 @@ from muwa.cache import Store
 from muwa.data.tasks import curate_only
 from muwa.drawing import Drawn
 from muwa.encode import Features
-from muwa.eval.measure import check_metrics, evaluate
+from muwa.eval.measure import check_metrics, evaluate, fitting
 from muwa.eval.similarity import matrix
 from muwa.gallery import gallery
 from muwa.interview import Interview, conversation
@@ -91,6 +91,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
         return 0.0
 
     model: Model = parts["model"]()
+    parts = {**parts, "eval": fitting(model, parts["eval"])}
     check_metrics(model, parts["eval"])
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
@@ -117,26 +118,31 @@ def unlearn(
     parts: Mapping[str, Any], settings: Mapping[str, Any], model: Model, task: Task, store: Store,
     loggers: Loggers, ranks: World,
 ) -> Report | None:  # fmt: skip
-    """Make the edit, write the patch, measure before and after. None when `eval` is not among the stages."""
+    """Measure, make the edit, write the patch, measure again. None when `eval` is not among the stages.
+
+    The unedited model is measured first, so that a metric which cannot be had ends the run before the edit is made.
+    """
     folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
     gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
     device = settings["runtime"]["device"]
+    measures = list(parts["eval"].values()) if "eval" in settings["stages"] else []
+    before = evaluate(model, task, store=store, metrics=measures, progress=progress)
     earlier = peak_memory(device)
     reset_peak(device)
-    started = time.perf_counter()
+    started, saved = time.perf_counter(), store.saved
     edit: Edit = parts["method"](
         model, task, store=store, log=loggers.log, gradient_file=gradient_file, world=ranks, progress=progress
     )
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
              "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    took, peak = time.perf_counter() - started + store.saved, peak_memory(device)
+    took, peak = time.perf_counter() - started + store.saved - saved, peak_memory(device)
     owner = model.owner(edit) if isinstance(model, Diffusion) else model.clip if isinstance(model, Vlm) else model
     write_patch(folder / "patch.safetensors", edit, owner, story)
     if "eval" not in settings["stages"]:
         return None
 
-    edited, measures = model.edited(edit), list(parts["eval"].values())
-    before, after = (evaluate(one, task, store=store, metrics=measures, progress=progress) for one in (model, edited))
+    edited = model.edited(edit)
+    after = evaluate(edited, task, store=store, metrics=measures, progress=progress)
     loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
     loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
     return Report(

@@ -50,6 +50,13 @@ def evaluate(
     return found
 
 
+def fitting(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> dict[str, Measure]:
+    """Of metrics of all families, as `eval=full` lists them, those of the model's own; else all, for `check_metrics`."""
+    kinds = {name: _kind(metric) for name, metric in metrics.items()}
+    own = {*kinds.values()} - ({*_SAYS} - {_subject(model).__name__} if {*_SAYS} <= {*kinds.values()} else set())
+    return {name: metric for name, metric in metrics.items() if kinds[name] in own}
+
+
 def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> None:
     """Refuse metrics of another family of models, before any compute; a metric says its own by its first parameter. And
     a comparison with twins that are not there, and benchmarks whose files are not there or cannot be read.
@@ -61,7 +68,7 @@ def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure])
         ValueError, FileNotFoundError: Names the metric and what it measures, or what its twins or files lack.
     """
     for name, metric in metrics.items():
-        kind = str(next(iter(inspect.signature(metric).parameters.values())).annotation)
+        kind = _kind(metric)
         if kind in _SAYS and kind != _subject(model).__name__:
             raise ValueError(f"eval.{name}: measures {_SAYS[kind]}, not {model.source}; leave {name} out of eval=[...]")
         if isinstance(metric, partial) and metric.func is retrain_gap and isinstance(model, Clip):
@@ -71,6 +78,10 @@ def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure])
 
 
 _SAYS = {"Features": "a CLIP", "Studio": "a text-to-image model", "Interview": "a vision-language model"}
+
+
+def _kind(metric: Measure) -> str:
+    return str(next(iter(inspect.signature(metric).parameters.values())).annotation)
 
 
 def _subject(model: Clip | Diffusion | Vlm) -> Callable[..., Any]:

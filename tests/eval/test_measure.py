@@ -9,7 +9,7 @@ from muwa.eval.accuracy import forget
 from muwa.eval.answers import answers
 from muwa.eval.benchmarks import benchmarks
 from muwa.eval.canvas import answers as canvas
-from muwa.eval.measure import check_metrics, evaluate
+from muwa.eval.measure import check_metrics, evaluate, fitting
 from muwa.types import Metric
 
 
@@ -19,6 +19,14 @@ def test_a_metric_of_another_family_is_refused_by_its_name():
         check_metrics(tiny.clip(), {"forget": forget, "canvas": partial(canvas, seeds=1)})
     with pytest.raises(ValueError, match=r"^eval.answers: measures a vision-language model, not tiny"):
         check_metrics(tiny.clip(), {"answers": answers})
+
+
+def test_of_metrics_of_all_families_those_of_the_model_are_taken():
+    every = {"forget": forget, "canvas": partial(canvas, seeds=1), "answers": answers, "own": lambda subject, task: {}}
+    assert list(fitting(tiny.clip(), every)) == ["forget", "own"]
+    assert list(fitting(tiny_vlm.vlm(), every)) == ["answers", "own"]
+    two = {"forget": forget, "canvas": canvas}  # somebody's own choice: `check_metrics` says what does not fit
+    assert fitting(tiny.clip(), two) == two
 
 
 def test_files_of_benchmarks_are_read_before_any_compute(tmp_path):
