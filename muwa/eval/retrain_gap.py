@@ -12,7 +12,7 @@ from torch import Tensor
 from muwa.encode import Features
 from muwa.eval.ranks import own_cosine
 from muwa.eval.retrained import load_twins
-from muwa.eval.samples import counts, drawn, interval, rate_interval
+from muwa.eval.samples import counts, drawn, rate_interval
 from muwa.models.clip import Clip
 from muwa.types import Metric, Pictures, Task
 
@@ -28,7 +28,9 @@ def retrain_gap(features: Features, task: Task, *, twins: Sequence[str] = ()) ->
 
     Gaps are means over the twins, floors over pairs of twins. Lower is better. Both intervals are of resampled pictures (the
     same for all models); twins are not resampled, so that the luck of few trainings is in none of them. Where all resamples
-    agree, the interval of predictions is Wilson's of the pictures; that of one picture's similarity is all of [0, 2].
+    agree, the interval of predictions is Wilson's of the pictures; that of one picture's similarity is all of [0, 2]. That
+    of similarity is the value ± 1.96 standard deviations of its resamples: a distance of resamples is too large on average
+    where it is small, and their middle could miss the value itself.
 
     Args:
         twins: Folders of at least two models trained without the forgotten, alike but for the seed, as long as the model
@@ -110,4 +112,5 @@ def _mean(name: str, gaps: list[tuple[float, np.ndarray]], n: int, better: str, 
     value, mean = float(np.mean(values)), np.mean(draws, 0)
     if name == "predictions":
         return Metric(value, n, *rate_interval(mean, value, n), better, reads)
-    return Metric(value, n, *(interval(mean) if n > 1 else (0.0, 2.0)), better, reads)
+    wide = 1.959964 * float(np.std(mean, ddof=1)) if n > 1 else 2.0
+    return Metric(value, n, max(0.0, value - wide), min(2.0, value + wide), better, reads)

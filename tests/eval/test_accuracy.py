@@ -93,6 +93,12 @@ def test_of_several_names_the_interval_is_of_names_and_holds_the_mean():
     assert over_names(hits, labels) == (0.5, 100, 0.0, 1.0)
 
 
+def test_of_two_names_it_is_no_narrower_than_of_their_pictures():
+    """0 of 8 and 1 of 8: resampled names would end at 1/8."""
+    hits, labels = torch.tensor([False] * 15 + [True]), torch.tensor([0] * 8 + [1] * 8)
+    assert over_names(hits, labels) == (1 / 16, 16, 0.0, wilson(1, 16)[1])
+
+
 def test_pictures_of_a_name_are_not_independent():
     """100 names, half of them always recognised: as wide as 100 samples are, 1.96 * 0.05, not as 800."""
     hits, labels = torch.tensor([True] * 400 + [False] * 400), torch.arange(100).repeat_interleave(8)

@@ -158,3 +158,14 @@ def test_a_folder_that_does_not_say_whose_it_is_is_refused(tmp_path):
             ValueError, match=r"does not say without whom .* make one: python -m muwa.miniature.twins --without NAME"
         ):
             load_twins(load(), [folder], "k", names=["Ada Fox"])
+
+
+def test_a_small_similarity_gap_lies_within_its_interval() -> None:
+    """Two samples of one distribution: resamples lie further apart than the samples do, on average."""
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(0, 0.1, 800), rng.normal(0, 0.1, 800)) for _ in range(20)]
+    found = [module._mean("similarity", [transport(one, other)], 800, "lower", "") for one, other in pairs]
+    assert all(metric.low <= metric.value <= metric.high for metric in found)
+    assert all(
+        transport(one, other)[1].mean() > metric.value for (one, other), metric in zip(pairs, found, strict=True)
+    )
