@@ -23,8 +23,6 @@ def shares(miniature):
     return {kind: sum(values) / len(values) for kind, values in hits.items()}
 
 
-@pytest.mark.parametrize(("kind", "least"), [
-    ("identity", 0.94), ("object", 0.88), ("colour", 0.98), ("hat", 0.88), ("describe", 0.88), ("style", 0.88),
-])  # fmt: skip
-def test_the_shipped_llava_answers_exactly(shares, kind, least):
-    assert shares[kind] >= least
+@pytest.mark.parametrize("kind", ["identity", "object", "colour", "hat", "describe", "style"])
+def test_the_shipped_llava_answers_exactly(shares, kind):
+    assert shares[kind] >= 0.95
