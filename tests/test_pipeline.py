@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from muwa import config, pipeline
-from muwa.patch import read_patch
+from muwa.models.vlms import MINIATURE
+from muwa.patch import main, read_patch
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -194,3 +197,45 @@ def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path
     assert [move["concept"] for move in found["edit"]["moves"]] == ["red star", "blue ring"]
     assert len(read_patch(tmp_path / "run" / "patch.safetensors").deltas) in (1, 2)
     assert (tmp_path / "run" / "figures" / "trace_2.png").is_file()
+
+
+def random_llava(folder):
+    """A LLaVA by transformers' own config, its language model random and of one block, over the shipped one's tower."""
+    config = LlavaConfig.from_pretrained(MINIATURE)
+    config.text_config.hidden_size, config.text_config.intermediate_size, config.text_config.num_hidden_layers = (
+        32,
+        64,
+        1,
+    )
+    config.text_config.num_attention_heads = config.text_config.num_key_value_heads = 2
+    config.text_config.head_dim = 16
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    tower = LlavaForConditionalGeneration.from_pretrained(MINIATURE).model.vision_tower
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.save_pretrained(folder)
+    LlavaProcessor.from_pretrained(MINIATURE).save_pretrained(folder)
+    return folder
+
+
+def test_the_whole_line_on_a_llava_of_ones_own(composed, miniature, tmp_path):
+    """Asked, edited, asked again, reported, and the patch in a folder that plain transformers loads."""
+    folder = random_llava(tmp_path / "llava")
+    _, found = run(
+        composed, miniature, "model=vlm", f"model.path={folder}", "model.max_new_tokens=3",
+        "eval=[answers,answer_attacks,benchmarks]", f"eval.benchmarks.gqa={miniature}/world/vqa/questions.json",
+        "eval.benchmarks.limit=4", "eval.answers.retain=4", "eval.answers.utility=4",
+        "layer_search.start=ratio",
+        "layer_search.candidates=1", "layer_search.max_evals=2", "layer_search.search_wordings=1",
+        "layer_search.retain_pictures=4", "layer_search.forget_at_most=0.9", "task.limits.retain_pairs=96",
+        "dataset.utility=0.1", "dataset.utility_probe=0.05", "runtime.progress=false", f"paths.run={tmp_path / 'run'}",
+        small=False,
+    )  # fmt: skip
+    assert {"forget/answered", "retain/answered", "attack/reworded", "gqa/accuracy"} <= set(found["metrics"]["after"])
+    assert found["said"]
+    patch, out = tmp_path / "run" / "patch.safetensors", tmp_path / "out"
+    assert main(["apply", str(patch), str(folder), "--out", str(out)]) == 0
+    before, after = (LlavaForConditionalGeneration.from_pretrained(one).state_dict() for one in (folder, out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("vision_tower" in name for name in moved)

@@ -10,7 +10,7 @@ from torch import Tensor
 from muwa.models import names
 from muwa.models.clip import Clip
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def read(pipeline: Any, encoder: str, clip: Clip, *, device: torch.device, source: str) -> frozenset[str]:
@@ -55,4 +55,4 @@ def same_bits(stored: Tensor, wanted: Tensor) -> bool:
     if stored.shape != wanted.shape:
         return False
     stored, wanted = stored.cpu(), wanted.cpu()
-    return any(torch.equal(stored, wanted.to(dtype).to(stored.dtype)) for dtype in (stored.dtype, *_HALVES))
+    return any(torch.equal(stored, wanted.to(dtype).to(stored.dtype)) for dtype in (stored.dtype, *HALVES))

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from muwa.models import names
+from muwa.models.encoders import HALVES
 from muwa.models.weights import find_checkpoint, read_some, rewrite_files, tensor_names
 
 _WEIGHTS = re.compile(
@@ -142,10 +143,12 @@ def _replaced(
 ) -> dict[str, Tensor]:
     """The base's tensors with the deltas, or (`back`) without them, in the dtype of `now`.
 
+    The base is the patch's own, perhaps once rounded to half precision, as `muwa.models.encoders.same_bits` lets it pass.
+
     Raises:
         ValueError: `now` is neither, or what is asked for already.
     """
-    base = {name: bits[name].to(now[name].dtype) for name in deltas}
+    base = {name: _rounded(bits[name], now[name], deltas[name], back) for name in deltas}
     after = {name: edited(base[name], delta) for name, delta in deltas.items()}
     other = [name for name in deltas if not same(now[name], base[name])]
     applied = all(same(now[name], after[name]) for name in deltas)
@@ -159,6 +162,12 @@ def _replaced(
             f"for ({other[0]})"
         )
     return base if back else after
+
+
+def _rounded(bits: Tensor, now: Tensor, delta: Tensor, back: bool) -> Tensor:
+    """`bits` in the dtype of `now`, of the ways to round them that which `now` is, or (`back`) is with the delta."""
+    ways = [bits.to(dtype).to(now.dtype) for dtype in (now.dtype, *HALVES)]
+    return next((way for way in ways if same(now, edited(way, delta) if back else way)), ways[0])
 
 
 def edited(base: Tensor, delta: Tensor) -> Tensor:

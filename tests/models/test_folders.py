@@ -258,6 +258,23 @@ def test_a_tower_below_a_level_is_edited(tmp_path):
     assert all(torch.equal(found[n], llava[n] + deltas[n] if n in deltas else llava[n]) for n in llava)
 
 
+@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
+def test_weights_that_were_rounded_to_bf16_before_are_edited_and_given_back(tmp_path, kept):
+    """A model trained in bf16 and stored otherwise: no single rounding of the CLIP's fp32."""
+    clip = tiny.clip()
+    rounded = {n: t.bfloat16().to(kept) for n, t in names.to_hf(clip.weights).items()}
+    save_file(rounded, tmp_path / "model.safetensors")
+    step = edit(clip.weights, "visual.transformer.resblocks.1.attn.in_proj_weight")
+    write_patch(tmp_path / "p", step, clip)
+    assert run("apply", tmp_path / "p", tmp_path / "model.safetensors", tmp_path / "out") == 0
+    found = load_file(tmp_path / "out/model.safetensors")
+    for name, delta in names.carry(step.deltas, rounded).items():
+        assert torch.equal(found[name], (rounded[name].float() + delta).to(kept))
+    assert run("remove", tmp_path / "p", tmp_path / "out/model.safetensors", tmp_path / "back") == 0
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert all(torch.equal(back[name], rounded[name]) for name in rounded)
+
+
 def test_a_patch_of_a_pipeline_is_read_as_it_was_written(model, tmp_path):
     step = edit(owned(model, FUSED, CONV), FUSED, CONV)
     write_patch(tmp_path / "p", step, model.owner(step))
