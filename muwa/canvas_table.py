@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muwa.methods_table import Run, Variants, grouped
+from muwa.methods_table import Run, Variants, grouped, unedited
 from muwa.report import write_text
 
 PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
@@ -44,11 +44,11 @@ def _belongs(run: Mapping[str, Any]) -> bool:
 
 
 def measured(variants: Variants) -> list[dict[str, str]]:
-    """One row a method and its settings (and one "before", of the unedited model), in the columns of the published table."""
+    """One row a method and its settings, in the columns of the published table; first the unedited model, a request once."""
     rows = []
-    every = [run for runs in variants.values() for run in runs]
-    for name, mine in {"before": every, **variants}.items():
-        when = "before" if name == "before" else "after"
+    first = unedited(variants)
+    for name, mine in {**first, **variants}.items():
+        when = "before" if name in first else "after"
         row = {"method": f"muwa {name}"}
         for kind in ("style", "class"):
             for short, metric in _RATES.items():
@@ -59,7 +59,7 @@ def measured(variants: Variants) -> list[dict[str, str]]:
         fids = [v for run in mine if (v := run["metrics"][when].get("quality/fid"))]
         for column in (_FID, _CLIP_FID):
             row[column] = _mean([fid["value"] for fid in fids if _fid_column(fid["reads"]) == column])
-        edited = [] if name == "before" else mine
+        edited = [] if name in first else mine
         row["seconds"] = _mean([run["cost"]["seconds"] for run in edited])
         row["memory GB"] = _mean([run["cost"]["peak_memory_bytes"] / 1e9 for run in edited])
         row["storage GB"] = _mean([run["cost"]["bytes"] / 1e9 for run in edited], "{:.5f}")

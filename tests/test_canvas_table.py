@@ -6,12 +6,13 @@ from pathlib import Path
 from muwa.canvas_table import measured, published, write_canvas_table
 
 
-def run(method: str, kind: str, ua: float, seconds: float = 2.0) -> dict:
+def run(method: str, kind: str, ua: float, seconds: float = 2.0, *, concept: str = "neon", known: float = 0.02) -> dict:
     """results.json, as far as the table reads it."""
     metrics = {when: {"forget/ua": {"value": value}, "retain/ira": {"value": 0.9}, "retain/cra": {"value": 0.8}}
-               for when, value in (("before", 0.02), ("after", ua))}  # fmt: skip
+               for when, value in (("before", known), ("after", ua))}  # fmt: skip
+    made_of = {"model": {"source": "tiny", "fingerprint": "m"}, "data": {"fingerprint": kind + concept}}
     return {
-        "task": {"kind": kind}, "metrics": metrics, "provenance": {"method": method, "model": {"source": "tiny"}},
+        "task": {"kind": kind}, "metrics": metrics, "provenance": {"method": method, **made_of},
         "cost": {"seconds": seconds, "peak_memory_bytes": 2e9, "bytes": 5e5},
     }  # fmt: skip
 
@@ -19,7 +20,11 @@ def run(method: str, kind: str, ua: float, seconds: float = 2.0) -> dict:
 def test_one_row_a_method_mean_over_concepts() -> None:
     before, slug, esd = measured(
         {
-            "slug": [run("slug", "style", 1.0), run("slug", "style", 0.5, 4.0), run("slug", "class", 0.7)],
+            "slug": [
+                run("slug", "style", 1.0),
+                run("slug", "style", 0.5, 4.0, concept="pixel"),
+                run("slug", "class", 0.7),
+            ],
             "esd": [run("esd", "class", 0.3)],
         }
     )
@@ -38,7 +43,7 @@ def test_one_row_a_method_mean_over_concepts() -> None:
 def test_settings_have_rows_of_their_own_and_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     """UA of neon and pixel by two settings; the last run differs from the first in nothing that its method reads."""
     runs = [
-        ({"method.steps": steps, "task.concept": concept}, run("slug", kind, ua))
+        ({"method.steps": steps, "task.concept": concept}, run("slug", kind, ua, concept=concept))
         for steps, concept, kind, ua in (
             ("5", "neon", "style", 1.0), ("5", "pixel", "style", 0.5), ("9", "neon", "style", 0.2), ("5", "neon", "style", 1.0),
         )
@@ -48,7 +53,16 @@ def test_settings_have_rows_of_their_own_and_a_run_that_is_there_twice_counts_on
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert rows["muwa slug (steps=5)"]["style UA"] == "75.00"
     assert rows["muwa slug (steps=9)"]["style UA"] == "20.00"
-    assert rows["muwa before"]["source"] == "this sweep, 3 runs, tiny"
+    assert rows["muwa before"]["source"] == "this sweep, 2 runs, tiny"  # neon and pixel, each by several settings
+
+
+def test_the_unedited_model_counts_a_request_once_whatever_the_number_of_methods() -> None:
+    """Neon (0.2 before) by two methods, pixel (0.6) by one: 40 %, not a third of both."""
+    first, *_ = measured({
+        "slug": [run("slug", "style", 1.0, known=0.2), run("slug", "style", 1.0, concept="pixel", known=0.6)],
+        "uce": [run("uce", "style", 1.0, known=0.2)],
+    })  # fmt: skip
+    assert first["style UA"] == "40.00"
 
 
 def test_a_fid_of_clip_features_is_not_beside_inceptions(tmp_path: Path) -> None:

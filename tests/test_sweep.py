@@ -16,6 +16,7 @@ def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
     found = {
         "metrics": {"before": before, "after": after}, "task": {"kind": "identity", "names": ["A B"]}, "objective": top1, "seconds": {"total": 3.0},
         "edit": {"tower": "vision", "layer": "visual.proj", "step": 2.0, "relative_norm": 0.1}, "search": [{"feasible": True}],
+        "provenance": {"method": "slug"},
     }  # fmt: skip
     (here / "results.json").write_text(json.dumps(found))
 
