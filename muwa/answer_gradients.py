@@ -41,7 +41,7 @@ def answer_gradient_sum(
         model does not read, the whole text tower among them.
 
     Raises:
-        ValueError: There are no pairs.
+        ValueError: There are no pairs; a sum is not finite.
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
@@ -64,6 +64,11 @@ def answer_gradient_sum(
         for parameter in own.values():
             parameter.requires_grad_(False)
             parameter.grad = None
+    if bad := [name for name, t in total.items() if not t.isfinite().all()]:
+        raise ValueError(
+            f"method.gradient=answer: the gradient of {bad[0]} is not finite, in the model's own precision; take "
+            "model.dtype=bf16 or fp32, whose range is wider than fp16's"
+        )
     return {"sum": by_clip(model, total), "n": len(pairs)}
 
 

@@ -67,6 +67,13 @@ def test_pairs_that_mention_the_forgotten_are_left_out(tmp_path) -> None:
     assert store.events["gradients/answer_forget"] == "partial"  # once computed, once read
 
 
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    model = tiny_vlm.vlm()
+    model.model.lm_head.weight.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"gradient of .* is not finite, .*model\.dtype=bf16"):
+        answer_gradient_sum(model, tiny.pairs(2), question="Who?", batch_size=2, seed=0)
+
+
 def test_an_empty_set_is_refused() -> None:
     with pytest.raises(ValueError, match="no pairs to take a gradient of"):
         answer_gradient_sum(tiny_vlm.vlm(), tiny.pairs(2).select([]), question=ASK, batch_size=2, seed=0)

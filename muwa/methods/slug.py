@@ -87,7 +87,13 @@ def unlearn(
         for encoder, clip in clips.items():
             if gradient == "answer" and isinstance(model, Vlm):
                 own = answer_gradients(
-                    model, task, name, batch_size=batch_size, seed=seed, store=store, progress=progress
+                    model,
+                    task,
+                    name,
+                    batch_size=micro_batch_size or batch_size,
+                    seed=seed,
+                    store=store,
+                    progress=progress,
                 )
             elif gradient_file is None:
                 own = gradients(clip, task, name, recipe, store=store, micro_batch_size=micro_batch_size, world=world,
