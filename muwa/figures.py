@@ -216,10 +216,8 @@ def kept_against_forgotten(variants: Mapping[str, tuple[Sequence[float], Sequenc
     means: dict[str, list[tuple[float, float]]] = {name: [] for name in colours}
     for i, (label, values) in enumerate(variants.items()):
         name, last = named[label]
-        (x, y), (wide, high) = (
-            list(map(float, map(np.mean, values))),
-            [float(np.std(v, ddof=len(v) > 1)) for v in values],
-        )
+        x, y = (float(np.mean(each)) for each in values)
+        wide, high = (float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values)
         means[name].append((x, y))
         axis.errorbar(x, y, xerr=[[min(wide, x)], [min(wide, 100 - x)]], yerr=high, fmt=shapes[last], color=colours[name],
                       markerfacecolor="none", markersize=10 - 5 * i / len(variants), elinewidth=0.6, capsize=2)  # fmt: skip

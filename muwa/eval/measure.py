@@ -53,8 +53,10 @@ def evaluate(
 def fitting(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> dict[str, Measure]:
     """Of metrics of all families, as `eval=full` lists them, those of the model's own; else all, for `check_metrics`."""
     kinds = {name: _kind(metric) for name, metric in metrics.items()}
-    own = {*kinds.values()} - ({*_SAYS} - {_subject(model).__name__} if {*_SAYS} <= {*kinds.values()} else set())
-    return {name: metric for name, metric in metrics.items() if kinds[name] in own}
+    if not set(_SAYS) <= set(kinds.values()):
+        return dict(metrics)
+    others = set(_SAYS) - {_subject(model).__name__}
+    return {name: metric for name, metric in metrics.items() if kinds[name] not in others}
 
 
 def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure]) -> None:
