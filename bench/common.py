@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 import muwa
-from muwa.miniature.world import FIRST_NAMES, LAST_NAMES
-from muwa.models.clip import Clip
-from muwa.types import Classes, Split, Task
+from muwa.miniature.population import FIRST_NAMES, LAST_NAMES
+from muwa.models.clip.model import Clip
+from muwa.types.data import Classes, Split, Task
 
 T = TypeVar("T")
 NAMES = 1000

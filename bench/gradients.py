@@ -20,11 +20,11 @@ from torch import Tensor
 
 from bench.common import arguments, load, machine, measure, show, size_of, task, write
 from bench.reference import bare_loop
-from muwa.encode import pixel_batches
-from muwa.gradients import gradient_sum, plan
-from muwa.losses import contrastive
-from muwa.models.clip import Clip
-from muwa.types import Pairs
+from muwa.gradients.losses import contrastive
+from muwa.gradients.mean import gradient_sum, plan
+from muwa.models.clip.embeddings import pixel_batches
+from muwa.models.clip.model import Clip
+from muwa.types.data import Pairs
 
 BATCH = 32
 PAIRS = {"mini": 640, "vit_b32": 96}

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from muwa.models import names
-from muwa.models.open_clip_models import load
-from muwa.patch import write_patch
-from muwa.types import Edit
+from muwa.models.clip.open_clip import load
+from muwa.patch import names
+from muwa.patch.apply import write_patch
+from muwa.types.edit import Edit
 
 LAYER = "visual.transformer.resblocks.2.attn.in_proj_weight"
 SHARD = 5e9  # bytes
@@ -76,7 +76,7 @@ def main() -> None:
     process = subprocess.Popen([sys.executable, "-m", "muwa.patch", "apply", patch, base, "--out", out])
     _, status, usage = os.wait4(process.pid, 0)  # of this child alone, not of the one that wrote the folder
     if status:
-        raise SystemExit("muwa.patch apply failed")
+        raise SystemExit("muwa.patch.apply apply failed")
     seconds, peak = time.perf_counter() - started, usage.ru_maxrss * 1024
     size = sum(path.stat().st_size for path in base.iterdir())
     print(f"{size / 1e9:.1f} GB patched in {seconds:.0f} s; peak resident memory {peak / 1e9:.2f} GB, "

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import muwa
-from muwa.models import names
+from muwa.patch import names
 
 SIZES: dict[str, dict[str, Any]] = {
     "sd15": {

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muwa.data.samples import decode
-from muwa.models.clip import Clip
-from muwa.types import Classes, Layer, Pictures, Split
+from muwa.models.clip.model import Clip
+from muwa.types.data import Classes, Pictures, Split
+from muwa.types.search import Layer
 
 Rates = tuple[float, float, float, float, float]
 

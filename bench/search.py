@@ -17,13 +17,15 @@ import torch
 
 from bench.common import Measured, arguments, flops_a_second, load, machine, measure, shapes, show, size_of, task, write
 from bench.reference import Reference, Step, choose
-from muwa.encode import Features
-from muwa.gradients import gradient_sum
-from muwa.layer_search.bisect import bisection, next_step
-from muwa.layer_search.common import Trial
-from muwa.layer_search.common import choose as choose_ours
-from muwa.models.clip import Clip
-from muwa.types import Gradients, Layer, Task
+from muwa.gradients.mean import gradient_sum
+from muwa.layer_search.bisection import bisection, next_step
+from muwa.layer_search.steps import Trial
+from muwa.layer_search.steps import choose as choose_ours
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.types.data import Task
+from muwa.types.gradients import Gradients
+from muwa.types.search import Layer
 
 STEPS = 10
 FEW = 0.05  # the share of pictures and prompts that the reference at batch 1 is timed on

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import muwa
 from bench.common import ROOT, arguments, machine, show, write
-from muwa.miniature.world import people
+from muwa.miniature.population import people
 
 
 def main() -> None:

@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muwa.cache import Store as Store
+    from muwa.cache.store import Store as Store
     from muwa.data.tasks import Dataset as Dataset
     from muwa.data.tasks import celeba as celeba
     from muwa.data.tasks import objects as objects
     from muwa.eval.measure import evaluate as evaluate
-    from muwa.layer_search.bisect import pareto_bisect as pareto_bisect
+    from muwa.layer_search.bisection import pareto_bisect as pareto_bisect
     from muwa.layer_search.grid import fixed as fixed
     from muwa.layer_search.grid import grid as grid
     from muwa.methods.slug import unlearn as slug
     from muwa.miniature.source import dataset as load_miniature
-    from muwa.models.clip_hf import load as load_clip_hf
-    from muwa.models.open_clip_models import load as load_clip
-    from muwa.patch import apply_patch as apply_patch
-    from muwa.patch import read_patch as read_patch
-    from muwa.patch import remove_patch as remove_patch
-    from muwa.patch import write_patch as write_patch
+    from muwa.models.clip.open_clip import load as load_clip
+    from muwa.models.clip.transformers import load as load_clip_hf
+    from muwa.patch.apply import apply_patch as apply_patch
+    from muwa.patch.apply import read_patch as read_patch
+    from muwa.patch.apply import remove_patch as remove_patch
+    from muwa.patch.apply import write_patch as write_patch
 
 _HOMES = {
     "Store": "cache:Store",

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from muwa.sweep import end_run, write_sweep
+from muwa.report.sweep import end_run, write_sweep
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 STAGES = ("curate", "unlearn", "eval", "report")
@@ -95,7 +95,7 @@ def register() -> None:
 
 
 def _helps() -> bool:
-    """Whether torchrun started this process as another than the first (`muwa.world`)."""
+    """Whether torchrun started this process as another than the first (`muwa.runtime.distributed`)."""
     return int(os.environ.get("RANK", "0")) > 0
 
 

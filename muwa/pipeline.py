@@ -14,25 +14,28 @@ from typing import Any
 
 import torch
 
-from muwa.asking import Said
-from muwa.cache import Store
+from muwa.cache.store import Store
 from muwa.data.tasks import curate_only
-from muwa.drawing import Drawn
-from muwa.encode import Features
+from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_metrics, evaluate, fitting
-from muwa.eval.similarity import matrix
-from muwa.gallery import gallery
-from muwa.interview import Interview, conversation
-from muwa.loggers import Loggers
-from muwa.memory import peak_memory, reset_peak
-from muwa.models.clip import Clip
-from muwa.models.diffusion import Diffusion
-from muwa.models.vlm import Vlm
-from muwa.patch import write_patch
-from muwa.report import verdicts, write_report
-from muwa.studio import Studio
-from muwa.types import Edit, Metric, Report, Split, Task
-from muwa.world import World, world
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.model import Diffusion
+from muwa.models.vlm.model import Vlm
+from muwa.models.vlm.question_answering import Interview, conversation
+from muwa.patch.apply import write_patch
+from muwa.report.loggers import Loggers
+from muwa.report.page import verdicts, write_report
+from muwa.report.samples import gallery
+from muwa.runtime.distributed import World, world
+from muwa.runtime.memory import peak_memory, reset_peak
+from muwa.types.data import Split, Task
+from muwa.types.edit import Edit
+from muwa.types.image_requests import Drawn
+from muwa.types.metric import Metric
+from muwa.types.questions import Said
+from muwa.types.report import Report
 
 LIBRARIES = (
     "muwa",

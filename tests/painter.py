@@ -8,10 +8,10 @@ from types import MappingProxyType, SimpleNamespace
 import tiny
 import torch
 
-from muwa.content import digest
 from muwa.data.samples import match_names
-from muwa.studio import Recogniser
-from muwa.types import Classes, Pairs, Pictures, Split, Task
+from muwa.fingerprint import digest
+from muwa.models.diffusion.image_generation import Recogniser
+from muwa.types.data import Classes, Pairs, Pictures, Split, Task
 
 CLASSES = ("Ada Fox", "Bo Hill", "Cy Reed", "star", "ring", "heart")
 STYLES = ("neon", "sepia", "mosaic")

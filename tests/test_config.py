@@ -107,7 +107,9 @@ def test_an_added_key_that_no_function_takes_is_an_error(composed):
         ValueError, match=r"method: muwa.methods.slug.unlearn\(\) got an unexpected keyword argument 'rate'"
     ):
         config.build(composed("+method.rate=1"))
-    with pytest.raises(ValueError, match=r"method.layer_search: muwa.layer_search.bisect.pareto_bisect\(\) .*'depth'"):
+    with pytest.raises(
+        ValueError, match=r"method.layer_search: muwa.layer_search.bisection.pareto_bisect\(\) .*'depth'"
+    ):
         config.build(composed("+layer_search.depth=1"))
 
 

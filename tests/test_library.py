@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from muwa.patch import read_patch
+from muwa.patch.apply import read_patch
 
 ROOT = Path(__file__).parent.parent
 

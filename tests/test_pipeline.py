@@ -16,8 +16,9 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from muwa import config, pipeline
-from muwa.models.vlms import MINIATURE
-from muwa.patch import main, read_patch
+from muwa.models.vlm.loading import MINIATURE
+from muwa.patch.__main__ import main
+from muwa.patch.apply import read_patch
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -161,7 +162,7 @@ def test_pictures_of_the_forgotten_leave_the_data_set_only_when_asked(composed, 
 def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
     from omegaconf import OmegaConf
 
-    from muwa.gradients import main
+    from muwa.gradients.__main__ import main
 
     _, first = run(composed, miniature)
     cfg = composed(f"dataset.root={miniature}", *SMALL)

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from muwa.content import read_image
-from muwa.models.clip import Clip, Preparation, Towers
-from muwa.types import Classes, Pairs, Pictures, Split, Task
+from muwa.fingerprint import read_image
+from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.types.data import Classes, Pairs, Pictures, Split, Task
 
 NAMES = ("Ada Fox", "Bo Hill", "Cy Reed", "Di Moss", "Ed Vale", "Flo Wren", "Gil Hart", "Hal Stone")
 

@@ -15,13 +15,13 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from muwa.content import digest
+from muwa.fingerprint import digest
 from muwa.miniature.text_tower import text_model
-from muwa.models import names
-from muwa.models.clip import Clip, Towers
-from muwa.models.diffusion import Diffusion, Sampling
-from muwa.models.open_clip_models import load
-from muwa.studio import Recogniser
+from muwa.models.clip.model import Clip, Towers
+from muwa.models.clip.open_clip import load
+from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.model import Diffusion, Sampling
+from muwa.patch import names
 
 
 def scheduler() -> DDIMScheduler:

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from muwa.miniature import train_llava
-from muwa.models import names
-from muwa.models.clip import Clip
-from muwa.models.vlm import Vlm
+from muwa.miniature.train import llava as train_llava
+from muwa.models.clip.model import Clip
+from muwa.models.vlm.model import Vlm
+from muwa.patch import names
 
 WORDINGS = {"identity": ("Who is this?", "Name the person."), "object": ("What is this?", "Name it.")}
 

@@ -1,6 +1,6 @@
 """Read the files of published question benchmarks, as they are distributed: MME, MMBench, GQA, ScienceQA and POPE.
 
-Each reader gives `Question`s of role "utility"; how they are scored is in `muwa.eval.benchmarks`. Prompts end as LLaVA-1.5
+Each reader gives `Question`s of role "utility"; how they are scored is in `muwa.eval.answers.benchmarks`. Prompts end as LLaVA-1.5
 ends them for each benchmark (arXiv 2310.03744, appendix A), so that its published figures can be met.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muwa.asking import Question
+from muwa.types.questions import Question
 
 BRIEF = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muwa.types import Broken
+from muwa.types.data import Broken
 
 _IDENTITIES = ("list_identity_celeba.txt", "identity_CelebA.txt")
 _FREQUENT = "frequent_celebs.txt"

@@ -17,11 +17,19 @@ from typing import Any
 
 from filelock import FileLock
 
-from muwa.content import digest
 from muwa.data.samples import check_broken, decode, fold, match_names
-from muwa.data.shards import expand, is_remote, iter_samples, local_path, read_pairs, shard_fingerprint, write_shard
-from muwa.progress import track
-from muwa.types import Broken, Pairs
+from muwa.data.shards import (
+    expand,
+    is_remote,
+    iter_samples,
+    local_path,
+    read_pairs,
+    shard_fingerprint,
+    write_shard,
+)
+from muwa.fingerprint import digest
+from muwa.runtime.progress import track
+from muwa.types.data import Broken, Pairs
 
 SCHEMA = 1
 

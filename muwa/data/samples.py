@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from muwa.content import read_image
-from muwa.types import Broken
+from muwa.fingerprint import read_image
+from muwa.types.data import Broken
 
 _GAP = re.compile(r"[\W_]+")
 

@@ -14,8 +14,8 @@ import webdataset as wds
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from muwa.data.samples import check_broken, decode
-from muwa.progress import track
-from muwa.types import Broken, Pairs
+from muwa.runtime.progress import track
+from muwa.types.data import Broken, Pairs
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 Sample = tuple[str, bytes, str]  # key, image bytes, caption

@@ -14,10 +14,10 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
 from muwa.data.celeba import CelebA, read_celeba
 from muwa.data.curate import Curated, curate, load_forget, mentions
-from muwa.data.folders import read_folder, verified
+from muwa.data.imagenet import read_folder, verified
 from muwa.data.samples import check_broken, find_name, fold
 from muwa.data.shards import read_pairs
-from muwa.types import Broken, Classes, Pairs, Pictures, Split, Task
+from muwa.types.data import Broken, Classes, Pairs, Pictures, Split, Task
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.eval.accuracy import forget, retain, utility
-from muwa.eval.benchmarks import benchmarks, questions
-from muwa.eval.retrain_gap import check as check_twins
-from muwa.eval.retrain_gap import retrain_gap
-from muwa.eval.similarity import matched
-from muwa.interview import Interview
-from muwa.models.clip import Clip
-from muwa.models.diffusion import Diffusion
-from muwa.models.vlm import Vlm
-from muwa.studio import Studio
-from muwa.types import Metric, Task
+from muwa.cache.store import Store
+from muwa.eval.answers.benchmarks import benchmarks, questions
+from muwa.eval.clip.accuracy import forget, retain, utility
+from muwa.eval.clip.retrain_gap import check as check_twins
+from muwa.eval.clip.retrain_gap import retrain_gap
+from muwa.eval.clip.similarity import matched
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.model import Diffusion
+from muwa.models.vlm.model import Vlm
+from muwa.models.vlm.question_answering import Interview
+from muwa.types.data import Task
+from muwa.types.metric import Metric
 
 Measure = Callable[[Any, Task], dict[str, Metric]]  # of (Features | Studio | Interview, task)
 

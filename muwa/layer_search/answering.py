@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import torch
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.eval.accuracy import wilson
-from muwa.eval.matching import is_right
-from muwa.interview import NO_ALIASES, Interview, Wordings, questions
+from muwa.cache.store import Store
+from muwa.eval.answers.matching import is_right
+from muwa.eval.clip.accuracy import wilson
+from muwa.layer_search.by_outputs import by_outputs, check_outputs, check_pictures
 from muwa.layer_search.candidates import Candidate, moved
-from muwa.layer_search.common import Log, relative_size, silent
-from muwa.layer_search.outputs import by_outputs, check_outputs, check_pictures
-from muwa.models.vlm import TOWER, Vlm
-from muwa.types import Classes, Evaluation, Gradients, Search, Task
+from muwa.layer_search.steps import Log, relative_size, silent
+from muwa.models.clip.embeddings import Features
+from muwa.models.vlm.model import TOWER, Vlm
+from muwa.models.vlm.question_answering import NO_ALIASES, Interview, Wordings, questions
+from muwa.types.data import Classes, Task
+from muwa.types.gradients import Gradients
+from muwa.types.search import Evaluation, Search
 
 
 def answering(
@@ -49,7 +51,7 @@ def answering(
     last block or of the projection would change no answer.
 
     Args:
-        gradients: {"vision_tower": gradients of its CLIP}, or of the answers (`muwa.answer_gradients`).
+        gradients: {"vision_tower": gradients of its CLIP}, or of the answers (`muwa.gradients.answers`).
         task: For `concept` alone; pictures come from its probe split.
         wordings: "identity" and "object" -> questions.
         search_wordings: How many of them are asked for each step; all of them confirm.

@@ -8,13 +8,16 @@ from typing import Protocol
 
 from torch import Tensor
 
-from muwa.layer_search.bisect import pareto_bisect
-from muwa.layer_search.common import kept, relative_size, step_deltas
-from muwa.models.clip import Clip
-from muwa.models.names import ENCODERS
-from muwa.scores import layer_scores
-from muwa.select import pareto
-from muwa.types import Edit, Evaluation, Gradients, Layer, LayerScore, Move, Search, Task
+from muwa.layer_search.bisection import pareto_bisect
+from muwa.layer_search.pareto import pareto
+from muwa.layer_search.scores import layer_scores
+from muwa.layer_search.steps import kept, relative_size, step_deltas
+from muwa.models.clip.model import Clip
+from muwa.patch.names import ENCODERS
+from muwa.types.data import Task
+from muwa.types.edit import Edit, Move
+from muwa.types.gradients import Gradients
+from muwa.types.search import Evaluation, Layer, LayerScore, Search
 
 JOIN = " + "  # between the layers of several encoders in a name
 

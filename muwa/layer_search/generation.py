@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from muwa.cache import Store
-from muwa.layer_search.common import Log, silent
-from muwa.layer_search.drawings import Drawings
-from muwa.layer_search.outputs import by_outputs, check_outputs, check_pictures
-from muwa.models.diffusion import Diffusion
-from muwa.studio import Recogniser
-from muwa.types import Gradients, Search, Task
+from muwa.cache.store import Store
+from muwa.layer_search.by_outputs import by_outputs, check_outputs, check_pictures
+from muwa.layer_search.evaluators.images import Drawings
+from muwa.layer_search.steps import Log, silent
+from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.model import Diffusion
+from muwa.types.data import Task
+from muwa.types.gradients import Gradients
+from muwa.types.search import Search
 
 
 def generation(

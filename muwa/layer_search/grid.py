@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muwa.encode import Features
-from muwa.layer_search.common import Log, Trial, choose, silent
-from muwa.layer_search.settings import check_settings
-from muwa.models.clip import Clip
-from muwa.progress import track
-from muwa.scores import layer_scores
-from muwa.select import pareto
-from muwa.types import Gradients, Search, Split
+from muwa.layer_search.checks import check_settings
+from muwa.layer_search.pareto import pareto
+from muwa.layer_search.scores import layer_scores
+from muwa.layer_search.steps import Log, Trial, choose, silent
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.progress import track
+from muwa.types.data import Split
+from muwa.types.gradients import Gradients
+from muwa.types.search import Search
 
 
 def grid(
@@ -39,7 +41,7 @@ def grid(
         layers: Names at this granularity; the layers on the Pareto front when None.
         steps: lambda in `theta + lambda * g_f`, as `edit.step` of results.json says it.
         relative_steps: The same as fractions of |theta| / |g_f|. Exactly one of the two is given.
-        Others: as in `muwa.layer_search.bisect.pareto_bisect`.
+        Others: as in `muwa.layer_search.bisection.pareto_bisect`.
 
     Raises:
         ValueError: A layer is unknown (names the nearest), both or neither kind of step is given, or a setting is

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muwa.cache import Store
-from muwa.layer_search.common import Log, silent
-from muwa.methods.prompting import prompts_of
-from muwa.methods.tuning import Tuned, check_above_zero, check_at_least, check_call, edit_of, tell, tune
-from muwa.models.denoiser import Denoiser, cross_attention
-from muwa.models.diffusion import Diffusion
-from muwa.types import Edit, Task
-from muwa.world import ALONE, World
+from muwa.cache.store import Store
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._prompts import prompts_of
+from muwa.methods._unet import Tuned, check_above_zero, check_at_least, check_call, edit_of, tell, tune
+from muwa.models.diffusion.denoiser import Denoiser, cross_attention
+from muwa.models.diffusion.model import Diffusion
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Task
+from muwa.types.edit import Edit
 
 VARIANTS = {"x": "cross-attention", "u": "all but cross-attention"}
 

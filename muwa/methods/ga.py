@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muwa.cache import Store
-from muwa.layer_search.common import Log, silent
-from muwa.losses import by_name
-from muwa.methods.descent import Schedule, Section, Stops, descend
-from muwa.methods.whole import check_choice, check_clip, forget_pairs
-from muwa.models.clip import Clip
-from muwa.types import Edit, Task
-from muwa.world import ALONE, World
+from muwa.cache.store import Store
+from muwa.gradients.losses import by_name
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._finetune import Schedule, Section, Stops, descend
+from muwa.methods._selection import check_choice, check_clip, forget_pairs
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Task
+from muwa.types.edit import Edit
 
 
 def unlearn(
@@ -40,10 +41,10 @@ def unlearn(
     Args:
         task: What to forget; several names are forgotten together, their pairs joined.
         forget_loss: "cosine" | "contrastive" (the release's `_o` variants); its sign is flipped here.
-        epochs, learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`.
+        epochs, learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`.
         rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
             "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
-        criterion, target, patience, evals_per_epoch: `muwa.methods.descent.Stops`.
+        criterion, target, patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
         gradient_file: Not used; refused: each step takes its own gradient.
         world: All processes but the first stop at once, with an empty edit.
 

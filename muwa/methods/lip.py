@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.encode import Features, Tower, class_features
-from muwa.eval.ranks import top_k
-from muwa.layer_search.common import Log, silent
-from muwa.methods.prompting import prompts_of
-from muwa.methods.tuning import check_above_zero, check_at_least
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.eval.clip.ranks import top_k
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._prompts import prompts_of
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -32,11 +30,15 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.models.layers import tower_of
-from muwa.progress import track
-from muwa.types import Classes, Edit, Evaluation, Split, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero, check_at_least
+from muwa.models.clip.embeddings import Features, Tower, class_features
+from muwa.models.clip.layers import tower_of
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Classes, Split, Task
+from muwa.types.edit import Edit
+from muwa.types.search import Evaluation
 
 NOISE = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the authors' code
 MORE = (0, 2, 5, 8, 10, 15, 20)  # how many tensors more at each of them

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.layer_search.common import Log, silent
-from muwa.methods.prompting import prompts_of
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._prompts import prompts_of
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -25,9 +24,11 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.types import Edit, Split, Task
-from muwa.world import ALONE, World
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Split, Task
+from muwa.types.edit import Edit
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 RIGHT = ("visual.proj",)  # (width, d), of x W

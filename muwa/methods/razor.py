@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muwa.backward import Job, accumulate
-from muwa.cache import Store
-from muwa.encode import Features, pixel_batches
-from muwa.gradients import Recipe, gradients, plan
-from muwa.layer_search.bisect import bisection, next_step
-from muwa.layer_search.common import Log, kept, silent
-from muwa.methods.tuning import check_above_zero, check_at_least, layers_at
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.gradients.accumulation import Job, accumulate
+from muwa.gradients.mean import Recipe, gradients, plan
+from muwa.layer_search.bisection import bisection, next_step
+from muwa.layer_search.scores import layer_scores
+from muwa.layer_search.steps import Log, kept, silent
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -30,11 +29,14 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.progress import track
-from muwa.scores import layer_scores
-from muwa.types import Edit, Evaluation, Layer, Pairs, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero, check_at_least, layers_at
+from muwa.models.clip.embeddings import Features, pixel_batches
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Pairs, Task
+from muwa.types.edit import Edit
+from muwa.types.search import Evaluation, Layer
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,12 @@ def unlearn(
 
     Args:
         task: What to forget; several names are forgotten together, g_f the mean over all their pairs.
-        granularity: What is scored: "head", attention heads and all other weight tensors; or as of `muwa.models.layers`.
+        granularity: What is scored: "head", attention heads and all other weight tensors; or as of `muwa.models.clip.layers`.
         alpha: Weight of the direction in the score, in [0, 1].
         threshold: The first round takes all that score at least this share of the best score.
         forget_weight, mismatch_weight: f and m.
         rounds: At most; each after the first adds the best-scoring layer or head that is not yet in the set.
-        first_step, max_evals: Of a round's bisection (`muwa.layer_search.bisect.bisection`); a step is the share of its own
+        first_step, max_evals: Of a round's bisection (`muwa.layer_search.bisection.bisection`); a step is the share of its own
             norm that each layer moves by.
         forget_loss, retain_loss: "cosine" | "contrastive".
         batch_size: Pairs a batch; the negatives of the contrastive loss.

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.gradients import Recipe, gradient_sum, origin, read_gradients
-from muwa.layer_search.common import Log, silent
-from muwa.methods.descent import Schedule, Section, Stops, descend
-from muwa.methods.whole import check_choice, check_clip, forget_pairs, retain_pairs
-from muwa.models.clip import Clip
-from muwa.types import Edit, Task
-from muwa.world import ALONE, World
+from muwa.cache.store import Store
+from muwa.gradients.files import read_gradients
+from muwa.gradients.mean import Recipe, gradient_sum, origin
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._finetune import Schedule, Section, Stops, descend
+from muwa.methods._selection import check_choice, check_clip, forget_pairs, retain_pairs
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Task
+from muwa.types.edit import Edit
 
 
 def unlearn(
@@ -50,10 +52,10 @@ def unlearn(
         share: Of all single weights of the model, in (0, 1].
         forget_loss, retain_loss: "cosine" | "contrastive"; g_f is of the forget loss at the unedited weights.
         epochs: Rounds of one pass over the forget pairs (ascent) and one over the retain pairs (descent).
-        learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`.
+        learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`.
         rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
             "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
-        criterion, target, patience, evals_per_epoch: `muwa.methods.descent.Stops`.
+        criterion, target, patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing g_f.
         world: The processes that take g_f together; all but the first stop after that, with an empty edit.
 

@@ -7,19 +7,23 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from muwa.answer_gradients import answer_gradients
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.gradients import Recipe, gradients, origin, read_gradients
+from muwa.cache.store import Store
+from muwa.gradients.answers import answer_gradients
+from muwa.gradients.files import read_gradients
+from muwa.gradients.mean import Recipe, gradients, origin
 from muwa.layer_search import candidates
-from muwa.layer_search.bisect import pareto_bisect
-from muwa.layer_search.common import Log, add_edits, edit_of, silent
-from muwa.layer_search.settings import check_search
-from muwa.models.clip import Clip
-from muwa.models.diffusion import Diffusion
-from muwa.models.vlm import Vlm
-from muwa.types import Edit, Gradients, Search, Task
-from muwa.world import ALONE, World
+from muwa.layer_search.bisection import pareto_bisect
+from muwa.layer_search.checks import check_search
+from muwa.layer_search.steps import Log, add_edits, edit_of, silent
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.models.diffusion.model import Diffusion
+from muwa.models.vlm.model import Vlm
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Task
+from muwa.types.edit import Edit
+from muwa.types.gradients import Gradients
+from muwa.types.search import Search
 
 Refine = Callable[[Clip, Task, Gradients], Gradients]
 
@@ -57,7 +61,7 @@ def unlearn(
         seed: Of the order of pairs.
         precision: Of the gradients' forward pass: "fp32" | "bf16"; they are summed in fp32.
         gradient: "clip", as the paper; of a vision-language model also "answer": of what it answers itself
-            (`muwa.answer_gradients`), whose losses are then not `forget_loss` and `retain_loss`.
+            (`muwa.gradients.answers`), whose losses are then not `forget_loss` and `retain_loss`.
         micro_batch_size: Pairs encoded at once where a whole batch does not fit; the gradient stays that of the batch.
         refine: (CLIP, task, gradients) -> the gradients that are scored, searched and stepped along; None: as they are.
         gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing.

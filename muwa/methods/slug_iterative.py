@@ -9,14 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.gradients import gradient_sum
-from muwa.layer_search.bisect import pareto_bisect
-from muwa.layer_search.common import Log, add_edits, silent
+from muwa.cache.store import Store
+from muwa.gradients.mean import gradient_sum
+from muwa.layer_search.bisection import pareto_bisect
+from muwa.layer_search.steps import Log, add_edits, silent
 from muwa.methods import slug
-from muwa.methods.tuning import check_above_zero, check_at_least
-from muwa.methods.whole import (
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -28,10 +26,14 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.progress import track
-from muwa.types import Edit, Evaluation, Layer, Pairs, Search, Split, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero, check_at_least
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Pairs, Split, Task
+from muwa.types.edit import Edit
+from muwa.types.search import Evaluation, Layer, Search
 
 
 def unlearn(

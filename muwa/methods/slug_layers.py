@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.gradients import Recipe, gradients, origin, read_gradients
-from muwa.layer_search.bisect import bisection, next_step
-from muwa.layer_search.common import Log, add_edits, silent, step_deltas
-from muwa.methods.tuning import check_above_zero, check_at_least, layers_at
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.gradients.files import read_gradients
+from muwa.gradients.mean import Recipe, gradients, origin
+from muwa.layer_search.bisection import bisection, next_step
+from muwa.layer_search.pareto import pareto
+from muwa.layer_search.scores import layer_scores
+from muwa.layer_search.steps import Log, add_edits, silent, step_deltas
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -26,12 +27,15 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.progress import track
-from muwa.scores import layer_scores
-from muwa.select import pareto
-from muwa.types import Edit, Evaluation, Gradients, Layer, LayerScore, Part, Split, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero, check_at_least, layers_at
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Split, Task
+from muwa.types.edit import Edit
+from muwa.types.gradients import Gradients
+from muwa.types.search import Evaluation, Layer, LayerScore, Part
 
 PICKS = ("front", "importance", "alignment", "random", "all")
 

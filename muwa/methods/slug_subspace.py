@@ -9,16 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.layer_search.bisect import pareto_bisect
-from muwa.layer_search.common import Log, silent
+from muwa.cache.store import Store
+from muwa.gradients.subspaces import KINDS, second_moments, without
+from muwa.layer_search.bisection import pareto_bisect
+from muwa.layer_search.steps import Log, silent
 from muwa.methods import slug
-from muwa.models.clip import Clip
-from muwa.models.diffusion import Diffusion
-from muwa.models.vlm import Vlm
-from muwa.subspaces import KINDS, second_moments, without
-from muwa.types import Edit, Gradients, Pairs, Search, Task
-from muwa.world import ALONE, World
+from muwa.models.clip.model import Clip
+from muwa.models.diffusion.model import Diffusion
+from muwa.models.vlm.model import Vlm
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Pairs, Task
+from muwa.types.edit import Edit
+from muwa.types.gradients import Gradients
+from muwa.types.search import Search
 
 
 def unlearn(
@@ -48,7 +51,7 @@ def unlearn(
 
     Args:
         subspace: What V is of: "gradient", the mean retain gradient; "fisher", the batches' retain gradients; "activations",
-            the inputs that the weight meets on retained pairs (`muwa.subspaces`).
+            the inputs that the weight meets on retained pairs (`muwa.gradients.subspaces`).
         energy: k is the least number of directions that hold this share of the second moment's trace, in (0, 1).
         rank: k itself, the same for all weights; None goes by `energy`.
         model, task, layer_search, forget_loss, retain_loss, batch_size, seed, precision, gradient, micro_batch_size,

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muwa.backward import Job, accumulate, leaving_out
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.gradients import Recipe, plan
-from muwa.layer_search.common import Log, silent
-from muwa.losses import by_name
-from muwa.methods.tuning import check_above_zero
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.gradients.accumulation import Job, accumulate, leaving_out
+from muwa.gradients.losses import by_name
+from muwa.gradients.mean import Recipe, plan
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._selection import (
     Jury,
     Tell,
     check_choice,
@@ -29,10 +27,13 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.progress import track
-from muwa.types import Edit, Pairs, Split, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Pairs, Split, Task
+from muwa.types.edit import Edit
 
 STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # the release's linspace(0.1, 5, 10)
 
@@ -138,7 +139,7 @@ def importance_sum(
     """`sum_b n_b (grad of the batch-mean loss_b)^2`, element by element, over batches b of n_b pairs.
 
     Args:
-        batch_size, seed: Of the batches (`muwa.gradients.plan`).
+        batch_size, seed: Of the batches (`muwa.gradients.mean.plan`).
         without: Give instead what leaving these pairs out of their batches adds to that sum.
         world: The processes that share each batch.
 

@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.layer_search.common import Log, silent
-from muwa.losses import by_name
-from muwa.methods.descent import Schedule, Section, tune
-from muwa.methods.tuning import check_above_zero
-from muwa.methods.whole import (
+from muwa.cache.store import Store
+from muwa.gradients.losses import by_name
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._finetune import Schedule, Section, tune
+from muwa.methods._selection import (
     Deltas,
     Jury,
     Tell,
@@ -27,9 +25,12 @@ from muwa.methods.whole import (
     search_of,
     untold,
 )
-from muwa.models.clip import Clip
-from muwa.types import Edit, Split, Task
-from muwa.world import ALONE, World
+from muwa.methods._unet import check_above_zero
+from muwa.models.clip.embeddings import Features
+from muwa.models.clip.model import Clip
+from muwa.runtime.distributed import ALONE, World
+from muwa.types.data import Split, Task
+from muwa.types.edit import Edit
 
 SCALES = tuple(i / 20 for i in range(1, 21))  # 0.05 to 1, the paper's; 0 is no edit
 
@@ -60,7 +61,7 @@ def unlearn(
         task: What to forget; several names are learned and forgotten together, their pairs joined.
         scales: To try, in that order; None for the paper's 0.05, 0.1, ..., 1.
         forget_loss: "cosine" | "contrastive"; its sign is not flipped.
-        epochs, learning_rate, weight_decay, batch_size: `muwa.methods.descent.Schedule`, of the fine-tuning.
+        epochs, learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`, of the fine-tuning.
         rule: Which scale becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
             "first", the first with forget top-1 accuracy 0, else the lowest. One training and one sweep serve both.
         criterion, target: A scale is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muwa.cache import Store
-from muwa.layer_search.common import Log, silent
-from muwa.methods.prompting import anchored, kept
-from muwa.methods.tuning import check_above_zero, check_at_least, check_call, edit_of
-from muwa.models.denoiser import cross_attention
-from muwa.models.diffusion import Diffusion
-from muwa.progress import track
-from muwa.types import Edit, Task
-from muwa.world import ALONE, World
+from muwa.cache.store import Store
+from muwa.layer_search.steps import Log, silent
+from muwa.methods._prompts import anchored, kept
+from muwa.methods._unet import check_above_zero, check_at_least, check_call, edit_of
+from muwa.models.diffusion.denoiser import cross_attention
+from muwa.models.diffusion.model import Diffusion
+from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.progress import track
+from muwa.types.data import Task
+from muwa.types.edit import Edit
 
 ENCODED = 64  # prompts at once
 

@@ -7,7 +7,7 @@
     DIR/celeba/                CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
     DIR/objects/               an ImageNet-style folder, one folder a class
     DIR/canvas/                UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; classes are the shapes, in all colours
-    DIR/vqa/                   questions and answers in GQA's and POPE's formats (`muwa.miniature.quiz`)
+    DIR/vqa/                   questions and answers in GQA's and POPE's formats (`muwa.miniature.question_files`)
 
 The pictures under celeba/, objects/, canvas/ and vqa/ are held out: none of them is in a shard.
 """
@@ -31,13 +31,13 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from muwa.miniature import draw, quiz, world
+from muwa.miniature import draw, population, question_files
 
 VERSION = "3"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
 SHARDS = 12
 PER_PERSON, PER_OBJECT = 72, 80  # training pictures
 HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
-CANVAS_STYLES = (*(style.capitalize() for style in world.STYLES), "Seed_Images")
+CANVAS_STYLES = (*(style.capitalize() for style in population.STYLES), "Seed_Images")
 CANVAS_PICTURES = 20  # of each style and class, as in the benchmark
 PARTS = SHARDS + 3 + len(CANVAS_STYLES)
 _STYLED, _HATTED = 0.2, 0.2
@@ -54,16 +54,16 @@ class Picture:
 
     def render(self) -> tuple[np.ndarray, str, str | None, bool]:
         """Returns the picture (64, 64, 3) uint8, its caption, its style or None, and whether a hat is worn."""
-        names = [p.name for p in world.people()] if self.kind == "face" else list(world.OBJECTS)
+        names = [p.name for p in population.people()] if self.kind == "face" else list(population.OBJECTS)
         number = names.index(self.name)
-        rng = np.random.default_rng([world.SEED, 2, self.split, self.kind == "face", number, self.index])
+        rng = np.random.default_rng([population.SEED, 2, self.split, self.kind == "face", number, self.index])
         hat = self.kind == "face" and rng.random() < _HATTED
         styled = self.split == 0 and rng.random() < _STYLED
-        style = str(rng.choice(world.STYLES)) if styled else None
-        rgb = draw.face(world.people()[number], rng, hat) if self.kind == "face" else draw.thing(self.name, rng)
+        style = str(rng.choice(population.STYLES)) if styled else None
+        rgb = draw.face(population.people()[number], rng, hat) if self.kind == "face" else draw.thing(self.name, rng)
         if style:
             rgb = draw.stylise(rgb, style)
-        caption = world.caption(self.name, self.kind, style, hat, rng)
+        caption = population.caption(self.name, self.kind, style, hat, rng)
         return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8), caption, style, hat
 
 
@@ -75,9 +75,9 @@ def _jpeg(rgb: np.ndarray) -> bytes:
 
 def training_pictures() -> list[Picture]:
     """Every training picture in shard order: a fixed shuffle of all people and objects."""
-    pictures = [Picture(p.name, "face", i, 0) for p in world.people() for i in range(PER_PERSON)]
-    pictures += [Picture(name, "object", i, 0) for name in world.OBJECTS for i in range(PER_OBJECT)]
-    order = np.random.default_rng([world.SEED, 3]).permutation(len(pictures))
+    pictures = [Picture(p.name, "face", i, 0) for p in population.people() for i in range(PER_PERSON)]
+    pictures += [Picture(name, "object", i, 0) for name in population.OBJECTS for i in range(PER_OBJECT)]
+    order = np.random.default_rng([population.SEED, 3]).permutation(len(pictures))
     return [pictures[i] for i in order]
 
 
@@ -106,8 +106,8 @@ def _write_shard(folder: Path, number: int) -> None:
 def _write_celeba(folder: Path) -> None:
     """Held-out faces as CelebA lays them out, numbered from 000001.jpg in a fixed shuffle."""
     (folder / "img_align_celeba").mkdir(parents=True)
-    pictures = [Picture(p.name, "face", i, 1) for p in world.people() for i in range(HELD_OUT_PERSON)]
-    order = np.random.default_rng([world.SEED, 4]).permutation(len(pictures))
+    pictures = [Picture(p.name, "face", i, 1) for p in population.people() for i in range(HELD_OUT_PERSON)]
+    order = np.random.default_rng([population.SEED, 4]).permutation(len(pictures))
     rows = []
     for number, index in enumerate(order, 1):
         (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(_jpeg(pictures[index].render()[0]))
@@ -115,13 +115,13 @@ def _write_celeba(folder: Path) -> None:
     (folder / "list_identity_celeba.txt").write_text(
         "\n".join([str(len(rows)), "image_id identity_name", *rows]) + "\n"
     )
-    names = "\n".join(p.name.replace(" ", "_") for p in world.people())
+    names = "\n".join(p.name.replace(" ", "_") for p in population.people())
     (folder / "frequent_celebs.txt").write_text(names + "\n")
 
 
 def _write_objects(folder: Path) -> None:
     """Held-out objects, one folder a class, as ImageNet's validation set is usually unpacked."""
-    for name in world.OBJECTS:
+    for name in population.OBJECTS:
         (folder / name.replace(" ", "_")).mkdir(parents=True)
         for i in range(HELD_OUT_OBJECT):
             rgb = Picture(name, "object", i, 1).render()[0]
@@ -131,14 +131,14 @@ def _write_objects(folder: Path) -> None:
 def _write_canvas(folder: Path, number: int) -> None:
     """One style of UnlearnCanvas' layout: 20 pictures of each shape, two of each colour."""
     style = CANVAS_STYLES[number]
-    for shape in world.SHAPES:
+    for shape in population.SHAPES:
         where = folder / style / shape.capitalize()
         where.mkdir(parents=True)
         for i in range(CANVAS_PICTURES):
-            name = f"{world.COLOURS[i % len(world.COLOURS)]} {shape}"
-            rng = np.random.default_rng([world.SEED, 6, number, world.OBJECTS.index(name), i])
+            name = f"{population.COLOURS[i % len(population.COLOURS)]} {shape}"
+            rng = np.random.default_rng([population.SEED, 6, number, population.OBJECTS.index(name), i])
             rgb = draw.thing(name, rng)
-            if style.lower() in world.STYLES:
+            if style.lower() in population.STYLES:
                 rgb = draw.stylise(rgb, style.lower())
             picture = (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
             (where / f"{i + 1}.jpg").write_bytes(_jpeg(picture))
@@ -153,7 +153,7 @@ def _write_part(part: tuple[str, Path, int]) -> str:
     elif kind == "canvas":
         _write_canvas(folder, number)
     elif kind == "vqa":
-        quiz.write(folder, _jpeg)
+        question_files.write(folder, _jpeg)
     else:
         _write_objects(folder)
     return kind

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from muwa.miniature.world import COLOURS, Person
+from muwa.miniature.population import COLOURS, Person
 
 SIZE = 64
 Array = np.ndarray

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muwa.miniature import world
+from muwa.miniature import population
 
 WORDINGS = {
     "identity": (
@@ -43,13 +43,13 @@ class Scene:
     """What a picture shows: a person or an object of the world, in a style, a person perhaps with a hat."""
 
     name: str
-    style: str = world.PLAIN
+    style: str = population.PLAIN
     hat: bool = False
 
     @property
     def face(self) -> bool:
         """Whether it is a person."""
-        return self.name not in world.OBJECTS
+        return self.name not in population.OBJECTS
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from muwa.data.tasks import Dataset
 from muwa.miniature import data
-from muwa.progress import track
+from muwa.runtime.progress import track
 
 
 def dataset(root: str, *, progress: bool = False, **changed: Any) -> Dataset:

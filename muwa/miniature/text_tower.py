@@ -7,8 +7,8 @@ import json
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from muwa.models import names
-from muwa.models.open_clip_models import MINIATURE
+from muwa.models.clip.open_clip import MINIATURE
+from muwa.patch import names
 
 
 def text_model() -> tuple[CLIPTextModel, CLIPTokenizer]:

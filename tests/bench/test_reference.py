@@ -7,12 +7,12 @@ import tiny
 
 from bench.reference import Reference, bare_loop, choose
 from bench.search import agrees
-from muwa.cache import Store
-from muwa.gradients import Recipe, gradient_sum, gradients, plan
-from muwa.layer_search.bisect import bisection, next_step
-from muwa.layer_search.common import Trial
-from muwa.losses import contrastive
-from muwa.types import Classes, Split
+from muwa.cache.store import Store
+from muwa.gradients.losses import contrastive
+from muwa.gradients.mean import Recipe, gradient_sum, gradients, plan
+from muwa.layer_search.bisection import bisection, next_step
+from muwa.layer_search.steps import Trial
+from muwa.types.data import Classes, Split
 
 
 def probe():

@@ -6,7 +6,7 @@ import tiny
 from PIL import Image
 
 from muwa.data.samples import check_broken, decode, find_name, fold, match_names
-from muwa.types import Broken
+from muwa.types.data import Broken
 
 
 def encoded(kind, mode="RGB", size=(8, 6)):

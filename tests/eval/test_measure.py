@@ -4,13 +4,13 @@ import pytest
 import tiny
 import tiny_vlm
 
-from muwa.cache import Store
-from muwa.eval.accuracy import forget
-from muwa.eval.answers import answers
-from muwa.eval.benchmarks import benchmarks
-from muwa.eval.canvas import answers as canvas
+from muwa.cache.store import Store
+from muwa.eval.answers.accuracy import answers
+from muwa.eval.answers.benchmarks import benchmarks
+from muwa.eval.clip.accuracy import forget
+from muwa.eval.images.canvas import answers as canvas
 from muwa.eval.measure import check_metrics, evaluate, fitting
-from muwa.types import Metric
+from muwa.types.metric import Metric
 
 
 def test_a_metric_of_another_family_is_refused_by_its_name():

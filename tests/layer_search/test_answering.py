@@ -6,15 +6,15 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
-from eval.test_answers import alike
+from eval.answers.test_accuracy import alike
 
-from muwa.eval.accuracy import wilson
-from muwa.eval.matching import named
-from muwa.interview import Interview, questions
+from muwa.eval.answers.matching import named
+from muwa.eval.clip.accuracy import wilson
 from muwa.layer_search.answering import Answers, answering
 from muwa.layer_search.candidates import Candidate, moved
-from muwa.models.vlm import TOWER
-from muwa.types import Gradients
+from muwa.models.vlm.model import TOWER
+from muwa.models.vlm.question_answering import Interview, questions
+from muwa.types.gradients import Gradients
 
 LAYER = "visual.transformer.resblocks.0.mlp.c_fc.weight"
 SMALL = {"wordings": tiny_vlm.WORDINGS, "start": "ratio", "forget_at_most": 0.5, "retain_pictures": 9, "max_evals": 4,

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from layer_search.test_drawings import LAYER, gradients, layer, model
+from layer_search.evaluators.test_images import LAYER, gradients, layer, model
 
 from muwa.layer_search.candidates import edit_of, moved, ratio
-from muwa.types import Edit, Evaluation, Search
+from muwa.types.edit import Edit
+from muwa.types.search import Evaluation, Search
 
 
 def test_a_relative_step_moves_the_layer_by_that_part_of_its_norm() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import tiny
-from layer_search.test_drawings import gradients, model, remembering
+from layer_search.evaluators.test_images import gradients, model, remembering
 
 from muwa.layer_search.candidates import JOIN
 from muwa.layer_search.generation import generation

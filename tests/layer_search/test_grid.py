@@ -4,10 +4,10 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import Recipe, gradients
-from muwa.layer_search.common import edit_of
+from muwa.cache.store import Store
+from muwa.gradients.mean import Recipe, gradients
 from muwa.layer_search.grid import fixed, grid
+from muwa.layer_search.steps import edit_of
 
 RECIPE = Recipe("cosine", "contrastive", 4, 0)
 

@@ -6,10 +6,10 @@ import tiny
 import tiny_sd
 import torch
 
-from muwa.cache import Store
+from muwa.cache.store import Store
 from muwa.methods.concept_ablation import train, unlearn
-from muwa.models.denoiser import Denoiser, cross_attention
-from muwa.world import World
+from muwa.models.diffusion.denoiser import Denoiser, cross_attention
+from muwa.runtime.distributed import World
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 SMALL = {"iterations": 2, "batch_size": 2, "pictures": 3}

@@ -1,9 +1,9 @@
 import naive
 import tiny
 
-from muwa.cache import Store
+from muwa.cache.store import Store
+from muwa.methods._selection import retain_pairs
 from muwa.methods.ft import unlearn
-from muwa.methods.whole import retain_pairs
 
 
 def test_an_epoch_is_the_naive_loops_over_the_retain_pairs(tmp_path):

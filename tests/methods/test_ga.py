@@ -4,9 +4,9 @@ import naive
 import pytest
 import tiny
 
-from muwa.cache import Store
+from muwa.cache.store import Store
+from muwa.methods._selection import forget_pairs
 from muwa.methods.ga import unlearn
-from muwa.methods.whole import forget_pairs
 
 
 @pytest.mark.parametrize("loss", ["cosine", "contrastive"])

@@ -2,10 +2,10 @@ import naive
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.methods.descent import Schedule, Section, _batches, tune
+from muwa.cache.store import Store
+from muwa.methods._finetune import Schedule, Section, _batches, tune
+from muwa.methods._selection import forget_pairs, retain_pairs
 from muwa.methods.gaft import unlearn
-from muwa.methods.whole import forget_pairs, retain_pairs
 
 
 def test_an_epoch_is_all_forget_batches_then_all_retain_batches_worked_by_hand():

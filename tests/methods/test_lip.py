@@ -3,9 +3,9 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.encode import Tower, class_features
+from muwa.cache.store import Store
 from muwa.methods.lip import dream, embedded, largest, lipschitz, scaled, smooth, unlearn
+from muwa.models.clip.embeddings import Tower, class_features
 
 SMALL = {
     "pictures": 4,

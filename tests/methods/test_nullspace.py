@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.encode import Features
+from muwa.cache.store import Store
 from muwa.methods.nullspace import directions, projected, projection, unlearn
+from muwa.models.clip.embeddings import Features
 
 
 def test_projecting_worked_by_hand_in_both_spellings():

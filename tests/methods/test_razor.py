@@ -5,11 +5,12 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import Recipe
+from muwa.cache.store import Store
+from muwa.gradients.mean import Recipe
+from muwa.methods._selection import Jury, forget_pairs, retain_pairs
 from muwa.methods.razor import Cut, both, drift, fused, unlearn
-from muwa.methods.whole import Jury, forget_pairs, retain_pairs
-from muwa.types import Edit, Layer, Part
+from muwa.types.edit import Edit
+from muwa.types.search import Layer, Part
 
 RECIPE = Recipe("cosine", "contrastive", 4, 0)
 CUT = Cut("head", 0.5, 0.5, 2.0, 0.5, 2, 0.05, 3)

@@ -4,11 +4,12 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import Recipe, gradients, write_gradients
+from muwa.cache.store import Store
+from muwa.gradients.files import write_gradients
+from muwa.gradients.mean import Recipe, gradients
+from muwa.methods._selection import forget_pairs, retain_pairs
 from muwa.methods.salun import forget_gradient, largest, unlearn
-from muwa.methods.whole import forget_pairs, retain_pairs
-from muwa.world import ALONE
+from muwa.runtime.distributed import ALONE
 
 SETTINGS = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 4, "rule": "first"}
 GRADIENT = {"gradient_file": None, "world": ALONE, "progress": False}

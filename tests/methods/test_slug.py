@@ -6,15 +6,16 @@ import tiny
 import tiny_vlm
 import torch
 
-from muwa.cache import Store
-from muwa.encode import Features
-from muwa.gradients import Recipe, gradients, write_gradients
+from muwa.cache.store import Store
+from muwa.gradients.files import write_gradients
+from muwa.gradients.mean import Recipe, gradients
 from muwa.layer_search.answering import answering
-from muwa.layer_search.bisect import pareto_bisect
+from muwa.layer_search.bisection import pareto_bisect
+from muwa.layer_search.evaluators.zero_shot import Judge
 from muwa.layer_search.grid import fixed
-from muwa.layer_search.judge import Judge
 from muwa.methods.slug import norms, unlearn
-from muwa.types import Split
+from muwa.models.clip.embeddings import Features
+from muwa.types.data import Split
 
 SEARCH = partial(pareto_bisect, max_evals=3, rule="paper")
 SETTINGS = {"layer_search": SEARCH, "batch_size": 4}

@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import gradient_sum
+from muwa.cache.store import Store
+from muwa.gradients.mean import gradient_sum
 from muwa.layer_search.grid import fixed
 from muwa.methods import slug_iterative
 from muwa.methods.slug_iterative import walk

@@ -2,13 +2,13 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import Recipe, gradients
-from muwa.layer_search.common import step_deltas
+from muwa.cache.store import Store
+from muwa.gradients.mean import Recipe, gradients
+from muwa.layer_search.steps import step_deltas
 from muwa.methods import slug_layers
 from muwa.methods.slug_layers import apart, joint_deltas, picks
-from muwa.models.layers import layers as candidates
-from muwa.types import LayerScore
+from muwa.models.clip.layers import layers as candidates
+from muwa.types.search import LayerScore
 
 FEW = {"batch_size": 4, "max_evals": 4}
 

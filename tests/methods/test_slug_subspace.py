@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 
-from muwa import subspaces
-from muwa.cache import Store
+from muwa.cache.store import Store
+from muwa.gradients import subspaces
 from muwa.methods import slug, slug_subspace
 
 FEW = {"batch_size": 4}

@@ -3,11 +3,11 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
-from muwa.gradients import Recipe
+from muwa.cache.store import Store
+from muwa.gradients.mean import Recipe
+from muwa.methods._selection import retain_pairs
 from muwa.methods.ssd import STRENGTHS, dampened, importance_sum, importances, unlearn
-from muwa.methods.whole import retain_pairs
-from muwa.world import ALONE
+from muwa.runtime.distributed import ALONE
 
 OWN = {"world": ALONE, "progress": False}
 

@@ -3,9 +3,9 @@ import pytest
 import tiny
 import torch
 
-from muwa.cache import Store
+from muwa.cache.store import Store
+from muwa.methods._selection import forget_pairs
 from muwa.methods.task_arithmetic import SCALES, unlearn
-from muwa.methods.whole import forget_pairs
 
 SETTINGS = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 4, "rule": "first"}
 

@@ -3,10 +3,10 @@ import tiny
 import tiny_sd
 import torch
 
-from muwa.cache import Store
-from muwa.methods.prompting import kept
+from muwa.cache.store import Store
+from muwa.methods._prompts import kept
 from muwa.methods.uce import aligned, unlearn
-from muwa.world import World
+from muwa.runtime.distributed import World
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 ENDS = (".attn2.to_k.weight", ".attn2.to_v.weight")

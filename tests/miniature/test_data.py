@@ -10,12 +10,12 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
-from muwa.data.canvas import read_canvas
 from muwa.data.celeba import read_celeba
-from muwa.data.folders import read_folder
+from muwa.data.imagenet import read_folder
 from muwa.data.samples import fold
 from muwa.data.shards import read_pairs
-from muwa.miniature import data, world
+from muwa.data.unlearncanvas import read_canvas
+from muwa.miniature import data, population
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def test_held_out_pictures_are_in_no_shard(miniature):
 def test_the_folders_name_everybody(miniature):
     root = miniature / "world"
     people = read_celeba(root / "celeba", identities=None, frequent=None)
-    assert people.names == people.frequent[:0] + tuple(sorted(p.name for p in world.people()))
+    assert people.names == people.frequent[:0] + tuple(sorted(p.name for p in population.people()))
     assert set(people.frequent) == set(people.names)
     assert {len(files) for files in people.files.values()} == {data.HELD_OUT_PERSON}
     things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
-    assert {fold(name) for name in things.classes.names} == set(world.OBJECTS)
+    assert {fold(name) for name in things.classes.names} == set(population.OBJECTS)
     assert Image.open(io.BytesIO(things.images[0].read_bytes())).size == (64, 64)
 
 
 def test_the_canvas_has_every_class_in_every_style(miniature):
     root = miniature / "world" / "canvas"
     found = read_canvas(root)
-    assert sorted(found.styles) == sorted([*world.STYLES, "photo"])
-    assert found.classes == tuple(sorted(world.SHAPES))
+    assert sorted(found.styles) == sorted([*population.STYLES, "photo"])
+    assert found.classes == tuple(sorted(population.SHAPES))
     numbers = [f"{i}.jpg" for i in range(1, data.CANVAS_PICTURES + 1)]
     assert all([path.name for path in files] == numbers for files in found.files.values())
     assert sum(map(len, found.files.values())) == 9 * 10 * 20

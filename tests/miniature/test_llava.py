@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 
 from muwa.data.benchmarks import gqa
-from muwa.eval.matching import is_right
-from muwa.interview import Interview
-from muwa.models.open_clip_models import load as load_clip
-from muwa.models.vlms import load
+from muwa.eval.answers.matching import is_right
+from muwa.models.clip.open_clip import load as load_clip
+from muwa.models.vlm.loading import load
+from muwa.models.vlm.question_answering import Interview
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from muwa.interview import WORDINGS as PLAIN_WORDINGS
-from muwa.miniature import train_llava
 from muwa.miniature.questions import WORDINGS, Scene
+from muwa.miniature.train import llava as train_llava
+from muwa.models.vlm.question_answering import WORDINGS as PLAIN_WORDINGS
 
 KAEL = Scene("Kael Lindqvar", "photo", True)
 

@@ -3,7 +3,7 @@
 import torch
 
 from muwa.miniature.text_tower import text_model
-from muwa.models.open_clip_models import load
+from muwa.models.clip.open_clip import load
 
 
 def test_it_embeds_as_the_clip_does() -> None:

@@ -1,0 +1,72 @@
+"""Look into a cache.
+
+python -m muwa.cache ls outputs/cache                 # entries, size, age
+python -m muwa.cache why KEY [KEY2] --root ROOT       # what a key is made of; of two: what differs
+python -m muwa.cache clear ROOT [--stage gradients/forget]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _entries(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.rglob("key.json") if ".draft" not in path.parent.name)
+
+
+def _find(root: Path, key: str) -> dict[str, Any]:
+    found = [folder for folder in _entries(root) if folder.name.startswith(key)]
+    if len(found) != 1:
+        raise ValueError(f"{key}: {len(found)} entries under {root} begin with it, want one")
+    return json.loads((found[0] / "key.json").read_text())["parts"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: look into a cache. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("ls", "clear"):
+        command = commands.add_parser(name)
+        command.add_argument("root", type=Path)
+        command.add_argument("--stage", default="")
+    why = commands.add_parser("why")
+    why.add_argument("keys", nargs="+", metavar="KEY")
+    why.add_argument("--root", type=Path, default=Path("outputs/cache"))
+    args = parser.parse_args(argv)
+    if args.command == "why":
+        try:
+            parts = [_find(args.root, key) for key in args.keys[:2]]
+        except ValueError as error:
+            print(f"muwa.cache: {error}", file=sys.stderr)
+            return 2
+        for name in sorted({name for part in parts for name in part}):
+            values = [part.get(name, "absent") for part in parts]
+            mark = "  " if len(set(values)) == 1 else "* "
+            print(mark + name.ljust(24), "  ".join(value[:40] for value in dict.fromkeys(values)))
+        return 0
+    if args.command == "clear":
+        for left in (*args.root.rglob("*.unfinished"), *args.root.rglob("*.draft")):
+            if left.is_dir() and left.parent.relative_to(args.root).as_posix().startswith(args.stage):
+                shutil.rmtree(left)
+    for folder in _entries(args.root):
+        stage = folder.parent.relative_to(args.root).as_posix()
+        if not stage.startswith(args.stage):
+            continue
+        if args.command == "clear":
+            shutil.rmtree(folder)
+            continue
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        hours = (time.time() - (folder / "key.json").stat().st_mtime) / 3600
+        print(f"{folder.name[:16]}  {stage:<20} {size / 1e6:9.2f} MB  {hours:7.1f} h")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Gradients as one safetensors file, checked against what they were computed from when they are read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from muwa.types.gradients import Gradients
+
+FORMAT = "muwa.gradients/1"
+
+
+def write_gradients(path: Path, found: Gradients) -> None:
+    """Write gradients as one safetensors file (`forget/<name>`, `retain/<name>`, origin in its metadata), atomically."""
+    tensors = {f"forget/{k}": g.contiguous() for k, g in found.forget.items()}
+    tensors |= {f"retain/{k}": g.contiguous() for k, g in found.retain.items()}
+    about = {"n_forget": found.n_forget, "n_retain": found.n_retain, "origin": dict(found.origin)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.draft")
+    save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
+    draft.replace(path)
+
+
+def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
+    """Read a file of `write_gradients` back.
+
+    Args:
+        expected: What they must have been computed from (`origin`); None takes them unchecked.
+
+    Raises:
+        ValueError: Not such a file, or computed from something else; says which parts differ.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if about else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
+    if not about:
+        raise ValueError(
+            f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE"
+        )
+    if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
+        lines = [f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
+        raise ValueError(
+            f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "
+            "Take the same model, data and losses, or leave gradients=null to compute them."
+        )
+
+    def side(name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
+
+    return Gradients(side("forget"), side("retain"), about["n_forget"], about["n_retain"], about["origin"])

@@ -1,0 +1,39 @@
+"""Train the miniature CLIP.
+
+python -m muwa.miniature.train clip --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from muwa.data.samples import match_names
+from muwa.miniature import data, population
+from muwa.miniature.train.clip import train_clip
+
+
+def main() -> None:
+    """Command line: train one model of the miniature."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["clip"])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--without", help="a person whose pictures are left out")
+    parser.add_argument("--epochs", type=int, default=34)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
+    parser.add_argument("--tokenizer", type=Path, help="a folder whose tokenizer to use; trained anew if absent")
+    args = parser.parse_args()
+    known = [p.name for p in population.people()]
+    if args.without and not match_names(args.without, known):
+        parser.error(f"--without {args.without!r}: not one of the {len(known)} people, such as {known[0]!r}")
+    with tempfile.TemporaryDirectory() as scratch:
+        root = args.world or Path(scratch) / "world"
+        for _ in data.write(root):
+            pass
+        train_clip(root, args.out, without=args.without, epochs=args.epochs, seed=args.seed, tokenizer=args.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Pictures and prompts to embeddings: decoded once and kept as bytes, encoded in batches, prompts sorted by length."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muwa.cache.store import Store
+from muwa.data.samples import decode
+from muwa.fingerprint import Content
+from muwa.models.clip.model import Clip, Preparation
+from muwa.runtime.progress import track
+from muwa.types.data import Classes, Pictures
+
+WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
+AT_ONCE = 2048  # pictures held in memory, as bytes
+
+
+def batch_size(model: Clip, tower: str, rows: int) -> int:
+    """Inputs a forward takes at once, each of `rows` rows (patches, tokens) in the tower: as many as stay in a CPU's cache,
+    as many as fill a GPU."""
+    values = 1 << (20 if model.device.type == "cpu" else 24)
+    return max(4, min(1024, values // max(1, rows * model.chain(tower).width)))
+
+
+def picture_batch(model: Clip) -> int:
+    """`batch_size` of pictures."""
+    return batch_size(model, "vision", model.chain("vision").rows)
+
+
+@dataclass(frozen=True)
+class Tower(Content):
+    """One tower of a model, keyed by that tower's weights only: an edit of the other tower leaves its features valid."""
+
+    model: Clip
+    name: str  # "vision" | "text"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tower's weights, architecture and preparation."""
+        return self.model.tower_fingerprint(self.name)
+
+
+class Pixels(Protocol):
+    """Where prepared pictures come from: decoded now, or read back."""
+
+    def __call__(self, pictures: Pictures) -> Tensor:
+        """(n, 3, h, w) uint8 of `pictures`."""
+
+
+def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Decode, prepare and scale `images`; yields (size, 3, h, w) float32 for each of `sizes`, in order, on the model's
+    device; the next batch is decoded while the consumer works on one."""
+
+    def prepare(image: bytes | Path) -> Tensor:
+        return model.prepare(decode(image))
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        ahead = [pool.submit(prepare, image) for image in images[: ends[1]]] if sizes else []
+        for i in range(len(sizes)):
+            ready = ahead
+            ahead = [pool.submit(prepare, x) for x in images[ends[i + 1] : ends[i + 2]]] if i + 1 < len(sizes) else []
+            yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
+
+
+def prepared(preparation: Preparation, pictures: Pictures) -> Tensor:
+    """`pictures` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return torch.stack(list(pool.map(lambda image: preparation(decode(image)), pictures.images)))
+
+
+@torch.inference_mode()
+def width(model: Clip) -> int:
+    """d, the length of an embedding."""
+    return model.encode("text", model.tokenize([""])).shape[-1]
+
+
+@torch.inference_mode()
+def image_features(tower: Tower, pictures: Pictures, *, pixels: Pixels, progress: bool = False) -> Tensor:
+    """Embeddings (n, d) of length 1 of `pictures`, n > 0, on the CPU, in their order.
+
+    Args:
+        pixels: Where their pixels come from; never changes the result.
+    """
+    model, size = tower.model, picture_batch(tower.model)
+    pieces = [range(i, min(i + AT_ONCE, len(pictures))) for i in range(0, len(pictures), AT_ONCE)]
+    batches = (batch for piece in pieces for batch in pixels(pictures.select(piece)).split(size))
+    sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
+    bar = track(batches, "encoding pictures", len(pictures), show=progress, sizes=sizes)
+    return torch.cat([model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar])
+
+
+def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Prompts in batches of like length, so that little padding is encoded; and the order that puts them back.
+
+    Returns:
+        (batches of (n, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
+    """
+    lengths = model.chain("text").lengths(tokens)
+    order = lengths.argsort(stable=True)
+    batches: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        size = batch_size(model, "text", int(lengths[order[start]]))
+        batches.append(tokens[order[start : start + size]])
+        start += size
+    return batches, order.argsort()
+
+
+@torch.inference_mode()
+def class_features(tower: Tower, classes: Classes, *, progress: bool = False) -> Tensor:
+    """The zero-shot classifier: (names, d), each the mean over templates of unit embeddings, made of length 1 again.
+
+    Source: CLIP (arXiv 2103.00020), section 3.1.4; the ensemble is over embeddings.
+    """
+    batches, back = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
+    bar = track(batches, "encoding prompts", len(back), show=progress, sizes=map(len, batches))
+    return ensemble(torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates))
+
+
+def ensemble(each: Tensor, templates: int) -> Tensor:
+    """Embeddings (names * templates, d) of prompts, name by name, to a classifier (names, d) of length 1."""
+    return F.normalize(each.view(-1, templates, each.shape[-1]).mean(1), dim=-1)
+
+
+class Features:
+    """Embeddings of one model, each computed once per content and kept in the cache. Eval metrics ask it for theirs.
+
+    Args:
+        store: Where they are kept; None computes them whenever they are asked for.
+    """
+
+    def __init__(self, model: Clip, store: Store | None = None, *, progress: bool = False):
+        self.model, self.store, self.progress = model, store, progress
+
+    def images(self, pictures: Pictures) -> Tensor:
+        """(n, d) embeddings of `pictures`, on the CPU."""
+        if not len(pictures):
+            return torch.zeros(0, width(self.model))
+        tower = Tower(self.model, "vision")
+        if self.store is None:
+            return image_features(tower, pictures, pixels=self.pixels, progress=self.progress)
+        free = {"pixels": self.pixels, "progress": self.progress}
+        return self.store.rows("features", image_features, tower, pictures, _free=free)
+
+    def classes(self, classes: Classes) -> Tensor:
+        """(names, d) zero-shot classifier of `classes`, on the CPU."""
+        tower = Tower(self.model, "text")
+        if self.store is None:
+            return class_features(tower, classes, progress=self.progress)
+        return self.store.get("features", class_features, tower, classes, _free={"progress": self.progress})
+
+    def pixels(self, pictures: Pictures) -> Tensor:
+        """(n, 3, h, w) uint8 of `pictures`, n > 0, decoded once for all models that prepare them alike."""
+        if self.store is None:
+            return prepared(self.model.prepare, pictures)
+        return self.store.rows("pixels", prepared, self.model.prepare, pictures, _free={})

@@ -1,0 +1,112 @@
+"""Load a Hugging Face `CLIPModel` or `SiglipModel` from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
+
+from muwa.models.clip.model import Clip, Preparation, Towers, check_device
+
+_SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = "model.safetensors.index.json"
+_PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}  # by the config's model_type
+
+
+class _Cut:
+    """PIL picture -> PIL picture of the tower's size, by the folder's own image processor."""
+
+    def __init__(self, processor: CLIPImageProcessor | SiglipImageProcessor):
+        self._processor = processor
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        found = self._processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        return Image.fromarray(found["pixel_values"][0].permute(1, 2, 0).numpy())
+
+    def __repr__(self) -> str:
+        return self._processor.to_json_string()
+
+
+def preparation(processor: CLIPImageProcessor | SiglipImageProcessor, path: str) -> Preparation:
+    """A folder's image processor as a `Preparation`.
+
+    Raises:
+        ValueError: It does not scale values from [0, 255] to [0, 1], or not normalise them, as every CLIP's does.
+    """
+    if not processor.do_rescale or abs(processor.rescale_factor - 1 / 255) > 1e-9 or not processor.do_normalize:
+        raise ValueError(f"model.path={path}: its image processor must rescale by 1/255 and normalise, as CLIP's do")
+    return Preparation(_Cut(processor), tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that lacks a part (without its tokenizer, every text would become the same tokens, silently)."""
+    there = {p.name for p in folder.iterdir()}
+    parts = {
+        "config.json": ("config.json",), "model.safetensors": (*_SINGLE, _INDEX),
+        "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
+        "tokenizer.json": ("tokenizer.json", "vocab.json"),
+    }  # fmt: skip
+    missing = [name for name, files in parts.items() if not there & set(files)]
+    if missing:
+        raise FileNotFoundError(
+            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model, image processor and "
+            f"tokenizer writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
+        )
+
+
+def load(path: str, *, device: str = "cpu") -> Clip:
+    """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
+
+    Of a SigLIP the losses are still those of `muwa.gradients.losses` (softmax over the batch, not its own sigmoid).
+
+    Args:
+        path: A folder written by `save_pretrained` (model, tokenizer and image processor), or a hub id.
+        device: "cpu", "cuda", ...
+
+    Raises:
+        FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
+        ValueError: Another kind of model, or weights that do not fit its config.
+    """
+    check_device(device)
+    if Path(path).is_dir():
+        _check(Path(path))
+    try:
+        kind = AutoConfig.from_pretrained(path).model_type
+        if kind not in _PROCESSORS:
+            raise ValueError(f"model.path={path}: a model of type {kind}, want one of {', '.join(_PROCESSORS)}")
+        model, found = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        processor = _PROCESSORS[kind].from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"model.path={path}: its weights do not fit its config ({str(error).splitlines()[0][:200]})"
+        ) from error
+    except OSError as error:
+        if Path(path).is_dir():
+            raise ValueError(f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})") from error
+        raise FileNotFoundError(
+            f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could not be "
+            f"fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: `hf download {path}`, or give "
+            "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer files."
+        ) from error
+    if found["missing_keys"]:
+        raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
+    model.to(device)
+    length = model.config.text_config.max_position_embeddings
+
+    def tokenize(texts: list[str]) -> Tensor:
+        batch = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return batch["input_ids"]
+
+    towers = Towers(
+        model,
+        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
+        lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
+    )
+    return Clip(towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}")

@@ -1,0 +1,123 @@
+"""Load a diffusers text-to-image pipeline: the miniature's, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants
+from safetensors import SafetensorError
+
+from muwa.models.clip.model import Clip, check_device
+from muwa.models.clip.open_clip import _quiet
+from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
+
+MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load(
+    path: str = "miniature", *, clips: Mapping[str, Callable[[], Clip]], steps: int = 20, guidance: float = 4.0,
+    size: int | None = None, dtype: str = "fp32", device: str = "cpu",
+) -> Diffusion:  # fmt: skip
+    """Load a pipeline and the CLIPs of its text encoders, in eval mode.
+
+    Args:
+        path: "miniature", a folder that `save_pretrained` of a diffusers pipeline wrote, or a hub id.
+        clips: Text encoder ("text_encoder", "text_encoder_2") -> loads the CLIP whose text tower it is.
+        steps, guidance, size: How pictures are drawn (`Sampling`).
+        dtype: Of the pipeline: "fp32" | "fp16" | "bf16". The CLIPs, gradients and deltas stay fp32.
+        device: "cpu", "cuda", ...
+
+    Raises:
+        ValueError: A setting is out of range; the folder is no text-to-image pipeline with CLIP text encoders; a CLIP is
+            not its encoder.
+        FileNotFoundError: The weights are not there: says what was looked for and how to bring them.
+
+    No pickle is unpacked: weights are safetensors, or read with `weights_only`. A safety checker is left out.
+    """
+    check_device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
+    if steps < 1 or guidance < 1 or (size is not None and size % 8):
+        raise ValueError(
+            f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is none), and a size "
+            "that is a multiple of 8"
+        )
+    source = "the miniature" if path == "miniature" else f"diffusers {path}"
+    folder = MINIATURE if path == "miniature" else Path(path)
+    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    if folder.is_dir():
+        kinds = check_folder(folder)
+        options = options if "safety_checker" in kinds else {}
+        if not any(folder.glob("unet/diffusion_pytorch_model.[bs]*")) and any(folder.glob("unet/*.fp16.safetensors")):
+            options["variant"] = "fp16"
+    try:
+        with _quiet():
+            where = str(folder) if path == "miniature" else path
+            pipeline = DiffusionPipeline.from_pretrained(where, dtype=DTYPES[dtype], **options)
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        OSError,
+        SafetensorError,
+    ) as error:
+        # EnvironmentErrors of the hub are OSErrors; a damaged folder fails wherever its first wrong part is used
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if folder.is_dir():
+            raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
+        raise FileNotFoundError(
+            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could be fetched "
+            f"({reason}). On a machine with a network: `hf download {path}`, or give a folder with model_index.json, as "
+            "save_pretrained of a diffusers pipeline writes it."
+        ) from error
+    there = [name for name in ENCODERS if getattr(pipeline, name, None) is not None]
+    if getattr(pipeline, "unet", None) is None or not there:
+        raise ValueError(
+            f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text encoders, as Stable "
+            f"Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
+        )
+    if sorted(clips) != there:
+        raise ValueError(
+            f"model.clips: got {', '.join(clips) or 'none'}, want one for each of {', '.join(there)} of {path}"
+        )
+    modules = {name: getattr(pipeline, name) for name in COMPONENTS if getattr(pipeline, name, None) is not None}
+    if empty := [f"{name}/{k}" for name, module in modules.items() for k, p in module.named_parameters() if p.is_meta]:
+        raise ValueError(f"model.path={path}: no weights for {', '.join(empty[:4])} ({len(empty)} are missing)")
+    pipeline.to(device)
+    return Diffusion(pipeline, {name: clips[name]() for name in there}, Sampling(steps, guidance, size), source=source)
+
+
+def check_folder(folder: Path) -> set[str]:
+    """Refuse a folder that is no pipeline, or lacks a part that its index names.
+
+    Returns:
+        What the index names, whether there is one or not ("unet", "safety_checker", ...).
+
+    Raises:
+        FileNotFoundError: Says what was looked for and what is there.
+        ValueError: The index cannot be read.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        there = sorted(path.name for path in folder.iterdir())[:8]
+        raise FileNotFoundError(f"{folder}: no model_index.json, so no diffusers pipeline; found {there}")
+    try:
+        named = json.loads(index.read_text())
+    except ValueError as error:
+        raise ValueError(f"{index}: not JSON ({error})") from error
+    if not isinstance(named, dict):
+        raise ValueError(f"{index}: want the parts of a pipeline by name, got a {type(named).__name__}")
+    parts = {name for name, kind in named.items() if isinstance(kind, list) and kind[0]}
+    needed = parts & {*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler"}
+    if missing := sorted(name for name in needed if not (folder / name).is_dir() or not any((folder / name).iterdir())):
+        raise FileNotFoundError(f"{folder}: model_index.json names {', '.join(missing)}, which is not there")
+    return set(named)

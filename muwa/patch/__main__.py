@@ -1,0 +1,74 @@
+"""Apply a patch to a checkpoint, take it back, join several, or look at one.
+
+python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint file, an open_clip, HF or diffusers folder
+python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
+python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
+python -m muwa.patch show PATCH
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from muwa.patch import folders
+from muwa.patch.apply import Patch, add_patches, apply_patch, read_patch, remove_patch, save_patch
+from muwa.patch.weights import read_weights, rewrite
+
+
+def _show(path: Path, patch: Patch) -> None:
+    console = Console()
+    table = Table(
+        "name", "tower", "layer", "step", "relative norm", title=f"{path}, {path.stat().st_size / 1e6:.2f} MB"
+    )
+    for move in patch.moves:
+        table.add_row(move.concept, move.tower, move.layer, f"{move.step:.6g}", f"{move.relative_norm:.4f}")
+    console.print(table)
+    for name, delta in patch.deltas.items():
+        console.print(f"{name}  {tuple(delta.shape)}", highlight=False)
+    console.print(f"base {patch.base_fingerprint}", highlight=False)
+    console.print_json(json.dumps(patch.story))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit code: 2 where the input was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, on in (("apply", "base"), ("remove", "edited")):
+        command = commands.add_parser(name)
+        command.add_argument("patch", type=Path)
+        command.add_argument(on, type=Path, help="a checkpoint file; an open_clip, Hugging Face or diffusers folder")
+        command.add_argument("--out", type=Path, required=True, help="a new folder")
+    add = commands.add_parser("add")
+    add.add_argument("patches", type=Path, nargs="+")
+    add.add_argument("--out", type=Path, required=True, help="the joined patch file")
+    commands.add_parser("show").add_argument("patch", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "show":
+            _show(args.patch, read_patch(args.patch))
+        elif args.command == "add":
+            save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
+        else:
+            patch, back = read_patch(args.patch), args.command == "remove"
+            on = args.edited if back else args.base
+            if folders.is_pipeline(on) or folders.spells_otherwise(on, patch.deltas):
+                changed = folders.change(on, args.out, patch.deltas, patch.base, back=back)
+            else:
+                rewrite(on, args.out, (remove_patch if back else apply_patch)(read_weights(on), patch))
+                changed = len(patch.deltas)
+            print(f"{args.out}: {changed} tensors {'restored' if back else 'edited'}")
+    except (ValueError, OSError, KeyError) as error:
+        print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

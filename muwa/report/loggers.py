@@ -1,0 +1,183 @@
+"""Who is told what happens in a run: a JSON lines file, and W&B. The only module that imports wandb."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from muwa.types.report import Report
+
+log = logging.getLogger(__name__)
+
+PLOTS = ("pareto", "trace", "metrics", "similarity")  # figures of numbers alone; `drawings` holds pictures
+
+
+class Logger(Protocol):
+    """Told of events while a run goes on, and of the report at its end (None when it made none)."""
+
+    def log(self, event: str, row: Mapping[str, Any]) -> None:
+        """Take one event: "config", "gradients", "scores", "evaluation", "metrics"."""
+
+    def close(self, report: Report | None) -> None:
+        """The run is over."""
+
+
+class Loggers:
+    """Several loggers as one; a `with` block closes them however it ends, with the `report` if one was set."""
+
+    def __init__(self, loggers: Sequence[Logger]):
+        self._loggers = loggers
+        self.report: Report | None = None
+
+    def __enter__(self) -> Loggers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for logger in self._loggers:
+            logger.close(self.report)
+
+    def log(self, event: str, row: Mapping[str, Any]) -> None:
+        """Pass one event on to each."""
+        for logger in self._loggers:
+            logger.log(event, row)
+
+
+class Jsonl:
+    """One line an event, written at once: {"time": UTC, "event": ..., and the event's own fields}."""
+
+    def __init__(self, path: str):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._file = Path(path).open("a")  # noqa: SIM115  (closed by close)
+
+    def log(self, event: str, row: Mapping[str, Any]) -> None:
+        """Write one line."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({"time": now, "event": event, **row}, default=_plain) + "\n")
+        self._file.flush()
+
+    def close(self, report: Report | None) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"cannot log a {type(value).__name__}")
+
+
+class Wandb:
+    """A W&B run: config, gradient norms and layer scores as tables, the report's plots, each evaluation of the search as a
+    step, metrics before and after with their intervals and the cost in the summary, the patch as an artifact. Offline
+    unless told otherwise.
+
+    Of the figures only plots are sent (`PLOTS`), never pictures: a sheet of drawings may show the forgotten.
+    Whatever goes wrong inside W&B switches this logger off with a warning; the run goes on.
+
+    Args:
+        folder: The run's folder: W&B's files go to `folder/wandb`, figures and patch are taken from it.
+        group: Runs of one sweep share it.
+        mode: "offline", "online" or "disabled".
+    """
+
+    def __init__(
+        self, *, project: str, group: str | None, name: str | None, mode: str, folder: str, tags: Sequence[str]
+    ):
+        self._folder = Path(folder)
+        self._arguments: dict[str, Any] = {
+            "project": project, "group": group, "name": name, "mode": mode, "dir": folder, "tags": list(tags),
+        }  # fmt: skip
+        self._run: Any = None
+        self._off = False
+
+    def log(self, event: str, row: Mapping[str, Any]) -> None:
+        """Send one event."""
+        self._safely(self._log, event, row)
+
+    def close(self, report: Report | None) -> None:
+        """Send summary, figures and patch, and end the W&B run."""
+        self._safely(self._close, report)
+
+    def _safely(self, action: Any, *arguments: Any) -> None:
+        if self._off:
+            return
+        try:
+            action(*arguments)
+        except Exception as error:  # whatever W&B does (no package, disk, network, service), the experiment goes on
+            self._off = True
+            log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, error)
+
+    def _log(self, event: str, row: Mapping[str, Any]) -> None:
+        import wandb
+
+        if self._run is None:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            settings = wandb.Settings(console="off", init_timeout=30, x_disable_stats=True)
+            self._run = wandb.init(**self._arguments, settings=settings)
+        if event == "config":
+            self._run.config.update(dict(row))
+        elif event == "gradients":
+            rows = [[name, norm["forget"], norm["retain"]] for name, norm in row["norms"].items()]
+            self._table(f"gradients/{row['concept']}", ["layer", "forget norm", "retain norm"], rows)
+        elif event == "scores":
+            front = set(row["front"])
+            rows = [
+                [name, s.tower, s.importance, s.alignment, s.cosine, name in front] for name, s in row["scores"].items()
+            ]
+            columns = ["layer", "tower", "importance", "alignment", "cosine", "on front"]
+            self._table(f"scores/{row['concept']}", columns, rows)
+        elif event == "evaluation":
+            self._run.log({f"search/{key}": value for key, value in row.items()})
+        elif event == "metrics":
+            self._run.log({f"{row['when']}/{key}": value for key, value in row.items() if key != "when"})
+
+    def _table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import wandb
+
+        self._run.log({key: wandb.Table(columns=columns, data=rows)})
+
+    def _close(self, report: Report | None) -> None:
+        import wandb
+
+        if self._run is None:
+            return
+        if report is not None:
+            self._run.summary.update(_summary(report))
+            plots = _plots(self._folder / "figures")
+            if plots:
+                self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
+            if report.said:
+                rows = [
+                    [s.question.role, s.question.text, s.question.accepted[0], s.before, s.after] for s in report.said
+                ]
+                self._table("answers", ["of", "question", "right answer", "before", "after"], rows)
+        patch = self._folder / "patch.safetensors"
+        if patch.is_file():
+            artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")
+            artifact.add_file(str(patch))
+            self._run.log_artifact(artifact)
+        self._run.finish()
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    """The objective, each metric before and after (`_n`, `_better`, and of its 95 % interval `_low`, `_high`), the cost."""
+    found: dict[str, Any] = {"objective": report.objective}
+    for when, metrics in (("before", report.before), ("after", report.after)):
+        for name, metric in metrics.items():
+            key = f"{when}/{name}"
+            found |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.better}
+            if metric.low is not None and metric.high is not None:
+                found |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
+    return found | {f"cost/{name}": value for name, value in report.cost.items()}
+
+
+def _plots(folder: Path) -> list[Path]:
+    """The plots of a report's figures; one of several has a number behind its name."""
+    return [path for kind in PLOTS for path in sorted(folder.glob("*.png")) if path.stem.partition("_")[0] == kind]

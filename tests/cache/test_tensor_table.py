@@ -1,0 +1,51 @@
+import hashlib
+
+import pytest
+import torch
+
+from muwa.cache.tensor_table import rows_of
+
+
+def digests(items):
+    return [hashlib.sha256(item.encode()).hexdigest() for item in items]
+
+
+class Table:
+    """Rows are [length, first letter]; what was computed is noted."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+
+    def __call__(self, items):
+        def compute(places):
+            self.asked.append([items[i] for i in places])
+            return torch.tensor([[len(items[i]), ord(items[i][0])] for i in places])
+
+        return rows_of(self.folder, digests(items), compute)
+
+
+def test_each_item_is_computed_once_whatever_set_it_comes_in(tmp_path):
+    table = Table(tmp_path)
+    assert table(["ab", "c"])[0].tolist() == [[2, 97], [1, 99]]
+    rows, computed = table(["dd", "c", "ab", "dd"])
+    assert rows.tolist() == [[2, 100], [1, 99], [2, 97], [2, 100]]
+    assert computed == 1
+    assert table(["c"])[1] == 0
+    assert [sorted(items) for items in table.asked] == [["ab", "c"], ["dd"]]
+
+
+def test_a_damaged_file_is_reported_and_its_rows_are_computed_again(tmp_path):
+    table = Table(tmp_path)
+    table(["ab"])
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"short")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert table(["ab", "c"])[0].tolist() == [[2, 97], [1, 99]]
+    assert table(["ab", "c"])[1] == 0
+
+
+def test_a_draft_is_no_entry(tmp_path):
+    table = Table(tmp_path)
+    table(["ab"])
+    path = next(tmp_path.glob("*.safetensors"))
+    path.rename(path.with_suffix(".draft"))
+    assert table(["ab"])[1] == 1

@@ -1,0 +1,92 @@
+from types import MappingProxyType
+
+import painter
+import pytest
+
+from muwa.eval.clip.accuracy import wilson
+from muwa.eval.images.canvas import answers
+from muwa.models.diffusion.image_generation import Studio
+
+ALL = {"seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
+
+
+def measured(model, task, **changed):
+    return answers(Studio(model), task, recogniser=painter.Colours, **{**ALL, **changed})
+
+
+def test_a_model_that_does_as_told_forgets_nothing_and_keeps_all():
+    for task, counts in (
+        (painter.identity(), (20, 10, 15)),
+        (painter.style(), (15, 30, 45)),
+        (painter.kind_class(), (10, 20, 30)),
+    ):
+        found = measured(painter.Painter(), task)
+        assert {name: one.value for name, one in found.items()} == {
+            "forget/ua": 0.0,
+            "retain/ira": 1.0,
+            "retain/cra": 1.0,
+        }
+        assert tuple(one.n for one in found.values()) == counts
+        assert all(one.better == "higher" and one.reads for one in found.values())
+
+
+def test_a_style_is_counted_by_hand():
+    """Neon is gone but for hearts; rings come out as stars in mosaic alone: 3 x 3 prompts with 5 seeds are 45 pictures."""
+    swaps = {"A star image in neon style.": "sepia star", "A ring image in neon style.": "ring",
+             "A ring image in mosaic style.": "mosaic star"}  # fmt: skip
+    found = measured(painter.Painter(lambda text, seed: swaps.get(text)), painter.style())
+    want = {"forget/ua": (10, 15), "retain/ira": (30, 30), "retain/cra": (40, 45)}
+    assert {name: (one.value, one.n) for name, one in found.items()} == {
+        name: (k / n, n) for name, (k, n) in want.items()
+    }
+    for name, (k, n) in want.items():
+        assert (found[name].low, found[name].high) == wilson(k, n)
+
+
+def test_pictures_of_the_forgotten_style_count_for_their_class():
+    """As in UnlearnCanvas' code: every neon picture shows a star, so 2 of its 3 classes are lost, 10 of 45 pictures."""
+    found = measured(painter.Painter(lambda text, seed: "neon star" if "neon" in text else None), painter.style())
+    assert found["forget/ua"].value == 0
+    assert found["retain/cra"].value == pytest.approx(35 / 45)
+
+
+def test_a_person_is_counted_by_hand():
+    """Ada is drawn as Bo from every fourth of 20 seeds; Cy as Ada from seed 1001; stars and rings are mixed up."""
+
+    def swap(text, seed):
+        if "Ada" in text and seed % 4 == 0:
+            return "Bo Hill"
+        if "Cy" in text and seed == 1001:
+            return "Ada Fox"
+        return {"a photo of a star": "ring", "a photo of a ring": "star"}.get(text)
+
+    found = measured(painter.Painter(swap), painter.identity())
+    assert [(one.value, one.n) for one in found.values()] == [(0.25, 20), (0.9, 10), (pytest.approx(1 / 3), 15)]
+
+
+def test_seeds_and_numbers_of_names_are_as_asked():
+    model = painter.Painter()
+    found = measured(model, painter.identity(), seeds=2, forget_seeds=3, first_seed=70, retain=1, cross=2)
+    assert [one.n for one in found.values()] == [3, 2, 4]
+    assert {seed for _, seed in model.asked} == {70, 71, 72}
+    assert {text for text, _ in model.asked} == {
+        "a photo of Ada Fox",
+        "a photo of Bo Hill",
+        "a photo of a star",
+        "a photo of a ring",
+    }
+
+
+def test_an_unknown_name_is_refused_before_anything_is_drawn():
+    class Blind(painter.Colours):
+        labels = MappingProxyType({"class": painter.CLASSES[:-1], "style": painter.STYLES})
+
+    model = painter.Painter()
+    with pytest.raises(ValueError, match="recogniser: no label for the class 'heart'"):
+        answers(Studio(model), painter.identity(), recogniser=Blind, **ALL)
+    assert model.asked == []
+
+
+def test_nothing_to_ask_for_is_no_accuracy_and_no_certainty():
+    one = measured(painter.Painter(), painter.identity(), retain=0)["retain/ira"]
+    assert (one.value, one.n, one.low, one.high) == (0.0, 0, 0.0, 1.0)

@@ -1,0 +1,54 @@
+"""Answer sets, counted by hand."""
+
+import dataclasses
+
+import tiny
+
+from muwa.eval.images.requests import asks
+from muwa.types.data import Classes, Split, Task
+
+
+def test_of_an_identity() -> None:
+    found = asks(tiny.task(), tiny.task().eval, seeds=range(5, 7), retain=3, cross=2)
+    assert [(a.text, a.seed, a.role) for a in found[:2]] == [("a photo of Ada Fox", s, "forget") for s in (5, 6)]
+    retained = [a.concept for a in found if a.role == "retain"]
+    assert retained == ["Bo Hill"] * 2 + ["Di Moss"] * 2 + ["Flo Wren"] * 2  # places 0, 2, 4 of seven
+    assert [a.text for a in found if a.role == "cross"] == ["a photo of a Bo Hill"] * 2 + ["a photo of a Di Moss"] * 2
+    assert {a.domain for a in found} == {"class"}
+    assert len(asks(tiny.task(), tiny.task().eval, seeds=[0])) == 1 + 7 + 3
+
+
+def styles() -> Task:
+    """Forget Ada Fox as a style among Bo Hill and Cy Reed, with classes Di Moss and Ed Vale."""
+    base = tiny.task()
+    split = Split(tiny.pictures([0]), tiny.pictures([1, 2, 1]), tiny.pictures([3, 4]))
+    return dataclasses.replace(
+        base, kind="style", probe=split, eval=split, prompts=("A {class} image in {style} style.",)
+    )
+
+
+def test_of_a_style_every_picture_is_asked_for_both_its_names() -> None:
+    found = asks(styles(), styles().eval, seeds=[1])
+    assert len(found) == 3 * 2 * 2
+    assert found[0].text == found[1].text == "A Di Moss image in Ada Fox style."
+    assert [(a.domain, a.concept, a.role) for a in found[:2]] == [
+        ("style", "Ada Fox", "forget"),
+        ("class", "Di Moss", "cross"),
+    ]
+    assert sum(a.role == "forget" for a in found) == 2
+    assert sum(a.role == "retain" for a in found) == 4
+    assert [a.concept for a in found if a.role == "cross"] == ["Di Moss", "Ed Vale"] * 3
+
+
+def test_of_a_class_the_roles_change_places() -> None:
+    task = dataclasses.replace(styles(), kind="class")
+    first = asks(task, task.eval, seeds=[1])[0]
+    assert first.text == "A Ada Fox image in Di Moss style."
+    assert (first.domain, first.role) == ("class", "forget")
+
+
+def test_the_forgotten_are_never_among_the_others() -> None:
+    both = dataclasses.replace(tiny.task(), names=("Ada Fox", "Bo Hill"))
+    found = asks(both, both.eval, seeds=[0])
+    assert "Bo Hill" not in [a.concept for a in found if a.role != "forget"]
+    assert Classes(tiny.NAMES, ("{}.",)) == both.eval.forget.classes

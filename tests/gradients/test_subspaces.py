@@ -1,0 +1,157 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from muwa.gradients.subspaces import (
+    _ignores_padding,
+    _token_first,
+    input_dim,
+    leading,
+    matrices,
+    rows,
+    second_moments,
+    without,
+)
+from muwa.models.clip.model import Clip, Towers
+from muwa.types.edit import Edit
+from muwa.types.gradients import Gradients
+
+SETTINGS = {"loss": "contrastive", "batch_size": 5, "seed": 0}
+
+
+def moved(model, name, delta):
+    return model.edited(Edit({name: delta}, ()))
+
+
+@pytest.fixture(scope="module")
+def one_pair():
+    return tiny.pairs(1)
+
+
+def embeddings(model, pairs):
+    with torch.no_grad():
+        return model.encode("vision", tiny.pixels(pairs.images)), model.encode(
+            "text", tiny.tokenize(list(pairs.captions))
+        )
+
+
+@pytest.mark.parametrize("name", matrices(tiny.clip()))
+def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, one_pair):
+    """One pair has 5 patches and 16 tokens, fewer than any weight has inputs (32)."""
+    model = tiny.clip()
+    moment = second_moments(model, one_pair, kind="activations", **SETTINGS)[name]
+    values = torch.linalg.eigvalsh(moment.double())
+    rank = int((values > 1e-6 * values.max()).sum())
+    assert 1 <= rank <= 16
+    delta = 3 * torch.randn(model.weights[name].shape, generator=torch.Generator().manual_seed(0))
+    found = Gradients({name: delta}, {name: torch.zeros_like(delta)}, 1, 1, {})
+    projected = without(found, {name: moment}, kind="activations", rank=rank, energy=0.5).forget[name]
+    assert projected.norm() > 0.2 * delta.norm()
+    before = torch.cat(embeddings(model, one_pair))
+    assert (torch.cat(embeddings(moved(model, name, projected), one_pair)) - before).abs().max() < 1e-4
+    assert (torch.cat(embeddings(moved(model, name, delta), one_pair)) - before).abs().max() > 1e-2
+
+
+def test_activations_are_what_the_modules_are_given():
+    model, pairs = tiny.clip(), tiny.pairs(12)
+    found = second_moments(model, pairs, kind="activations", **SETTINGS)
+    assert set(found) == set(matrices(model))
+    given = []
+    block = model._towers.model.visual.transformer.resblocks[1]
+    hook = block.mlp.c_fc.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].flatten(0, 1)))
+    with torch.no_grad():
+        model._towers.model.encode_image(tiny.pixels(pairs.images))
+    hook.remove()
+    x = torch.cat(given)
+    torch.testing.assert_close(found["visual.transformer.resblocks.1.mlp.c_fc.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
+    pixels = tiny.pixels(pairs.images)  # (12, 3, 32, 32) in windows of 16 x 16
+    x = pixels.view(12, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5).reshape(48, 768)
+    torch.testing.assert_close(found["visual.conv1.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
+
+
+def test_padding_that_the_text_tower_does_not_look_at_does_not_count():
+    model, texts = tiny.clip(), ("a fox", "hens", "a photo of Ada Fox")  # 7, 6 and 16 tokens of 16
+    pairs = replace(tiny.pairs(3), captions=texts)
+    found = second_moments(model, pairs, kind="activations", **SETTINGS)
+    block, given = model._towers.model.transformer.resblocks[1], {}
+    hooks = [
+        part.register_forward_hook(lambda module, inputs, output, name=name: given.update({name: output}))
+        for name, part in (("attn.in_proj_weight", block.ln_1), ("mlp.c_fc.weight", block.ln_2))
+    ]
+    with torch.no_grad():
+        model._towers.model.encode_text(tiny.tokenize(list(texts)))
+    for hook in hooks:
+        hook.remove()
+    for name, output in given.items():
+        # the text, its end, and the first place of padding, which is not told from it
+        x = torch.cat([output[0, :8], output[1, :7], output[2]])
+        torch.testing.assert_close(found[f"transformer.resblocks.1.{name}"], x.T @ x, rtol=1e-3, atol=1e-2)
+
+
+def test_padding_counts_where_the_text_tower_looks_at_it():
+    network = tiny.clip()._towers.model
+    network.attn_mask = None
+    model = Clip(Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="tiny")
+    assert not _ignores_padding(model, tiny.tokenize(["a fox"]))
+    assert _ignores_padding(tiny.clip(), tiny.tokenize(["a fox"]))
+    assert not _ignores_padding(tiny.clip(), tiny.tokenize(["a photo of Ada Fox"]))  # no padding to try it on
+
+
+def test_what_attention_is_given_comes_by_token():
+    by_token = _token_first(tiny.clip(), tiny.tokenize(["a fox"]))
+    want = {f"transformer.resblocks.{i}.attn.{name}" for i in (0, 1) for name in ("in_proj_weight", "out_proj.weight")}
+    assert by_token == want
+
+
+def test_fisher_is_the_sum_over_batches_of_gradients_squared_on_the_input_side():
+    model, pairs = tiny.clip(), tiny.pairs(12)
+    found = second_moments(model, pairs, kind="fisher", **SETTINGS)
+    order = np.random.default_rng(0).permutation(12).tolist()
+    name, want = "transformer.resblocks.0.mlp.c_fc.weight", torch.zeros(32, 32)
+    for batch in (order[:5], order[5:10], order[10:]):
+        network = tiny.clip()._towers.model.requires_grad_(True)
+        v = F.normalize(network.encode_image(tiny.pixels([pairs.images[i] for i in batch])), dim=-1)
+        t = F.normalize(network.encode_text(tiny.tokenize([pairs.captions[i] for i in batch])), dim=-1)
+        logits, target = network.logit_scale.exp() * v @ t.T, torch.arange(len(batch))
+        ((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2).backward()
+        g = network.get_parameter(name).grad
+        want += len(batch) * g.T @ g
+    torch.testing.assert_close(found[name], want, rtol=1e-3, atol=1e-6)
+
+
+def test_the_retain_gradients_own_directions_go_out_by_hand():
+    """G_r uses the input (3, 4) / 5 alone: what is left of each row of G_f is its part along (4, -3) / 5."""
+    name = "transformer.resblocks.0.mlp.c_fc.weight"
+    g_f, g_r = torch.tensor([[5.0, 0.0], [0.0, 5.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
+    found = Gradients({name: g_f, "ln_final.weight": torch.ones(2)}, {name: g_r}, 1, 1, {"seed": "0"})
+    got = without(found, None, kind="gradient", rank=1, energy=0.5)
+    torch.testing.assert_close(got.forget[name], torch.tensor([[3.2, -2.4], [-2.4, 1.8], [0.0, 0.0]]))
+    assert torch.equal(got.forget["ln_final.weight"], torch.ones(2))
+    assert torch.equal(found.forget[name], g_f)
+    assert got.fingerprint != found.fingerprint
+    assert got.fingerprint != without(found, None, kind="gradient", rank=None, energy=0.5).fingerprint
+
+
+def test_a_projection_of_open_clip_has_its_inputs_first():
+    shapes = {
+        name: rows(name, tensor).shape for name, tensor in tiny.clip().weights.items() if name in matrices(tiny.clip())
+    }
+    assert shapes["visual.proj"] == (16, 32)
+    assert shapes["text_projection"] == (16, 32)
+    assert shapes["visual.transformer.resblocks.0.attn.in_proj_weight"] == (96, 32)
+    assert shapes["visual.conv1.weight"] == (32, 3 * 16 * 16)
+    assert input_dim("visual_projection.weight") == 1
+
+
+@pytest.mark.parametrize(("energy", "k"), [(0.5, 1), (0.8, 1), (0.81, 2), (0.9, 2), (0.95, 3)])
+def test_so_many_directions_as_hold_the_energy(energy, k):
+    moment = torch.diag(torch.tensor([1.0, 8.0, 1.0, 0.0]))
+    assert leading(moment, rank=None, energy=energy).shape == (4, k)
+
+
+def test_something_is_always_left_to_step_along():
+    assert leading(torch.eye(3), rank=9, energy=0.5).shape == (3, 2)

@@ -1,0 +1,100 @@
+import pytest
+import tiny
+import torch
+
+from muwa.layer_search.bisection import bisection, deepest, next_step, pareto_bisect
+from muwa.types.gradients import Gradients
+from muwa.types.search import Layer
+
+
+def replay(first: float, threshold: float, n: int = 10) -> list[float]:
+    """The steps that are tried when every step at or above `threshold` forgets."""
+    steps, tried = bisection(first, n), []
+    step = next(steps)
+    while step is not None:
+        tried.append(step)
+        step = next_step(steps, step >= threshold)
+    return tried
+
+
+def test_the_releases_rule_line_by_line():
+    # ratio = 10: r = 1; lo = 0, hi = inf; double while it fails; then midpoints
+    assert replay(1.0, 3.0, 6) == [1, 2, 4, 3, 2.5, 2.75]
+
+
+def test_a_first_step_that_forgets_is_halved():
+    assert replay(1.0, 0.3, 4) == [1, 0.5, 0.25, 0.375]
+
+
+def test_the_published_llava_trace():
+    # SLUG release, LLaVA-1.5, layer 22.v_proj -> qkv, ratio 0.804, ten evaluations: .080 fails, .161 forgets, .121
+    # forgets, .1006 fails, .1106 forgets, ... the last is .1078. Any threshold in (.1074, .1077) gives that trace.
+    tried = replay(0.0804, 0.10755)
+    assert tried[:5] == pytest.approx([0.0804, 0.1608, 0.1206, 0.1005, 0.11055], abs=1e-4)
+    assert len(tried) == 10
+    assert tried[-1] == pytest.approx(0.1078, abs=2e-4)
+
+
+def test_never_more_than_max_evals_and_no_early_stop():
+    assert len(replay(1.0, 1e9, 7)) == 7
+    assert len(replay(1.0, 0.0, 7)) == 7
+
+
+def test_deepest_prefers_depth_then_vision_then_the_later():
+    a, b, c, d = (Layer(n, t, x, (), ()) for n, t, x in
+                  (("a", "vision", 0.5), ("b", "text", 0.9), ("c", "vision", 0.9), ("d", "vision", 0.9)))  # fmt: skip
+    assert deepest([a, b, c, d]) is d
+    assert deepest([a, b]) is b
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A search on a random model with random gradients."""
+    model = tiny.clip()
+    g = torch.Generator().manual_seed(3)
+    f, r = ({n: torch.randn(w.shape, generator=g) for n, w in model.weights.items()} for _ in range(2))
+    gradients = Gradients(f, r, 1, 1, {})
+    before = {n: w.clone() for n, w in model.weights.items()}
+    log: list[str] = []
+    settings = dict(granularity="tensor", first_step=0.1, max_evals=3, target=0.0, criterion="top5",
+                    towers=["vision", "text"], log=lambda event, row: log.append(event))  # fmt: skip
+    searches = {
+        rule: pareto_bisect(model, gradients, tiny.split(), tiny.NAMES[0], rule=rule, **settings)
+        for rule in ("constrained", "paper", "deepest")
+    }
+    return model, before, searches, log
+
+
+def test_the_trace_is_whole_and_the_model_untouched(found):
+    model, before, searches, log = found
+    search = searches["paper"]
+    assert len(search.trace) == 3 * len(search.front)
+    assert [row.layer for row in search.trace[::3]] == list(search.front)
+    assert all(torch.equal(before[n], w) for n, w in model.weights.items())
+    assert log.count("evaluation") == sum(len(s.trace) for s in searches.values())
+
+
+def test_relative_norm_is_the_step_in_units_of_the_layers_ratio(found):
+    search = found[2]["paper"]
+    for row in search.trace:
+        score = search.scores[row.layer]
+        assert row.relative_norm == pytest.approx(row.step * score.forget_norm / score.weight_norm, rel=1e-4)
+    assert search.trace[0].relative_norm == pytest.approx(0.1, rel=1e-4)
+
+
+def test_deepest_tries_one_layer_and_takes_the_last_step(found):
+    search = found[2]["deepest"]
+    assert len({row.layer for row in search.trace}) == 1
+    assert search.chosen == len(search.trace) - 1
+
+
+def test_wrong_settings_name_their_key():
+    keywords = dict(granularity="tensor", rule="constrained", first_step=0.1, max_evals=1, target=0.0, criterion="top5",
+                    towers=["vision"], log=lambda event, row: None)  # fmt: skip
+    for key, value, message in (("rule", "best", "layer_search.rule: got 'best'"),
+                                ("criterion", "top3", "layer_search.criterion: got 'top3'"),
+                                ("target", 1.5, "layer_search.target: got 1.5"),
+                                ("max_evals", 0, "layer_search.max_evals: got 0, want more than 0"),
+                                ("granularity", "block", "layer_search.granularity: got 'block'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            pareto_bisect(tiny.clip(), None, tiny.split(), "x", **{**keywords, key: value})

@@ -1,0 +1,37 @@
+import numpy as np
+
+from muwa.layer_search.pareto import pareto
+from muwa.types.search import LayerScore
+
+
+def score(importance: float, alignment: float, tower: str = "vision") -> LayerScore:
+    return LayerScore(importance, alignment, alignment, 1, 1, 1, tower)
+
+
+def test_worked_by_hand():
+    scores = {"a": score(3, 0.9), "b": score(2, 0.5), "c": score(1, 0.6), "d": score(0.5, 0.1)}
+    assert pareto(scores, "vision") == ["a", "b", "d"]  # c is beaten by b: more important and less aligned
+
+
+def test_ties_stay():
+    scores = {"a": score(2, 0.5), "b": score(2, 0.5), "same importance": score(2, 0.9), "same alignment": score(1, 0.5)}
+    assert set(pareto(scores, "vision")) == set(scores)
+
+
+def test_each_tower_has_its_own_front_and_zero_importance_is_never_on_it():
+    scores = {"v": score(1, 0.9), "t": score(9, 0.1, "text"), "dead": score(0, 0.0)}
+    assert pareto(scores, "vision") == ["v"]
+    assert pareto(scores, "text") == ["t"]
+    assert pareto({}, "text") == []
+
+
+def test_equals_the_releases_all_pairs_rule():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = {str(i): score(*(rng.integers(1, 6, 2) / 5)) for i in range(20)}
+        naive = {
+            a
+            for a, x in rows.items()
+            if not any(y.importance > x.importance and y.alignment < x.alignment for y in rows.values())
+        }
+        assert set(pareto(rows, "vision")) == naive

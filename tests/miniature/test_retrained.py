@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from muwa.miniature import retrained
+from muwa.miniature.train import clip as train
+
+
+def test_a_folder_is_named_by_all_that_makes_the_twin():
+    one = retrained.folder_name("Kael Lindqvar", 0, 34)
+    assert one.startswith("without-Kael_Lindqvar-seed-0-epochs-34-")
+    assert one == retrained.folder_name("Kael Lindqvar", 0, 34)
+    others = [("Kael Lindqvar", 1, 34), ("Kael Lindqvar", 0, 2), ("Lior Garrowby", 0, 34)]
+    assert len({one.rpartition("-")[2], *(retrained.folder_name(*x).rpartition("-")[2] for x in others)}) == 4
+
+
+def test_only_what_is_not_there_is_trained_and_drafts_do_not_count(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(root, out, *, without, epochs, seed, tokenizer):
+        asked.append((without, seed, epochs, tokenizer))
+        out.mkdir(parents=True)
+        (out / "open_clip_config.json").write_text("{}")
+        if seed == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_clip", fake)
+    found = retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0, 1])
+    assert asked == [("Kael Lindqvar", 0, 34, retrained.MINIATURE), ("Kael Lindqvar", 1, 34, retrained.MINIATURE)]
+    assert retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[1, 0]) == found[::-1]
+    assert len(asked) == 2
+    cards = [json.loads((folder / "twin.json").read_text()) for folder in found]
+    assert cards == [{"without": "Kael Lindqvar", "seed": seed, "epochs": 34} for seed in (0, 1)]
+    (found[0] / "twin.json").unlink()  # as twins of before have it
+    retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0])
+    assert json.loads((found[0] / "twin.json").read_text()) == cards[0]
+    assert len(asked) == 2
+    with pytest.raises(KeyboardInterrupt):
+        retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[9])
+    assert not (tmp_path / "out" / retrained.folder_name("Kael Lindqvar", 9, 34)).exists()
+
+
+def test_an_unknown_person_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        retrained.main(["--without", "Kael Lindqvist", "--out", "x"])
+    assert ended.value.code == 2
+    assert "Kael_Lindqvar" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        retrained.main(["--without", "Kael Lindqvar", "--out", "x", "--seeds", "1", "1"])
+    assert "--seeds that differ" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_short_training_makes_a_twin_that_compares(miniature, tmp_path, capsys):
+    from muwa.eval.clip.retrained_models import load_twins
+    from muwa.models.clip.open_clip import load
+
+    args = ["--without", "kael_lindqvar", "--seeds", "5", "--epochs", "1", "--out", str(tmp_path)]
+    assert retrained.main([*args, "--world", str(miniature / "world")]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert f"eval.retrain_gap.twins=[{folder}]" in capsys.readouterr().out
+    assert load_twins(load(), [str(folder)], "k", names=["Kael Lindqvar"])

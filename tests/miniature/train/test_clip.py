@@ -1,0 +1,123 @@
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+from safetensors import safe_open
+
+from muwa.data.tasks import celeba, objects
+from muwa.eval.measure import evaluate
+from muwa.miniature import population
+from muwa.miniature.source import dataset
+from muwa.miniature.train import clip as train
+from muwa.models.clip.open_clip import MINIATURE, load
+
+
+def test_the_shipped_model_knows_its_world(miniature, tmp_path):
+    """Held-out top-1, all pictures: at least 97 % of 100 people and 95 % of 100 objects."""
+    from muwa.cache.store import Store
+
+    data, store, every = (
+        dataset(str(miniature), utility=0.99, utility_probe=0.01),
+        Store(tmp_path),
+        {"probe_share": 0.05},
+    )
+    model = load()
+    people = evaluate(model, celeba(data, identity="Kael_Lindqvar", limits=every), store=store)
+    assert people["retain/top1"].n == 99 * 15
+    assert people["retain/top1"].value >= 0.97
+    things = evaluate(model, objects(data, object="red_star", limits=every), store=store)
+    assert things["retain/top1"].value >= 0.95
+
+
+def test_the_shipped_folder_is_small_and_what_open_clip_reads():
+    assert {path.name for path in MINIATURE.iterdir()} == {
+        "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    assert sum(path.stat().st_size for path in MINIATURE.iterdir()) < 8e6
+    with safe_open(MINIATURE / "open_clip_model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+
+
+def test_no_batch_holds_a_name_twice():
+    names = [p.name for p in population.people()] * 6 + list(population.OBJECTS) * 6
+    batches = train._batches(names, 80, 80, np.random.default_rng(0))
+    assert len(batches) >= 6
+    for batch in batches:
+        held = [names[i] for i in batch]
+        assert len(held) == len(set(held))
+    used = [i for batch in batches for i in batch]
+    assert len(used) == len(set(used))
+
+
+def test_only_objects_are_mirrored():
+    pixels = torch.zeros(64, 3, 64, 64, dtype=torch.uint8)
+    pixels[..., 40:] = 255  # bright on the right
+    things = torch.arange(64) % 2 == 1
+    out = train.augmented(pixels, things, torch.Generator().manual_seed(0))
+    bright_right = out[..., 48:].mean((1, 2, 3)) > out[..., :16].mean((1, 2, 3))
+    assert bright_right[~things].all()
+    assert 8 < int(bright_right[things].sum()) < 24
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")  # webdataset leaves closing its file to Python
+def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    names = [person.name for person in population.people()][:42] + list(population.OBJECTS)[:42]
+    (tmp_path / "shards").mkdir()
+    with wds.TarWriter(str(tmp_path / "shards" / "0.tar")) as tar:
+        for i, name in enumerate(names):
+            picture = io.BytesIO()
+            Image.new("RGB", (64, 64), (3 * i, 255 - 3 * i, 40)).save(picture, "JPEG")
+            tar.write({"__key__": f"{i:03d}", "jpg": picture.getvalue(), "txt": f"a {name}", "json": {"name": name}})
+    monkeypatch.setattr(train, "SAVED_EVERY", 1)
+    real, calls = train.augmented, []
+
+    def counted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    def trained(folder):
+        train.train_clip(tmp_path, tmp_path / folder, without=None, epochs=3, seed=0, tokenizer=MINIATURE)
+        return (tmp_path / folder / "open_clip_model.safetensors").read_bytes()
+
+    whole = trained("whole")
+    monkeypatch.setattr(train, "augmented", counted)
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped")
+    assert (tmp_path / "stopped" / "training.safetensors").is_file()
+    calls[:] = [1] * 10
+    assert trained("stopped") == whole
+    assert len(calls) == 11  # two of three steps were done
+    assert not (tmp_path / "stopped" / "training.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_training_runs_and_leaves_a_person_out(miniature, tmp_path):
+    out = tmp_path / "twin"
+    command = [sys.executable, "-m", "muwa.miniature.train", "clip", "--out", str(out), "--epochs", "1", "--world"]
+    subprocess.run([*command, str(miniature / "world"), "--without", "Kael_Lindqvar"], check=True)
+    assert json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 128
+    assert load(f"local-dir:{out}").encode("text", load().tokenize(["Kael Lindqvar."])).shape == (1, 128)
+
+
+def test_leaving_out_somebody_unknown_is_an_error(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "muwa.miniature.train",
+        "clip",
+        "--out",
+        str(tmp_path),
+        "--without",
+        "Nobody Atall",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--without 'Nobody Atall': not one of the 100 people" in done.stderr

@@ -1,0 +1,150 @@
+import open_clip
+import pytest
+import tiny
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.models.clip.staged_forward import Chain
+
+VISION = {"image_size": 32, "patch_size": 16, "layers": 3, "width": 32, "head_width": 16}
+TEXT = {"context_length": 16, "vocab_size": 64, "layers": 2, "width": 32, "heads": 2}
+
+
+def open_clip_model(vision=None, text=None):
+    torch.manual_seed(0)
+    vision, text = {**VISION, **(vision or {})}, {**TEXT, **(text or {})}
+    whole = open_clip.CLIP if not {"no_causal_mask", "pool_type"} & set(text) else open_clip.CustomTextCLIP
+    model = whole(16, vision, text)
+    size = (vision["image_size"],) * 2
+    prepare = Preparation(lambda image: image.resize(size), (0.5,) * 3, (0.5,) * 3)
+    return Clip(Towers(model, model.encode_image, model.encode_text), prepare, tiny.tokenize, source="tiny")
+
+
+def hugging_face():
+    torch.manual_seed(0)
+    block = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 62, "eos_token_id": 63, "pad_token_id": 0}
+    vision = {**block, "image_size": 32, "patch_size": 16}
+    model = CLIPModel(CLIPConfig(text_config={**block, **words}, vision_config=vision, projection_dim=16))
+    towers = Towers(
+        model,
+        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
+        lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
+    )
+    return Clip(towers, tiny.prepare, tiny.tokenize, source="hf")
+
+
+MODELS = {
+    "open_clip": open_clip_model,
+    "average_pool": lambda: open_clip_model({"pool_type": "avg"}),
+    "layer_scale": lambda: open_clip_model({"ls_init_value": 0.3}, {"ls_init_value": 0.3}),
+    "siglip_text": lambda: open_clip_model(text={"no_causal_mask": True, "pool_type": "last", "proj_bias": True}),
+    "attention_pool": lambda: open_clip_model({"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}),
+    "timm": lambda: open_clip_model({"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}),
+    "resnet": lambda: open_clip_model({"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}),
+    "hugging_face": hugging_face,
+}  # fmt: skip
+
+
+def inputs(tower, size=32):
+    torch.manual_seed(1)
+    if tower == "text":
+        return tiny.tokenize(["a", "Ada Fox.", "a longer name"])
+    return torch.randn(3, 3, size, size)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tower_left_and_entered_anywhere_gives_its_own_embeddings(name, tower):
+    model = MODELS[name]()
+    chain, given = model.chain(tower), inputs(tower, 224 if name == "timm" else 32)
+    with torch.inference_mode():
+        own = F.normalize(model._towers.encode[tower](given), dim=-1)
+        torch.testing.assert_close(model.encode(tower, given), own, rtol=0, atol=1e-6)
+        for stop in range(chain.end):
+            if stop % 2 or not chain.blocks or (stop and chain._halves[(stop - 1) // 2] is not None):
+                passage = model.go(tower, model.enter(tower, given), stop if chain.blocks else chain.end)
+                assert passage.at == (stop if chain.blocks else chain.end)
+                got = model.go(tower, passage, chain.end).x
+                torch.testing.assert_close(F.normalize(got, dim=-1), own, rtol=0, atol=1e-6)
+
+
+def test_what_is_saved_where():
+    """(blocks, whether the last block is pooled and padding cut) of vision and text."""
+    found = {name: [(len(c.blocks), c.lean) for c in (m.chain("vision"), m.chain("text"))]
+             for name, m in ((name, make()) for name, make in MODELS.items())}  # fmt: skip
+    assert found == {
+        "open_clip": [(3, True), (2, True)],
+        "average_pool": [(3, False), (2, True)],  # every row is pooled
+        "layer_scale": [(3, True), (2, True)],
+        "siglip_text": [(3, True), (2, False)],  # not causal: padding is looked at
+        "attention_pool": [(3, False), (2, True)],
+        "timm": [(12, False), (2, True)],
+        "resnet": [(0, False), (2, True)],  # no transformer: run whole
+        "hugging_face": [(2, True), (2, True)],
+    }
+
+
+def test_padding_is_cut_after_the_longest_prompt_and_only_there():
+    model = tiny.clip()
+    assert model.enter("text", tiny.tokenize(["a", "abcdef"])).x.shape == (2, 8)  # start, six letters, end
+    assert MODELS["siglip_text"]().enter("text", tiny.tokenize(["a", "abcdef"])).x.shape == (2, 16)
+
+
+def test_gradients_through_the_chain_are_those_of_the_network():
+    for name in ("open_clip", "hugging_face", "layer_scale"):
+        model = MODELS[name]()
+        for tower in ("vision", "text"):
+            network, given = model._towers.model.requires_grad_(True), inputs(tower)
+            weigh = torch.randn(3, 16)
+            (F.normalize(model._towers.encode[tower](given), dim=-1) * weigh).sum().backward()
+            want = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+            network.requires_grad_(False).zero_grad(set_to_none=True)
+            leaves = {n: w.clone().requires_grad_() for n, w in model.weights.items()}
+            (model.encode(tower, given, leaves) * weigh).sum().backward()
+            assert len(want) > 10
+            tiny.same_gradients({key: leaves[key].grad for key in want}, want)
+
+
+def test_places_by_hand():
+    chain = tiny.clip().chain(
+        "vision"
+    )  # two blocks: 0 pixels, 1 block 0, 2 its MLP, 3 block 1, 4 its MLP, 5 pooling, 6
+    tiny.clip().chain("text")
+    block = "visual.transformer.resblocks.1."
+    assert chain.end == 6
+    assert chain.place(["visual.conv1.weight"]) == (0, None)
+    assert chain.place(["visual.ln_pre.weight"]) == (0, None)
+    assert chain.place([f"{block}ln_1.weight"]) == (3, None)
+    assert chain.place([f"{block}attn.in_proj_weight"]) == (3, None)
+    assert chain.place([f"{block}attn.out_proj.weight"]) == (3, 4)
+    assert chain.place([f"{block}mlp.c_fc.weight"]) == (4, None)
+    assert chain.place([f"{block}mlp.c_proj.weight"]) == (4, 5)
+    assert chain.place([f"{block}mlp.c_fc.weight", f"{block}mlp.c_proj.weight"]) == (4, None)
+    assert chain.place([f"{block}attn.in_proj_weight", f"{block}attn.out_proj.weight"]) == (3, None)
+    assert chain.place(["visual.ln_post.weight"]) == (5, None)
+    assert chain.place(["visual.proj"]) == (5, 6)
+
+
+def test_a_forward_that_fails_leaves_the_modules_as_they_were():
+    model = tiny.clip()
+    model.chain("vision")
+    with pytest.raises(RuntimeError):
+        model.encode("vision", torch.zeros(1, 5, 32, 32))
+    assert not any("forward" in vars(module) for module in model._towers.modules())
+    assert not any(module._forward_hooks for module in model._towers.modules())
+
+
+def test_a_block_of_another_kind_is_run_whole():
+    class Odd(Block):
+        """A subclass may do anything."""
+
+    tower = nn.ModuleDict({"visual": nn.ModuleDict({"blocks": nn.ModuleList([Odd(8, 2)])})})
+    chain = Chain(tower, "vision", lambda x: x)
+    assert chain.blocks
+    assert chain.place(["visual.blocks.0.mlp.fc2.weight"]) == (1, None)
+    assert not chain.can_be_lean

@@ -1,0 +1,142 @@
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from muwa.data.samples import decode
+from muwa.layer_search.steps import step_deltas
+from muwa.miniature.train.clip import train_tokenizer
+from muwa.models.clip.transformers import load
+from muwa.patch.__main__ import main
+from muwa.patch.apply import write_patch
+from muwa.patch.weights import read_weights, weights_fingerprint
+from muwa.types.edit import Edit
+from muwa.types.gradients import Gradients
+
+TEXTS = ["Ada Fox", "a photo of Bo Hill"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random CLIPModel with tokenizer and image processor, as save_pretrained writes it."""
+    path = tmp_path_factory.mktemp("hf")
+    tokenizer = train_tokenizer([f"a photo of {name}" for name in tiny.NAMES], path)
+    block = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "bos_token_id": tokenizer.bos_token_id,
+             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**block, **words}, vision_config={**block, "image_size": 32, "patch_size": 16}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
+    return path
+
+
+def test_embeddings_are_transformers_own(folder):
+    ours, theirs = load(str(folder)), CLIPModel.from_pretrained(folder).eval()
+    pixels = ours.prepare.scale(torch.stack([ours.prepare(decode(tiny.png(i))) for i in (1, 200)]))
+    tokens = ours.tokenize(TEXTS)
+    assert tokens.shape == (2, 24)
+    with torch.no_grad():
+        want = theirs(input_ids=tokens, pixel_values=pixels)
+        torch.testing.assert_close(ours.encode("vision", pixels), F.normalize(want.image_embeds, dim=-1))
+        torch.testing.assert_close(ours.encode("text", tokens), F.normalize(want.text_embeds, dim=-1))
+
+
+def test_one_projection_is_scored_and_all_three_move_together(folder):
+    layers = {layer.name: layer for layer in load(str(folder)).layers("tensor")}
+    q = layers["vision_model.encoder.layers.1.self_attn.q_proj.weight"]
+    assert [part.name.split(".")[-2] for part in q.scored] == ["q_proj"]
+    assert [part.name.split(".")[-2] for part in q.edited] == ["q_proj", "k_proj", "v_proj"]
+    fc2 = layers["text_model.encoder.layers.0.mlp.fc2.weight"]
+    assert [part.name.split(".")[-2] for part in fc2.edited] == ["fc1", "fc2"]
+    assert not any("norm" in name or "bias" in name or "embedding" in name for name in layers)
+
+
+def test_a_patch_goes_through_the_folder_and_back(folder, tmp_path):
+    model = load(str(folder))
+    layer = next(layer for layer in model.layers("tensor") if layer.name.endswith("layers.1.self_attn.k_proj.weight"))
+    ones = {name: torch.ones_like(weight) for name, weight in model.weights.items()}
+    edit = Edit(step_deltas(model, Gradients(ones, ones, 1, 1, {}), layer, 0.01), ())
+    write_patch(tmp_path / "p", edit, model)
+    assert weights_fingerprint(read_weights(folder)) == model.weights_fingerprint
+    assert main(["apply", str(tmp_path / "p"), str(folder), "--out", str(tmp_path / "edited")]) == 0
+    edited = load(str(tmp_path / "edited"))
+    assert edited.weights_fingerprint == model.edited(edit).weights_fingerprint
+    changed = [name for name in model.weights if not torch.equal(model.weights[name], edited.weights[name])]
+    assert sorted(name.split(".")[-2] for name in changed) == ["k_proj", "q_proj", "v_proj"]
+    assert main(["remove", str(tmp_path / "p"), str(tmp_path / "edited"), "--out", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "readme.md").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for config.json, model.safetensors, .* missing, found \['readme.md'\]"
+    ):
+        load(str(tmp_path))
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"model.path=muwa/none: no such folder, and the hub id is not in .*`hf download muwa/none`",
+    ):
+        load("muwa/none")
+
+
+def without(folder, to, *names):
+    """A copy of `folder` that lacks some files."""
+    return shutil.copytree(folder, to, ignore=shutil.ignore_patterns(*names))
+
+
+def test_all_projections_together_are_one_step_along_the_gradient(folder):
+    model = load(str(folder))
+    layer = next(
+        one for one in model.layers("tensor") if one.name.endswith("text_model.encoder.layers.1.mlp.fc1.weight")
+    )
+    ones = {name: torch.ones_like(weight) for name, weight in model.weights.items()}
+    deltas = step_deltas(model, Gradients(ones, ones, 1, 1, {}), layer, 0.5)
+    assert sorted(name.split(".")[-2] for name in deltas) == ["fc1", "fc2"]
+    assert {value for delta in deltas.values() for value in delta.unique().tolist()} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
+def test_a_folder_that_lacks_a_file_is_not_said_to_be_missing(folder, tmp_path, name):
+    path = without(folder, tmp_path / "part", name)
+    with pytest.raises(FileNotFoundError) as caught:
+        load(str(path))
+    assert "no such folder" not in str(caught.value)
+    assert "hf download /" not in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
+    path = without(folder, tmp_path / "part", "tokenizer*", "vocab*", "merges*", "special*")
+    with pytest.raises((OSError, ValueError), match="tokenizer"):
+        load(str(path))
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(folder, tmp_path):
+    path = without(folder, tmp_path / "part", "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((OSError, ValueError), match="visual_projection.weight"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("damage", ["shape", "cut"])
+def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
+    path = without(folder, tmp_path / "part", "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "visual_projection.weight": torch.ones(8, 32)}, path / "model.safetensors", {"format": "pt"})
+    if damage == "cut":
+        raw = (folder / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises((OSError, ValueError), match="part"):
+        load(str(path))

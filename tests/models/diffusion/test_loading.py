@@ -1,0 +1,141 @@
+import json
+import shutil
+
+import pytest
+import tiny_sd
+import torch
+from safetensors.torch import load_file, save_file
+
+from muwa.models.clip import open_clip
+from muwa.models.diffusion.loading import load
+from muwa.types.image_requests import Prompts
+
+CLIPS = {"text_encoder": open_clip.load}
+PROMPTS = Prompts(("a photo of a dog", "red"), (3, 4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd") / "sd"
+    tiny_sd.pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_a_folder_is_loaded_and_drawn(folder):
+    model = load(str(folder), clips=CLIPS, steps=2, guidance=2.0)
+    assert torch.equal(model.draw(PROMPTS), tiny_sd.diffusion().draw(PROMPTS))
+    assert model.fingerprint == tiny_sd.diffusion().fingerprint
+    assert str(folder) in model.source
+
+
+@pytest.mark.parametrize(("dtype", "want"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_the_pipeline_is_cast_and_the_clip_is_not(folder, dtype, want):
+    model = load(str(folder), clips=CLIPS, steps=2, dtype=dtype)
+    assert {p.dtype for p in model.weights("unet").values()} == {want}
+    assert {p.dtype for p in model.clip.weights.values()} == {torch.float32}
+
+
+def test_xl_is_loaded_with_two_clips(tmp_path, capfd):
+    tiny_sd.xl_pipeline().save_pretrained(tmp_path)
+    capfd.readouterr()
+    model = load(str(tmp_path), clips={**CLIPS, "text_encoder_2": tiny_sd.second_clip}, steps=2, guidance=2.0)
+    assert capfd.readouterr() == ("", "")
+    assert list(model.clips) == ["text_encoder", "text_encoder_2"]
+    assert torch.equal(model.draw(PROMPTS), tiny_sd.xl().draw(PROMPTS))
+    with pytest.raises(
+        ValueError, match="model.clips: got text_encoder, want one for each of text_encoder, text_encoder_2"
+    ):
+        load(str(tmp_path), clips=CLIPS)
+
+
+def test_a_folder_with_a_half_variant_alone_is_loaded(tmp_path):
+    tiny_sd.pipeline(0, torch.float16).save_pretrained(tmp_path, variant="fp16")
+    assert load(str(tmp_path), clips=CLIPS).weights("unet")["conv_in.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "model.dtype: got 'int8', want one of fp32, fp16, bf16"),
+        ({"steps": 0}, "model.steps=0 guidance=4.0 size=None: want steps >= 1"),
+        ({"guidance": 0.5}, "model.steps=20 guidance=0.5 size=None: want .* guidance >= 1"),
+        ({"size": 20}, "size=20: want .* a multiple of 8"),
+        ({"device": "moon"}, "runtime.device=moon: not usable here"),
+        ({"clips": {}}, "model.clips: got none, want one for each of text_encoder of"),
+        (
+            {"clips": {"text_encoder_2": open_clip.load}},
+            "model.clips: got text_encoder_2, want one for each of text_enc",
+        ),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named(folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(str(folder), **{"clips": CLIPS, **settings})
+
+
+def index(path, **changed):
+    file = path / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+def drop(path, file, name):
+    weights = load_file(path / file)
+    del weights[name]
+    save_file(weights, path / file, metadata={"format": "pt"})
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+DAMAGE = {
+    "no index": (
+        lambda p: (p / "model_index.json").unlink(),
+        FileNotFoundError,
+        r"no model_index.json, so no diffusers",
+    ),
+    "index cut": (lambda p: (p / "model_index.json").write_text('{"a"'), ValueError, "model_index.json: not JSON"),
+    "index a list": (lambda p: (p / "model_index.json").write_text("[]"), ValueError, "by name, got a list"),
+    "no unet": (
+        lambda p: shutil.rmtree(p / "unet"),
+        FileNotFoundError,
+        "model_index.json names unet, which is not there",
+    ),
+    "no tokens": (
+        lambda p: [f.unlink() for f in (p / "tokenizer").iterdir()],
+        FileNotFoundError,
+        "names tokenizer, which is",
+    ),
+    "no weights": (lambda p: (p / UNET).unlink(), ValueError, r"cannot be loaded \(.*no file named"),
+    "weights cut": (
+        lambda p: (p / UNET).write_bytes(b"xx"),
+        ValueError,
+        r"cannot be loaded \(.*diffusion_pytorch_model",
+    ),
+    "a tensor less": (lambda p: drop(p, UNET, "conv_in.weight"), ValueError, "no weights for unet/conv_in.weight"),
+    "other class": (lambda p: index(p, _class_name="NoSuch"), ValueError, r"cannot be loaded \(.*NoSuch"),
+    "no text": (
+        lambda p: index(p, _class_name="DDPMPipeline"),
+        ValueError,
+        "a DDPMPipeline; want a pipeline with a unet and",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_folder_that_is_not_whole_is_named(folder, tmp_path, damage):
+    do, error, message = DAMAGE[damage]
+    path = shutil.copytree(folder, tmp_path / "part")
+    do(path)
+    with pytest.raises(error, match=rf"(?s)part.*{message}"):
+        load(str(path), clips=CLIPS)
+
+
+def test_what_is_not_there_says_how_to_bring_it(tmp_path):
+    for path in ("muwa/none", str(tmp_path / "none")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"model.path={path}: no such folder, and no hub id .*save_pretrained"
+        ):
+            load(path, clips=CLIPS)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from matplotlib import image
+from report.test_page import report
+
+from muwa.report import figures
+
+
+def pixels(figure, path):
+    figures.save(figure, path)
+    return image.imread(path)
+
+
+def test_each_figure_shows_its_numbers(tmp_path):
+    search = report(tmp_path).edit.searches[0]
+    blank, _ = figures.blank(5.2, 4.4)
+    empty = pixels(blank, tmp_path / "blank.png")
+    drawn = pixels(figures.pareto(search), tmp_path / "pareto.png")
+    assert drawn.shape == empty.shape
+    assert np.abs(drawn - empty).mean() > 1e-3
+    assert "visual.proj" in [text.get_text() for text in figures.pareto(search).axes[0].texts] or any(
+        "proj" in text.get_text() for text in figures.pareto(search).axes[0].texts
+    )
+
+
+def test_the_trace_has_a_line_a_rate_and_marks_the_choice(tmp_path):
+    axis = figures.trace(report(tmp_path).edit.searches[0]).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert list(lines["forget top-5"]) == [50, 0]
+    assert list(lines["retain top-1"]) == [90, 90]
+    assert list(lines["chosen step"]) == [0, 1]
+
+
+def test_variants_share_a_colour_by_method_and_a_shape_by_their_last_setting():
+    runs = {
+        "slug (pick=a, k=1)": ([0.0, 50.0], [-1.0, -3.0]),
+        "slug (pick=a, k=2)": ([0.0], [-4.0]),
+        "ga": ([100.0], [0.0]),
+    }
+    figure = figures.kept_against_forgotten(runs)
+    lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["slug (pick=a)", "ga", "k=1", "k=2"]
+    assert list(lines["slug (pick=a)"].get_xdata()) == [25, 0]
+    assert list(lines["slug (pick=a)"].get_ydata()) == [-2, -4]
+    assert lines["k=1"].get_marker() != lines["k=2"].get_marker()
+    wide = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    assert wide == pytest.approx([0, 25 + 1250**0.5])  # the bar of 0 and 50 ends at 0, where accuracies do
+
+
+def test_bars_are_the_metrics_in_per_cent(tmp_path):
+    one = report(tmp_path)
+    axis = figures.bars(one.before, one.after).axes[0]
+    assert [round(bar.get_width(), 1) for bar in axis.patches] == [100.0, 90.0, 0.0, 88.0]
+
+
+def test_the_matrices_share_one_scale(tmp_path):
+    figure = figures.similarity(["a", "b"], [[0.5, 0.1], [0.1, 0.5]], [[0.2, 0.1], [0.1, 0.5]], ["a"])
+    scales = {axis.images[0].get_clim() for axis in figure.axes[:2]}
+    assert scales == {(0.1, 0.5)}
+    assert figure.axes[0].get_yticklabels()[0].get_color() == figures.RED
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("visual.transformer.resblocks.3.attn.in_proj_weight", "3.attn.in_proj"), ("visual.proj", "visual.proj"),
+    ("vision_model.encoder.layers.9.self_attn.q_proj.weight", "9.self_attn.q_proj"), ("text_projection", "text_projection"),
+])  # fmt: skip
+def test_labels_are_short(name, label):
+    assert figures.short(name) == label
+
+
+def test_of_many_accuracies_the_bars_show_the_main_ones(tmp_path):
+    from muwa.types.metric import Metric
+
+    one = report(tmp_path)
+    many = {f"altered/{i}": Metric(0.5, 4) for i in range(20)}
+    axis = figures.bars({**one.before, **many}, {**one.after, **many}).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["forget/top1  (n=2)", "retain/top1  (n=7)"]

@@ -1,0 +1,100 @@
+import csv
+import json
+
+from muwa.report.sweep import end_run, headline, read_runs, summary, swept, write_sweep
+
+
+def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
+    """A run's folder as muwa leaves it: its overrides and, when it finished, its results."""
+    here = folder / str(number)
+    (here / ".hydra").mkdir(parents=True)
+    (here / ".hydra" / "overrides.yaml").write_text("".join(f"- {one}\n" for one in overrides))
+    if top1 is None:
+        return
+    before = {"forget/top1": {"value": 1.0}, "forget/top5": {"value": 1.0}, "retain/top1": {"value": retain[0]}}
+    after = {"forget/top1": {"value": top1}, "forget/top5": {"value": top5}, "retain/top1": {"value": retain[1]}}
+    found = {
+        "metrics": {"before": before, "after": after}, "task": {"kind": "identity", "names": ["A B"]}, "objective": top1, "seconds": {"total": 3.0},
+        "edit": {"tower": "vision", "layer": "visual.proj", "step": 2.0, "relative_norm": 0.1}, "search": [{"feasible": True}],
+        "provenance": {"method": "slug"},
+    }  # fmt: skip
+    (here / "results.json").write_text(json.dumps(found))
+
+
+def test_one_row_a_run_in_order_with_what_was_swept(tmp_path):
+    for i, seed in enumerate(range(11)):
+        run(tmp_path, i, [f"seed={seed}", "model=clip"], top1=0.0)
+    rows = read_runs(tmp_path)
+    assert [row["run"] for row in rows] == [str(i) for i in range(11)]
+    assert [row["seed"] for row in rows] == [str(i) for i in range(11)]
+    assert "model" not in rows[0]
+
+
+def test_changes_means_and_failures_worked_by_hand(tmp_path):
+    run(tmp_path, 0, ["seed=0"], top1=0.0, retain=(0.9, 0.88))
+    run(tmp_path, 1, ["seed=1"], top1=0.5, top5=0.5, retain=(0.9, 0.84))
+    run(tmp_path, 2, ["seed=2"])
+    end_run(tmp_path / "2", done=False)
+    write_sweep(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["done", "done", "failed"]
+    assert [round(float(row["change retain/top1"]), 6) for row in rows[:2]] == [-2, -6]
+    text = headline(read_runs(tmp_path))
+    assert text.startswith("2 of 3 runs are done. 1 of 2 reach forget/top5 = 0.")
+    assert "Mean change of retain/top1: -4.00 ± 2.83 points." in text
+    page = (tmp_path / "sweep.html").read_text()
+    assert "-4 ± 2.8" in page
+    assert "data:image/png;base64," in page
+    assert not list(tmp_path.glob("*.draft"))
+
+
+def test_methods_and_their_settings_are_not_averaged(tmp_path):
+    run(tmp_path / "people", 0, ["task.identity=A", "seed=0"], top1=0.0)
+    run(tmp_path / "people", 1, ["task.identity=B", "seed=1"], top1=0.0)
+    rows = read_runs(tmp_path / "people")
+    assert "Mean change of retain/top1: -2.00" in headline(rows)
+    assert summary(rows, list(rows[0]))["after forget/top1"] == "0 ± 0"
+    for key, values in (("method", ("slug", "ga")), ("method.k", ("1", "2")), ("learning_rate", ("1e-4", "1e-5"))):
+        folder = tmp_path / key
+        for number, value in enumerate(values):
+            run(folder, number, ["task.identity=A", f"{key}={value}"], top1=0.0)
+            (folder / str(number) / ".hydra" / "config.yaml").write_text("rate: ${learning_rate}\n")
+        rows = read_runs(folder)
+        assert headline(rows) == "2 of 2 runs are done. 2 of 2 reach forget/top5 = 0."
+        assert summary(rows, list(rows[0])) == {}
+
+
+def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):
+    for number in range(3):
+        run(tmp_path, number, [f"seed={number}"])
+    end_run(tmp_path / "1", done=False)
+    end_run(tmp_path / "2", done=True)  # stages=[curate] leaves no results
+    assert [row["status"] for row in read_runs(tmp_path)] == ["unfinished", "failed", "done"]
+    assert headline(read_runs(tmp_path)) == "1 of 3 runs are done."
+
+
+def test_no_runs_no_pages(tmp_path):
+    write_sweep(tmp_path)
+    assert not list(tmp_path.glob("sweep.*"))
+
+
+def test_a_shared_setting_counts_where_the_method_reads_it(tmp_path):
+    for number, (rate, reads) in enumerate([("1e-4", True), ("1e-5", True), ("1e-5", False)]):
+        folder = tmp_path / str(number) / ".hydra"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"- learning_rate={rate}\n- task.identity=A\n")
+        (folder / "config.yaml").write_text("method:\n  learning_rate: ${learning_rate}\n" if reads else "method: {}\n")
+    assert [own for _, own in swept(tmp_path)] == [
+        {"learning_rate": "1e-4"},
+        {"learning_rate": "1e-5"},
+        {"learning_rate": ""},
+    ]
+
+
+def test_a_shared_setting_that_all_who_read_it_agree_on_is_not_swept(tmp_path):
+    for number, method in enumerate(["slug", "ga", "gaft"]):
+        folder = tmp_path / str(number) / ".hydra"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"- checkpoint=best\n- method={method}\n")
+        (folder / "config.yaml").write_text("method: {}\n" if method == "slug" else "method:\n  rule: ${checkpoint}\n")
+    assert [own for _, own in swept(tmp_path)] == [{"method": "slug"}, {"method": "ga"}, {"method": "gaft"}]

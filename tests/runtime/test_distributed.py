@@ -1,0 +1,108 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from muwa.cache.store import Store
+from muwa.gradients.files import write_gradients
+from muwa.gradients.mean import Recipe, gradients
+from muwa.runtime.distributed import ALONE, World, world
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import tiny
+from muwa.cache.store import Store
+from muwa.gradients.files import write_gradients
+from muwa.gradients.mean import Recipe, gradients
+from muwa.runtime.distributed import world
+
+out, micro = Path(sys.argv[1]), int(sys.argv[2]) or None
+with world("cpu") as ranks:
+    store = Store(out / "cache")
+    for turn in range(2):
+        found = gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 5, 0), store=store,
+                          world=ranks, micro_batch_size=micro)
+        assert (found is None) == (not ranks.leads)
+        if found is not None:
+            write_gradients(out / f"{turn}.safetensors", found)
+    (out / f"events{ranks.rank}").write_text(repr(store.events))
+"""
+
+
+def torchrun(processes, *command, cwd=ROOT, **environment):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-addr=127.0.0.1"]
+    done = subprocess.run([*run, f"--master-port={port}", *command], cwd=cwd, text=True, capture_output=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_shares_cover_a_batch_once():
+    for n in (0, 1, 5, 8):
+        for size in (1, 2, 3, 8):
+            assert [i for rank in range(size) for i in World(rank, size).share(n)] == list(range(n))
+
+
+def test_alone_everything_stays_as_it_is():
+    rows = torch.ones(2, 3, requires_grad=True)
+    assert ALONE.told("x") == "x"
+    assert torch.equal(ALONE.gather(rows, 2), rows)
+    assert not ALONE.gather(rows, 2).requires_grad
+    with world("cpu") as ranks:
+        assert ranks is ALONE
+
+
+def test_a_named_gpu_cannot_be_shared(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ValueError, match="runtime.device=cuda:1: torchrun gives each process its own GPU"),
+        world("cuda:1"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("micro", [0, 1])
+def test_two_processes_give_the_gradient_of_one(tmp_path, micro):
+    """Batches of 5 are shared 2 and 3, the last one of 2 pairs 1 and 1; both with whole shares and in parts of one pair."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    torchrun(2, str(tmp_path / "program.py"), str(tmp_path), str(micro))
+    recipe = Recipe("cosine", "contrastive", 5, 0)
+    one = gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], recipe, store=Store(tmp_path / "own"))
+    write_gradients(tmp_path / "one.safetensors", one)
+    want, got = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "0.safetensors")
+    tiny.same_gradients(got, want)
+    again = load_file(tmp_path / "1.safetensors")  # the second turn is read back, and no rank waits for another
+    assert all(torch.equal(again[name], got[name]) for name in got)
+    assert "'partial'" in (tmp_path / "events0").read_text()
+
+
+def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature, tmp_path):
+    small = ["task.limits.forget_pairs=8", "task.limits.retain_pairs=24", "task.limits.eval_retain=1", "dataset.utility=0.05",
+             "dataset.utility_probe=0.02", "layer_search.max_evals=2", "layer_search.towers=[text]",
+             f"dataset.root={miniature}"]  # fmt: skip
+    torchrun(2, str(ROOT / "launch.py"), *small, f"paths.outputs={tmp_path}/two")
+    subprocess.run([sys.executable, str(ROOT / "launch.py"), *small, f"paths.outputs={tmp_path}/one"], check=True,
+                   capture_output=True, cwd=ROOT)  # fmt: skip
+    two, one = (list((tmp_path / name / "slug").glob("*/*")) for name in ("two", "one"))
+    assert len(two) == len(one) == 1
+    a, b = (json.loads((run[0] / "results.json").read_text()) for run in (two, one))
+    assert [row["layer"] for row in a["front"]] == [row["layer"] for row in b["front"]]
+    for x, y in zip(a["scores"], b["scores"], strict=True):
+        assert x["importance"] == pytest.approx(y["importance"], rel=1e-4)
+    assert [row["step"] for row in a["trace"]] == pytest.approx([row["step"] for row in b["trace"]], rel=1e-4)
+    for name, metric in a["metrics"]["after"].items():
+        assert metric["value"] == pytest.approx(b["metrics"]["after"][name]["value"], abs=1e-6)
+    assert not list(tmp_path.glob("two/**/1")), "a helping rank left a folder"
