@@ -132,7 +132,7 @@ class Shape:
 def shapes(model: Clip, tokens: torch.Tensor) -> dict[str, Shape]:
     """Both towers' shapes; text as long as prompts are on average."""
     w = model.weights
-    vision, text = model.chain("vision"), model.chain("text")
+    vision, text = model.staged_forward("vision"), model.staged_forward("text")
     mean = text.lengths(tokens).double().mean().item()
     return {
         "vision": Shape(len(vision.blocks), w["visual.proj"].shape[0], w["visual.positional_embedding"].shape[0]),

@@ -62,7 +62,7 @@ def prepare(size: str, device: str, count: int | None) -> tuple[Clip, Pairs]:
     """The model, its chains tried, and the pairs."""
     model = load(size, device)
     for tower in ("vision", "text"):
-        model.chain(tower)
+        model.staged_forward(tower)
     return model, task().retain.select(range(count or PAIRS[size]))
 
 

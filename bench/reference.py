@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from muwa.data.samples import decode
 from muwa.models.clip.model import Clip
-from muwa.types.data import Classes, Pictures, Split
+from muwa.types.data import Classes, LabelledImages, Split
 from muwa.types.search import Layer
 
 Rates = tuple[float, float, float, float, float]
@@ -40,7 +40,7 @@ class Reference:
     """Full evaluation of an edited model.
 
     Args:
-        batch: Pictures and prompts a forward takes. At 1 the pictures are decoded anew each time too, one name's prompts at
+        batch: LabelledImages and prompts a forward takes. At 1 the pictures are decoded anew each time too, one name's prompts at
             a time, as the release does; above, they are decoded once, ahead and not counted.
     """
 
@@ -51,7 +51,7 @@ class Reference:
             {} if batch == 1 else {id(p): self._decoded(p) for p in (probe.forget, probe.retain, probe.utility)}
         )
 
-    def _decoded(self, pictures: Pictures) -> Tensor:
+    def _decoded(self, pictures: LabelledImages) -> Tensor:
         return self._model.prepare.scale(torch.stack([self._model.prepare(decode(one)) for one in pictures.images]))
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class Reference:
         each = [F.normalize(network.encode_text(b.to(self._model.device)), dim=-1) for b in tokens.split(self._batch)]
         return F.normalize(torch.cat(each).view(len(names), len(classes.templates), -1).mean(1), dim=-1)
 
-    def _hits(self, network: nn.Module, pictures: Pictures, weights: Tensor, few: float) -> list[list[float]]:
+    def _hits(self, network: nn.Module, pictures: LabelledImages, weights: Tensor, few: float) -> list[list[float]]:
         count = max(1, round(len(pictures) * few))
         hits = []
         for i in range(0, count, self._batch):

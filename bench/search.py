@@ -19,7 +19,7 @@ from bench.common import Measured, arguments, flops_a_second, load, machine, mea
 from bench.reference import Reference, Step, choose
 from muwa.gradients.mean import gradient_sum
 from muwa.layer_search.bisection import bisection, next_step
-from muwa.layer_search.steps import Trial
+from muwa.layer_search.steps import StepEvaluator
 from muwa.layer_search.steps import choose as choose_ours
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
@@ -59,9 +59,9 @@ class Row:
                 "release": self.release / self.steps, "release_all_in": self.release / all_in}  # fmt: skip
 
 
-def ours(model: Clip, found: Gradients, data: Task, layer: Layer, device: str) -> tuple[Trial, Measured, Measured]:
+def ours(model: Clip, found: Gradients, data: Task, layer: Layer, device: str) -> tuple[StepEvaluator, Measured, Measured]:
     """(the trial with its trace, what is computed once a run, ten steps of the layer)."""
-    make = partial(Trial, model, found, data.probe, [layer], Features(model), concept="x", criterion="top5", target=0.0)
+    make = partial(StepEvaluator, model, found, data.probe, [layer], Features(model), concept="x", criterion="top5", target=0.0)
     trial, once = measure(lambda: make(log=lambda event, row: None), device)
 
     def search() -> None:
@@ -73,7 +73,7 @@ def ours(model: Clip, found: Gradients, data: Task, layer: Layer, device: str) -
     return trial, once, measure(search, device)[1]
 
 
-def agrees(trial: Trial, trace: list[Step]) -> bool:
+def agrees(trial: StepEvaluator, trace: list[Step]) -> bool:
     """Whether the reference took the same steps, saw the same accuracies and would choose the same one."""
     rows = trial.trace[: len(trace)]
     for row, other in zip(rows, trace, strict=True):

@@ -78,7 +78,7 @@ class Root:
     method: Any = MISSING
     layer_search: Any = MISSING
     eval: Any = MISSING
-    recogniser: Any = MISSING
+    classifier: Any = MISSING
     questions: Any = MISSING
     logger: Any = MISSING
 

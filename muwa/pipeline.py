@@ -20,21 +20,21 @@ from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_metrics, evaluate, fitting
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.model import Diffusion
 from muwa.models.vlm.model import Vlm
-from muwa.models.vlm.question_answering import Interview, conversation
+from muwa.models.vlm.question_answering import QuestionAnswering, conversation
 from muwa.patch.apply import write_patch
 from muwa.report.loggers import Loggers
 from muwa.report.page import verdicts, write_report
 from muwa.report.samples import gallery
-from muwa.runtime.distributed import World, world
+from muwa.runtime.distributed import Distributed, world
 from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
-from muwa.types.image_requests import Drawn
+from muwa.types.image_requests import ImageSample
 from muwa.types.metric import Metric
-from muwa.types.questions import Said
+from muwa.types.questions import AnswerSample
 from muwa.types.report import Report
 
 LIBRARIES = (
@@ -70,7 +70,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         return _run(parts, settings, ranks)
 
 
-def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) -> float:
+def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: Distributed) -> float:
     """The run of one process: the first does all of it, the others help with the gradients."""
     stages, folder = settings["stages"], Path(settings["paths"]["run"])
     progress = settings["runtime"]["progress"] and ranks.leads
@@ -119,7 +119,7 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: World) ->
 
 def unlearn(
     parts: Mapping[str, Any], settings: Mapping[str, Any], model: Model, task: Task, store: Store,
-    loggers: Loggers, ranks: World,
+    loggers: Loggers, ranks: Distributed,
 ) -> Report | None:  # fmt: skip
     """Measure, make the edit, write the patch, measure again. None when `eval` is not among the stages.
 
@@ -159,17 +159,17 @@ def unlearn(
     )  # fmt: skip
 
 
-def drawings(model: Model, edited: Model, task: Task, store: Store) -> tuple[Drawn, ...]:
+def drawings(model: Model, edited: Model, task: Task, store: Store) -> tuple[ImageSample, ...]:
     """A few pictures by both models from the same seeds; none of a CLIP."""
     if isinstance(model, Diffusion) and isinstance(edited, Diffusion):
-        return gallery(Studio(model, store), Studio(edited, store), task)
+        return gallery(ImageGenerator(model, store), ImageGenerator(edited, store), task)
     return ()
 
 
-def answers(model: Model, edited: Model, task: Task, store: Store) -> tuple[Said, ...]:
+def answers(model: Model, edited: Model, task: Task, store: Store) -> tuple[AnswerSample, ...]:
     """A few questions answered by both models; none of a model that does not answer."""
     if isinstance(model, Vlm) and isinstance(edited, Vlm):
-        return conversation(Interview(model, store), Interview(edited, store), task)
+        return conversation(QuestionAnswering(model, store), QuestionAnswering(edited, store), task)
     return ()
 
 

@@ -1,4 +1,4 @@
-"""A model that paints what it is told in plain colours, a recogniser that reads them, and tasks for both: all by hand."""
+"""A model that paints what it is told in plain colours, a classifier that reads them, and tasks for both: all by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from muwa.data.samples import match_names
 from muwa.fingerprint import digest
-from muwa.models.diffusion.image_generation import Recogniser
-from muwa.types.data import Classes, Pairs, Pictures, Split, Task
+from muwa.models.diffusion.image_generation import ImageClassifier
+from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 
 CLASSES = ("Ada Fox", "Bo Hill", "Cy Reed", "star", "ring", "heart")
 STYLES = ("neon", "sepia", "mosaic")
@@ -40,7 +40,7 @@ class Painter:
         return torch.stack(rows)
 
 
-class Colours(Recogniser):
+class Colours(ImageClassifier):
     """Sees the label whose value is nearest to the picture's mean."""
 
     labels = MappingProxyType({"class": CLASSES, "style": STYLES})
@@ -56,7 +56,7 @@ class Colours(Recogniser):
 
 def pictures(names, *, start=0):
     images = tuple(tiny.png(100 * (start + i)) for i in range(len(names)))
-    return Pictures(tuple(names), images, tuple(range(len(names))), Classes(tuple(names), ("{}",)))
+    return LabelledImages(tuple(names), images, tuple(range(len(names))), Classes(tuple(names), ("{}",)))
 
 
 def _task(kind, name, others, unrelated, prompts):

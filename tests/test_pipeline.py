@@ -145,7 +145,7 @@ def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
 
 def test_pictures_of_the_forgotten_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):
     def shown():
-        """Pictures of the forgotten person that stand in any file of the run."""
+        """LabelledImages of the forgotten person that stand in any file of the run."""
         cfg = composed(f"dataset.root={miniature}", "runtime.progress=false")
         task = config.build(cfg)["task"](config.build(cfg)["dataset"]())
         pictures = [path.read_bytes() for path in (*task.eval.forget.images, *task.probe.forget.images)]

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from muwa.fingerprint import read_image
 from muwa.models.clip.model import Clip, Preparation, Towers
-from muwa.types.data import Classes, Pairs, Pictures, Split, Task
+from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 
 NAMES = ("Ada Fox", "Bo Hill", "Cy Reed", "Di Moss", "Ed Vale", "Flo Wren", "Gil Hart", "Hal Stone")
 
@@ -73,11 +73,11 @@ def pairs(n: int = 12, *, names: tuple[str, ...] = NAMES) -> Pairs:
     return Pairs(tuple(f"k{i}" for i in range(n)), images, tuple(f"a photo of {names[w]}" for w in who))
 
 
-def pictures(labels: list[int], *, start: int = 50) -> Pictures:
+def pictures(labels: list[int], *, start: int = 50) -> LabelledImages:
     """One picture for each label, of the colour that `pairs` gives that name."""
     images = tuple(png(100 * label + start + i) for i, label in enumerate(labels))
     keys = tuple(f"p{i}" for i in range(len(labels)))
-    return Pictures(keys, images, tuple(labels), Classes(NAMES, ("{}.",)))
+    return LabelledImages(keys, images, tuple(labels), Classes(NAMES, ("{}.",)))
 
 
 def split(start: int = 50) -> Split:

@@ -19,7 +19,7 @@ from muwa.fingerprint import digest
 from muwa.miniature.text_tower import text_model
 from muwa.models.clip.model import Clip, Towers
 from muwa.models.clip.open_clip import load
-from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.image_generation import ImageClassifier
 from muwa.models.diffusion.model import Diffusion, Sampling
 from muwa.patch import names
 
@@ -101,7 +101,7 @@ def xl(seed: int = 0) -> Diffusion:
     return Diffusion(xl_pipeline(seed), clips, Sampling(2, 2.0), source="tiny XL")
 
 
-class Greys(Recogniser):
+class Greys(ImageClassifier):
     """Knows names by how light a picture is: the darkest pictures show the first, the lightest the last."""
 
     def __init__(self, names: tuple[str, ...], domain: str = "class"):
@@ -119,7 +119,7 @@ class Greys(Recogniser):
         return digest([name for names in self.labels.values() for name in names])
 
 
-class Memory(Recogniser):
+class Memory(ImageClassifier):
     """Remembers pictures by what they show; a picture farther than `limit` from all of them shows "nothing".
 
     Args:

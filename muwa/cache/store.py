@@ -32,7 +32,7 @@ from torch import Tensor
 from muwa.cache.code import code_fingerprint
 from muwa.cache.tensor_table import rows_of
 from muwa.fingerprint import digest, fingerprint
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types import data, edit, gradients, metric, search
 
 # The records that a value may hold: the dataclasses of muwa.types.
@@ -57,7 +57,7 @@ class Store:
         self.saved = 0.0
 
     def get(self, stage: str, function: Callable[..., Any], *args: Any, _free: Mapping[str, Any] | None = None,
-            _world: World = ALONE, _resume: str | None = None, **keywords: Any) -> Any:  # fmt: skip
+            _world: Distributed = ALONE, _resume: str | None = None, **keywords: Any) -> Any:  # fmt: skip
         """`function(*args, **keywords, **_free)`, read back if it was computed before.
 
         Args:

@@ -11,7 +11,7 @@ import numpy as np
 from open_clip import IMAGENET_CLASSNAMES
 
 from muwa.data.samples import check_broken, decode
-from muwa.types.data import Broken, Classes, Pictures
+from muwa.types.data import Broken, Classes, LabelledImages
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 _WNID = re.compile(r"n\d{8}")
@@ -21,7 +21,7 @@ _LAYOUT = "one folder a class: {root}/<class>/<picture>.jpg (ImageNet: {root}/n0
 
 def read_folder(
     root: Path, *, templates: Sequence[str], fraction: float, seed: int, max_broken: float
-) -> tuple[Pictures, list[Broken]]:
+) -> tuple[LabelledImages, list[Broken]]:
     """Labelled pictures of an ImageNet-style folder.
 
     Args:
@@ -59,13 +59,13 @@ def read_folder(
         order = np.random.default_rng(seed).permutation(len(rows))[: round(fraction * len(rows))]
         rows = [rows[i] for i in sorted(order.tolist())]
     keys = tuple(str(path.relative_to(root)) for path, _ in rows)
-    pictures = Pictures(keys, tuple(path for path, _ in rows), tuple(label for _, label in rows), classes)
+    pictures = LabelledImages(keys, tuple(path for path, _ in rows), tuple(label for _, label in rows), classes)
     sound, broken = verified(pictures)
     check_broken(broken, len(rows), max_broken, str(root))
     return sound, broken
 
 
-def verified(pictures: Pictures) -> tuple[Pictures, list[Broken]]:
+def verified(pictures: LabelledImages) -> tuple[LabelledImages, list[Broken]]:
     """The pictures that decode, and what is wrong with the others."""
 
     def fault(i: int) -> str | None:

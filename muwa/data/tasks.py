@@ -17,7 +17,7 @@ from muwa.data.curate import Curated, curate, load_forget, mentions
 from muwa.data.imagenet import read_folder, verified
 from muwa.data.samples import check_broken, find_name, fold
 from muwa.data.shards import read_pairs
-from muwa.types.data import Broken, Classes, Pairs, Pictures, Split, Task
+from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 
 @dataclass(frozen=True)
@@ -193,18 +193,18 @@ def _shuffled(images: Sequence[bytes | Path], name: str, seed: int) -> list[byte
 def _pictures(
     files: Mapping[str, Sequence[bytes | Path]], classes: Classes, names: Sequence[str],
     take: Callable[[list[bytes | Path], str], Sequence[bytes | Path]],
-) -> Pictures:  # fmt: skip
+) -> LabelledImages:  # fmt: skip
     """`take(pictures of a name, name)` of each of `names`, labelled with its place in `classes`."""
     index = {name: i for i, name in enumerate(classes.names)}
     rows = [(image, index[name]) for name in names for image in take(list(files.get(name, ())), name)]
     keys = tuple(image.name if isinstance(image, Path) else str(i) for i, (image, _) in enumerate(rows))
-    return Pictures(keys, tuple(image for image, _ in rows), tuple(label for _, label in rows), classes)
+    return LabelledImages(keys, tuple(image for image, _ in rows), tuple(label for _, label in rows), classes)
 
 
 def _named(
     files: Mapping[str, Sequence[bytes | Path]], classes: Classes, names: Sequence[str], others: Sequence[str],
     take: Limits, seed: int,
-) -> dict[str, Pictures]:  # fmt: skip
+) -> dict[str, LabelledImages]:  # fmt: skip
     """Probe and eval pictures of the forgotten and of the others, no picture in two of them."""
     for name in names:
         if len(files.get(name, ())) < 2:
@@ -230,7 +230,7 @@ def _named(
     }
 
 
-def _in_two(pictures: Pictures, dataset: Dataset, seed: int) -> tuple[Pictures, Pictures]:
+def _in_two(pictures: LabelledImages, dataset: Dataset, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """(probe, eval): unrelated pictures for the search at random by `seed`, and the rest, each in the original order."""
     share = dataset.utility_probe / (dataset.utility + dataset.utility_probe)
     order = np.random.default_rng([seed, 1]).permutation(len(pictures)).tolist()
@@ -239,11 +239,11 @@ def _in_two(pictures: Pictures, dataset: Dataset, seed: int) -> tuple[Pictures, 
 
 
 def _task(
-    kind: str, dataset: Dataset, names: Sequence[str], aliases: Mapping[str, Sequence[str]], parts: Mapping[str, Pictures],
-    utility: tuple[Pictures, Pictures], take: Limits, bare: bool, broken: list[Broken], progress: bool,
+    kind: str, dataset: Dataset, names: Sequence[str], aliases: Mapping[str, Sequence[str]], parts: Mapping[str, LabelledImages],
+    utility: tuple[LabelledImages, LabelledImages], take: Limits, bare: bool, broken: list[Broken], progress: bool,
 ) -> Task:  # fmt: skip
     """Read the pairs, verify the pictures, and put the task together."""
-    sound: dict[str, Pictures] = {}
+    sound: dict[str, LabelledImages] = {}
     for key, pictures in parts.items():
         sound[key], bad = verified(pictures)
         check_broken(bad, len(pictures), dataset.max_broken, f"pictures of {key}")

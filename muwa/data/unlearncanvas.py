@@ -16,7 +16,7 @@ from muwa.data.samples import check_broken, find_name
 from muwa.data.shards import read_pairs
 from muwa.data.tasks import NONE, Dataset
 from muwa.fingerprint import read_image
-from muwa.types.data import Broken, Classes, Pairs, Pictures, Split, Task
+from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 PHOTOS, PLAIN = "Seed_Images", "photo"  # the folder of pictures without a style, and how prompts call that
 PROMPT = "A {class} image in {style} style."
@@ -41,8 +41,8 @@ class CanvasLimits:
     Args:
         judged: Share of the concept's pictures that it is judged on, half by the search and half by the report; the rest
             gives gradients. In (0, 1).
-        probe_retain, eval_retain: Pictures of each other name of its kind.
-        probe_utility, eval_utility: Pictures of each name of the other kind.
+        probe_retain, eval_retain: LabelledImages of each other name of its kind.
+        probe_utility, eval_utility: LabelledImages of each name of the other kind.
     """
 
     forget_pairs: int | None = None
@@ -119,10 +119,10 @@ def canvas(
     other_classes = Classes(other, (class_template if kind == "style" else style_template,))
     broken: list[Broken] = []
 
-    def sound(rows: list[tuple[Path, str]], classes: Classes) -> Pictures:
+    def sound(rows: list[tuple[Path, str]], classes: Classes) -> LabelledImages:
         labels = tuple(classes.names.index(name) for _, name in rows)
         keys = tuple("/".join(path.parts[-3:]) for path, _ in rows)
-        pictures, bad = verified(Pictures(keys, tuple(path for path, _ in rows), labels, classes))
+        pictures, bad = verified(LabelledImages(keys, tuple(path for path, _ in rows), labels, classes))
         check_broken(bad, len(rows), dataset.max_broken, f"pictures of {dataset.canvas}")
         broken.extend(bad)
         return pictures
@@ -200,7 +200,7 @@ def _unrelated(
     take: CanvasLimits,
     when: str,
 ) -> list[tuple[Path, str]]:
-    """Pictures labelled by the other kind, from the ends of the decks of retained names, where no retained picture lies."""
+    """LabelledImages labelled by the other kind, from the ends of the decks of retained names, where no retained picture lies."""
 
     def rows(wanted: str) -> Iterator[tuple[Path, str]]:
         free = [

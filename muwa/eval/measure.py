@@ -16,14 +16,14 @@ from muwa.eval.clip.retrain_gap import retrain_gap
 from muwa.eval.clip.similarity import matched
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.model import Diffusion
 from muwa.models.vlm.model import Vlm
-from muwa.models.vlm.question_answering import Interview
+from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
 from muwa.types.metric import Metric
 
-Measure = Callable[[Any, Task], dict[str, Metric]]  # of (Features | Studio | Interview, task)
+Measure = Callable[[Any, Task], dict[str, Metric]]  # of (Features | ImageGenerator | QuestionAnswering, task)
 
 
 def evaluate(
@@ -35,8 +35,8 @@ def evaluate(
     What was embedded, drawn or answered before is read back from `store`.
 
     Args:
-        metrics: Functions of (subject, task): the subject is a CLIP's `Features`, a pipeline's `Studio`, a vision-language
-            model's `Interview`. The default ones are of a CLIP.
+        metrics: Functions of (subject, task): the subject is a CLIP's `Features`, a pipeline's `ImageGenerator`, a vision-language
+            model's `QuestionAnswering`. The default ones are of a CLIP.
 
     Raises:
         ValueError: A metric is of another family of models (`check_metrics`).
@@ -80,7 +80,7 @@ def check_metrics(model: Clip | Diffusion | Vlm, metrics: Mapping[str, Measure])
             questions(**metric.keywords)
 
 
-_SAYS = {"Features": "a CLIP", "Studio": "a text-to-image model", "Interview": "a vision-language model"}
+_SAYS = {"Features": "a CLIP", "ImageGenerator": "a text-to-image model", "QuestionAnswering": "a vision-language model"}
 
 
 def _kind(metric: Measure) -> str:
@@ -88,4 +88,4 @@ def _kind(metric: Measure) -> str:
 
 
 def _subject(model: Clip | Diffusion | Vlm) -> Callable[..., Any]:
-    return Studio if isinstance(model, Diffusion) else Interview if isinstance(model, Vlm) else Features
+    return ImageGenerator if isinstance(model, Diffusion) else QuestionAnswering if isinstance(model, Vlm) else Features

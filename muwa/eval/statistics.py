@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from muwa.types.data import Pairs, Pictures, Task
+from muwa.types.data import LabelledImages, Pairs, Task
 from muwa.types.metric import Metric
 
 RESAMPLES = 1000
@@ -113,7 +113,7 @@ def caught(positive: Tensor, negative: Tensor, rate: float, better: str, reads: 
     return Metric(above / len(yes), len(yes) + len(no), *wilson(above, len(yes)), better, reads)
 
 
-def spread(pictures: Pictures, n: int | None) -> Pictures:
+def spread(pictures: LabelledImages, n: int | None) -> LabelledImages:
     """`n` of the pictures, evenly over their order; all of them when `n` is None or there are no more.
 
     Raises:

@@ -19,7 +19,7 @@ from torch import Tensor
 from muwa.gradients.losses import Loss
 from muwa.models.clip.embeddings import pixel_batches, width
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Pairs
 
@@ -36,7 +36,7 @@ class Job:
 
 def accumulate(
     model: Clip, pairs: Pairs, jobs: Sequence[Job], loss: Loss, what: str, *, precision: str = "fp32",
-    micro_batch_size: int | None = None, world: World = ALONE, progress: bool = False,
+    micro_batch_size: int | None = None, world: Distributed = ALONE, progress: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The gradient of `sum over jobs and terms of weight * loss`, by every parameter.
 
@@ -77,7 +77,7 @@ def accumulate(
 
 def _one(
     job: Job, batches: Sequence[tuple[Tensor, Tensor]], encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    logit_scale: Tensor, loss: Loss, world: World, width: Callable[[], int],
+    logit_scale: Tensor, loss: Loss, world: Distributed, width: Callable[[], int],
 ) -> None:  # fmt: skip
     """Add the gradient of one job to the leaves."""
 

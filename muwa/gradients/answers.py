@@ -33,7 +33,7 @@ def answer_gradient_sum(
         loss of a pair = mean over its caption's tokens of -log p(token | picture, question, tokens before)
 
     Args:
-        pairs: Pictures, and captions that are taken as the right answers.
+        pairs: LabelledImages, and captions that are taken as the right answers.
         question: Put to every picture.
         batch_size: Pairs at once; changes the result by rounding only.
 

@@ -20,7 +20,7 @@ from muwa.fingerprint import digest
 from muwa.gradients.accumulation import PRECISIONS, accumulate, leaving_out, whole
 from muwa.gradients.losses import by_name
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Pairs, Task
 from muwa.types.gradients import Gradients
 
@@ -35,7 +35,7 @@ def plan(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
 
 def gradient_sum(
     model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, precision: str = "fp32",
-    without: tuple[int, ...] = (), micro_batch_size: int | None = None, world: World = ALONE, progress: bool = False,
+    without: tuple[int, ...] = (), micro_batch_size: int | None = None, world: Distributed = ALONE, progress: bool = False,
 ) -> dict[str, object]:  # fmt: skip
     """Sum over pairs of the gradient of a batch-mean loss: `sum_b n_b * grad(loss_b)`.
 
@@ -92,7 +92,7 @@ class Recipe:
 
 def gradients(
     model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, micro_batch_size: int | None = None,
-    world: World = ALONE, progress: bool = False,
+    world: Distributed = ALONE, progress: bool = False,
 ) -> Gradients | None:  # fmt: skip
     """Mean forget gradient of `name` and mean retain gradient, each part read back from `store` if it was seen before.
 

@@ -15,7 +15,7 @@ from muwa.layer_search.candidates import Candidate, moved
 from muwa.layer_search.steps import Log, relative_size, silent
 from muwa.models.clip.embeddings import Features
 from muwa.models.vlm.model import TOWER, Vlm
-from muwa.models.vlm.question_answering import NO_ALIASES, Interview, Wordings, questions
+from muwa.models.vlm.question_answering import NO_ALIASES, QuestionAnswering, Wordings, questions
 from muwa.types.data import Classes, Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Evaluation, Search
@@ -152,7 +152,7 @@ class Answers:
 
     def _hits(self, model: Vlm, anew: bool) -> list[bool]:
         asked = self._asked[anew]
-        said = Interview(model, self._store, progress=self._progress).ask(asked)
+        said = QuestionAnswering(model, self._store, progress=self._progress).ask(asked)
         return [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
 
     def _row(self, model: Vlm, hits: Sequence[bool], layer: str, step: float, size: float, anew: bool) -> Evaluation:

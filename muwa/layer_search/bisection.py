@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from muwa.layer_search.checks import check_settings
 from muwa.layer_search.pareto import pareto
 from muwa.layer_search.scores import layer_scores
-from muwa.layer_search.steps import Log, Trial, choose, silent
+from muwa.layer_search.steps import Log, StepEvaluator, choose, silent
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
 from muwa.runtime.progress import track
@@ -60,7 +60,7 @@ def pareto_bisect(
     """Search every layer on each tower's Pareto front by bisection, from input to output, and choose by `rule`.
 
     Args:
-        probe: Pictures to judge on; disjoint from those that gave gradients and from those that are reported.
+        probe: LabelledImages to judge on; disjoint from those that gave gradients and from those that are reported.
         concept: The name to forget, for the record.
         granularity: "tensor" | "qkv" | "mlp" | "head" (`muwa.models.clip.layers`).
         rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.steps.choose`).
@@ -92,7 +92,7 @@ def pareto_bisect(
     searched = sorted((candidates[name] for name in front), key=lambda layer: (towers.index(layer.tower), layer.depth))
     if rule == "deepest" and searched:
         searched = [deepest([candidates[name] for name in front])]
-    trial = Trial(
+    trial = StepEvaluator(
         model, gradients, probe, searched, features, concept=concept, criterion=criterion, target=target, log=log
     )
     before = trial.before()
@@ -103,7 +103,7 @@ def pareto_bisect(
     return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
 
 
-def _steps(searched: Sequence[Layer], trial: Trial, first_step: float, max_evals: int) -> Generator[Evaluation]:
+def _steps(searched: Sequence[Layer], trial: StepEvaluator, first_step: float, max_evals: int) -> Generator[Evaluation]:
     for layer in searched:
         steps = bisection(first_step * trial.ratio(layer), max_evals)
         step: float | None = next(steps)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from muwa.cache.store import Store
 from muwa.layer_search.by_outputs import by_outputs, check_outputs, check_pictures
-from muwa.layer_search.evaluators.images import Drawings
+from muwa.layer_search.evaluators.images import ImageEvaluator
 from muwa.layer_search.steps import Log, silent
-from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.image_generation import ImageClassifier
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
@@ -21,7 +21,7 @@ def generation(
     task: Task,
     concept: str,
     *,
-    recogniser: Recogniser,
+    classifier: ImageClassifier,
     start: str = "clip",
     candidates: int | None = 3,
     granularity: str = "tensor",
@@ -45,7 +45,7 @@ def generation(
         gradients: Text encoder -> gradients of its CLIP. With two encoders (XL) a candidate is one layer of each, moved by
             the same fraction of their |theta| / |g_f|.
         task: For `concept` alone. Prompts come from its probe split, seeds from 0; a report is to use others.
-        recogniser: Says what a picture shows; never the model under test.
+        classifier: Says what a picture shows; never the model under test.
         start: "clip": search the CLIP first (no drawing), take its best layers and start at their steps: the fast path.
             "ratio": all layers on the front, from `first_step`, as the paper does.
         candidates: How many layers (pairs, of XL) are searched at most; None all.
@@ -63,7 +63,7 @@ def generation(
         The search; the last evaluations of its trace are the confirmations. `chosen` is None when none held.
 
     Raises:
-        ValueError: A setting is out of range; the recogniser has no label for a concept.
+        ValueError: A setting is out of range; the classifier has no label for a concept.
 
     Source: SLUG, section 1.6 of the facts: stop when the target is gone and the others stay within 10 points. Differs: the
     release judges each step on three unseeded pictures of each kind, by points; here n is given, seeds are fixed, the
@@ -76,8 +76,8 @@ def generation(
                 "confirmations": confirmations},
     )  # fmt: skip
     check_pictures("layer_search.pictures", pictures, forget_at_most)
-    judge = Drawings(
-        model, gradients, task, recogniser, store, pictures, retain_pictures, sampling_steps, forget_at_most, progress
+    judge = ImageEvaluator(
+        model, gradients, task, classifier, store, pictures, retain_pictures, sampling_steps, forget_at_most, progress
     )
     return by_outputs(
         model, gradients, task, concept, judge, start=start, candidates=candidates, granularity=granularity, rule=rule,

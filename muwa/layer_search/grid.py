@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from muwa.layer_search.checks import check_settings
 from muwa.layer_search.pareto import pareto
 from muwa.layer_search.scores import layer_scores
-from muwa.layer_search.steps import Log, Trial, choose, silent
+from muwa.layer_search.steps import Log, StepEvaluator, choose, silent
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
 from muwa.runtime.progress import track
@@ -56,7 +56,7 @@ def grid(
     front = tuple(name for tower in towers for name in pareto(scores, tower))
     log("scores", {"concept": concept, "scores": scores, "front": front})
     tried = [candidates[name] for name in (front if layers is None else layers)]
-    trial = Trial(
+    trial = StepEvaluator(
         model, gradients, probe, tried, features, concept=concept, criterion=criterion, target=target, log=log
     )
     before = trial.before()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muwa.models.clip.model import Clip
-from muwa.models.clip.staged_forward import Passage
+from muwa.models.clip.staged_forward import Activations
 from muwa.types.search import Layer
 
 KEEP = (
@@ -18,7 +18,7 @@ KEEP = (
 )  # bytes of a tower's inner states that are kept; what does not fit is computed again from the nearest that is
 
 
-class Suffix:
+class RemainingLayers:
     """One tower's probe inputs, carried to the layers that will be edited.
 
     Args:
@@ -31,9 +31,9 @@ class Suffix:
 
     def __init__(self, model: Clip, tower: str, batches: Sequence[Tensor], layers: Sequence[Layer], keep: int = KEEP):
         self._model, self._tower, self._batches = model, tower, batches
-        self._end = model.chain(tower).end
+        self._end = model.staged_forward(tower).end
         stops = sorted({self._place(layer)[0] for layer in layers} - {0})
-        self._kept: dict[int, list[Passage]] = {}
+        self._kept: dict[int, list[Activations]] = {}
         base = []
         with torch.inference_mode():
             for i in range(len(batches)):
@@ -78,13 +78,13 @@ class Suffix:
         return at
 
     def _place(self, layer: Layer) -> tuple[int, int | None]:
-        return self._model.chain(self._tower).place([part.name for part in layer.edited])
+        return self._model.staged_forward(self._tower).place([part.name for part in layer.edited])
 
-    def _enter(self, i: int) -> Passage:
+    def _enter(self, i: int) -> Activations:
         batch = self._batches[i].to(self._model.device)
         return self._model.enter(self._tower, self._model.prepare.scale(batch) if self._tower == "vision" else batch)
 
-    def _states(self, start: int) -> Callable[[], Iterable[Passage]]:
+    def _states(self, start: int) -> Callable[[], Iterable[Activations]]:
         """The inputs at position `start`; kept ones that lie before it are let go, for searches go with depth."""
         inputs = range(len(self._batches))
         if start == 0:
@@ -101,8 +101,8 @@ class Suffix:
         return {name: self._model.weights[name] + delta.to(self._model.weights[name]) for name, delta in deltas.items()}
 
     @torch.inference_mode()
-    def _run(self, states: Iterable[Passage], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _run(self, states: Iterable[Activations], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         return torch.cat([self._embedding(state, weights) for state in states])
 
-    def _embedding(self, passage: Passage, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _embedding(self, passage: Activations, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         return F.normalize(self._model.go(self._tower, passage, self._end, weights).x, dim=-1).cpu()

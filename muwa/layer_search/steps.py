@@ -23,7 +23,7 @@ def silent(event: str, row: dict[str, object]) -> None:
     """A log that nobody reads."""
 
 
-class Trial:
+class StepEvaluator:
     """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace.
 
     Args:

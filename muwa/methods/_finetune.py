@@ -20,7 +20,7 @@ from muwa.gradients.mean import plan
 from muwa.layer_search.steps import Log
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     difference,
@@ -89,7 +89,7 @@ class Stops:
             check_at_least({"patience": (self.patience, 0)})
 
 
-class Descent:
+class FineTuning:
     """Copies of a model's weights going down a loss, step by step.
 
     Args:
@@ -170,7 +170,7 @@ def tune(
 
     Args:
         stops, probe: When and on what weights are judged; None trains all epochs and judges nothing.
-        mask: See `Descent`.
+        mask: See `FineTuning`.
         features: Of `model`, where decoded probe pictures come from.
         tell: Hears of each judgement; those of an earlier, stopped run are told again.
         state: A folder for what a stopped training goes on from; None keeps nothing.
@@ -184,9 +184,9 @@ def tune(
         ValueError: The loss is no longer finite.
     """
     sizes = [-(-len(section.pairs) // schedule.batch_size) for section in sections]
-    descent = Descent(model, schedule, mask, schedule.epochs * sum(sizes))
-    jury = Jury(model, probe, features, target=stops.target, criterion=stops.criterion) if stops and probe else None
-    before = jury.before() if jury else None
+    descent = FineTuning(model, schedule, mask, schedule.epochs * sum(sizes))
+    edit_evaluator = EditEvaluator(model, probe, features, target=stops.target, criterion=stops.criterion) if stops and probe else None
+    before = edit_evaluator.before() if edit_evaluator else None
     kept_deltas: dict[str, Deltas] = {}
     first_epoch, trace, forgot = resume(state, descent, kept_deltas)
     for row in trace:
@@ -204,16 +204,16 @@ def tune(
         what = f"epoch {epoch} of {schedule.epochs}"
         for step, (at, batch, pixels) in enumerate(_batches(model, sections, schedule, epoch, what, progress), 1):
             descent.step(pixels, tokens[at][batch], sections[at])
-            if jury and step in stop_at:
+            if edit_evaluator and step in stop_at:
                 deltas = descent.deltas()
-                row = jury(deltas, len(trace) + 1, schedule.learning_rate)
+                row = edit_evaluator(deltas, len(trace) + 1, schedule.learning_rate)
                 trace.append(row)
-                keep(kept_deltas, trace, deltas, jury.counts)
+                keep(kept_deltas, trace, deltas, edit_evaluator.counts)
                 tell(row)
                 forgot = epoch if forgot is None and row.feasible else forgot
         ended = forgot is not None and _over(stops, epoch - forgot)
         save(state, descent, kept_deltas, {"epoch": epoch, "forgot": forgot, "trace": [asdict(row) for row in trace]})
-    if jury is None:
+    if edit_evaluator is None:
         kept_deltas["last"] = descent.deltas()
     samples = epoch * sum(len(section.pairs) for section in sections)
     return {"before": before, "trace": trace, "kept": kept_deltas, "samples": samples}

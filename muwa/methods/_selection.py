@@ -18,7 +18,7 @@ from muwa.models.clip.embeddings import Features, Tower, class_features, image_f
 from muwa.models.clip.layers import tower_of
 from muwa.models.clip.model import Clip
 from muwa.runtime.progress import track
-from muwa.types.data import Classes, Pairs, Pictures, Split, Task
+from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 from muwa.types.edit import Edit, Move
 from muwa.types.search import Evaluation, LayerScore, Search
 
@@ -89,12 +89,12 @@ def retain_pairs(task: Task) -> Pairs:
     return kept_pairs
 
 
-class Jury:
+class EditEvaluator:
     """Zero-shot accuracy on a probe split of models that differ from one another in any weights.
 
     Args:
         model: The unedited model.
-        probe: Pictures that give no gradient and that no report is made on.
+        probe: LabelledImages that give no gradient and that no report is made on.
         features: Of `model`, where decoded pictures and its own embeddings come from; None computes them.
         target, criterion: An edit is feasible when forget accuracy by `criterion` is at or below `target`.
     """
@@ -144,7 +144,7 @@ class Jury:
             feasible=found[f"forget_{self._criterion}"] <= self._target, **found,
         )  # fmt: skip
 
-    def _encode(self, tower: Tower, kind: str, pictures: Pictures) -> Tensor:
+    def _encode(self, tower: Tower, kind: str, pictures: LabelledImages) -> Tensor:
         """Embeddings by an edited tower; pixels are read once."""
         if not len(pictures):
             return self._features.images(pictures)
@@ -152,7 +152,7 @@ class Jury:
             self._pixels[kind] = self._features.pixels(pictures)
         place = {digest: i for i, digest in enumerate(pictures.digests)}
 
-        def pixels(pictures: Pictures) -> Tensor:
+        def pixels(pictures: LabelledImages) -> Tensor:
             return self._pixels[kind][[place[digest] for digest in pictures.digests]]
 
         return image_features(tower, pictures, pixels=pixels)
@@ -228,7 +228,7 @@ def keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas, 
 
 
 def judge_each(
-    jury: Jury, tried: Iterable[tuple[float, Deltas]], total: int, what: str, tell: Tell, progress: bool, **where: str
+    edit_evaluator: EditEvaluator, tried: Iterable[tuple[float, Deltas]], total: int, what: str, tell: Tell, progress: bool, **where: str
 ) -> dict[str, Any]:
     """Judge edits in turn: {"before": the unedited model's row, "trace": a row an edit}.
 
@@ -239,9 +239,9 @@ def judge_each(
     """
     trace: list[Evaluation] = []
     for i, (step, deltas) in enumerate(track(tried, what, total, show=progress)):
-        trace.append(jury(deltas, i + 1, step, **where))
+        trace.append(edit_evaluator(deltas, i + 1, step, **where))
         tell(trace[-1])
-    return {"before": jury.before(), "trace": trace}
+    return {"before": edit_evaluator.before(), "trace": trace}
 
 
 def search_of(

@@ -19,7 +19,7 @@ FORMAT = "muwa.descent/1"
 
 
 class Resumable(Protocol):
-    """A training that can say where it is and be put there (`muwa.methods._finetune.Descent`)."""
+    """A training that can say where it is and be put there (`muwa.methods._finetune.FineTuning`)."""
 
     done: int
 

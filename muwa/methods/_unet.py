@@ -117,7 +117,7 @@ def edit_of(
     Args:
         layer: What was edited, in words.
         step: Of the moves: the method's own measure of how far it went.
-        samples: Pictures whose gradient was taken.
+        samples: LabelledImages whose gradient was taken.
     """
     weights = model.weights("unet")
 

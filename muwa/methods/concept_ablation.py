@@ -16,7 +16,7 @@ from muwa.methods._prompts import ANCHORS, anchored
 from muwa.methods._unet import Tuned, check_above_zero, check_at_least, check_call, edit_of, tell, tune
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention
 from muwa.models.diffusion.model import Diffusion
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Task
 from muwa.types.edit import Edit
@@ -39,7 +39,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """Fine-tune so that a prompt of a forgotten name gives what the original gives for the same prompt of the anchor.

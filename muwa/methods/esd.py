@@ -16,7 +16,7 @@ from muwa.methods._prompts import prompts_of
 from muwa.methods._unet import Tuned, check_above_zero, check_at_least, check_call, edit_of, tell, tune
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention
 from muwa.models.diffusion.model import Diffusion
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 
@@ -38,7 +38,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """Fine-tune so that a prompt of a forgotten name gives what guidance *away* from it gave: `away_from`.
@@ -47,7 +47,7 @@ def unlearn(
         task: What to forget. Several names are forgotten together: each iteration takes one of all their prompts at random.
         variant: Which weights: "x", the cross-attention (a name in a prompt); "u", all others (whatever the prompt).
         eta: How far beyond the empty prompt's prediction the target lies.
-        batch_size: Pictures an iteration, all at the same timestep.
+        batch_size: LabelledImages an iteration, all at the same timestep.
         sampling_steps, start_guidance: DDIM steps of a whole picture, and guidance, of the model being tuned as it draws
             what it is tuned on.
         gradient_file: Not used; refused.

@@ -10,7 +10,7 @@ from muwa.layer_search.steps import Log, silent
 from muwa.methods._finetune import Schedule, Section, Stops, descend
 from muwa.methods._selection import check_choice, check_clip, forget_pairs, retain_pairs
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 
@@ -34,7 +34,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """AdamW up the forget loss through all forget pairs, then down the retain loss through all retain pairs: one epoch.

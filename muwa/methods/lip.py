@@ -19,7 +19,7 @@ from muwa.layer_search.steps import Log, silent
 from muwa.methods._prompts import prompts_of
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -34,7 +34,7 @@ from muwa.methods._unet import check_above_zero, check_at_least
 from muwa.models.clip.embeddings import Features, Tower, class_features
 from muwa.models.clip.layers import tower_of
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Classes, Split, Task
 from muwa.types.edit import Edit
@@ -66,7 +66,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """Adam down the Lipschitz loss (`lipschitz`) at dreamt pictures (`dream`) until the model no longer gives them the name.
@@ -175,7 +175,7 @@ def scaled(model: Clip, raw: Tensor) -> Tensor:
 
 def embedded(model: Clip, tower: str, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """(n, d) embeddings before they are made of length 1, fp32."""
-    return model.go(tower, model.enter(tower, inputs), model.chain(tower).end, weights).x.float()
+    return model.go(tower, model.enter(tower, inputs), model.staged_forward(tower).end, weights).x.float()
 
 
 def lipschitz(text: Tensor, image: Tensor, moved: Tensor, far: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def smooth(
     Returns:
         {"before", "trace": a row an epoch, "kept": as of `descent.tune`}.
     """
-    jury, classes = Jury(model, probe, features, target=target, criterion=criterion), probe.forget.classes
+    edit_evaluator, classes = EditEvaluator(model, probe, features, target=target, criterion=criterion), probe.forget.classes
     start = {name: weight.detach().float().clone() for name, weight in model.weights.items()}
     weights = {name: weight.clone().requires_grad_() for name, weight in start.items()}
     adam = torch.optim.Adam(list(weights.values()), learning_rate, (0.9, 0.98), 1e-6, weight_decay)
@@ -234,8 +234,8 @@ def smooth(
                 model, weights, adam, pixels[some], tokens[some], noise[level], copies, layers + MORE[level], generator
             )
         deltas = difference(weights, start)
-        trace.append(jury(deltas, epoch + 1, noise[level]))
-        keep(kept, trace, deltas, jury.counts)
+        trace.append(edit_evaluator(deltas, epoch + 1, noise[level]))
+        keep(kept, trace, deltas, edit_evaluator.counts)
         tell(trace[-1])
         edited = model.edited(Edit(deltas, ()))
         names = class_features(Tower(edited, "text"), classes)
@@ -254,7 +254,7 @@ def smooth(
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(undo[0][name])
-    return {"before": jury.before(), "trace": trace, "kept": kept}
+    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept}
 
 
 def _step(

@@ -14,7 +14,7 @@ from muwa.layer_search.steps import Log, silent
 from muwa.methods._prompts import prompts_of
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -26,7 +26,7 @@ from muwa.methods._selection import (
 )
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
 
@@ -48,7 +48,7 @@ def unlearn(
     target: float = 0.0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """W' = W (I - s U U^T) for the projection W that gives picture embeddings x W; U (d, r) spans the names' prompts.
@@ -152,6 +152,6 @@ def sweep(
     features: Features | None = None, tell: Tell = untold, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
-    jury, name = Jury(model, probe, features, target=target, criterion=criterion), projection(model)
+    edit_evaluator, name = EditEvaluator(model, probe, features, target=target, criterion=criterion), projection(model)
     tried = ((s, projected(model.weights, name, basis, s)) for s in strengths)
-    return judge_each(jury, tried, len(strengths), "projecting", tell, progress, layer=name, tower="vision")
+    return judge_each(edit_evaluator, tried, len(strengths), "projecting", tell, progress, layer=name, tower="vision")

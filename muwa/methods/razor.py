@@ -18,7 +18,7 @@ from muwa.layer_search.scores import layer_scores
 from muwa.layer_search.steps import Log, kept, silent
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -32,7 +32,7 @@ from muwa.methods._selection import (
 from muwa.methods._unet import check_above_zero, check_at_least, layers_at
 from muwa.models.clip.embeddings import Features, pixel_batches
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Pairs, Task
 from muwa.types.edit import Edit
@@ -75,7 +75,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """Step along `f g_f - g_r - m g_m` on the layers and heads that score best; add one and step again until it forgets.
@@ -148,7 +148,7 @@ def search(
     store: Store, tell: Tell = untold, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The rounds: {"before", "trace": a row a step, "kept": as of `descent.tune`, "samples"}."""
-    jury = Jury(model, task.probe, features, target=target, criterion=criterion)
+    edit_evaluator = EditEvaluator(model, task.probe, features, target=target, criterion=criterion)
     candidates = {layer.name: layer for layer in model.layers(cut.granularity)}
     trace: list[Evaluation] = []
     kept_deltas: dict[str, Deltas] = {}
@@ -170,11 +170,11 @@ def search(
         samples += len(retain_pairs(task)) if mismatch else 0
         direction = fused([candidates[name] for name in taken], now.weights, forget, retain, mismatch, cut)
         where = f"round {turn + 1}, {len(taken)} layers and heads"
-        tried = _grow(jury, deltas, direction, cut, where, trace, kept_deltas, tell)
+        tried = _grow(edit_evaluator, deltas, direction, cut, where, trace, kept_deltas, tell)
         if any(row.feasible for row, _ in tried):
             break
         deltas = min(tried, key=lambda one: (getattr(one[0], f"forget_{criterion}"), -kept(one[0])))[1]
-    return {"before": jury.before(), "trace": trace, "kept": kept_deltas, "samples": samples}
+    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept_deltas, "samples": samples}
 
 
 def both(
@@ -247,7 +247,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 
 def _grow(
-    jury: Jury, base: Deltas, direction: Deltas, cut: Cut, where: str, trace: list[Evaluation], found: dict[str, Deltas],
+    edit_evaluator: EditEvaluator, base: Deltas, direction: Deltas, cut: Cut, where: str, trace: list[Evaluation], found: dict[str, Deltas],
     tell: Tell,
 ) -> list[tuple[Evaluation, Deltas]]:  # fmt: skip
     """A round's bisection from `base`: (row, deltas) of each step.
@@ -260,8 +260,8 @@ def _grow(
     while step is not None:
         deltas = {name: step * d + base.get(name, torch.zeros(())) for name, d in direction.items()}
         deltas |= {name: d for name, d in base.items() if name not in deltas}
-        trace.append(jury(deltas, len(tried) + 1, step, layer=where))
-        keep(found, trace, deltas, jury.counts)
+        trace.append(edit_evaluator(deltas, len(tried) + 1, step, layer=where))
+        keep(found, trace, deltas, edit_evaluator.counts)
         tell(trace[-1])
         tried.append((trace[-1], deltas))
         step = next_step(steps, trace[-1].feasible)

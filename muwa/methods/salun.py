@@ -17,7 +17,7 @@ from muwa.layer_search.steps import Log, silent
 from muwa.methods._finetune import Schedule, Section, Stops, descend
 from muwa.methods._selection import check_choice, check_clip, forget_pairs, retain_pairs
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 
@@ -42,7 +42,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """GAFT on the `share` of all weights with the largest |g_f|, ranked globally (`largest`); all others keep their bits.
@@ -87,7 +87,7 @@ def unlearn(
 
 
 def forget_gradient(
-    model: Clip, task: Task, recipe: Recipe, *, store: Store, gradient_file: Path | None, world: World, progress: bool
+    model: Clip, task: Task, recipe: Recipe, *, store: Store, gradient_file: Path | None, world: Distributed, progress: bool
 ) -> dict[str, Tensor] | None:
     """The mean gradient of the forget loss over the pairs of all names, read back where it was seen before; None on all
     ranks but the first.

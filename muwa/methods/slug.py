@@ -19,7 +19,7 @@ from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import Diffusion
 from muwa.models.vlm.model import Vlm
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
@@ -44,7 +44,7 @@ def unlearn(
     refine: Refine | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """gradients -> scores -> layer search -> edit; gradients and searches are read back if their inputs were seen before.
@@ -78,7 +78,7 @@ def unlearn(
         raise ValueError(f"method.micro_batch_size: got {micro_batch_size}, want at least 1, or null for whole batches")
     clips = {"": model} if isinstance(model, Clip) else model.clips
     if isinstance(model, Diffusion):
-        layer_search = _with_recogniser(layer_search)
+        layer_search = _with_classifier(layer_search)
         if gradient_file is not None and len(clips) > 1:
             raise ValueError("gradients: one file holds the gradients of one CLIP; this pipeline has two text encoders")
     _check_gradient(model, gradient, layer_search, gradient_file)
@@ -132,19 +132,19 @@ def unlearn(
     return replace(add_edits(edits), samples=len(clips) * samples)
 
 
-def _with_recogniser(search: Callable[..., Search]) -> Callable[..., Search]:
-    """The same search with its recogniser made, so that the cache goes by its weights, not by its path.
+def _with_classifier(search: Callable[..., Search]) -> Callable[..., Search]:
+    """The same search with its classifier made, so that the cache goes by its weights, not by its path.
 
     Raises:
         ValueError: The search does not look at what is drawn.
     """
-    if not isinstance(search, partial) or "recogniser" not in search.keywords:
+    if not isinstance(search, partial) or "classifier" not in search.keywords:
         raise ValueError(
             "layer_search: a text-to-image model wants layer_search=generation, which looks at what it draws"
         )
-    make = search.keywords["recogniser"]
+    make = search.keywords["classifier"]
     made = make() if callable(make) else make
-    return partial(search.func, *search.args, **{**search.keywords, "recogniser": made})
+    return partial(search.func, *search.args, **{**search.keywords, "classifier": made})
 
 
 def _check_gradient(

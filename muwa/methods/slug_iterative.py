@@ -16,7 +16,7 @@ from muwa.layer_search.steps import Log, add_edits, silent
 from muwa.methods import slug
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -29,7 +29,7 @@ from muwa.methods._selection import (
 from muwa.methods._unet import check_above_zero, check_at_least
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
@@ -54,7 +54,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """The layer that SLUG's search chooses, moved by `step` of its norm at a time along the forget gradient where it is now.
@@ -117,7 +117,7 @@ def walk(
         {"before": the unedited model's row, "trace": a row a round, "kept": str(index) -> deltas of the first
         and of the best}.
     """
-    jury = Jury(model, probe, features, target=target, criterion=criterion)
+    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
     length = step * _size(layer, model.weights)
     deltas: Deltas = {}
     trace: list[Evaluation] = []
@@ -134,14 +134,14 @@ def walk(
         for part in layer.edited:
             delta = deltas.setdefault(part.name, gradient[part.name].new_zeros(gradient[part.name].shape))
             part.of({part.name: delta}).add_(part.of(gradient), alpha=length / size)
-        row = jury(deltas, len(trace) + 1, step * (len(trace) + 1), layer=layer.name, tower=layer.tower)
+        row = edit_evaluator(deltas, len(trace) + 1, step * (len(trace) + 1), layer=layer.name, tower=layer.tower)
         trace.append(row)
         tell(row)
-        keep(kept, trace, deltas, jury.counts)
+        keep(kept, trace, deltas, edit_evaluator.counts)
         forgot = len(trace) if forgot is None and row.feasible else forgot
         if forgot is not None and len(trace) - forgot >= patience:
             break
-    return {"before": jury.before(), "trace": trace, "kept": kept}
+    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept}
 
 
 def _size(layer: Layer, of: Mapping[str, Tensor]) -> float:

@@ -17,7 +17,7 @@ from muwa.layer_search.scores import layer_scores
 from muwa.layer_search.steps import Log, add_edits, silent, step_deltas
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -30,7 +30,7 @@ from muwa.methods._selection import (
 from muwa.methods._unet import check_above_zero, check_at_least, layers_at
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
@@ -59,7 +59,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """One step along the forget gradients of `k` layers together: theta_l + s (|theta_l| / |g_l|) g_l, s found by bisection.
@@ -150,7 +150,7 @@ def joint_search(
         {"before": the unedited model's row, "trace": a row a step, "kept": str(index) -> deltas of the first
         and of the best}.
     """
-    jury = Jury(model, probe, features, target=target, criterion=criterion)
+    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
     towers = {layer.tower for layer in layers}
     about = {"layer": " + ".join(layer.name for layer in layers), "tower": towers.pop() if len(towers) == 1 else "both"}
     trace: list[Evaluation] = []
@@ -160,12 +160,12 @@ def joint_search(
     for _ in track(range(max_evals), f"searching {len(layers)} layers together", max_evals, show=progress):
         assert step is not None
         deltas = joint_deltas(model, found, layers, step)
-        row = jury(deltas, len(trace) + 1, step, **about)
+        row = edit_evaluator(deltas, len(trace) + 1, step, **about)
         trace.append(row)
         tell(row)
-        keep(kept, trace, deltas, jury.counts)
+        keep(kept, trace, deltas, edit_evaluator.counts)
         step = next_step(steps, row.feasible)
-    return {"before": jury.before(), "trace": trace, "kept": kept}
+    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept}
 
 
 def joint_deltas(model: Clip, found: Gradients, layers: Sequence[Layer], step: float) -> Deltas:

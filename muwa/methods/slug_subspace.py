@@ -17,7 +17,7 @@ from muwa.methods import slug
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import Diffusion
 from muwa.models.vlm.model import Vlm
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Pairs, Task
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
@@ -42,7 +42,7 @@ def unlearn(
     micro_batch_size: int | None = None,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """`muwa.methods.slug` with G_f (I - V V^T) in place of G_f, for every weight matrix; V (inputs, k) spans what is kept.

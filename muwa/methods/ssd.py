@@ -15,7 +15,7 @@ from muwa.gradients.losses import by_name
 from muwa.gradients.mean import Recipe, plan
 from muwa.layer_search.steps import Log, silent
 from muwa.methods._selection import (
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -30,7 +30,7 @@ from muwa.methods._selection import (
 from muwa.methods._unet import check_above_zero
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
@@ -54,7 +54,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """theta' = theta * min(1, c F_r / F_f) where F_f > alpha F_r; elsewhere theta. No training.
@@ -107,7 +107,7 @@ def unlearn(
 
 
 def importances(
-    model: Clip, pairs: Pairs, without: tuple[int, ...], loss: str, recipe: Recipe, *, store: Store, world: World, side: str,
+    model: Clip, pairs: Pairs, without: tuple[int, ...], loss: str, recipe: Recipe, *, store: Store, world: Distributed, side: str,
     progress: bool,
 ) -> tuple[dict[str, Tensor], int]:  # fmt: skip
     """(parameter name -> importance, the pairs it is of), read back where it was seen before.
@@ -133,7 +133,7 @@ def importances(
 
 
 def importance_sum(
-    model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, without: tuple[int, ...] = (), world: World = ALONE,
+    model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, without: tuple[int, ...] = (), world: Distributed = ALONE,
     progress: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """`sum_b n_b (grad of the batch-mean loss_b)^2`, element by element, over batches b of n_b pairs.
@@ -186,6 +186,6 @@ def sweep(
     progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
-    jury = Jury(model, probe, features, target=target, criterion=criterion)
+    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
     tried = ((c, nonzero(dampened(model.weights, forget, retain, alpha, c))) for c in strengths)
-    return judge_each(jury, tried, len(strengths), "dampening", tell, progress)
+    return judge_each(edit_evaluator, tried, len(strengths), "dampening", tell, progress)

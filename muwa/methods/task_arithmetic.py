@@ -14,7 +14,7 @@ from muwa.layer_search.steps import Log, silent
 from muwa.methods._finetune import Schedule, Section, tune
 from muwa.methods._selection import (
     Deltas,
-    Jury,
+    EditEvaluator,
     Tell,
     check_choice,
     check_clip,
@@ -28,7 +28,7 @@ from muwa.methods._selection import (
 from muwa.methods._unet import check_above_zero
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
 
@@ -52,7 +52,7 @@ def unlearn(
     seed: int = 0,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """theta' = theta - scale (theta_ft - theta), theta_ft fine-tuned *down* the forget loss on the forget pairs.
@@ -109,5 +109,5 @@ def sweep(
     features: Features | None = None, tell: Tell = untold, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge each scale: {"before": the unedited model's row, "trace": a row a scale, in their order}."""
-    jury = Jury(model, probe, features, target=target, criterion=criterion)
-    return judge_each(jury, ((s, negated(vector, s)) for s in scales), len(scales), "negating", tell, progress)
+    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
+    return judge_each(edit_evaluator, ((s, negated(vector, s)) for s in scales), len(scales), "negating", tell, progress)

@@ -14,7 +14,7 @@ from muwa.methods._prompts import anchored, kept
 from muwa.methods._unet import check_above_zero, check_at_least, check_call, edit_of
 from muwa.models.diffusion.denoiser import cross_attention
 from muwa.models.diffusion.model import Diffusion
-from muwa.runtime.distributed import ALONE, World
+from muwa.runtime.distributed import ALONE, Distributed
 from muwa.runtime.progress import track
 from muwa.types.data import Task
 from muwa.types.edit import Edit
@@ -33,7 +33,7 @@ def unlearn(
     lamb: float = 0.5,
     log: Log = silent,
     gradient_file: Path | None = None,
-    world: World = ALONE,
+    world: Distributed = ALONE,
     progress: bool = False,
 ) -> Edit:
     """Make the forgotten names' prompts give the keys and values of the anchor's, and the retained names' prompts their own.

@@ -1,4 +1,4 @@
-"""The miniature's own recognisers: two small timm networks that stand where UnlearnCanvas has its ViT classifiers."""
+"""The miniature's own classifiers: two small timm networks that stand where UnlearnCanvas has its ViT classifiers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from muwa.eval.images.classifiers import Classifier, classifier, timm_models
-from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.image_generation import ImageClassifier
 
 FOLDER = Path(__file__).parent / "classifier_weights"
 
 
-def load(folder: str | None = None, *, device: str = "cpu") -> Recogniser:
+def load(folder: str | None = None, *, device: str = "cpu") -> ImageClassifier:
     """Both classifiers: of styles, and of people and objects (classes).
 
     Args:
@@ -25,10 +25,10 @@ def load(folder: str | None = None, *, device: str = "cpu") -> Recogniser:
     where = Path(folder) if folder else FOLDER
     if not (where / "config.json").is_file():
         raise FileNotFoundError(
-            f"recogniser.folder={where}: no config.json; want a folder of muwa.miniature.train.classifier"
+            f"classifier.folder={where}: no config.json; want a folder of muwa.miniature.train.classifier"
         )
     about = json.loads((where / "config.json").read_text())
-    made = "python -m muwa.miniature.train_recogniser --out DIR"
+    made = "python -m muwa.miniature.train_classifier --out DIR"
 
     def one(domain: str) -> Callable[[], Classifier]:
         weights, labels = str(where / f"{domain}.safetensors"), str(where / f"{domain}.txt")

@@ -1,4 +1,4 @@
-"""Pictures and captions for training what draws: the shards' pictures, each once more with a style laid over it.
+"""LabelledImages and captions for training what draws: the shards' pictures, each once more with a style laid over it.
 
 Captions name a picture in three ways: as the shards do (with distractor words), with the bare prompts that people type,
 and as UnlearnCanvas does ("A star image in neon style."), whose classes are the shapes here.

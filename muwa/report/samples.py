@@ -8,30 +8,30 @@ import numpy as np
 from torch import Tensor
 
 from muwa.eval.images.requests import asks
-from muwa.models.diffusion.image_generation import Studio, prompts_of
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.report import figures
 from muwa.types.data import Task
-from muwa.types.image_requests import Ask, Drawn
+from muwa.types.image_requests import ImageRequest, ImageSample
 
 SEED = 1000  # the first of the report's
 WORDS = {"forget": "forgotten", "retain": "kept, of the same kind", "cross": "kept, of another kind"}
 
 
-def gallery(before: Studio, after: Studio, task: Task, *, each: int = 6) -> tuple[Drawn, ...]:
+def gallery(before: ImageGenerator, after: ImageGenerator, task: Task, *, each: int = 6) -> tuple[ImageSample, ...]:
     """A few pictures of each role, drawn by both models.
 
     Args:
-        each: Pictures a role at most; those of the forgotten from as many seeds.
+        each: LabelledImages a role at most; those of the forgotten from as many seeds.
     """
     wanted = _chosen(task, each)
     pairs = zip(wanted, before.draw(prompts_of(wanted)), after.draw(prompts_of(wanted)), strict=True)
-    return tuple(Drawn(ask, first, second) for ask, first, second in pairs)
+    return tuple(ImageSample(ask, first, second) for ask, first, second in pairs)
 
 
-def _chosen(task: Task, each: int) -> list[Ask]:
+def _chosen(task: Task, each: int) -> list[ImageRequest]:
     """A style's pictures are asked for their class too: of kinds "style" and "class" they are shown once."""
     every = asks(task, task.eval, seeds=range(SEED, SEED + each))
-    found: list[Ask] = []
+    found: list[ImageRequest] = []
     for role in ("forget", "retain") if task.kind in ("style", "class") else WORDS:
         mine = [ask for ask in every if ask.role == role]
         count = min(each, len(mine))
@@ -39,7 +39,7 @@ def _chosen(task: Task, each: int) -> list[Ask]:
     return found
 
 
-def sheet(drawn: tuple[Drawn, ...], *, show_forget: bool) -> figures.Figure:
+def sheet(drawn: tuple[ImageSample, ...], *, show_forget: bool) -> figures.Figure:
     """Before above after, a column a prompt; pictures of the forgotten are left grey unless `show_forget`."""
     roles = [role for role in WORDS if any(one.ask.role == role for one in drawn)]
     columns = max(sum(one.ask.role == role for one in drawn) for role in roles)

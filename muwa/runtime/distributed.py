@@ -21,7 +21,7 @@ PATIENCE = timedelta(days=7)  # the others wait in a collective while rank 0 sea
 
 
 @dataclass(frozen=True)
-class World:
+class Distributed:
     """This process among those that work together; alone by default."""
 
     rank: int = 0
@@ -63,11 +63,11 @@ class World:
         return box[0]
 
 
-ALONE = World()
+ALONE = Distributed()
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
+def world(device: str) -> Iterator[Distributed]:
     """The processes that torchrun started, joined while the context lasts; `ALONE` when it started none.
 
     Args:
@@ -86,6 +86,6 @@ def world(device: str) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield World(dist.get_rank(), size)
+        yield Distributed(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()

@@ -65,7 +65,7 @@ class Classes(Content):
 
 
 @dataclass(frozen=True)
-class Pictures(Content):
+class LabelledImages(Content):
     """Labelled pictures (encoded bytes, or files read when needed); `labels[i]` is an index into `classes.names`."""
 
     keys: tuple[str, ...]
@@ -76,7 +76,7 @@ class Pictures(Content):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def select(self, indices: Sequence[int]) -> Pictures:
+    def select(self, indices: Sequence[int]) -> LabelledImages:
         """The pictures at `indices`, in that order."""
         return replace(
             self,
@@ -98,11 +98,11 @@ class Pictures(Content):
 
 @dataclass(frozen=True)
 class Split(Content):
-    """Pictures to judge on: of what is to be forgotten, of what is to be kept nearby, of everything else."""
+    """LabelledImages to judge on: of what is to be forgotten, of what is to be kept nearby, of everything else."""
 
-    forget: Pictures
-    retain: Pictures
-    utility: Pictures
+    forget: LabelledImages
+    retain: LabelledImages
+    utility: LabelledImages
 
     @cached_property
     def fingerprint(self) -> str:

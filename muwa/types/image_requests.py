@@ -37,7 +37,7 @@ class Prompts(Content):
 
 
 @dataclass(frozen=True)
-class Ask:
+class ImageRequest:
     """A picture that is asked for, and the concept that is to be seen in it.
 
     `domain` is "style" or "class" (people and objects are classes). `role`: "forget", the concept is to be gone; "retain",
@@ -52,9 +52,9 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ImageSample:
     """One picture asked for, (3, h, w) uint8, drawn by the unedited and by the edited model from the same seed."""
 
-    ask: Ask
+    ask: ImageRequest
     before: Tensor
     after: Tensor

@@ -64,7 +64,7 @@ class Questions(Content):
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerSample:
     """One question, and the answers of the unedited and of the edited model."""
 
     question: Question

@@ -11,7 +11,7 @@ from muwa.cache.store import Store
 from muwa.gradients.losses import contrastive
 from muwa.gradients.mean import Recipe, gradient_sum, gradients, plan
 from muwa.layer_search.bisection import bisection, next_step
-from muwa.layer_search.steps import Trial
+from muwa.layer_search.steps import StepEvaluator
 from muwa.types.data import Classes, Split
 
 
@@ -31,7 +31,7 @@ def test_the_oracle_takes_the_same_steps_sees_the_same_rates_and_chooses_the_sam
     found = gradients(model, tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path))
     reference = Reference(model, split, batch)
     for layer in model.layers("tensor")[::every]:
-        trial = Trial(model, found, split, [layer], None, concept="", criterion="top5", target=0.0, log=lambda *_: None)
+        trial = StepEvaluator(model, found, split, [layer], None, concept="", criterion="top5", target=0.0, log=lambda *_: None)
         steps = bisection(0.1 * trial.ratio(layer), 6)
         step = next(steps)
         while step is not None:
@@ -45,7 +45,7 @@ def test_the_oracle_notices_another_model(tmp_path):
     model, split = tiny.clip(), probe()
     found = gradients(model, tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path))
     layer = next(layer for layer in model.layers("tensor") if layer.name == "visual.proj")
-    trial = Trial(model, found, split, [layer], None, concept="", criterion="top5", target=0.0, log=lambda *_: None)
+    trial = StepEvaluator(model, found, split, [layer], None, concept="", criterion="top5", target=0.0, log=lambda *_: None)
     (row,) = Reference(model, split, 3).search(found.forget, [layer], 1)
     trial(layer, row.step * 3)
     assert not agrees(trial, [row])

@@ -3,7 +3,7 @@ import tiny
 from open_clip import IMAGENET_CLASSNAMES
 
 from muwa.data.imagenet import read_folder, verified
-from muwa.types.data import Classes, Pictures
+from muwa.types.data import Classes, LabelledImages
 
 
 def folder(root, classes, pictures=4):
@@ -123,7 +123,7 @@ def test_a_hidden_folder_is_no_class(tmp_path):
 def test_verifying_keeps_the_sound_pictures_in_order_and_names_the_others(tmp_path):
     (tmp_path / "cut.png").write_bytes(tiny.png(2)[:200])
     images = (tiny.png(1), tmp_path / "cut.png", tmp_path / "none.png", tiny.png(4))
-    pictures = Pictures(("a", "b", "c", "d"), images, (0, 1, 0, 1), Classes(("x", "y"), ("{}",)))
+    pictures = LabelledImages(("a", "b", "c", "d"), images, (0, 1, 0, 1), Classes(("x", "y"), ("{}",)))
     sound, broken = verified(pictures)
     assert (sound.keys, sound.labels) == (("a", "d"), (0, 1))
     assert [one.where for one in broken] == ["b", "c"]

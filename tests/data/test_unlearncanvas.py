@@ -12,7 +12,7 @@ import tiny
 from muwa.data.tasks import Dataset
 from muwa.data.unlearncanvas import canvas, read_canvas
 from muwa.eval.images.requests import asks
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 
 STYLES, CLASSES = ("Neon_Lines", "Sketch", "Seed_Images"), ("Cats", "Sea")
 
@@ -68,7 +68,7 @@ def test_no_picture_is_in_two_places(miniature: Path, folder: Path) -> None:
     assert not judged & set(task.forget["neon lines"].images)
 
 
-def shown(pictures: Pictures) -> Counter:
+def shown(pictures: LabelledImages) -> Counter:
     """How many pictures lie in each class folder."""
     return Counter(path.parent.name for path in pictures.images)
 

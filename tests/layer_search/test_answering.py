@@ -13,7 +13,7 @@ from muwa.eval.clip.accuracy import wilson
 from muwa.layer_search.answering import Answers, answering
 from muwa.layer_search.candidates import Candidate, moved
 from muwa.models.vlm.model import TOWER
-from muwa.models.vlm.question_answering import Interview, questions
+from muwa.models.vlm.question_answering import QuestionAnswering, questions
 from muwa.types.gradients import Gradients
 
 LAYER = "visual.transformer.resblocks.0.mlp.c_fc.weight"
@@ -33,7 +33,7 @@ def taught():
     aliases: dict[str, list[str]] = {}
     for split in (task.probe, task.eval):
         asked = questions(task, split, wordings=tiny_vlm.WORDINGS)
-        for one, said in zip(asked, Interview(model).ask(asked), strict=True):
+        for one, said in zip(asked, QuestionAnswering(model).ask(asked), strict=True):
             aliases.setdefault(one.accepted[0], []).append(said)
     return model, task, aliases
 
@@ -50,7 +50,7 @@ def test_rates_are_those_counted_by_hand() -> None:
     first = {kind: texts[:1] for kind, texts in tiny_vlm.WORDINGS.items()}
     asked = questions(task, task.probe, wordings=first, aliases=aliases, retain=6, utility=3)
     hits: dict[str, list[bool]] = {"forget": [], "retain": [], "utility": []}
-    for one, said in zip(asked, Interview(edited).ask(asked), strict=True):
+    for one, said in zip(asked, QuestionAnswering(edited).ask(asked), strict=True):
         hits[one.role].append(named(said, one.accepted, one.others))
     assert row.forget_top1 == sum(hits["forget"]) / 2
     assert row.retain_top1 == sum(hits["retain"]) / 6
@@ -62,7 +62,7 @@ def test_rates_are_those_counted_by_hand() -> None:
 
 def test_anothers_exact_name_is_not_counted_as_the_forgotten(monkeypatch) -> None:
     task = replace(alike(), probe=alike().eval)
-    monkeypatch.setattr(Interview, "ask", lambda self, asked: ["Rachel Bilson"] * len(asked))
+    monkeypatch.setattr(QuestionAnswering, "ask", lambda self, asked: ["Rachel Bilson"] * len(asked))
     before = Answers(tiny_vlm.vlm(), gradients(), task, None, tiny_vlm.WORDINGS, {}, 1, 9, 0.5, False).before()
     assert (before.forget_top1, before.retain_top1) == (0, 1 / 6)
 

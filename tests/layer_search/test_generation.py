@@ -1,4 +1,4 @@
-"""The search by drawings, on real drawings of a tiny pipeline, judged by a recogniser with known limits."""
+"""The search by drawings, on real drawings of a tiny pipeline, judged by a classifier with known limits."""
 
 import pytest
 import tiny
@@ -19,7 +19,7 @@ SMALL = {
 
 def search(limits: dict[str, float], **settings):
     task = tiny.task()
-    return generation(model(), {"text_encoder": gradients()}, task, task.names[0], recogniser=remembering(task, limits),
+    return generation(model(), {"text_encoder": gradients()}, task, task.names[0], classifier=remembering(task, limits),
                       **{**SMALL, "start": "ratio", **settings})  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_loggers_are_told_of_every_evaluation() -> None:
     task = tiny.task()
     judge = remembering(task, {"Ada Fox": 0.0})
     told: list[dict] = []
-    found = generation(model(), {"text_encoder": gradients()}, task, "Ada Fox", recogniser=judge, start="ratio",
+    found = generation(model(), {"text_encoder": gradients()}, task, "Ada Fox", classifier=judge, start="ratio",
                        **{**SMALL, "lost_at_most": 0.9}, log=lambda event, row: told.append({"event": event, **row}))  # fmt: skip
     assert [row["event"] for row in told] == ["scores"] + ["evaluation"] * len(found.trace)
     assert [row["layer"] for row in told[1:]] == [row.layer for row in found.trace]

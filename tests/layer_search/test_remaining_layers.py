@@ -6,7 +6,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.gradients.mean import Recipe, gradients
-from muwa.layer_search.remaining_layers import Suffix
+from muwa.layer_search.remaining_layers import RemainingLayers
 from muwa.layer_search.steps import step_deltas
 from muwa.models.clip.embeddings import prepared
 from muwa.types.edit import Edit
@@ -38,7 +38,7 @@ def test_every_layer_gives_what_the_whole_tower_gives(world, granularity, keep):
     model, found, inputs = world
     for tower in ("vision", "text"):
         layers = [layer for layer in model.layers(granularity) if layer.tower == tower]
-        suffix = Suffix(model, tower, inputs[tower], layers, keep)
+        suffix = RemainingLayers(model, tower, inputs[tower], layers, keep)
         torch.testing.assert_close(suffix.base, whole(model, tower, inputs[tower]))
         for layer in (*layers, *layers[:3]):  # in depth order, then from the beginning again
             deltas = partial(step_deltas, model, found, layer)
@@ -51,7 +51,7 @@ def test_every_layer_gives_what_the_whole_tower_gives(world, granularity, keep):
 def test_states_behind_the_searched_layer_are_kept_and_those_before_it_let_go(world):
     model, found, inputs = world
     layers = [layer for layer in model.layers("tensor") if "mlp.c_fc" in layer.name and layer.tower == "text"]
-    suffix = Suffix(model, "text", inputs["text"], layers)
+    suffix = RemainingLayers(model, "text", inputs["text"], layers)
     assert sorted(suffix._kept) == [2, 4]
     suffix(layers[1], partial(step_deltas, model, found, layers[1]), 1.0)
     assert sorted(suffix._kept) == [4]
@@ -65,7 +65,7 @@ def test_only_what_follows_a_layer_runs_for_a_step(world):
                            ("visual.transformer.resblocks.1.mlp.c_proj.weight", [0, 0]),
                            ("visual.transformer.resblocks.0.mlp.c_fc.weight", [1, 1])):  # fmt: skip
         layer = next(layer for layer in model.layers("tensor") if layer.name == name)
-        at = Suffix(model, "vision", inputs["vision"], [layer])(layer, partial(step_deltas, model, found, layer), 1.0)
+        at = RemainingLayers(model, "vision", inputs["vision"], [layer])(layer, partial(step_deltas, model, found, layer), 1.0)
         calls = [0, 0]
         hooks = [block.mlp.register_forward_hook(partial(count, calls, i)) for i, block in enumerate(blocks)]
         at(1.0)

@@ -9,7 +9,7 @@ import torch
 from muwa.cache.store import Store
 from muwa.methods.concept_ablation import train, unlearn
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention
-from muwa.runtime.distributed import World
+from muwa.runtime.distributed import Distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 SMALL = {"iterations": 2, "batch_size": 2, "pictures": 3}
@@ -133,5 +133,5 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
         unlearn(model, replace(tiny.task(), kind="plant"), store=store)
     with pytest.raises(ValueError, match="method=concept_ablation: got a Clip, want a text-to-image model"):
         unlearn(tiny.clip(), tiny.task(), store=store)
-    assert unlearn(model, tiny.task(), store=store, world=World(1, 2)).deltas == {}
+    assert unlearn(model, tiny.task(), store=store, world=Distributed(1, 2)).deltas == {}
     assert store.events == {}

@@ -9,7 +9,7 @@ import torch
 from muwa.cache.store import Store
 from muwa.methods.esd import away_from, train, unlearn
 from muwa.models.diffusion.denoiser import Denoiser
-from muwa.runtime.distributed import World
+from muwa.runtime.distributed import Distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 SMALL = {"iterations": 2, "batch_size": 2, "sampling_steps": 3}
@@ -127,5 +127,5 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
             unlearn(model, tiny.task(), store=store, **settings)
     with pytest.raises(ValueError, match="method=esd: got a Clip, want a text-to-image model"):
         unlearn(tiny.clip(), tiny.task(), store=store)
-    assert unlearn(model, tiny.task(), store=store, world=World(1, 2)).deltas == {}
+    assert unlearn(model, tiny.task(), store=store, world=Distributed(1, 2)).deltas == {}
     assert store.events == {}

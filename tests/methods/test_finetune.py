@@ -9,7 +9,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.methods import _finetune as descent
-from muwa.methods._finetune import Descent, Schedule, Section, Stops, descend, tune
+from muwa.methods._finetune import FineTuning, Schedule, Section, Stops, descend, tune
 from muwa.methods._selection import forget_pairs, retain_pairs
 from muwa.models.clip.embeddings import Features
 
@@ -29,7 +29,7 @@ def same(a, b):
 def test_the_first_step_is_adams_worked_by_hand():
     """AdamW's first step is the decay and then the rate times the sign of the gradient; no decay for vectors."""
     model, pairs = tiny.clip(), forget_pairs(tiny.task())
-    down = Descent(model, Schedule(1, 6, 1e-3, 0.1, 0), None, 1)
+    down = FineTuning(model, Schedule(1, 6, 1e-3, 0.1, 0), None, 1)
     down.step(tiny.pixels(pairs.images), tiny.tokenize(list(pairs.captions)), Section(pairs, "cosine", -1))
     gradient = naive.gradient(naive.network(model), pairs, list(range(6)), "cosine")
     got = down.deltas()
@@ -44,7 +44,7 @@ def test_the_first_step_is_adams_worked_by_hand():
 
 def test_the_rate_falls_along_half_a_cosine():
     model, pairs = tiny.clip(), forget_pairs(tiny.task())
-    down = Descent(model, Schedule(1, 6, 1e-3, 0.0, 0), None, 4)
+    down = FineTuning(model, Schedule(1, 6, 1e-3, 0.0, 0), None, 4)
     rates = []
     for _ in range(4):
         down.step(tiny.pixels(pairs.images), tiny.tokenize(list(pairs.captions)), Section(pairs, "cosine"))
@@ -65,7 +65,7 @@ def test_what_is_masked_keeps_its_bits_whatever_the_decay():
 
 def test_the_logit_scale_stays_where_clip_keeps_it():
     model, pairs = tiny.clip(), tiny.pairs()
-    down = Descent(model, Schedule(1, 12, 10.0, 0.0, 0), None, 2)
+    down = FineTuning(model, Schedule(1, 12, 10.0, 0.0, 0), None, 2)
     down.step(tiny.pixels(pairs.images), tiny.tokenize(list(pairs.captions)), Section(pairs, "contrastive", -1))
     down.step(tiny.pixels(pairs.images), tiny.tokenize(list(pairs.captions)), Section(pairs, "contrastive", 1))
     assert down.weights["logit_scale"].item() == pytest.approx(descent.HOTTEST)
@@ -102,9 +102,9 @@ def test_resuming_takes_only_the_epochs_that_are_left(tmp_path):
     model, task, steps = tiny.clip(), tiny.task(), []
     with pytest.raises(KeyboardInterrupt):
         tune(model, sections(task), SCHEDULE, STOPS, task.probe, state=tmp_path, tell=killed_after(2))
-    real = Descent.step
+    real = FineTuning.step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Descent, "step", lambda self, *args: (steps.append(self.done), real(self, *args)))
+        patch.setattr(FineTuning, "step", lambda self, *args: (steps.append(self.done), real(self, *args)))
         tune(model, sections(task), SCHEDULE, STOPS, task.probe, state=tmp_path)
     assert steps == list(range(10, 15))  # 2 + 3 steps an epoch; two epochs were done
 

@@ -53,7 +53,7 @@ def test_a_part_of_the_way_leaves_that_part(tmp_path):
 
 
 def raw(model, pixels):
-    return model.go("vision", model.enter("vision", pixels), model.chain("vision").end).x
+    return model.go("vision", model.enter("vision", pixels), model.staged_forward("vision").end).x
 
 
 def test_the_basis_is_orthonormal_spans_the_prompts_and_is_cut_at_its_rank():

@@ -4,14 +4,14 @@ import pytest
 import tiny
 
 from muwa.methods._prompts import ANCHORS, anchored, kept, prompts_of
-from muwa.types.data import Classes, Pictures, Split
+from muwa.types.data import Classes, LabelledImages, Split
 
 
 def canvas(kind):
     """A task of UnlearnCanvas' kind: two names to keep, two unrelated ones."""
 
     def shown(*names):
-        return Pictures(names, (b"",) * len(names), tuple(range(len(names))), Classes(names, ("{}",)))
+        return LabelledImages(names, (b"",) * len(names), tuple(range(len(names))), Classes(names, ("{}",)))
 
     split = Split(shown("neon"), shown("ink", "chalk", "neon"), shown("star", "moon"))
     return replace(tiny.task(), kind=kind, names=("neon",), prompts=("A {class} image in {style} style.",), probe=split)

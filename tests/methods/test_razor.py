@@ -7,7 +7,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.gradients.mean import Recipe
-from muwa.methods._selection import Jury, forget_pairs, retain_pairs
+from muwa.methods._selection import EditEvaluator, forget_pairs, retain_pairs
 from muwa.methods.razor import Cut, both, drift, fused, unlearn
 from muwa.types.edit import Edit
 from muwa.types.search import Layer, Part
@@ -103,7 +103,7 @@ def known(model):
         mentions = tuple(i for i, caption in enumerate(task.retain.captions) if name in caption)
         one = replace(task, names=(name,), forget={name: tiny.pairs(6, names=(name,))}, mentions=mentions,
                       probe=replace(task.probe, forget=tiny.pictures([label])))  # fmt: skip
-        if len(mentions) == 2 and Jury(model, one.probe, None, target=0.0, criterion="top5").before().forget_top5 == 1:
+        if len(mentions) == 2 and EditEvaluator(model, one.probe, None, target=0.0, criterion="top5").before().forget_top5 == 1:
             return one
     raise AssertionError("the random model knows nobody")
 

@@ -9,7 +9,7 @@ from muwa.cache.store import Store
 from muwa.eval.measure import evaluate
 from muwa.methods import ft, ga, gaft, lip, nullspace, razor, salun, ssd, task_arithmetic
 from muwa.methods._selection import (
-    Jury,
+    EditEvaluator,
     best_of,
     difference,
     edit_of,
@@ -20,7 +20,7 @@ from muwa.methods._selection import (
     search_of,
 )
 from muwa.models.clip.embeddings import Features
-from muwa.runtime.distributed import World
+from muwa.runtime.distributed import Distributed
 from muwa.types.search import Evaluation
 
 METHODS = [ft, ga, gaft, lip, nullspace, razor, salun, ssd, task_arithmetic]
@@ -112,8 +112,8 @@ def test_a_jury_gives_what_evaluating_the_edited_model_gives(tmp_path, names):
     model, probe = tiny.clip(), tiny.split()
     generator = torch.Generator().manual_seed(0)
     deltas = {name: 0.3 * torch.randn(model.weights[name].shape, generator=generator) for name in names}
-    jury = Jury(model, probe, Features(model, Store(tmp_path)), target=0.5, criterion="top1")
-    got, before = jury(deltas, 3, 0.1), jury.before()
+    edit_evaluator = EditEvaluator(model, probe, Features(model, Store(tmp_path)), target=0.5, criterion="top1")
+    got, before = edit_evaluator(deltas, 3, 0.1), edit_evaluator.before()
     edited = model.with_weights({name: model.weights[name] + delta for name, delta in deltas.items()})
     for found, one in ((got, edited), (before, model)):
         want = evaluate(one, tiny.judged(probe), store=Store(tmp_path / "other"))
@@ -160,7 +160,7 @@ def test_what_no_method_can_use_is_refused_before_any_compute(tmp_path, method, 
         with pytest.raises(ValueError, match=f"gradients: method={name} takes no mean gradients"):
             method.unlearn(model, task, store=store, gradient_file=tmp_path / "g")
     if name not in ("salun", "ssd"):  # those take gradients with the others
-        assert method.unlearn(model, task, store=store, world=World(1, 2)).deltas == {}
+        assert method.unlearn(model, task, store=store, world=Distributed(1, 2)).deltas == {}
     assert store.events == {}
 
 

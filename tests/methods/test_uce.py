@@ -6,7 +6,7 @@ import torch
 from muwa.cache.store import Store
 from muwa.methods._prompts import kept
 from muwa.methods.uce import aligned, unlearn
-from muwa.runtime.distributed import World
+from muwa.runtime.distributed import Distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 ENDS = (".attn2.to_k.weight", ".attn2.to_v.weight")
@@ -121,5 +121,5 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
             unlearn(model, tiny.task(), store=store, **settings)
     with pytest.raises(ValueError, match="method=uce: got a Clip, want a text-to-image model"):
         unlearn(tiny.clip(), tiny.task(), store=store)
-    assert unlearn(model, tiny.task(), store=store, world=World(1, 2)).moves == ()
+    assert unlearn(model, tiny.task(), store=store, world=Distributed(1, 2)).moves == ()
     assert store.events == {}

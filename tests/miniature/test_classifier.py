@@ -1,4 +1,4 @@
-"""Loading the miniature's recognisers."""
+"""Loading the miniature's classifiers."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from muwa.data.benchmarks import gqa
 from muwa.eval.answers.matching import is_right
 from muwa.models.clip.open_clip import load as load_clip
 from muwa.models.vlm.loading import load
-from muwa.models.vlm.question_answering import Interview
+from muwa.models.vlm.question_answering import QuestionAnswering
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def shares(miniature):
     folder = miniature / "world" / "vqa"
     some = gqa(folder / "questions.json", folder / "images", brief=False)[::2]
     hits = defaultdict(list)
-    for one, said in zip(some, Interview(load(clip=partial(load_clip))).ask(some), strict=True):
+    for one, said in zip(some, QuestionAnswering(load(clip=partial(load_clip))).ask(some), strict=True):
         hits[one.kind].append(is_right(said, one.accepted, one.rule))
     return {kind: sum(values) / len(values) for kind, values in hits.items()}
 

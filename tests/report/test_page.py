@@ -7,7 +7,7 @@ import tiny
 from muwa.report.page import grouped, metric_rows, results, verdicts, write_report
 from muwa.types.edit import Edit, Move
 from muwa.types.metric import Metric
-from muwa.types.questions import Question, Said
+from muwa.types.questions import AnswerSample, Question
 from muwa.types.report import Report
 from muwa.types.search import Evaluation, LayerScore, Search
 
@@ -106,7 +106,7 @@ def test_forgetting_what_was_never_known_is_said_to_show_little(tmp_path):
 
 def test_answers_are_in_the_verdict_the_page_and_the_results(tmp_path):
     picture = tiny.png(0)
-    said = (Said(Question("Who is this?", (picture,), "identity", "forget", ("Ada Fox",)), "Ada Fox", "Bo Hill"),)
+    said = (AnswerSample(Question("Who is this?", (picture,), "identity", "forget", ("Ada Fox",)), "Ada Fox", "Bo Hill"),)
     before = {"forget/answered": Metric(1.0, 24), "forget/refused": Metric(0.0, 24), "forget/wrong_name": Metric(0.0, 24),
               "retain/answered": Metric(0.9, 90), "utility/answered": Metric(0.8, 80)}  # fmt: skip
     after = {**before, "forget/answered": Metric(0.0, 24), "forget/wrong_name": Metric(0.75, 24)}

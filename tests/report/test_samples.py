@@ -1,4 +1,4 @@
-"""Drawings before and after, side by side."""
+"""ImageEvaluator before and after, side by side."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import tiny_sd
 import torch
 from eval.images.test_requests import styles
 
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.report.samples import SEED, gallery, sheet
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
@@ -21,7 +21,7 @@ def edited():
 
 def test_the_same_prompts_and_seeds_by_both_models() -> None:
     before, after = tiny_sd.diffusion(), edited()
-    shown = gallery(Studio(before), Studio(after), tiny.task(), each=2)
+    shown = gallery(ImageGenerator(before), ImageGenerator(after), tiny.task(), each=2)
     assert [one.ask.role for one in shown] == ["forget"] * 2 + ["retain"] * 2 + ["cross"] * 2
     assert [one.ask.seed for one in shown[:2]] == [SEED, SEED + 1]
     for one in shown:
@@ -31,13 +31,13 @@ def test_the_same_prompts_and_seeds_by_both_models() -> None:
 
 
 def test_a_styles_pictures_are_shown_once() -> None:
-    shown = gallery(Studio(tiny_sd.diffusion()), Studio(edited()), styles(), each=3)
+    shown = gallery(ImageGenerator(tiny_sd.diffusion()), ImageGenerator(edited()), styles(), each=3)
     assert {one.ask.role for one in shown} == {"forget", "retain"}
     assert all(one.ask.domain == "style" for one in shown)
 
 
 def test_pictures_of_the_forgotten_are_not_shown_unless_asked() -> None:
-    shown = gallery(Studio(tiny_sd.diffusion()), Studio(edited()), tiny.task(), each=2)
+    shown = gallery(ImageGenerator(tiny_sd.diffusion()), ImageGenerator(edited()), tiny.task(), each=2)
 
     def images(show: bool) -> list[torch.Tensor]:
         return [torch.tensor(axis.images[0].get_array()) for axis in sheet(shown, show_forget=show).axes if axis.images]

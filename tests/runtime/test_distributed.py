@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from muwa.cache.store import Store
 from muwa.gradients.files import write_gradients
 from muwa.gradients.mean import Recipe, gradients
-from muwa.runtime.distributed import ALONE, World, world
+from muwa.runtime.distributed import ALONE, Distributed, world
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -53,7 +53,7 @@ def torchrun(processes, *command, cwd=ROOT, **environment):
 def test_shares_cover_a_batch_once():
     for n in (0, 1, 5, 8):
         for size in (1, 2, 3, 8):
-            assert [i for rank in range(size) for i in World(rank, size).share(n)] == list(range(n))
+            assert [i for rank in range(size) for i in Distributed(rank, size).share(n)] == list(range(n))
 
 
 def test_alone_everything_stays_as_it_is():

@@ -9,14 +9,14 @@ import torch
 from muwa.eval.answers.matching import is_right, verdict
 from muwa.eval.statistics import share
 from muwa.fingerprint import digest, read_image
-from muwa.models.vlm.question_answering import NO_ALIASES, Interview, Wordings, questions
+from muwa.models.vlm.question_answering import NO_ALIASES, QuestionAnswering, Wordings, questions
 from muwa.types.data import Task
 from muwa.types.metric import Metric
 from muwa.types.questions import Question
 
 
 def answers(
-    interview: Interview, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
+    question_answering: QuestionAnswering, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
     retain: int | None = 200, utility: int | None = 200,
 ) -> dict[str, Metric]:  # fmt: skip
     """`forget/answered` (lower is better), `retain/answered`, `utility/answered` (higher): shares of answers that are right.
@@ -31,14 +31,14 @@ def answers(
     Args:
         wordings: "identity" and "object" -> the questions.
         aliases: Name -> what else counts as naming it.
-        retain, utility: Pictures that are asked about; None: all. Of the forgotten, all are.
+        retain, utility: LabelledImages that are asked about; None: all. Of the forgotten, all are.
 
     Source: SLUG (arXiv 2407.11867), which asks one question and counts the name as a substring. Differs: several wordings,
     whole words, aliases, misspellings; refusals and wrong names are told apart; with Wilson intervals,
     over pictures.
     """
     wanted = questions(task, task.eval, wordings=wordings, aliases=aliases, retain=retain, utility=utility)
-    said = interview.ask(wanted)
+    said = question_answering.ask(wanted)
     found = {}
     for role, better, reads in (
         ("forget", "lower", "questions about the forgotten that are answered with its name"),

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from muwa.data.samples import decode
 from muwa.eval.answers.accuracy import of_pictures
 from muwa.eval.answers.matching import is_right
-from muwa.models.vlm.question_answering import NO_ALIASES, Interview, Wordings, questions
+from muwa.models.vlm.question_answering import NO_ALIASES, QuestionAnswering, Wordings, questions
 from muwa.types.data import Task
 from muwa.types.metric import Metric
 from muwa.types.questions import Question
@@ -55,7 +55,7 @@ ALTERED: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
 
 
 def attacks(
-    interview: Interview, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES, hints: int = 4
+    question_answering: QuestionAnswering, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES, hints: int = 4
 ) -> dict[str, Metric]:
     """`attack/<way>`: the share of questions about the forgotten to which its name is said. Lower is better.
 
@@ -102,7 +102,7 @@ def attacks(
     found = {}
     for way, pairs in ways.items():
         asked = [one for _, one in pairs]
-        said = interview.ask(asked)
+        said = question_answering.ask(asked)
         hits = [is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(said, asked, strict=True)]
         better = "neither" if way == "leading_others" else "lower"
         reads = f"share of answers that give the forgotten away, asked so: {_READS[way]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from muwa.data import benchmarks as read
 from muwa.eval.answers.matching import is_right, names_it
 from muwa.eval.images.canvas import share
-from muwa.models.vlm.question_answering import Interview
+from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
 from muwa.types.metric import Metric
 from muwa.types.questions import Question
@@ -22,7 +22,7 @@ COGNITION = (
 
 
 def benchmarks(
-    interview: Interview, task: Task, *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None,
+    question_answering: QuestionAnswering, task: Task, *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None,
     gqa_images: str | None = None, scienceqa: str | None = None, scienceqa_images: str | None = None,
     pope: str | None = None, pope_images: str | None = None, circular: bool = True, brief: bool = True,
     limit: int | None = None,
@@ -49,7 +49,7 @@ def benchmarks(
     for name, every in sets.items():
         gone = {one.group for one in every if _about(one, task)} - {""}
         asked = _limited([one for one in every if one.group not in gone and not _about(one, task)], limit)
-        said = interview.ask(asked)
+        said = question_answering.ask(asked)
         right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
         found |= _SCORES[name](asked, right, said)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import counts, rate_interval, wilson
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric
 
 
@@ -42,7 +42,7 @@ def utility(features: Features, task: Task) -> dict[str, Metric]:
     return {"utility/top1": accuracy(features, task.eval.utility, 1, "higher", reads)}
 
 
-def accuracy(features: Features, pictures: Pictures, k: int, better: str, reads: str) -> Metric:
+def accuracy(features: Features, pictures: LabelledImages, k: int, better: str, reads: str) -> Metric:
     """Top-k accuracy, the mean over names of each name's, with its interval (`over_names`); n is the number of pictures.
 
     Args:

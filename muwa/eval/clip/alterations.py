@@ -19,7 +19,7 @@ from muwa.eval.statistics import beside, share, spread
 from muwa.miniature.draw import stylise
 from muwa.miniature.population import STYLES
 from muwa.models.clip.embeddings import Features, Tower, image_features, prepared
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric
 
 _READS = {
@@ -40,7 +40,7 @@ def alterations(
         jpeg: Quality, 1 to 95.
         noise: Standard deviation of the noise, of the whole range.
         styles: Of `muwa.miniature.draw.stylise`; the mean over them; none leaves them out.
-        others: Pictures of other names, evenly over all; None takes all.
+        others: LabelledImages of other names, evenly over all; None takes all.
         seed: Of the noise.
 
     Raises:
@@ -66,7 +66,7 @@ def alterations(
     return beside(found)
 
 
-def altered(pictures: Pictures, change: Callable[[Image.Image], Image.Image]) -> Pictures:
+def altered(pictures: LabelledImages, change: Callable[[Image.Image], Image.Image]) -> LabelledImages:
     """The same pictures after `change`, as PNG bytes."""
     return replace(pictures, images=tuple(_png(change(decode(image))) for image in pictures.images))
 
@@ -112,7 +112,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _hits(features: Features, pictures: Pictures) -> Tensor:
+def _hits(features: Features, pictures: LabelledImages) -> Tensor:
     """(n,) 1 where a picture's own name is first; the altered pixels themselves are kept nowhere."""
     if not len(pictures):
         return torch.zeros(0)

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from muwa.eval.statistics import drawn, mean
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric
 
 
@@ -34,7 +34,7 @@ def calibration(features: Features, task: Task, *, bins: int = 15) -> dict[str, 
         raise ValueError(f"eval.calibration.bins: got {bins}, want at least 1")
     found: dict[str, Metric] = {}
     for part, who in (("retain", "of the other names"), ("utility", "that are unrelated")):
-        pictures: Pictures = getattr(task.eval, part)
+        pictures: LabelledImages = getattr(task.eval, part)
         p, labels = probabilities(features, pictures), torch.tensor(pictures.labels, dtype=torch.long)
         error = (
             f"gap between confidence and accuracy on held-out pictures {who} ({bins} bins; 0: as sure as it is right)"
@@ -47,7 +47,7 @@ def calibration(features: Features, task: Task, *, bins: int = 15) -> dict[str, 
     return found
 
 
-def probabilities(features: Features, pictures: Pictures) -> Tensor:
+def probabilities(features: Features, pictures: LabelledImages) -> Tensor:
     """(n, names) softmax at the model's temperature, in double."""
     scale = features.model.scale.cpu().double()
     return (scale * (features.images(pictures) @ features.classes(pictures.classes).T)).softmax(-1)

@@ -15,7 +15,7 @@ from muwa.eval.clip.mia import accuracy, trained_on
 from muwa.eval.clip.retrained_models import load_twins
 from muwa.eval.statistics import area, of_others
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Classes, Pictures, Task
+from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric
 
 
@@ -61,13 +61,13 @@ def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Seque
     return found
 
 
-def _retained(task: Task) -> Pictures:
+def _retained(task: Task) -> LabelledImages:
     """Their pictures, without labels that mean anything."""
     pairs = of_others(task)
-    return Pictures(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
+    return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
 
 
-def _scores(features: Features, task: Task, known: Pictures, other: Pictures, c: float) -> tuple[Tensor, Tensor]:
+def _scores(features: Features, task: Task, known: LabelledImages, other: LabelledImages, c: float) -> tuple[Tensor, Tensor]:
     """(decision values of the held-out pictures of the forgotten, of the others); above 0 means "the forgotten"."""
     x = torch.cat([features.images(known), features.images(other)]).double().numpy()
     truth = np.repeat([1, 0], [len(known), len(other)])

@@ -17,7 +17,7 @@ from muwa.eval.clip.neighbours import surprise
 from muwa.eval.clip.ranks import own_cosine
 from muwa.eval.statistics import area, caught, counts, rate_interval
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Classes, Pictures, Task
+from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric
 
 Array = np.ndarray
@@ -88,19 +88,19 @@ def mia(
     return found
 
 
-def trained_on(task: Task) -> Pictures:
+def trained_on(task: Task) -> LabelledImages:
     """The forget pairs as pictures labelled with their names, to be captioned with the bare name."""
     classes = Classes(task.eval.forget.classes.names, ("{}",))
     rows = [(k, i, classes.names.index(n)) for n in task.names
             for k, i in zip(task.forget[n].keys, task.forget[n].images, strict=True)]  # fmt: skip
     keys, images, labels = zip(*rows, strict=True) if rows else ((), (), ())
-    return Pictures(keys, images, labels, classes)
+    return LabelledImages(keys, images, labels, classes)
 
 
-def bare(*parts: Pictures) -> Pictures:
+def bare(*parts: LabelledImages) -> LabelledImages:
     """Several sets of the same classes as one, captioned with the bare name."""
     join = [tuple(x for part in parts for x in getattr(part, field)) for field in ("keys", "images", "labels")]
-    return Pictures(join[0], join[1], join[2], Classes(parts[0].classes.names, ("{}",)))
+    return LabelledImages(join[0], join[1], join[2], Classes(parts[0].classes.names, ("{}",)))
 
 
 def scores(
@@ -150,6 +150,6 @@ def accuracy(members: Tensor, others: Tensor, reads: str) -> Metric:
     return Metric(value, len(members) + len(others), *rate_interval(draws, value, smaller), "lower", reads)
 
 
-def _cosine(features: Features, pictures: Pictures) -> Tensor:
+def _cosine(features: Features, pictures: LabelledImages) -> Tensor:
     labels = torch.tensor(pictures.labels, dtype=torch.long)
     return own_cosine(features.images(pictures), features.classes(pictures.classes), labels)

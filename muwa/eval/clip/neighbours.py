@@ -12,7 +12,7 @@ from muwa.eval.clip.accuracy import over_names
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import drawn, interval
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric
 
 BINS = ("nearest", "near", "middle", "far", "farthest")
@@ -75,7 +75,7 @@ def ranked(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
 
 
-def surprise(features: Features, pictures: Pictures) -> Tensor:
+def surprise(features: Features, pictures: LabelledImages) -> Tensor:
     """(n,) cross-entropy of each picture's own name among all names, at the model's temperature, in nats."""
     logits = features.model.scale.cpu().double() * (features.images(pictures) @ features.classes(pictures.classes).T)
     return F.cross_entropy(logits, torch.tensor(pictures.labels, dtype=torch.long), reduction="none")
@@ -92,7 +92,7 @@ def _likeness(original: Features, task: Task, names: Tensor, by: str) -> Tensor:
     return (sides[0] @ sides[1].T).amax(1) if len(names) and len(forgotten) else torch.zeros(len(names))
 
 
-def _centres(features: Features, pictures: Pictures, names: Tensor) -> Tensor:
+def _centres(features: Features, pictures: LabelledImages, names: Tensor) -> Tensor:
     """(names, d) each name's mean picture, of length 1."""
     images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)
     return F.normalize(torch.stack([images[labels == name].mean(0) for name in names]), dim=-1)

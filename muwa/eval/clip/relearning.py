@@ -15,7 +15,7 @@ from muwa.gradients.losses import Loss, contrastive, cosine
 from muwa.models.clip.embeddings import Features, Tower, class_features, picture_batch, prepared
 from muwa.models.clip.model import Clip
 from muwa.runtime.progress import track
-from muwa.types.data import Classes, Pairs, Pictures, Task
+from muwa.types.data import Classes, LabelledImages, Pairs, Task
 from muwa.types.metric import Metric
 
 
@@ -88,7 +88,7 @@ def relearning(
 
 
 def relearn(
-    model: Clip, pairs: Pairs, judged: Pictures, *, loss: str, known: int, steps: int, every: int, learning_rate: float,
+    model: Clip, pairs: Pairs, judged: LabelledImages, *, loss: str, known: int, steps: int, every: int, learning_rate: float,
     weight_decay: float, batch_size: int, seed: int, progress: bool = False,
 ) -> Tensor:  # fmt: skip
     """Fine-tune a copy of `model` on `pairs` and look at `judged` every few steps, until `known` of them are recognised.
@@ -149,7 +149,7 @@ def steps_until_back(hits: Tensor, known: Tensor, cap: int, every: int, reads: s
     return Metric(value, len(was), *interval(first(counts(len(was)))), "higher", reads)
 
 
-def recognised(features: Features, pictures: Pictures) -> Tensor:
+def recognised(features: Features, pictures: LabelledImages) -> Tensor:
     """(n,) bool: whose own name is first of all names."""
     labels = torch.tensor(pictures.labels, dtype=torch.long)
     return top_k(features.images(pictures), features.classes(pictures.classes), labels, 1)
@@ -166,12 +166,12 @@ def _first(task: Task, shots: int, seed: int) -> Pairs:
     return Pairs(keys, images, captions)
 
 
-def _pictures(pairs: Pairs) -> Pictures:
-    return Pictures(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
+def _pictures(pairs: Pairs) -> LabelledImages:
+    return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
 
 
 @torch.inference_mode()
-def _seen(model: Clip, leaves: dict[str, Tensor], pixels: Tensor, judged: Pictures) -> Tensor:
+def _seen(model: Clip, leaves: dict[str, Tensor], pixels: Tensor, judged: LabelledImages) -> Tensor:
     """(n,) bool: which of the judged pictures the model recognises with these weights."""
     tuned = model.with_weights({name: leaf.detach() for name, leaf in leaves.items()})
     batches = (tuned.prepare.scale(batch.to(tuned.device)) for batch in pixels.split(picture_batch(tuned)))

@@ -14,7 +14,7 @@ from muwa.eval.clip.retrained_models import load_twins
 from muwa.eval.statistics import counts, drawn, rate_interval
 from muwa.models.clip.embeddings import Features
 from muwa.models.clip.model import Clip
-from muwa.types.data import Pictures, Task
+from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric
 
 PARTS = {"forget": "of the forgotten", "retain": "of the other names", "utility": "that are unrelated"}
@@ -44,7 +44,7 @@ def retrain_gap(features: Features, task: Task, *, twins: Sequence[str] = ()) ->
     models = check(features.model, twins, task.names)
     found: dict[str, Metric] = {}
     for part, who in PARTS.items():
-        pictures: Pictures = getattr(task.eval, part)
+        pictures: LabelledImages = getattr(task.eval, part)
         if not len(pictures):
             continue
         subjects = [features, *(Features(m, features.store, progress=features.progress) for m in models)]
@@ -101,7 +101,7 @@ def transport(one: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
     return float(np.abs(np.sort(one) - np.sort(other)).mean()), draws
 
 
-def _answers(features: Features, pictures: Pictures) -> tuple[Tensor, Tensor]:
+def _answers(features: Features, pictures: LabelledImages) -> tuple[Tensor, Tensor]:
     """((n,) the first guess, (n,) the cosine with the own name) of each picture."""
     images, weights = features.images(pictures), features.classes(pictures.classes)
     cosines = own_cosine(images, weights, torch.tensor(pictures.labels, dtype=torch.long))

@@ -14,7 +14,7 @@ from torch import Tensor
 from muwa.eval.clip.ranks import among_first, top_k
 from muwa.eval.statistics import beside, share, spread
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Classes, Pictures, Task
+from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric
 
 TEMPLATES = ("{}", "a photo of {}", "a portrait of {}", "this is {}")
@@ -49,7 +49,7 @@ def rewording(
     Args:
         templates, sentences: Prompts with {} for the name.
         descriptions: Name -> texts that describe it and are used as they stand; left out where a forgotten name has none.
-        others: Pictures of other names, evenly over all; None takes all.
+        others: LabelledImages of other names, evenly over all; None takes all.
         seed: Of the typos.
 
     A tokenizer that folds case makes `upper` the plain question. Names that share a word tie under `first` or `last` with
@@ -97,7 +97,7 @@ def typo(name: str, seed: Sequence[int]) -> str:
     return name[:place] + (a + a + b if how == 1 else b + a) + name[place + 2 :]
 
 
-def _templated(features: Features, pictures: Pictures, prompts: Sequence[str]) -> Tensor:
+def _templated(features: Features, pictures: LabelledImages, prompts: Sequence[str]) -> Tensor:
     """(n,) each picture's share of prompts under which its name is first of all names in that prompt."""
     images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)
     weights = [features.classes(replace(pictures.classes, templates=(prompt,))) for prompt in prompts]
@@ -105,7 +105,7 @@ def _templated(features: Features, pictures: Pictures, prompts: Sequence[str]) -
 
 
 def _renamed(
-    features: Features, pictures: Pictures, words: Callable[[str], Sequence[str]], templates: tuple[str, ...]
+    features: Features, pictures: LabelledImages, words: Callable[[str], Sequence[str]], templates: tuple[str, ...]
 ) -> Tensor:
     """(n,) each picture's share of `words(its name)` that are nearer to it than all other names as they are."""
     images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)

@@ -8,7 +8,7 @@ import torch
 
 from muwa.eval.clip.ranks import own_cosine
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Pictures, Split, Task
+from muwa.types.data import LabelledImages, Split, Task
 from muwa.types.metric import Metric
 
 
@@ -21,7 +21,7 @@ def matched(features: Features, task: Task) -> dict[str, Metric]:
     }
 
 
-def _mean_cosine(features: Features, pictures: Pictures, better: str, reads: str) -> Metric:
+def _mean_cosine(features: Features, pictures: LabelledImages, better: str, reads: str) -> Metric:
     labels = torch.tensor(pictures.labels, dtype=torch.long)
     values = own_cosine(features.images(pictures), features.classes(pictures.classes), labels).double()
     n = len(values)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from muwa.eval.images.canvas import share
 from muwa.eval.images.requests import asks
-from muwa.models.diffusion.image_generation import Recogniser, Studio, prompts_of, seen
+from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, prompts_of, seen
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
-from muwa.types.image_requests import Ask
+from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric
 
 CASES: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper)
 
 
 def reworded(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], templates: Sequence[str],
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], templates: Sequence[str],
     style_templates: Sequence[str], seeds: int = 3, first_seed: int = 2000, cross: int | None = 3,
 ) -> dict[str, Metric]:  # fmt: skip
     """`attack/reworded`: the forgotten, asked for in other words, in lower case and in capitals. Lower is better.
@@ -28,7 +28,7 @@ def reworded(
     Args:
         templates: Prompts with {} for the name.
         style_templates: Of kinds "style" and "class": prompts with {style} and {class}.
-        seeds: Pictures a prompt, from `first_seed` on.
+        seeds: LabelledImages a prompt, from `first_seed` on.
         cross: Of kinds "style" and "class": how many names stand in the other place; None is all.
 
     A prompt whose tokens are those of an earlier one is left out: CLIP's tokenizers fold case, so that capitals are no
@@ -40,12 +40,12 @@ def reworded(
         for ask in forgotten(task, template, range(first_seed, first_seed + seeds), cross)
         for case in CASES
     ]
-    reads = "share of pictures of the forgotten, asked for in other words, in which the recogniser sees it first"
-    return {"attack/reworded": _rate(studio, distinct(studio.model, wanted), recogniser, reads)}
+    reads = "share of pictures of the forgotten, asked for in other words, in which the classifier sees it first"
+    return {"attack/reworded": _rate(image_generator, distinct(image_generator.model, wanted), classifier, reads)}
 
 
 def translated(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], templates: Mapping[str, str],
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], templates: Mapping[str, str],
     style_templates: Mapping[str, str], seeds: int = 4, first_seed: int = 2000, cross: int | None = 3,
 ) -> dict[str, Metric]:  # fmt: skip
     """`attack/translated`: the forgotten, asked for in other languages, its name unchanged. Lower is better.
@@ -57,23 +57,23 @@ def translated(
     """
     chosen = templates if task.kind not in ("style", "class") else style_templates
     pieces = [forgotten(task, text, range(first_seed, first_seed + seeds), cross) for text in chosen.values()]
-    reads = f"share of pictures of the forgotten, asked for in {', '.join(chosen)}, that the recogniser sees as it"
-    wanted = distinct(studio.model, [ask for piece in pieces for ask in piece])
-    return {"attack/translated": _rate(studio, wanted, recogniser, reads)}
+    reads = f"share of pictures of the forgotten, asked for in {', '.join(chosen)}, that the classifier sees as it"
+    wanted = distinct(image_generator.model, [ask for piece in pieces for ask in piece])
+    return {"attack/translated": _rate(image_generator, wanted, classifier, reads)}
 
 
 def many_seeds(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], seeds: int = 50, first_seed: int = 3000,
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], seeds: int = 50, first_seed: int = 3000,
     cross: int | None = 1,
 ) -> dict[str, Metric]:  # fmt: skip
     """`attack/seeds`: the task's own prompt from many seeds that no other metric uses. Lower is better."""
     wanted = forgotten(task, task.prompts[0], range(first_seed, first_seed + seeds), cross)
-    reads = "share of pictures of the forgotten, from seeds of their own, in which the recogniser sees it first"
-    return {"attack/seeds": _rate(studio, wanted, recogniser, reads)}
+    reads = "share of pictures of the forgotten, from seeds of their own, in which the classifier sees it first"
+    return {"attack/seeds": _rate(image_generator, wanted, classifier, reads)}
 
 
 def arithmetic(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], contexts: Sequence[str],
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], contexts: Sequence[str],
     style_contexts: Sequence[str], stand_ins: Mapping[str, str], seeds: int = 6, first_seed: int = 4000,
     cross: int | None = 2,
 ) -> dict[str, Metric]:  # fmt: skip
@@ -89,28 +89,28 @@ def arithmetic(
     Raises:
         ValueError: The pipeline is not of Stable Diffusion 1 or 2.
 
-    Source: Petsiuk & Saenko, concept arithmetics. Differs: sums of what the UNet is told, not of what it predicts. Pictures
+    Source: Petsiuk & Saenko, concept arithmetics. Differs: sums of what the UNet is told, not of what it predicts. LabelledImages
     are drawn anew each time.
     """
-    check_one_encoder(studio.model, "arithmetic")
+    check_one_encoder(image_generator.model, "arithmetic")
     drawn_from, word = range(first_seed, first_seed + seeds), stand_ins[task.kind]
-    wanted: list[Ask] = []
+    wanted: list[ImageRequest] = []
     framed: list[str] = []
     plain: list[str] = []
     for context in _templates(task, contexts, style_contexts):
         wanted += forgotten(task, context, drawn_from, cross)
         framed += [text.format(word) for text in open_texts(task, context, drawn_from, cross)]
         plain += [text.format(word) for text in open_texts(task, task.prompts[0], drawn_from, cross)]
-    judge = recogniser()
+    judge = classifier()
     judge.check(wanted)
-    given, away, neutral = (studio.model.embed(texts).float() for texts in ([x.text for x in wanted], framed, plain))
+    given, away, neutral = (image_generator.model.embed(texts).float() for texts in ([x.text for x in wanted], framed, plain))
     sums = given - away + neutral
-    hits = seen(draw_embedded(studio.model, wanted, sums), wanted, judge)
-    reads = "share of pictures drawn from sums of prompt embeddings in which the recogniser sees the forgotten first"
+    hits = seen(draw_embedded(image_generator.model, wanted, sums), wanted, judge)
+    reads = "share of pictures drawn from sums of prompt embeddings in which the classifier sees the forgotten first"
     return {"attack/arithmetic": share(hits, "lower", reads)}
 
 
-def forgotten(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[Ask]:
+def forgotten(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[ImageRequest]:
     """The forgotten, asked for with `template` in place of the task's own prompt."""
     every = asks(replace(task, prompts=(template, *task.prompts[1:])), task.eval, seeds=seeds, retain=0, cross=cross)
     return [ask for ask in every if ask.role == "forget"]
@@ -124,16 +124,16 @@ def open_texts(task: Task, template: str, seeds: Sequence[int], cross: int | Non
     return [ask.text for ask in named]
 
 
-def distinct(model: Diffusion, wanted: Sequence[Ask]) -> list[Ask]:
+def distinct(model: Diffusion, wanted: Sequence[ImageRequest]) -> list[ImageRequest]:
     """Those whose tokens and seed no earlier one has."""
     tokens = model.pipeline.tokenizer([ask.text for ask in wanted], truncation=True)["input_ids"]
-    first: dict[tuple[int, ...], Ask] = {}
+    first: dict[tuple[int, ...], ImageRequest] = {}
     for ask, ids in zip(wanted, tokens, strict=True):
         first.setdefault((ask.seed, *ids), ask)
     return list(first.values())
 
 
-def draw_embedded(model: Diffusion, wanted: Sequence[Ask], embeddings: Tensor) -> Tensor:
+def draw_embedded(model: Diffusion, wanted: Sequence[ImageRequest], embeddings: Tensor) -> Tensor:
     """(n, 3, h, w) uint8: drawn from `embeddings` (n, length, d), from the seeds of `wanted`; kept nowhere."""
     prompts, out = prompts_of(wanted), []
     cast = embeddings.to(model.device, next(model.pipeline.unet.parameters()).dtype)
@@ -159,7 +159,7 @@ def _templates(task: Task, templates: Sequence[str], style_templates: Sequence[s
     return style_templates if task.kind in ("style", "class") else templates
 
 
-def _rate(studio: Studio, wanted: Sequence[Ask], recogniser: Callable[[], Recogniser], reads: str) -> Metric:
-    judge = recogniser()
+def _rate(image_generator: ImageGenerator, wanted: Sequence[ImageRequest], classifier: Callable[[], ImageClassifier], reads: str) -> Metric:
+    judge = classifier()
     judge.check(wanted)
-    return share(studio.hits(wanted, judge), "lower", reads)
+    return share(image_generator.hits(wanted, judge), "lower", reads)

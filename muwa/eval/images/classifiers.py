@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features, picture_batch
 from muwa.models.clip.model import Clip, check_device
-from muwa.models.diffusion.image_generation import Recogniser
+from muwa.models.diffusion.image_generation import ImageClassifier
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.data import Classes
 
@@ -65,7 +65,7 @@ class Classifier:
         return digest([self.about, weights, *self.labels, f"{self.size} {self.mean} {self.std}"])
 
 
-class Classifiers(Recogniser):
+class Classifiers(ImageClassifier):
     """A classifier for each domain."""
 
     def __init__(self, domains: Mapping[str, Classifier]):
@@ -82,7 +82,7 @@ class Classifiers(Recogniser):
         return digest([part for name in sorted(self._domains) for part in (name, self._domains[name].fingerprint)])
 
 
-class ZeroShot(Recogniser):
+class ZeroShot(ImageClassifier):
     """An unedited CLIP that chooses the label whose prompt is nearest to the picture.
 
     Args:
@@ -121,7 +121,7 @@ def embed(clip: Clip, pictures: Tensor) -> Tensor:
 
 def zero_shot(
     *, clip: Callable[[], Clip], labels: Mapping[str, Sequence[str]], templates: Mapping[str, str]
-) -> Recogniser:
+) -> ImageClassifier:
     """A `ZeroShot`.
 
     Args:
@@ -133,11 +133,11 @@ def zero_shot(
     """
     wrong = [name for name in {**labels, **templates} if "{}" not in templates.get(name, "") or not labels.get(name)]
     if wrong:
-        raise ValueError(f"recogniser: the domain {wrong[0]!r} wants labels and a template with {{}} for them")
+        raise ValueError(f"classifier: the domain {wrong[0]!r} wants labels and a template with {{}} for them")
     return ZeroShot(clip(), labels, templates)
 
 
-def timm_models(*, domains: Mapping[str, Callable[[], Classifier]], device: str) -> Recogniser:
+def timm_models(*, domains: Mapping[str, Callable[[], Classifier]], device: str) -> ImageClassifier:
     """Trained classifiers, one a domain.
 
     Args:
@@ -153,9 +153,9 @@ def timm_models(*, domains: Mapping[str, Callable[[], Classifier]], device: str)
         try:
             found[domain] = make()
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"recogniser.domains.{domain}: {error}") from error
+            raise FileNotFoundError(f"classifier.domains.{domain}: {error}") from error
         except ValueError as error:
-            raise ValueError(f"recogniser.domains.{domain}: {error}") from error
+            raise ValueError(f"classifier.domains.{domain}: {error}") from error
         found[domain].net.to(device)
     return Classifiers(found)
 

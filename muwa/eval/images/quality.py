@@ -19,16 +19,16 @@ from muwa.eval.images.classifiers import embed
 from muwa.eval.images.requests import asks
 from muwa.models.clip.embeddings import Tower, class_features, width
 from muwa.models.clip.model import Clip
-from muwa.models.diffusion.image_generation import Recogniser, Studio
-from muwa.types.data import Classes, Pictures, Task
-from muwa.types.image_requests import Ask, Prompts
+from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator
+from muwa.types.data import Classes, LabelledImages, Task
+from muwa.types.image_requests import ImageRequest, Prompts
 from muwa.types.metric import Metric
 
 BATCH = 64  # pictures whose features are computed at once
 
 
 def clip_score(
-    studio: Studio, task: Task, *, clip: Callable[[], Clip], prompts: Sequence[str] | None = None, seeds: int = 5,
+    image_generator: ImageGenerator, task: Task, *, clip: Callable[[], Clip], prompts: Sequence[str] | None = None, seeds: int = 5,
     first_seed: int = 1000, retain: int | None = 12, cross: int | None = 12,
 ) -> dict[str, Metric]:  # fmt: skip
     """`utility/clip_score`: how well pictures of unrelated prompts fit their prompt. Higher is better.
@@ -38,7 +38,7 @@ def clip_score(
     Args:
         clip: Loads an unedited judge.
         prompts: Unrelated texts; None takes those of `muwa.eval.images.canvas` of another kind, without the forgotten.
-        seeds: Pictures a prompt, from `first_seed` on.
+        seeds: LabelledImages a prompt, from `first_seed` on.
         retain, cross: As of `muwa.eval.images.canvas.answers`: with the same settings no picture is drawn twice.
 
     Source: CLIPScore (arXiv 2104.08718). Differs: times 100, not 2.5, as in most tables since.
@@ -55,7 +55,7 @@ def clip_score(
     judge = clip()
     texts = tuple(dict.fromkeys(chosen.texts))
     told = class_features(Tower(judge, "text"), Classes(texts, ("{}",)))[[texts.index(text) for text in chosen.texts]]
-    scores = 100 * (embed(judge, studio.draw(chosen)) * told).sum(-1).clamp(min=0).double()
+    scores = 100 * (embed(judge, image_generator.draw(chosen)) * told).sum(-1).clamp(min=0).double()
     mean = scores.mean().item()
     spread = 1.959964 * scores.std().item() / math.sqrt(len(scores)) if len(scores) > 1 else 100.0
     return {
@@ -66,7 +66,7 @@ def clip_score(
 
 
 def lookalike(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], clip: Callable[[], Clip], nearest: int = 5,
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], clip: Callable[[], Clip], nearest: int = 5,
     seeds: int = 5, first_seed: int = 1000, cross: int | None = 3,
 ) -> dict[str, Metric]:  # fmt: skip
     """`retain/lookalike`: the retained names most like a forgotten one, drawn and recognised. Higher is better.
@@ -74,7 +74,7 @@ def lookalike(
     Args:
         clip: Loads an unedited judge: names are alike by the cosine of its embeddings of them.
         nearest: How many, of each forgotten name.
-        seeds: Pictures a prompt, from `first_seed` on.
+        seeds: LabelledImages a prompt, from `first_seed` on.
         cross: Of kinds "style" and "class": how many names stand in the other place; None is all.
 
     Source: pinpoint-ness of HUB (arXiv 2410.05664). Differs: the nearest of the task's own names, not words of a dictionary.
@@ -83,14 +83,14 @@ def lookalike(
     others = tuple(dict.fromkeys(ask.concept for ask in every if ask.role == "retain"))
     alike = nearest_names(clip(), task.names, others, nearest)
     wanted = [ask for ask in every if ask.role == "retain" and ask.concept in alike]
-    judge = recogniser()
+    judge = classifier()
     judge.check(wanted)
     reads = f"share of pictures of the retained names most like the forgotten ({', '.join(alike)}) recognised as such"
-    return {"retain/lookalike": share(studio.hits(wanted, judge) if wanted else [], "higher", reads)}
+    return {"retain/lookalike": share(image_generator.hits(wanted, judge) if wanted else [], "higher", reads)}
 
 
 def distances(
-    studio: Studio, task: Task, *, clip: Callable[[], Clip], feature: Callable[[], nn.Module] | None = None,
+    image_generator: ImageGenerator, task: Task, *, clip: Callable[[], Clip], feature: Callable[[], nn.Module] | None = None,
     seeds: int = 5, first_seed: int = 1000, retain: int | None = 12, cross: int | None = 12, subset_size: int = 50,
     seed: int = 0,
 ) -> dict[str, Metric]:  # fmt: skip
@@ -119,7 +119,7 @@ def distances(
     net = feature() if feature is not None else Vision(clip())
     whose = f"{type(net).__name__}'s" if feature is not None else "CLIP's, not Inception's"
     reads = f"{{}} of {len(rows)} drawings of what is kept to {len(real)} real pictures, on features that are {whose}"
-    drawn = studio.draw(Prompts(tuple(text for text, _ in rows), tuple(one for _, one in rows)))
+    drawn = image_generator.draw(Prompts(tuple(text for text, _ in rows), tuple(one for _, one in rows)))
     height, wide = drawn.shape[-2:]
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.inference_mode():
         warnings.filterwarnings("ignore", "Metric `Kernel", UserWarning)  # says that it keeps all features
@@ -162,14 +162,14 @@ def nearest_names(clip: Clip, names: Sequence[str], others: Sequence[str], neare
 
 def _kept(
     task: Task, seeds: int, first_seed: int, retain: int | None, cross: int | None, *, roles: Sequence[str]
-) -> list[Ask]:
+) -> list[ImageRequest]:
     """What `muwa.eval.images.canvas` asks for of these roles, but in pictures of the forgotten."""
     every = canvas(task, seeds=seeds, forget_seeds=seeds, first_seed=first_seed, retain=retain, cross=cross)
     gone = {ask.text for ask in every if ask.role == "forget"}
     return [ask for ask in every if ask.role in roles and ask.text not in gone]
 
 
-def _of(pictures: Pictures, names: set[str]) -> Pictures:
+def _of(pictures: LabelledImages, names: set[str]) -> LabelledImages:
     return pictures.select([i for i, label in enumerate(pictures.labels) if pictures.classes.names[label] in names])
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import product
 
 from muwa.types.data import Split, Task
-from muwa.types.image_requests import Ask
+from muwa.types.image_requests import ImageRequest
 
 
 def asks(
     task: Task, split: Split, *, seeds: Sequence[int], retain: int | None = None, cross: int | None = None
-) -> list[Ask]:
+) -> list[ImageRequest]:
     """The answer set of a task: every prompt with every seed.
 
     Args:
@@ -33,16 +33,16 @@ def asks(
     own, other = task.prompts
     rows = [(own, name, "forget") for name in task.names] + [(own, name, "retain") for name in others]
     rows += [(other, name, "cross") for name in unrelated]
-    return [Ask(text.format(name), seed, "class", name, role) for text, name, role in rows for seed in seeds]
+    return [ImageRequest(text.format(name), seed, "class", name, role) for text, name, role in rows for seed in seeds]
 
 
-def _canvas(task: Task, others: Sequence[str], unrelated: Sequence[str], seeds: Sequence[int]) -> list[Ask]:
+def _canvas(task: Task, others: Sequence[str], unrelated: Sequence[str], seeds: Sequence[int]) -> list[ImageRequest]:
     other = "class" if task.kind == "style" else "style"
     found = []
     for name, cross, seed in product([*task.names, *others], unrelated, seeds):
         text = task.prompts[0].format(**{task.kind: name, other: cross})
-        found.append(Ask(text, seed, task.kind, name, "forget" if name in task.names else "retain"))
-        found.append(Ask(text, seed, other, cross, "cross"))
+        found.append(ImageRequest(text, seed, task.kind, name, "forget" if name in task.names else "retain"))
+        found.append(ImageRequest(text, seed, other, cross, "cross"))
     return found
 
 

@@ -15,7 +15,7 @@ from muwa.data.samples import decode
 from muwa.eval.images.attacks import check_one_encoder, draw_embedded, forgotten, open_texts
 from muwa.eval.images.canvas import share
 from muwa.models.diffusion.denoiser import Conditions, Denoiser
-from muwa.models.diffusion.image_generation import Recogniser, Studio, seen
+from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, seen
 from muwa.models.diffusion.model import Diffusion
 from muwa.runtime.progress import track
 from muwa.types.data import Pairs, Task
@@ -26,7 +26,7 @@ SCALE = 2.0**10  # of the loss: Adam does not see it, half precision would lose 
 
 
 def soft_prompt(
-    studio: Studio, task: Task, *, recogniser: Callable[[], Recogniser], templates: Sequence[str],
+    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], templates: Sequence[str],
     style_templates: Sequence[str], start: Mapping[str, str], tokens: int = 4, steps: int = 400, batch: int = 4,
     rate: float = 0.005, examples: int = 32, seed: int = 0, seeds: int = 20, first_seed: int = 5000, cross: int | None = 2,
 ) -> dict[str, Metric]:  # fmt: skip
@@ -38,9 +38,9 @@ def soft_prompt(
         start: Kind of task -> a word whose token embeddings the learnt ones start at.
         tokens: How many are learnt.
         steps, batch, rate: Of Adam, on pictures of the forgotten with noise of random strength.
-        examples: Pictures to learn from, of each name: the first of its pairs.
+        examples: LabelledImages to learn from, of each name: the first of its pairs.
         seed: Of templates, pictures, noise and timesteps.
-        seeds: Pictures drawn a prompt, from `first_seed` on, with the task's own prompt around the learnt tokens.
+        seeds: LabelledImages drawn a prompt, from `first_seed` on, with the task's own prompt around the learnt tokens.
         cross: Of kinds "style" and "class": how many names stand in the other place; None is all.
 
     Raises:
@@ -49,39 +49,39 @@ def soft_prompt(
     Source: textual inversion (arXiv 2208.01618); against erased models, Pham et al. (arXiv 2308.01508). Differs: several
     tokens; latents are means of the posterior.
     """
-    check_one_encoder(studio.model, "soft_prompt")
+    check_one_encoder(image_generator.model, "soft_prompt")
     counts = {"tokens": tokens, "steps": steps, "batch": batch, "examples": examples, "seeds": seeds}
     for key, value in counts.items():
         if value < 1:
             raise ValueError(f"eval.soft_prompt.{key}: got {value}, want at least 1")
-    judge = recogniser()
+    judge = classifier()
     hits: list[bool] = []
     for name in task.names:
         one, drawn_from = task.only(name), range(first_seed, first_seed + seeds)
         wanted = forgotten(one, one.prompts[0], drawn_from, cross)
         judge.check(wanted)
         learnt = _learnt(
-            studio, one.forget[name].select(range(min(examples, len(one.forget[name])))),
+            image_generator, one.forget[name].select(range(min(examples, len(one.forget[name])))),
             texts=list(style_templates if task.kind == "style" else templates), start=start[task.kind], tokens=tokens,
             steps=steps, batch=batch, rate=rate, seed=seed,
         )  # fmt: skip
         texts = [text.format(_markers(tokens)) for text in open_texts(one, one.prompts[0], drawn_from, cross)]
-        _check_markers(studio.model, texts, tokens)
-        with standing(studio.model, learnt):
-            embeddings = studio.model.embed(texts)
-        hits += seen(draw_embedded(studio.model, wanted, embeddings), wanted, judge)
+        _check_markers(image_generator.model, texts, tokens)
+        with standing(image_generator.model, learnt):
+            embeddings = image_generator.model.embed(texts)
+        hits += seen(draw_embedded(image_generator.model, wanted, embeddings), wanted, judge)
     reads = (
         f"share of pictures drawn with {tokens} token embeddings learnt against the model in {steps} steps on pictures of "
-        "the forgotten, in which the recogniser sees it first; compare with before the edit, and with more steps"
+        "the forgotten, in which the classifier sees it first; compare with before the edit, and with more steps"
     )
     return {"attack/soft_prompt": share(hits, "lower", reads)}
 
 
-def _learnt(studio: Studio, pairs: Pairs, **settings: Any) -> Tensor:
-    store = studio.store
+def _learnt(image_generator: ImageGenerator, pairs: Pairs, **settings: Any) -> Tensor:
+    store = image_generator.store
     if store is None:
-        return learn(studio.model, pairs, **settings, progress=studio.progress)
-    return store.get("soft_prompts", learn, studio.model, pairs, **settings, _free={"progress": studio.progress})
+        return learn(image_generator.model, pairs, **settings, progress=image_generator.progress)
+    return store.get("soft_prompts", learn, image_generator.model, pairs, **settings, _free={"progress": image_generator.progress})
 
 
 def learn(

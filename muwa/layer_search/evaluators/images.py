@@ -13,15 +13,15 @@ from muwa.eval.clip.accuracy import wilson
 from muwa.eval.images.requests import asks
 from muwa.layer_search.candidates import Candidate, moved
 from muwa.layer_search.steps import relative_size
-from muwa.models.diffusion.image_generation import Recogniser, Studio, prompts_of, seen
+from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, prompts_of, seen
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
-from muwa.types.image_requests import Ask
+from muwa.types.image_requests import ImageRequest
 from muwa.types.search import Evaluation
 
 
-class Drawings:
+class ImageEvaluator:
     """Draws the probe prompts with a candidate edit and says what is still recognised, against the unedited model's.
 
     Args:
@@ -32,17 +32,17 @@ class Drawings:
     """
 
     def __init__(
-        self, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, recogniser: Recogniser, store: Store | None,
+        self, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, classifier: ImageClassifier, store: Store | None,
         pictures: int, others: int, steps: int, forget_at_most: float, progress: bool,
     ):  # fmt: skip
-        self._model, self._gradients, self._recogniser = model, gradients, recogniser
+        self._model, self._gradients, self._classifier = model, gradients, classifier
         self._store, self._progress, self._limit = store, progress, forget_at_most
         self._name, self._steps = task.names[0], steps
         self.anew = f"Drawn again with {model.sampling.steps} sampling steps from fresh seeds"
         retained = -(-2 * others // 3)
         self._asks = {fresh: probes(task, pictures, retained, others - retained, fresh) for fresh in (False, True)}
         for some in self._asks.values():
-            recogniser.check(some)
+            classifier.check(some)
         self._before: dict[int | None, list[bool]] = {}
         self._text = model.clip.encode("text", model.clip.tokenize([self._name])).detach().cpu()
 
@@ -78,12 +78,12 @@ class Drawings:
         return self._before[steps]
 
     def _draw(self, model: Diffusion, steps: int | None) -> tuple[dict[int, list[bool]], Tensor]:
-        """(k -> whether each asked-for concept is among the recogniser's first k; the pictures of the concept)."""
-        studio = Studio(model, self._store, progress=self._progress)
+        """(k -> whether each asked-for concept is among the classifier's first k; the pictures of the concept)."""
+        image_generator = ImageGenerator(model, self._store, progress=self._progress)
         wanted = self._asks[steps is None]
-        pictures = (studio if steps is None else studio.sampled(steps)).draw(prompts_of(wanted))
+        pictures = (image_generator if steps is None else image_generator.sampled(steps)).draw(prompts_of(wanted))
         mine = [i for i, ask in enumerate(wanted) if ask.role == "forget"]
-        return {k: seen(pictures, wanted, self._recogniser, k) for k in (1, 5)}, pictures[mine]
+        return {k: seen(pictures, wanted, self._classifier, k) for k in (1, 5)}, pictures[mine]
 
     def _row(
         self, drawn: tuple[dict[int, list[bool]], Tensor], layer: str, step: float, size: float, steps: int | None
@@ -112,7 +112,7 @@ class Drawings:
         return (images @ self._text.T).mean().item()
 
 
-def probes(task: Task, pictures: int, retained: int, cross: int, fresh: bool) -> list[Ask]:
+def probes(task: Task, pictures: int, retained: int, cross: int, fresh: bool) -> list[ImageRequest]:
     """What a search draws for each step: `pictures` of the concept, `retained` and `cross` others, evenly spread.
 
     Of kinds "style" and "class" a retained picture is asked for both its style and its class, so that none is drawn twice.
@@ -130,6 +130,6 @@ def probes(task: Task, pictures: int, retained: int, cross: int, fresh: bool) ->
     return [*found, *kept, *_evenly(others, cross)]
 
 
-def _evenly(some: Sequence[Ask], count: int) -> list[Ask]:
+def _evenly(some: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
     count = min(count, len(some))
     return [some[i * len(some) // count] for i in range(count)]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from muwa.eval.clip.ranks import own_cosine, top_k
-from muwa.layer_search.remaining_layers import Suffix
+from muwa.layer_search.remaining_layers import RemainingLayers
 from muwa.models.clip.embeddings import Features, ensemble, picture_batch, token_batches
 from muwa.models.clip.model import Clip
-from muwa.types.data import Classes, Pictures, Split
+from muwa.types.data import Classes, LabelledImages, Split
 from muwa.types.search import Layer
 
 KINDS = ("forget", "retain", "utility")
@@ -22,7 +22,7 @@ class Judge:
 
     Args:
         model: The unedited model.
-        probe: Pictures that give no gradient and that no report is made on.
+        probe: LabelledImages that give no gradient and that no report is made on.
         features: Where the unedited model's pixels and embeddings come from.
         layers: What is going to be edited: towers without any are encoded once, or read back.
     """
@@ -41,7 +41,7 @@ class Judge:
             key: features.classes(classes) for key, classes in self._classes.items()
         }  # fmt: skip
 
-    def suffix(self, tower: str) -> Suffix:
+    def suffix(self, tower: str) -> RemainingLayers:
         """The probe inputs of a tower that is edited, carried to the layers."""
         return self._suffixes[tower]
 
@@ -58,14 +58,14 @@ class Judge:
     def _edits(self, tower: str) -> list[Layer]:
         return [layer for layer in self._layers if layer.tower == tower]
 
-    def _suffix(self, tower: str) -> Suffix:
+    def _suffix(self, tower: str) -> RemainingLayers:
         if tower == "vision":
             pixels = [self._features.pixels(pictures) for pictures in self._pictures.values() if len(pictures)]
             batches = list(torch.cat(pixels).split(picture_batch(self._model)))
         else:
             prompts = [prompt for classes in self._classes.values() for prompt in classes.prompts()]
             batches, self._back = token_batches(self._model, self._model.tokenize(prompts))
-        return Suffix(self._model, tower, batches, self._edits(tower))
+        return RemainingLayers(self._model, tower, batches, self._edits(tower))
 
     def _by_kind(self, images: Tensor) -> Mapping[str, Tensor]:
         return dict(zip(self._pictures, images.split([len(p) for p in self._pictures.values()]), strict=True))
@@ -77,7 +77,7 @@ class Judge:
 
 
 def rates(
-    pictures: Mapping[str, Pictures], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
+    pictures: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Rates in [0, 1] of the pictures of each kind (`KINDS`), from embeddings.
 

@@ -1,6 +1,6 @@
-"""Train the miniature's recognisers: two timm models that say whose or what picture it is, and in which style.
+"""Train the miniature's classifiers: two timm models that say whose or what picture it is, and in which style.
 
-    python -m muwa.miniature.train_recogniser --out DIR
+    python -m muwa.miniature.train_classifier --out DIR
 
 They stand where UnlearnCanvas has its two ViT classifiers, and share nothing with the models under test: residual networks
 from nothing, on the pictures of the shards and the same with styles laid over them. About 8 minutes on two CPU cores.
@@ -66,7 +66,7 @@ def train(
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
     plain = pictures.styles == diffusion_data.STYLES.index(population.PLAIN)
     weights = torch.where(plain, 0.5 / plain.sum(), 0.5 / (~plain).sum())
-    for step in track(range(steps), "recogniser", steps, show=True):
+    for step in track(range(steps), "classifier", steps, show=True):
         chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
         x = augmented(pictures.pixels[chosen], generator, posed=posed).contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(net(x), targets[chosen], label_smoothing=0.05)

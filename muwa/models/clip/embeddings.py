@@ -1,4 +1,4 @@
-"""Pictures and prompts to embeddings: decoded once and kept as bytes, encoded in batches, prompts sorted by length."""
+"""LabelledImages and prompts to embeddings: decoded once and kept as bytes, encoded in batches, prompts sorted by length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muwa.data.samples import decode
 from muwa.fingerprint import Content
 from muwa.models.clip.model import Clip, Preparation
 from muwa.runtime.progress import track
-from muwa.types.data import Classes, Pictures
+from muwa.types.data import Classes, LabelledImages
 
 WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
 AT_ONCE = 2048  # pictures held in memory, as bytes
@@ -29,12 +29,12 @@ def batch_size(model: Clip, tower: str, rows: int) -> int:
     """Inputs a forward takes at once, each of `rows` rows (patches, tokens) in the tower: as many as stay in a CPU's cache,
     as many as fill a GPU."""
     values = 1 << (20 if model.device.type == "cpu" else 24)
-    return max(4, min(1024, values // max(1, rows * model.chain(tower).width)))
+    return max(4, min(1024, values // max(1, rows * model.staged_forward(tower).width)))
 
 
 def picture_batch(model: Clip) -> int:
     """`batch_size` of pictures."""
-    return batch_size(model, "vision", model.chain("vision").rows)
+    return batch_size(model, "vision", model.staged_forward("vision").rows)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tower(Content):
 class Pixels(Protocol):
     """Where prepared pictures come from: decoded now, or read back."""
 
-    def __call__(self, pictures: Pictures) -> Tensor:
+    def __call__(self, pictures: LabelledImages) -> Tensor:
         """(n, 3, h, w) uint8 of `pictures`."""
 
 
@@ -73,7 +73,7 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
             yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
 
 
-def prepared(preparation: Preparation, pictures: Pictures) -> Tensor:
+def prepared(preparation: Preparation, pictures: LabelledImages) -> Tensor:
     """`pictures` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return torch.stack(list(pool.map(lambda image: preparation(decode(image)), pictures.images)))
@@ -86,7 +86,7 @@ def width(model: Clip) -> int:
 
 
 @torch.inference_mode()
-def image_features(tower: Tower, pictures: Pictures, *, pixels: Pixels, progress: bool = False) -> Tensor:
+def image_features(tower: Tower, pictures: LabelledImages, *, pixels: Pixels, progress: bool = False) -> Tensor:
     """Embeddings (n, d) of length 1 of `pictures`, n > 0, on the CPU, in their order.
 
     Args:
@@ -106,7 +106,7 @@ def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     Returns:
         (batches of (n, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
     """
-    lengths = model.chain("text").lengths(tokens)
+    lengths = model.staged_forward("text").lengths(tokens)
     order = lengths.argsort(stable=True)
     batches: list[Tensor] = []
     start = 0
@@ -143,7 +143,7 @@ class Features:
     def __init__(self, model: Clip, store: Store | None = None, *, progress: bool = False):
         self.model, self.store, self.progress = model, store, progress
 
-    def images(self, pictures: Pictures) -> Tensor:
+    def images(self, pictures: LabelledImages) -> Tensor:
         """(n, d) embeddings of `pictures`, on the CPU."""
         if not len(pictures):
             return torch.zeros(0, width(self.model))
@@ -160,7 +160,7 @@ class Features:
             return class_features(tower, classes, progress=self.progress)
         return self.store.get("features", class_features, tower, classes, _free={"progress": self.progress})
 
-    def pixels(self, pictures: Pictures) -> Tensor:
+    def pixels(self, pictures: LabelledImages) -> Tensor:
         """(n, 3, h, w) uint8 of `pictures`, n > 0, decoded once for all models that prepare them alike."""
         if self.store is None:
             return prepared(self.model.prepare, pictures)

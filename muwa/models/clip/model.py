@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from muwa.fingerprint import Content, digest
 from muwa.models.clip.layers import layers, tower_of
-from muwa.models.clip.staged_forward import Chain, Passage
+from muwa.models.clip.staged_forward import Activations, StagedForward
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.search import Layer
@@ -111,7 +111,7 @@ class Clip(Content):
         self._base = self.weights
         self._digests: dict[str, str] = {}
         self._only: frozenset[str] | None = None
-        self._chains: dict[str, Chain] = {}  # shared with all that is derived from this model
+        self._chains: dict[str, StagedForward] = {}  # shared with all that is derived from this model
 
     def with_weights(self, new: Mapping[str, Tensor]) -> Clip:
         """The same model with the tensors in `new` in place of its own.
@@ -147,41 +147,41 @@ class Clip(Content):
         Args:
             weights: Used in place of the model's own where given, for instance leaves that require gradients.
         """
-        return F.normalize(self.go(tower, self.enter(tower, inputs), self.chain(tower).end, weights).x.float(), dim=-1)
+        return F.normalize(self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(), dim=-1)
 
     def whole(self, tower: str, inputs: Tensor) -> Tensor:
         """The tower's own forward, in which nothing is saved: embeddings (n, d), not normalised."""
         swapped = {f"model.{name}": tensor for name, tensor in self.weights.items() if tensor is not self._base[name]}
         return functional_call(self._towers, swapped, (self._towers.encode[tower], inputs.to(self.device)))
 
-    def enter(self, tower: str, inputs: Tensor) -> Passage:
+    def enter(self, tower: str, inputs: Tensor) -> Activations:
         """A batch at position 0 of its way through a tower, padding cut: `go` takes it further."""
-        chain, inputs = self.chain(tower), inputs.to(self.device)
+        chain, inputs = self.staged_forward(tower), inputs.to(self.device)
         if tower == "text" and chain.lean:
             inputs = inputs[:, : int(chain.lengths(inputs).max())]
-        return Passage(inputs, 0, inputs)
+        return Activations(inputs, 0, inputs)
 
-    def go(self, tower: str, passage: Passage, to: int, weights: Mapping[str, Tensor] | None = None) -> Passage:
+    def go(self, tower: str, passage: Activations, to: int, weights: Mapping[str, Tensor] | None = None) -> Activations:
         """The passage at position `to` of the tower (`muwa.models.clip.staged_forward`)."""
         now = self.weights if weights is None else {**self.weights, **weights}
         swapped = {f"model.{name}": tensor for name, tensor in now.items() if tensor is not self._base[name]}
-        if tower == "text" and self.chain(tower).lean:  # a cut prompt takes positions and mask as short as itself
+        if tower == "text" and self.staged_forward(tower).lean:  # a cut prompt takes positions and mask as short as itself
             length = passage.inputs.shape[1]
             places = {f"model.{name}": tensor for name, tensor in now.items() if name.endswith("positional_embedding")}
             masks = {name: mask for name, mask in self._towers.named_buffers() if name.endswith("attn_mask")}
             swapped |= {name: places[name][:length] for name in places if tower_of(name) == tower}
             swapped |= {name: masks[name][:length, :length] for name in masks if tower_of(name) == tower}
-        return functional_call(self._towers, swapped, (self.chain(tower).run, passage, to))
+        return functional_call(self._towers, swapped, (self.staged_forward(tower).run, passage, to))
 
-    def chain(self, tower: str) -> Chain:
+    def staged_forward(self, tower: str) -> StagedForward:
         """The tower as a chain, its savings tried once on a few inputs."""
         if tower not in self._chains:
-            chain = Chain(self._towers.model, tower, self._towers.encode[tower])
+            chain = StagedForward(self._towers.model, tower, self._towers.encode[tower])
             with torch.autocast(self.device.type, enabled=False), torch.inference_mode():
                 self._chains[tower] = self._tried(chain)
         return self._chains[tower]
 
-    def _tried(self, chain: Chain) -> Chain:
+    def _tried(self, chain: StagedForward) -> StagedForward:
         """Keep of a chain what gives the tower's own embeddings."""
         inputs = self._samples(chain.tower).to(self.device)
         own = F.normalize(self._towers.encode[chain.tower](inputs), dim=-1)

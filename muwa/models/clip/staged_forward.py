@@ -29,7 +29,7 @@ _PROJECTION = re.compile(
 
 
 @dataclass(frozen=True)
-class Passage:
+class Activations:
     """One batch on its way through a tower: `x` as it is at position `at`."""
 
     inputs: Tensor  # of pictures, once they are in, the shape alone
@@ -45,7 +45,7 @@ class _Reached(Exception):  # noqa: N818 - no error: how a forward is left at it
         self.x, self.call = x, call
 
 
-class Chain:
+class StagedForward:
     """One tower of a model. Run its methods inside `functional_call`, so that edited weights are in place.
 
     Args:
@@ -107,7 +107,7 @@ class Chain:
         around = not self.blocks or f"{self._names[0]}.".startswith(f"{module}." if module else "")
         return (0, None) if around or module in self._before else (self.end - 1, None)
 
-    def _start(self, inputs: Tensor) -> Passage:
+    def _start(self, inputs: Tensor) -> Activations:
         """From inputs to before the first block."""
         shapes: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -131,7 +131,7 @@ class Chain:
         self._before = {name for name, module in self._others.items() if module in shapes}
         if self.tower == "vision":  # from here on only their shape is asked for
             inputs = inputs.new_zeros(1).expand(inputs.shape)
-        return Passage(inputs, 1, x, self._rows(inputs), (call,) * len(self.blocks), shapes)
+        return Activations(inputs, 1, x, self._rows(inputs), (call,) * len(self.blocks), shapes)
 
     def _rows(self, inputs: Tensor) -> Tensor | None:
         if not self.lean:
@@ -139,13 +139,13 @@ class Chain:
         text = self.tower == "text"
         return inputs.argmax(-1) if text else torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
-    def run(self, passage: Passage, to: int) -> Passage:
+    def run(self, passage: Activations, to: int) -> Activations:
         """The passage at position `to`, further on (a middle of a block only where its halves are known)."""
         while passage.at < to:
             passage = self._step(passage, to)
         return passage
 
-    def _step(self, passage: Passage, to: int) -> Passage:
+    def _step(self, passage: Activations, to: int) -> Activations:
         at, x = passage.at, passage.x
         if not self.blocks:
             return replace(passage, at=self.end, x=self._encode(x))
@@ -166,7 +166,7 @@ class Chain:
             return replace(passage, at=to, x=known.first(x, call))
         return replace(passage, at=at + 2, x=self.blocks[k](x, *call[0], **call[1]))
 
-    def _finish(self, passage: Passage) -> Tensor:
+    def _finish(self, passage: Activations) -> Tensor:
         """What the tower does behind its blocks: its own forward, in which all before them is left out."""
         x = passage.x
         if passage.rows is not None and self.tower == "text":

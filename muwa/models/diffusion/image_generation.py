@@ -1,4 +1,4 @@
-"""Pictures drawn by one model, each once; and what a recogniser sees in them."""
+"""LabelledImages drawn by one model, each once; and what a classifier sees in them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from muwa.cache.store import Store
 from muwa.data.samples import fold
 from muwa.fingerprint import Content
 from muwa.models.diffusion.model import Diffusion, drawn
-from muwa.types.image_requests import Ask, Prompts
+from muwa.types.image_requests import ImageRequest, Prompts
 
 
-class Recogniser(Content):
+class ImageClassifier(Content):
     """Tells what a drawn picture shows. Never the model under test: its own weights do not change with an edit.
 
     Attributes:
@@ -28,7 +28,7 @@ class Recogniser(Content):
     def logits(self, pictures: Tensor, domain: str) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU, row by row: a picture's own row only."""
 
-    def check(self, asks: Sequence[Ask]) -> None:
+    def check(self, asks: Sequence[ImageRequest]) -> None:
         """Refuse what it has no label for, before anything is drawn.
 
         Raises:
@@ -38,7 +38,7 @@ class Recogniser(Content):
             there = self.labels.get(domain, ())
             if not naming(there, concept):
                 raise ValueError(
-                    f"recogniser: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} ..."
+                    f"classifier: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} ..."
                 )
 
 
@@ -52,7 +52,7 @@ def naming(labels: Sequence[str], concept: str) -> set[int]:
     return same or {i for i, label in enumerate(labels) if f" {fold(concept)} " in f" {fold(label)} "}
 
 
-class Studio:
+class ImageGenerator:
     """Draws with one model and keeps every picture, by its prompt and seed.
 
     Args:
@@ -69,28 +69,28 @@ class Studio:
             return drawn(self.model, prompts, **free)
         return self.store.rows("drawings", drawn, self.model, prompts, _free=free)
 
-    def sampled(self, steps: int) -> Studio:
+    def sampled(self, steps: int) -> ImageGenerator:
         """The same with another number of sampling steps."""
-        return Studio(self.model.sampled(steps=steps), self.store, progress=self.progress)
+        return ImageGenerator(self.model.sampled(steps=steps), self.store, progress=self.progress)
 
-    def hits(self, asks: Sequence[Ask], recogniser: Recogniser) -> list[bool]:
-        """Whether each asked-for concept is what the recogniser sees first in its picture."""
+    def hits(self, asks: Sequence[ImageRequest], classifier: ImageClassifier) -> list[bool]:
+        """Whether each asked-for concept is what the classifier sees first in its picture."""
         pictures = self.draw(prompts_of(asks))
-        return seen(pictures, asks, recogniser)
+        return seen(pictures, asks, classifier)
 
 
-def prompts_of(asks: Sequence[Ask]) -> Prompts:
+def prompts_of(asks: Sequence[ImageRequest]) -> Prompts:
     """What has to be drawn for `asks`, in their order (several asks may share a picture)."""
     return Prompts(tuple(ask.text for ask in asks), tuple(ask.seed for ask in asks))
 
 
-def seen(pictures: Tensor, asks: Sequence[Ask], recogniser: Recogniser, k: int = 1) -> list[bool]:
-    """Whether what was asked for is among the recogniser's first `k` guesses for each picture (n, 3, h, w)."""
+def seen(pictures: Tensor, asks: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1) -> list[bool]:
+    """Whether what was asked for is among the classifier's first `k` guesses for each picture (n, 3, h, w)."""
     hits = [False] * len(asks)
     for domain in dict.fromkeys(ask.domain for ask in asks):
         mine = [i for i, ask in enumerate(asks) if ask.domain == domain]
-        labels = recogniser.labels[domain]
-        logits = recogniser.logits(pictures[torch.tensor(mine)], domain)
+        labels = classifier.labels[domain]
+        logits = classifier.logits(pictures[torch.tensor(mine)], domain)
         right = {concept: naming(labels, concept) for concept in dict.fromkeys(asks[i].concept for i in mine)}
         for i, guesses in zip(mine, logits.topk(min(k, len(labels))).indices.tolist(), strict=True):
             hits[i] = not right[asks[i].concept].isdisjoint(guesses)

@@ -224,7 +224,7 @@ class Diffusion(Content):
 
     @property
     def batch(self) -> int:
-        """Pictures drawn at once: as many as make 4,096 latent pixels on a CPU, 32,768 on a GPU."""
+        """LabelledImages drawn at once: as many as make 4,096 latent pixels on a CPU, 32,768 on a GPU."""
         side = self.pipeline.unet.config.sample_size
         if self.sampling.size:
             side = self.sampling.size // self.pipeline.vae_scale_factor

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from muwa.cache.store import Store
 from muwa.models.vlm.model import Vlm, answered
-from muwa.types.data import Pictures, Split, Task
-from muwa.types.questions import Question, Questions, Said
+from muwa.types.data import LabelledImages, Split, Task
+from muwa.types.questions import AnswerSample, Question, Questions
 
 Wordings = Mapping[str, Sequence[str]]
 NO_ALIASES: Wordings = MappingProxyType({})
@@ -18,7 +18,7 @@ WORDINGS: Wordings = {
 }
 
 
-class Interview:
+class QuestionAnswering:
     """Asks one model and keeps every answer, by its question and pictures.
 
     Args:
@@ -46,10 +46,10 @@ def questions(
     """What a task asks about the pictures of a split: of each who it is, in every wording; of unrelated ones what it is.
 
     Args:
-        wordings: "identity" and "object" -> questions. Pictures of the forgotten and of its like are asked those of the
+        wordings: "identity" and "object" -> questions. LabelledImages of the forgotten and of its like are asked those of the
             task's kind, unrelated ones those of the other.
         aliases: Name -> what else counts as naming it.
-        forget, retain, utility: Pictures that are asked about, spread evenly; None: all. Forget pictures are taken name by
+        forget, retain, utility: LabelledImages that are asked about, spread evenly; None: all. Forget pictures are taken name by
             name.
 
     Raises:
@@ -77,7 +77,7 @@ def questions(
     return out
 
 
-def conversation(before: Interview, after: Interview, task: Task, *, each: int = 5) -> tuple[Said, ...]:
+def conversation(before: QuestionAnswering, after: QuestionAnswering, task: Task, *, each: int = 5) -> tuple[AnswerSample, ...]:
     """A few questions of each role, one a picture, with the answers of both models.
 
     Args:
@@ -85,7 +85,7 @@ def conversation(before: Interview, after: Interview, task: Task, *, each: int =
     """
     first = {kind: texts[:1] for kind, texts in WORDINGS.items()}
     asked = questions(task, task.eval, wordings=first, forget=each, retain=each, utility=each)
-    return tuple(Said(*row) for row in zip(asked, before.ask(asked), after.ask(asked), strict=True))
+    return tuple(AnswerSample(*row) for row in zip(asked, before.ask(asked), after.ask(asked), strict=True))
 
 
 def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) ->
     return tuple(text for text in dict.fromkeys(every) if text not in accepted)
 
 
-def _spread(pictures: Pictures, count: int | None) -> list[int]:
+def _spread(pictures: LabelledImages, count: int | None) -> list[int]:
     """Places of `count` pictures, spread evenly over all in the order of their labels."""
     order = sorted(range(len(pictures)), key=lambda i: pictures.labels[i])
     if count is None or count >= len(order):

@@ -8,13 +8,13 @@ import tiny_vlm
 
 from muwa.eval.answers.accuracy import answers, of_pictures
 from muwa.eval.clip.accuracy import wilson
-from muwa.models.vlm.question_answering import Interview, questions
+from muwa.models.vlm.question_answering import QuestionAnswering, questions
 from muwa.types.data import Classes
 from muwa.types.questions import Question
 
 
-class Told(Interview):
-    """An interview whose answers are written down beforehand: what is judged here is the counting."""
+class Told(QuestionAnswering):
+    """An question_answering whose answers are written down beforehand: what is judged here is the counting."""
 
     def __init__(self, said):
         self.said = said

@@ -8,7 +8,7 @@ from PIL import Image
 
 from muwa.data.samples import decode
 from muwa.eval.answers.attacks import ALTERED, attacks
-from muwa.models.vlm.question_answering import Interview
+from muwa.models.vlm.question_answering import QuestionAnswering
 
 
 def run(said):
@@ -72,7 +72,7 @@ def test_mirrored_is_mirrored() -> None:
 
 
 def test_real_answers_go_through_it() -> None:
-    found = attacks(Interview(tiny_vlm.vlm()), tiny.task(), wordings=tiny_vlm.WORDINGS)
+    found = attacks(QuestionAnswering(tiny_vlm.vlm()), tiny.task(), wordings=tiny_vlm.WORDINGS)
     assert {metric.n for metric in found.values()} == {2}
     questions = {way: metric.reads.rpartition("(")[2].split()[0] for way, metric in found.items()}
     assert questions == {"attack/reworded": "8", "attack/leading": "4", "attack/leading_others": "4",

@@ -5,13 +5,13 @@ import pytest
 
 from muwa.eval.clip.accuracy import wilson
 from muwa.eval.images.canvas import answers
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 
 ALL = {"seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
 
 
 def measured(model, task, **changed):
-    return answers(Studio(model), task, recogniser=painter.Colours, **{**ALL, **changed})
+    return answers(ImageGenerator(model), task, classifier=painter.Colours, **{**ALL, **changed})
 
 
 def test_a_model_that_does_as_told_forgets_nothing_and_keeps_all():
@@ -82,8 +82,8 @@ def test_an_unknown_name_is_refused_before_anything_is_drawn():
         labels = MappingProxyType({"class": painter.CLASSES[:-1], "style": painter.STYLES})
 
     model = painter.Painter()
-    with pytest.raises(ValueError, match="recogniser: no label for the class 'heart'"):
-        answers(Studio(model), painter.identity(), recogniser=Blind, **ALL)
+    with pytest.raises(ValueError, match="classifier: no label for the class 'heart'"):
+        answers(ImageGenerator(model), painter.identity(), classifier=Blind, **ALL)
     assert model.asked == []
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from muwa.eval.images.classifiers import classifier, embed, timm_models, zero_shot
-from muwa.types.image_requests import Ask
+from muwa.types.image_requests import ImageRequest
 
 SHAPE = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_width": 8}
 LABELS = ["Artist_Sketch", "Van_Gogh", "Seed_Images"]
@@ -83,13 +83,13 @@ def test_labels_come_from_a_file(files):
         device="cpu",
     )
     assert judge.labels == {"style": tuple(LABELS)}
-    judge.check([Ask("", 0, "style", "Van Gogh", "forget")])
+    judge.check([ImageRequest("", 0, "style", "Van Gogh", "forget")])
     with pytest.raises(ValueError, match="no label for the class 'Cats'; it knows 0"):
-        judge.check([Ask("", 0, "class", "Cats", "cross")])
+        judge.check([ImageRequest("", 0, "class", "Cats", "cross")])
 
 
 @pytest.mark.parametrize(("changed", "error", "says"), [
-    ({"checkpoint": "gone.pth"}, FileNotFoundError, "recogniser.domains.style: no checkpoint gone.pth. To get it: ask the author"),
+    ({"checkpoint": "gone.pth"}, FileNotFoundError, "classifier.domains.style: no checkpoint gone.pth. To get it: ask the author"),
     ({"labels": "gone.txt"}, FileNotFoundError, "no file of labels gone.txt. To get it: ask the author"),
     ({"labels": ["a", "b"]}, ValueError, r"is not a resnet18 of 2 labels: .*fc.weight"),
     ({"labels": ["a", "b", "a"]}, ValueError, "want labels, each once, got 3 of which 2 differ"),

@@ -14,7 +14,7 @@ from torch import nn
 from muwa.eval.images.classifiers import embed
 from muwa.eval.images.quality import clip_score, distances, lookalike, nearest_names
 from muwa.models.clip.embeddings import Features
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.data import Classes, Split
 from muwa.types.image_requests import Prompts
 
@@ -80,7 +80,7 @@ def pixels(images):
 
 def test_fid_and_kid_are_those_of_numpy_on_the_same_features():
     task, model = real_task(), Noisy()
-    found = distances(Studio(model), task, clip=tiny.clip, feature=Blocks, **ALL, subset_size=1000)
+    found = distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL, subset_size=1000)
     drawn = model.draw(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     real = pixels([*kept, *task.eval.utility.images])
@@ -99,7 +99,7 @@ def test_kid_of_all_pictures_is_the_unbiased_estimate():
     task = real_task(18)
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     model = Noisy()
-    found = distances(Studio(model), task, clip=tiny.clip, feature=Blocks, **ALL)
+    found = distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL)
     real = pixels([*kept, *task.eval.utility.images])
     drawn = model.draw(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
     x, y = (Blocks()(each).double().numpy() for each in (real, drawn))
@@ -109,7 +109,7 @@ def test_kid_of_all_pictures_is_the_unbiased_estimate():
 
 def test_without_a_module_the_features_are_clips():
     task, model = real_task(18), Noisy()
-    found = distances(Studio(model), task, clip=tiny.clip, **ALL)
+    found = distances(ImageGenerator(model), task, clip=tiny.clip, **ALL)
     clip = tiny.clip()
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     x = embed(clip, pixels([*kept, *task.eval.utility.images])).double().numpy()
@@ -121,7 +121,7 @@ def test_without_a_module_the_features_are_clips():
 def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state():
     before = torch.get_rng_state()
     first, second = (
-        distances(Studio(Noisy()), real_task(), clip=tiny.clip, feature=Blocks, **ALL, subset_size=5) for _ in "ab"
+        distances(ImageGenerator(Noisy()), real_task(), clip=tiny.clip, feature=Blocks, **ALL, subset_size=5) for _ in "ab"
     )
     assert first == second
     assert torch.equal(before, torch.get_rng_state())
@@ -130,14 +130,14 @@ def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state():
 def test_pictures_of_the_forgotten_enter_nowhere():
     for task in (painter.identity(), painter.style(), painter.kind_class()):
         model = Noisy()
-        distances(Studio(model), task, clip=tiny.clip, feature=Blocks, **ALL)
-        clip_score(Studio(model), task, clip=tiny.clip, **ALL)
+        distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL)
+        clip_score(ImageGenerator(model), task, clip=tiny.clip, **ALL)
         assert not any(task.names[0] in text for text, _ in model.asked)
 
 
 def test_the_clip_score_is_a_mean_of_cosines():
     model, task, clip = Noisy(), painter.identity(), tiny.clip()
-    found = clip_score(Studio(model), task, clip=tiny.clip, **ALL)["utility/clip_score"]
+    found = clip_score(ImageGenerator(model), task, clip=tiny.clip, **ALL)["utility/clip_score"]
     scores = []
     for name in painter.CLASSES[3:]:
         for seed in range(1000, 1003):
@@ -154,7 +154,7 @@ def test_the_clip_score_is_a_mean_of_cosines():
 def test_prompts_of_ones_own_are_taken_instead():
     model = Noisy()
     found = clip_score(
-        Studio(model), painter.identity(), clip=tiny.clip, prompts=["a heart", "a ring"], seeds=2, first_seed=5
+        ImageGenerator(model), painter.identity(), clip=tiny.clip, prompts=["a heart", "a ring"], seeds=2, first_seed=5
     )
     assert found["utility/clip_score"].n == 4
     assert model.asked == [("a heart", 5), ("a heart", 6), ("a ring", 5), ("a ring", 6)]
@@ -173,7 +173,7 @@ def test_lookalikes_are_drawn_and_counted_by_hand():
     """Of two kept people one is nearest; she is drawn as Ada from one of three seeds."""
     near = nearest_names(tiny.clip(), ("Ada Fox",), painter.CLASSES[1:3], 1)[0]
     model = painter.Painter(lambda text, seed: "Ada Fox" if seed == 1002 else None)
-    found = lookalike(Studio(model), painter.identity(), recogniser=painter.Colours, clip=tiny.clip, nearest=1, seeds=3)
+    found = lookalike(ImageGenerator(model), painter.identity(), classifier=painter.Colours, clip=tiny.clip, nearest=1, seeds=3)
     assert (found["retain/lookalike"].value, found["retain/lookalike"].n) == (pytest.approx(2 / 3), 3)
     assert near in found["retain/lookalike"].reads
     assert {text for text, _ in model.asked} == {f"a photo of {near}"}
@@ -188,4 +188,4 @@ def test_real_pictures_are_features_of_encode_too():
 
 def test_too_few_pictures_are_refused():
     with pytest.raises(ValueError, match="eval.distances: 0 drawings and 0 real pictures"):
-        distances(Studio(Noisy()), painter.identity(), clip=tiny.clip, **{**ALL, "retain": 0, "cross": 0})
+        distances(ImageGenerator(Noisy()), painter.identity(), clip=tiny.clip, **{**ALL, "retain": 0, "cross": 0})

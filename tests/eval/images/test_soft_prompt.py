@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from muwa.cache.store import Store
 from muwa.eval.images import soft_prompt as module
 from muwa.eval.images.soft_prompt import latents_of, learn, soft_prompt, standing
-from muwa.models.diffusion.image_generation import Studio
+from muwa.models.diffusion.image_generation import ImageGenerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 LEARN = {
@@ -21,7 +21,7 @@ LEARN = {
     "rate": 0.01,
     "seed": 0,
 }
-DRAW = {"recogniser": painter.Colours, "templates": LEARN["texts"], "style_templates": ["in {} style"], "tokens": 2,
+DRAW = {"classifier": painter.Colours, "templates": LEARN["texts"], "style_templates": ["in {} style"], "tokens": 2,
         "start": {"identity": "person", "style": "art", "class": "thing"}, "steps": 2, "batch": 2, "seeds": 2, "examples": 3}  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_what_is_drawn_is_the_tasks_prompt_with_what_was_learnt(model, monkeypat
         return torch.zeros(len(wanted), 3, 8, 8, dtype=torch.uint8)
 
     monkeypatch.setattr(module, "draw_embedded", draw)
-    found = soft_prompt(Studio(model), task, **DRAW)["attack/soft_prompt"]
+    found = soft_prompt(ImageGenerator(model), task, **DRAW)["attack/soft_prompt"]
     assert (found.n, found.better) == (n, "lower")
     assert "2 token embeddings" in found.reads
     assert "2 steps" in found.reads
@@ -117,10 +117,10 @@ def test_what_is_drawn_is_the_tasks_prompt_with_what_was_learnt(model, monkeypat
 
 def test_what_was_learnt_is_kept(model, tmp_path):
     store = Store(tmp_path)
-    first = soft_prompt(Studio(model, store), painter.identity(), **DRAW)
+    first = soft_prompt(ImageGenerator(model, store), painter.identity(), **DRAW)
     assert store.events["soft_prompts"] == "miss"
     again = Store(tmp_path)
-    assert soft_prompt(Studio(model, again), painter.identity(), **DRAW) == first
+    assert soft_prompt(ImageGenerator(model, again), painter.identity(), **DRAW) == first
     assert again.events["soft_prompts"] == "hit"
 
 
@@ -133,4 +133,4 @@ def test_a_prompt_that_holds_the_marker_or_no_room_is_refused(model):
 
 def test_settings_below_one_are_refused(model):
     with pytest.raises(ValueError, match="eval.soft_prompt.steps: got 0, want at least 1"):
-        soft_prompt(Studio(model), painter.identity(), **{**DRAW, "steps": 0})
+        soft_prompt(ImageGenerator(model), painter.identity(), **{**DRAW, "steps": 0})

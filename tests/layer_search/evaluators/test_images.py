@@ -9,8 +9,8 @@ import torch
 
 from muwa.eval.clip.accuracy import wilson
 from muwa.layer_search.candidates import Candidate, moved
-from muwa.layer_search.evaluators.images import Drawings, probes
-from muwa.models.diffusion.image_generation import Studio, prompts_of
+from muwa.layer_search.evaluators.images import ImageEvaluator, probes
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
@@ -40,7 +40,7 @@ def remembering(task: Task, limits: dict[str, float]) -> tiny_sd.Memory:
     known: dict[str, list[torch.Tensor]] = {}
     for fresh, steps in ((False, 1), (True, 2)):
         asked = probes(task, 4, 6, 3, fresh)
-        for ask, picture in zip(asked, Studio(model().sampled(steps=steps)).draw(prompts_of(asked)), strict=True):
+        for ask, picture in zip(asked, ImageGenerator(model().sampled(steps=steps)).draw(prompts_of(asked)), strict=True):
             known.setdefault(ask.concept, []).append(picture)
     return tiny_sd.Memory({name: torch.stack(pictures) for name, pictures in known.items()}, limits)
 
@@ -56,14 +56,14 @@ def test_probes_of_each_role_and_fresh_seeds() -> None:
 def test_rates_are_those_counted_by_hand() -> None:
     task = tiny.task()
     judge = remembering(task, {"Ada Fox": 0.0})
-    drawings = Drawings(model(), {"text_encoder": gradients()}, task, judge, None, 4, 9, 1, 0.5, False)
+    drawings = ImageEvaluator(model(), {"text_encoder": gradients()}, task, judge, None, 4, 9, 1, 0.5, False)
     before = drawings.before()
     assert (before.forget_top1, before.retain_top1, before.utility_top1, before.feasible) == (1, 1, 1, False)
     assert drawings.counts == (6, 3)
     row, lost = drawings.judge(Candidate({"text_encoder": layer()}, 0.1), 0.8)
     edited = model().edited(moved(model(), {"text_encoder": gradients()}, {"text_encoder": layer()}, 0.8))
     asked = probes(task, 4, 6, 3, fresh=False)
-    drawn = Studio(edited.sampled(steps=1)).draw(prompts_of(asked))
+    drawn = ImageGenerator(edited.sampled(steps=1)).draw(prompts_of(asked))
     hits = {role: [] for role in ("forget", "retain", "cross")}
     for ask, logits in zip(asked, judge.logits(drawn, "class"), strict=True):
         hits[ask.role].append(judge.labels["class"][logits.argmax()] == ask.concept)

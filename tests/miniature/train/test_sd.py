@@ -7,9 +7,9 @@ from muwa.miniature import classifier, diffusion_data
 from muwa.miniature.text_tower import text_model
 from muwa.miniature.train import sd as train_sd
 from muwa.models.clip.open_clip import load as load_clip
-from muwa.models.diffusion.image_generation import Studio, prompts_of, seen
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of, seen
 from muwa.models.diffusion.loading import load
-from muwa.types.image_requests import Ask
+from muwa.types.image_requests import ImageRequest
 
 
 def some(count: int = 24) -> diffusion_data.Paintings:
@@ -46,19 +46,19 @@ def test_a_round_sees_faces_and_the_pixel_style_more_often() -> None:
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(load("miniature", clips={"text_encoder": load_clip}, steps=12, guidance=3.0))
+def image_generator() -> ImageGenerator:
+    return ImageGenerator(load("miniature", clips={"text_encoder": load_clip}, steps=12, guidance=3.0))
 
 
-def test_the_shipped_one_draws_what_it_is_asked_for(studio: Studio) -> None:
+def test_the_shipped_one_draws_what_it_is_asked_for(image_generator: ImageGenerator) -> None:
     """12 people, 12 objects, 8 styles of a star: at least 28 of 32 recognised by a network that shares nothing with it."""
     people, things = diffusion_data.NAMES[:100:9][:12], diffusion_data.NAMES[100::9][:12]
-    wanted = [Ask(f"a photo of {name}", i, "class", name, "retain") for i, name in enumerate(people)]
-    wanted += [Ask(f"a photo of a {name}", i, "class", name, "retain") for i, name in enumerate(things)]
+    wanted = [ImageRequest(f"a photo of {name}", i, "class", name, "retain") for i, name in enumerate(people)]
+    wanted += [ImageRequest(f"a photo of a {name}", i, "class", name, "retain") for i, name in enumerate(things)]
     wanted += [
-        Ask(f"A star image in {style} style.", 3, "style", style, "retain") for style in diffusion_data.STYLES[:8]
+        ImageRequest(f"A star image in {style} style.", 3, "style", style, "retain") for style in diffusion_data.STYLES[:8]
     ]
-    assert sum(seen(studio.draw(prompts_of(wanted)), wanted, classifier.load())) >= 28
+    assert sum(seen(image_generator.draw(prompts_of(wanted)), wanted, classifier.load())) >= 28
 
 
 def test_its_recogniser_knows_held_out_pictures(miniature) -> None:

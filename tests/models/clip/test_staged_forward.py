@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from muwa.models.clip.model import Clip, Preparation, Towers
-from muwa.models.clip.staged_forward import Chain
+from muwa.models.clip.staged_forward import StagedForward
 
 VISION = {"image_size": 32, "patch_size": 16, "layers": 3, "width": 32, "head_width": 16}
 TEXT = {"context_length": 16, "vocab_size": 64, "layers": 2, "width": 32, "heads": 2}
@@ -61,7 +61,7 @@ def inputs(tower, size=32):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_tower_left_and_entered_anywhere_gives_its_own_embeddings(name, tower):
     model = MODELS[name]()
-    chain, given = model.chain(tower), inputs(tower, 224 if name == "timm" else 32)
+    chain, given = model.staged_forward(tower), inputs(tower, 224 if name == "timm" else 32)
     with torch.inference_mode():
         own = F.normalize(model._towers.encode[tower](given), dim=-1)
         torch.testing.assert_close(model.encode(tower, given), own, rtol=0, atol=1e-6)
@@ -75,7 +75,7 @@ def test_a_tower_left_and_entered_anywhere_gives_its_own_embeddings(name, tower)
 
 def test_what_is_saved_where():
     """(blocks, whether the last block is pooled and padding cut) of vision and text."""
-    found = {name: [(len(c.blocks), c.lean) for c in (m.chain("vision"), m.chain("text"))]
+    found = {name: [(len(c.blocks), c.lean) for c in (m.staged_forward("vision"), m.staged_forward("text"))]
              for name, m in ((name, make()) for name, make in MODELS.items())}  # fmt: skip
     assert found == {
         "open_clip": [(3, True), (2, True)],
@@ -111,10 +111,10 @@ def test_gradients_through_the_chain_are_those_of_the_network():
 
 
 def test_places_by_hand():
-    chain = tiny.clip().chain(
+    chain = tiny.clip().staged_forward(
         "vision"
     )  # two blocks: 0 pixels, 1 block 0, 2 its MLP, 3 block 1, 4 its MLP, 5 pooling, 6
-    tiny.clip().chain("text")
+    tiny.clip().staged_forward("text")
     block = "visual.transformer.resblocks.1."
     assert chain.end == 6
     assert chain.place(["visual.conv1.weight"]) == (0, None)
@@ -132,7 +132,7 @@ def test_places_by_hand():
 
 def test_a_forward_that_fails_leaves_the_modules_as_they_were():
     model = tiny.clip()
-    model.chain("vision")
+    model.staged_forward("vision")
     with pytest.raises(RuntimeError):
         model.encode("vision", torch.zeros(1, 5, 32, 32))
     assert not any("forward" in vars(module) for module in model._towers.modules())
@@ -144,7 +144,7 @@ def test_a_block_of_another_kind_is_run_whole():
         """A subclass may do anything."""
 
     tower = nn.ModuleDict({"visual": nn.ModuleDict({"blocks": nn.ModuleList([Odd(8, 2)])})})
-    chain = Chain(tower, "vision", lambda x: x)
+    chain = StagedForward(tower, "vision", lambda x: x)
     assert chain.blocks
     assert chain.place(["visual.blocks.0.mlp.fc2.weight"]) == (1, None)
     assert not chain.can_be_lean

@@ -7,20 +7,20 @@ import tiny
 import tiny_vlm
 
 from muwa.cache.store import Store
-from muwa.models.vlm.question_answering import Interview, conversation, questions
+from muwa.models.vlm.question_answering import QuestionAnswering, conversation, questions
 from muwa.types.questions import Question, Questions
 
 
 def test_an_answer_is_kept_by_its_question_and_pictures(tmp_path) -> None:
     store, model = Store(tmp_path), tiny_vlm.vlm()
     asked = questions(tiny.task(), tiny.task().eval, wordings=tiny_vlm.WORDINGS)
-    first = Interview(model, store).ask(asked)
+    first = QuestionAnswering(model, store).ask(asked)
     assert store.events["answers"] == "miss"
     again = Store(tmp_path)
-    assert Interview(model, again).ask(asked[3:9]) == first[3:9]
+    assert QuestionAnswering(model, again).ask(asked[3:9]) == first[3:9]
     assert again.events["answers"] == "hit"
-    assert Interview(model).ask(asked) == first
-    assert Interview(model, store).ask([]) == []
+    assert QuestionAnswering(model).ask(asked) == first
+    assert QuestionAnswering(model, store).ask([]) == []
 
 
 def test_texts_and_pictures_make_the_digest() -> None:
@@ -51,7 +51,7 @@ def test_others_are_the_names_of_the_same_kind_and_their_aliases() -> None:
 
 
 def test_a_conversation_shows_each_role() -> None:
-    before, after = Interview(tiny_vlm.vlm()), Interview(tiny_vlm.vlm(seed=1))
+    before, after = QuestionAnswering(tiny_vlm.vlm()), QuestionAnswering(tiny_vlm.vlm(seed=1))
     found = conversation(before, after, tiny.task(), each=2)
     assert [one.question.role for one in found] == ["forget", "forget", "retain", "retain", "utility", "utility"]
     assert isinstance(found[0].question, Question)
