@@ -6,6 +6,7 @@ the function they name is their schema, and `check` holds every keyword against 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import shlex
@@ -17,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -28,6 +31,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from muwa.report.sweep import end_run, write_sweep
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
+RECORDS = ("method", "eval")  # parts that are records of settings
+CONF = Path(__file__).parent.parent / "conf"
 STAGES = ("curate", "unlearn", "eval", "report")
 
 
@@ -100,7 +105,7 @@ def _helps() -> bool:
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
-    """Instantiate every part of a composed config as plain partials, checked.
+    """Make the parts of a composed config: methods, searches, gradient sources and metrics as records, the rest as partials.
 
     Raises:
         ValueError: A keyword does not fit its function, a stage is unknown, or a value is missing (`???`); gives the key.
@@ -113,7 +118,60 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
     parts = {name: instantiate(cfg[name], _convert_="all") for name in PARTS}
     check(parts)
-    return parts
+    return {name: made(parts[name]) if name in RECORDS else parts[name] for name in PARTS}
+
+
+def made(part: Any) -> Any:
+    """Call the partials of classes in `part`, at any depth: they are records of settings. Other partials stay as they are.
+
+    Raises:
+        ValueError: A record refuses one of its settings; says which.
+    """
+    if isinstance(part, Mapping):
+        return {name: made(inner) for name, inner in part.items()}
+    if isinstance(part, partial) and inspect.isclass(part.func):
+        return part.func(*part.args, **{name: made(inner) for name, inner in part.keywords.items()})
+    return part
+
+
+def part(choice: str, **changed: Any) -> Any:
+    """One part of the config with the defaults of conf/, for use from Python.
+
+    Args:
+        choice: "group=file" as on the command line ("method=ga", "task=celeba", "layer_search=grid", "eval=[forget]").
+        changed: Settings with other values.
+
+    Returns:
+        What `build` makes of that group: a record of settings, or a partial.
+
+    Raises:
+        ValueError: A setting does not exist.
+
+    >>> part("layer_search=pareto_bisect", max_evals=4).max_evals
+    4
+    """
+    group = choice.partition("=")[0]
+    cfg = _composed(choice).copy()
+    for key in changed:
+        if OmegaConf.is_missing(cfg[group], key):
+            cfg[group][key] = None  # so that the rest can be made; the value given takes its place below
+    found = instantiate(cfg[group], _convert_="all")
+    if isinstance(found, partial):
+        found = partial(found.func, *found.args, **{**found.keywords, **changed})
+    elif changed:
+        raise ValueError(f"{choice}: holds {', '.join(found)}; change the settings of one of them instead")
+    check({group: found})
+    return made(found) if group in (*RECORDS, "layer_search", "gradient_source") else found
+
+
+@functools.cache
+def _composed(choice: str) -> DictConfig:
+    """The config with one choice; `paths.run` and the like, which only a launched run has, are folders under outputs/."""
+    register()
+    if GlobalHydra.instance().is_initialized():
+        raise ValueError("config.part: Hydra is running already; take the parts that config.build makes")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [choice, "paths.run=outputs", "paths.sweep=outputs"])
 
 
 def check(parts: Mapping[str, Any]) -> None:
