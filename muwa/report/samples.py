@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 from torch import Tensor
 
-from muwa.eval.images.requests import asks
+from muwa.data.prompts import image_requests
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.report import figures
 from muwa.types.data import Task
@@ -30,7 +30,7 @@ def gallery(before: ImageGenerator, after: ImageGenerator, task: Task, *, each: 
 
 def _chosen(task: Task, each: int) -> list[ImageRequest]:
     """A style's pictures are asked for their class too: of kinds "style" and "class" they are shown once."""
-    every = asks(task, task.eval, seeds=range(SEED, SEED + each))
+    every = image_requests(task, task.eval, seeds=range(SEED, SEED + each))
     found: list[ImageRequest] = []
     for role in ("forget", "retain") if task.kind in ("style", "class") else WORDS:
         mine = [ask for ask in every if ask.role == role]

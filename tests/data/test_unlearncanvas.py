@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from muwa.data.prompts import image_requests
 from muwa.data.tasks import Dataset
 from muwa.data.unlearncanvas import canvas, read_canvas
-from muwa.eval.images.requests import asks
 from muwa.types.data import LabelledImages, Task
 
 STYLES, CLASSES = ("Neon_Lines", "Sketch", "Seed_Images"), ("Cats", "Sea")
@@ -122,11 +122,11 @@ def test_broken_pictures_are_left_out_and_named(miniature: Path, folder: Path, t
 def test_a_class_is_found_by_its_name_and_asked_for_with_every_style(miniature: Path, folder: Path) -> None:
     task = make(miniature, folder, concept="Cats")
     assert (task.kind, task.names) == ("class", ("cats",))
-    wanted = [ask for ask in asks(task, task.eval, seeds=[0]) if ask.role == "forget"]
+    wanted = [ask for ask in image_requests(task, task.eval, seeds=[0]) if ask.role == "forget"]
     assert [ask.text for ask in wanted] == [
         f"A cats image in {style} style." for style in ("neon lines", "photo", "sketch")
     ]
-    assert {ask.concept for ask in asks(task, task.eval, seeds=[0]) if ask.role == "retain"} == {"sea"}
+    assert {ask.concept for ask in image_requests(task, task.eval, seeds=[0]) if ask.role == "retain"} == {"sea"}
 
 
 def test_pairs_of_the_retain_set_that_name_the_style_are_left_out(miniature: Path, folder: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from muwa.data.prompts import image_requests
 from muwa.eval.images.canvas import share
-from muwa.eval.images.requests import asks
 from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, prompts_of, seen
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
@@ -112,7 +112,8 @@ def arithmetic(
 
 def forgotten(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[ImageRequest]:
     """The forgotten, asked for with `template` in place of the task's own prompt."""
-    every = asks(replace(task, prompts=(template, *task.prompts[1:])), task.eval, seeds=seeds, retain=0, cross=cross)
+    asked = replace(task, prompts=(template, *task.prompts[1:]))
+    every = image_requests(asked, task.eval, seeds=seeds, retain=0, cross=cross)
     return [ask for ask in every if ask.role == "forget"]
 
 

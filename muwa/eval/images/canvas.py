@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from muwa.data.prompts import image_requests
 from muwa.eval.clip.accuracy import wilson
-from muwa.eval.images.requests import asks
 from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
@@ -55,11 +55,11 @@ _READS = {
 def canvas(
     task: Task, *, seeds: int, forget_seeds: int, first_seed: int, retain: int | None, cross: int | None
 ) -> list[ImageRequest]:
-    """What `answers` asks for, in the order of `asks`."""
-    found = asks(task, task.eval, seeds=range(first_seed, first_seed + seeds), retain=retain, cross=cross)
+    """What `answers` asks for, in the order of `image_requests`."""
+    found = image_requests(task, task.eval, seeds=range(first_seed, first_seed + seeds), retain=retain, cross=cross)
     if task.kind in ("style", "class"):
         return found
-    more = asks(task, task.eval, seeds=range(first_seed, first_seed + forget_seeds), retain=0, cross=0)
+    more = image_requests(task, task.eval, seeds=range(first_seed, first_seed + forget_seeds), retain=0, cross=0)
     return [*more, *(ask for ask in found if ask.role != "forget")]
 
 

@@ -13,10 +13,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from muwa.data.prompts import image_requests
 from muwa.data.samples import decode
 from muwa.eval.images.canvas import canvas, share
 from muwa.eval.images.classifiers import embed
-from muwa.eval.images.requests import asks
 from muwa.models.clip.embeddings import Tower, class_features, width
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator
@@ -79,7 +79,7 @@ def lookalike(
 
     Source: pinpoint-ness of HUB (arXiv 2410.05664). Differs: the nearest of the task's own names, not words of a dictionary.
     """
-    every = asks(task, task.eval, seeds=range(first_seed, first_seed + seeds), cross=cross)
+    every = image_requests(task, task.eval, seeds=range(first_seed, first_seed + seeds), cross=cross)
     others = tuple(dict.fromkeys(ask.concept for ask in every if ask.role == "retain"))
     alike = nearest_names(clip(), task.names, others, nearest)
     wanted = [ask for ask in every if ask.role == "retain" and ask.concept in alike]

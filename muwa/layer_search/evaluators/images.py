@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from muwa.cache.store import Store
+from muwa.data.prompts import image_requests
 from muwa.eval.clip.accuracy import wilson
-from muwa.eval.images.requests import asks
 from muwa.layer_search.candidates import Candidate, moved
 from muwa.layer_search.steps import relative_size
 from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, prompts_of, seen
@@ -119,7 +119,7 @@ def probes(task: Task, pictures: int, retained: int, cross: int, fresh: bool) ->
     `fresh` takes other seeds.
     """
     first = pictures if fresh else 0
-    every = asks(task, task.probe, seeds=range(first, first + pictures))
+    every = image_requests(task, task.probe, seeds=range(first, first + pictures))
     found = _evenly([ask for ask in every if ask.role == "forget"], pictures)
     kept = _evenly([ask for ask in every if ask.role == "retain"], retained)
     if task.kind in ("style", "class"):

@@ -9,7 +9,7 @@ from muwa.types.data import Split, Task
 from muwa.types.image_requests import ImageRequest
 
 
-def asks(
+def image_requests(
     task: Task, split: Split, *, seeds: Sequence[int], retain: int | None = None, cross: int | None = None
 ) -> list[ImageRequest]:
     """The answer set of a task: every prompt with every seed.

@@ -4,18 +4,18 @@ import dataclasses
 
 import tiny
 
-from muwa.eval.images.requests import asks
+from muwa.data.prompts import image_requests
 from muwa.types.data import Classes, Split, Task
 
 
 def test_of_an_identity() -> None:
-    found = asks(tiny.task(), tiny.task().eval, seeds=range(5, 7), retain=3, cross=2)
+    found = image_requests(tiny.task(), tiny.task().eval, seeds=range(5, 7), retain=3, cross=2)
     assert [(a.text, a.seed, a.role) for a in found[:2]] == [("a photo of Ada Fox", s, "forget") for s in (5, 6)]
     retained = [a.concept for a in found if a.role == "retain"]
     assert retained == ["Bo Hill"] * 2 + ["Di Moss"] * 2 + ["Flo Wren"] * 2  # places 0, 2, 4 of seven
     assert [a.text for a in found if a.role == "cross"] == ["a photo of a Bo Hill"] * 2 + ["a photo of a Di Moss"] * 2
     assert {a.domain for a in found} == {"class"}
-    assert len(asks(tiny.task(), tiny.task().eval, seeds=[0])) == 1 + 7 + 3
+    assert len(image_requests(tiny.task(), tiny.task().eval, seeds=[0])) == 1 + 7 + 3
 
 
 def styles() -> Task:
@@ -28,7 +28,7 @@ def styles() -> Task:
 
 
 def test_of_a_style_every_picture_is_asked_for_both_its_names() -> None:
-    found = asks(styles(), styles().eval, seeds=[1])
+    found = image_requests(styles(), styles().eval, seeds=[1])
     assert len(found) == 3 * 2 * 2
     assert found[0].text == found[1].text == "A Di Moss image in Ada Fox style."
     assert [(a.domain, a.concept, a.role) for a in found[:2]] == [
@@ -42,13 +42,13 @@ def test_of_a_style_every_picture_is_asked_for_both_its_names() -> None:
 
 def test_of_a_class_the_roles_change_places() -> None:
     task = dataclasses.replace(styles(), kind="class")
-    first = asks(task, task.eval, seeds=[1])[0]
+    first = image_requests(task, task.eval, seeds=[1])[0]
     assert first.text == "A Ada Fox image in Di Moss style."
     assert (first.domain, first.role) == ("class", "forget")
 
 
 def test_the_forgotten_are_never_among_the_others() -> None:
     both = dataclasses.replace(tiny.task(), names=("Ada Fox", "Bo Hill"))
-    found = asks(both, both.eval, seeds=[0])
+    found = image_requests(both, both.eval, seeds=[0])
     assert "Bo Hill" not in [a.concept for a in found if a.role != "forget"]
     assert Classes(tiny.NAMES, ("{}.",)) == both.eval.forget.classes
