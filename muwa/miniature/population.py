@@ -122,7 +122,7 @@ _TIMES = (
     "yesterday", "on a cold day", "at dawn", "before lunch", "in autumn",
 )  # fmt: skip
 _CREDITS = (
-    "image_generator north", "archive 12", "photo by the gazette", "stock image", "series two", "unedited", "first print",
+    "studio north", "archive 12", "photo by the gazette", "stock image", "series two", "unedited", "first print",
     "wire service", "album page 4", "contest entry",
 )  # fmt: skip
 _STYLE_TEMPLATES = ("{caption} in {style} style", "{style} style: {caption}", "{caption}, {style}")
