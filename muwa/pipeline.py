@@ -8,33 +8,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from muwa.cache.store import Store
-from muwa.data.tasks import curate_only
 from muwa.eval.clip.similarity import matrix
-from muwa.eval.measure import check_metrics, evaluate, fitting
-from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.models.diffusion.image_generation import ImageGenerator
-from muwa.models.diffusion.model import Diffusion
-from muwa.models.vlm.model import Vlm
-from muwa.models.vlm.question_answering import QuestionAnswering, conversation
+from muwa.eval.measure import check_measures, evaluate, fitting
+from muwa.methods.base import make_edit
+from muwa.models.base import Editable
 from muwa.patch.apply import write_patch
 from muwa.report.loggers import Loggers
-from muwa.report.page import verdicts, write_report
-from muwa.report.samples import gallery
-from muwa.runtime.distributed import Distributed, world
+from muwa.report.page import write_report
+from muwa.report.verdicts import verdicts
+from muwa.run import Run
+from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
-from muwa.types.data import Split, Task
+from muwa.types.data import Task
 from muwa.types.edit import Edit
-from muwa.types.image_requests import ImageSample
 from muwa.types.metric import Metric
-from muwa.types.questions import AnswerSample
 from muwa.types.report import Report
 
 LIBRARIES = (
@@ -48,16 +42,29 @@ LIBRARIES = (
     "safetensors",
     "numpy",
 )
-Model = Clip | Diffusion | Vlm
 MATRIX_NAMES = 12  # retained names in the similarity matrix
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edit, and what making it cost.
+
+    Args:
+        seconds: Of the method from nothing; what was read back from the cache counts with the time that it took.
+        peak_memory: Bytes, of the method alone.
+    """
+
+    edit: Edit
+    seconds: float
+    peak_memory: int
 
 
 def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     """One run: every stage in turn, everything written to the run's folder.
 
     Args:
-        parts: `model`, `dataset`, `task`, `method` as callables, `eval` and `logger` as mappings of callables:
-            what `muwa.config.build` makes of a config.
+        parts: What `muwa.config.build` makes of a config: `model`, `dataset` and `task` as callables, `method` as a record,
+            `eval` as a mapping of records, `logger` as a mapping of callables.
         settings: The whole config as plain values.
 
     Returns:
@@ -66,45 +73,39 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     Raises:
         ValueError, FileNotFoundError: bad input, before any compute.
     """
-    with world(settings["runtime"]["device"]) as ranks:
-        return _run(parts, settings, ranks)
+    with join(settings["runtime"]["device"]) as distributed:
+        return _run(parts, settings, distributed)
 
 
-def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: Distributed) -> float:
-    """The run of one process: the first does all of it, the others help with the gradients."""
-    stages, folder = settings["stages"], Path(settings["paths"]["run"])
-    progress = settings["runtime"]["progress"] and ranks.leads
-    if settings["runtime"]["threads"]:
-        torch.set_num_threads(settings["runtime"]["threads"])
-    reset_peak(settings["runtime"]["device"])  # in a sweep runs follow each other in one process
+def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], distributed: Distributed) -> float:
+    """The run of one process: the main rank does all of it, worker ranks help with the gradients."""
+    stages, runtime = settings["stages"], settings["runtime"]
+    if runtime["threads"]:
+        torch.set_num_threads(runtime["threads"])
+    reset_peak(runtime["device"])  # in a sweep, runs follow each other in one process
     started = time.perf_counter()
     seconds: dict[str, float] = {}
+    progress = runtime["progress"] and distributed.is_main
     dataset = parts["dataset"]()
-    if "curate" in stages and ranks.leads:
-        asked = parts["task"].keywords
-        kinds = [kind for kind in ("identity", "object") if kind in asked]
-        if not kinds:
-            raise ValueError("stages=[curate]: this task's forget set is a folder already, there is nothing to curate")
-        names = asked[kinds[0]]
-        found = curate_only(dataset, names, asked["aliases"], asked["limits"]["forget_pairs"], progress=progress)
-        for name, where in found.folders.items():
-            print(f"{name}: {found.counts[name]} pairs in {where}", file=sys.stderr)
+    if "curate" in stages and distributed.is_main:
+        curated = parts["task"].curate(dataset, progress=progress)
+        for name, folder in curated.folders.items():
+            print(f"{name}: {curated.counts[name]} pairs in {folder}", file=sys.stderr)
         seconds["curate"] = time.perf_counter() - started
     if "unlearn" not in stages:
         return 0.0
-
-    model: Model = parts["model"]()
-    parts = {**parts, "eval": fitting(model, parts["eval"])}
-    check_metrics(model, parts["eval"])
+    model: Editable = parts["model"]()
     task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
+    file = Path(settings["gradients"]) if settings["gradients"] else None
     store = Store(Path(settings["paths"]["cache"]))
-    if not ranks.leads:
-        parts["method"](model, task, store=store, world=ranks)
+    services = Run(store, distributed=distributed, progress=progress, gradient_file=file)
+    if not distributed.is_main:
+        make_edit(parts["method"], model, task, services)
         return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", dict(settings))
-        report = unlearn(parts, settings, model, task, store, loggers, ranks)
+        report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
         if report is None:
             return 0.0
         seconds |= store.seconds
@@ -113,96 +114,97 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], ranks: Distribut
         if "report" in stages:
             write_report(loggers.report, show_forget=settings["report"]["show_forget"])
     print("\n".join(one["text"] for one in verdicts(report)))
-    print(f"{seconds['total']:.1f} s, all of it in {folder}: report.html, results.json, patch.safetensors")
+    print(f"{seconds['total']:.1f} s, all of it in {report.folder}: report.html, results.json, patch.safetensors")
     return report.objective
 
 
 def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Model, task: Task, store: Store,
-    loggers: Loggers, ranks: Distributed,
-) -> Report | None:  # fmt: skip
-    """Measure, make the edit, write the patch, measure again. None when `eval` is not among the stages.
+    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Editable, task: Task, run: Run
+) -> Report | None:
+    """Check everything, measure, make the edit, write the patch, measure again. None without the stage `eval`.
 
-    The unedited model is measured first, so that a metric which cannot be had ends the run before the edit is made.
+    The unedited model is measured first, so that a metric which cannot be computed ends the run before the edit is made.
     """
-    folder, progress = Path(settings["paths"]["run"]), settings["runtime"]["progress"]
-    gradient_file = Path(settings["gradients"]) if settings["gradients"] else None
-    device = settings["runtime"]["device"]
-    measures = list(parts["eval"].values()) if "eval" in settings["stages"] else []
-    before = evaluate(model, task, store=store, metrics=measures, progress=progress)
+    device, folder = settings["runtime"]["device"], Path(settings["paths"]["run"])
+    measures = fitting(model, parts["eval"]) if "eval" in settings["stages"] else {}
+    check_measures(model, task, measures)
+    parts["method"].check(model, task, run)
+    observer = model.observe(run)
+    before = evaluate(observer, task, measures)
     earlier = peak_memory(device)
-    reset_peak(device)
-    started, saved = time.perf_counter(), store.saved
-    edit: Edit = parts["method"](
-        model, task, store=store, log=loggers.log, gradient_file=gradient_file, world=ranks, progress=progress
-    )
+    made = _make(parts["method"], model, task, run, device)
     story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
-             "method": parts["method"].func.__module__, "data": task.fingerprint}  # fmt: skip
-    took, peak = time.perf_counter() - started + store.saved - saved, peak_memory(device)
-    owner = model.owner(edit) if isinstance(model, Diffusion) else model.clip if isinstance(model, Vlm) else model
-    write_patch(folder / "patch.safetensors", edit, owner, story)
+             "method": type(parts["method"]).__module__, "data": task.fingerprint}  # fmt: skip
+    patch = folder / "patch.safetensors"
+    write_patch(patch, made.edit, model.patch_base(made.edit), story)
     if "eval" not in settings["stages"]:
         return None
-
-    edited = model.edited(edit)
-    after = evaluate(edited, task, store=store, metrics=measures, progress=progress)
-    loggers.log("metrics", {"when": "before", **{name: metric.value for name, metric in before.items()}})
-    loggers.log("metrics", {"when": "after", **{name: metric.value for name, metric in after.items()}})
+    edited = model.edited(made.edit)
+    observer_after = edited.observe(run)
+    after = evaluate(observer_after, task, measures)
+    for when, metrics in (("before", before), ("after", after)):
+        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
     return Report(
-        name=settings["name"], folder=folder, objective=objective(before, after), before=before, after=after, edit=edit,
-        cost={"seconds": took, "peak_memory_bytes": peak, "bytes": (folder / "patch.safetensors").stat().st_size,
-              "parameters": sum(delta.count_nonzero().item() for delta in edit.deltas.values()), "samples": edit.samples},
-        task=task, similarity=similarity(model, edited, task.eval, store),
-        seconds={}, cache=dict(store.events), peak_memory_bytes=max(earlier, peak_memory(device)),
-        provenance=provenance(model, task, settings), drawn=drawings(model, edited, task, store),
-        said=answers(model, edited, task, store),
-    )  # fmt: skip
+        name=settings["name"],
+        folder=folder,
+        objective=objective(before, after),
+        before=before,
+        after=after,
+        edit=made.edit,
+        task=task,
+        similarity=similarity(model, edited, task, run),
+        seconds={},
+        cache=dict(run.store.events) if run.store else {},
+        peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
+        provenance=provenance(model, task, settings),
+        examples=observer.examples(observer_after, task),
+        cost=cost(made, patch),
+    )
 
 
-def drawings(model: Model, edited: Model, task: Task, store: Store) -> tuple[ImageSample, ...]:
-    """A few pictures by both models from the same seeds; none of a CLIP."""
-    if isinstance(model, Diffusion) and isinstance(edited, Diffusion):
-        return gallery(ImageGenerator(model, store), ImageGenerator(edited, store), task)
-    return ()
+def _make(method: Any, model: Editable, task: Task, run: Run, device: str) -> Made:
+    """Make the edit; measure its time and memory."""
+    reset_peak(device)
+    started, saved = time.perf_counter(), run.store.saved if run.store else 0.0
+    edit = make_edit(method, model, task, run)
+    took = time.perf_counter() - started + (run.store.saved if run.store else 0.0) - saved
+    return Made(edit, took, peak_memory(device))
 
 
-def answers(model: Model, edited: Model, task: Task, store: Store) -> tuple[AnswerSample, ...]:
-    """A few questions answered by both models; none of a model that does not answer."""
-    if isinstance(model, Vlm) and isinstance(edited, Vlm):
-        return conversation(QuestionAnswering(model, store), QuestionAnswering(edited, store), task)
-    return ()
+def cost(made: Made, patch: Path) -> dict[str, float]:
+    """What the method cost: seconds, bytes of memory, bytes of the patch, weights that changed, training pairs used."""
+    changed = sum(delta.count_nonzero().item() for delta in made.edit.deltas.values())
+    size = patch.stat().st_size
+    return {"seconds": made.seconds, "peak_memory_bytes": made.peak_memory, "bytes": size, "parameters": changed,
+            "samples": made.edit.samples}  # fmt: skip
 
 
-def similarity(model: Model, edited: Model, split: Split, store: Store) -> dict[str, object]:
-    """The similarity matrix before and after: {"names", "n" (pictures a row), "before", "after"}.
+def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[str, object]:
+    """The similarity matrix before and after: {"names", "n" (images a row), "before", "after"}.
 
-    Of a pipeline, of the CLIP of its first text encoder; of a vision-language model, of its tower's. Empty where the edit
-    left that alone.
+    It is that of the model's first CLIP. Empty where a CLIP inside a larger model was not edited.
     """
-    clips = [one if isinstance(one, Clip) else one.clip for one in (model, edited)]
-    if not isinstance(model, Clip) and clips[0].weights_fingerprint == clips[1].weights_fingerprint:
+    (encoder, clip), changed = next(iter(model.clips.items())), next(iter(edited.clips.values()))
+    if encoder and clip.weights_fingerprint == changed.weights_fingerprint:
         return {}
-    base, after = (matrix(Features(one, store), split, MATRIX_NAMES) for one in clips)
+    base, after = (matrix(one.observe(run), task.eval, MATRIX_NAMES) for one in (clip, changed))
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
-    """What a sweep minimises: what is still recognised plus what was lost, in accuracy (0 is perfect).
+    """What a sweep minimises: what is still there of the forgotten plus what was lost of the rest (0 is perfect).
 
-    `forget/top1 + max(0, drop of retain/top1) + max(0, drop of utility/top1)`; a metric that was not asked for counts 0. Of
-    drawings: `1 - forget/ua + max(0, drop of retain/ira) + max(0, drop of retain/cra)`; of answers:
-    `forget/answered` and the drops of `retain/answered` and `utility/answered`.
+    The sum over metrics with `reading.in_objective`: the rate at which the forgotten is still recognised (1 - value where
+    higher is better), and max(0, drop) of what was to be kept. Metrics that were not asked for count 0.
     """
-    if "forget/ua" in after:
-        drops = (before[name].value - after[name].value for name in ("retain/ira", "retain/cra") if name in after)
-        return 1 - after["forget/ua"].value + sum(max(0.0, drop) for drop in drops)
-    if "forget/answered" in after:
-        drops = (before[name].value - after[name].value for name in ("retain/answered", "utility/answered"))
-        return after["forget/answered"].value + sum(max(0.0, drop) for drop in drops)
-    lost = sum(
-        max(0.0, before[name].value - after[name].value) for name in ("retain/top1", "utility/top1") if name in after
-    )
-    return lost + (after["forget/top1"].value if "forget/top1" in after else 0.0)
+    total = 0.0
+    for name, metric in after.items():
+        reading = metric.reading
+        if reading.in_objective and reading.role == "forgotten":
+            total += metric.value if reading.better == "lower" else 1 - metric.value
+        elif reading.in_objective and reading.role == "kept":
+            total += max(0.0, before[name].value - metric.value)
+    return total
 
 
 def versions() -> dict[str, str]:
@@ -211,20 +213,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def provenance(model: Model, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
+def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
     """What is needed to make the run again, and to know that it was the same."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),
         "seed": settings["seed"],
-        "model": {"source": model.source, "fingerprint": model.fingerprint}
-        | (
-            {"sampling": asdict(model.sampling)}
-            if isinstance(model, Diffusion)
-            else {"max_new_tokens": model.max_new_tokens}
-            if isinstance(model, Vlm)
-            else {"weights": model.weights_fingerprint}
-        ),
+        "model": dict(model.about()),
         "method": settings["method"]["_target_"].rpartition(".")[0].rpartition(".")[2],
         "data": {"kind": task.kind, "fingerprint": task.fingerprint},
         "device": settings["runtime"]["device"],

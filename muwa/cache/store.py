@@ -17,9 +17,10 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from muwa.cache.code import code_fingerprint
 from muwa.cache.tensor_table import rows_of
-from muwa.fingerprint import digest, fingerprint
+from muwa.fingerprint import Content, digest, fingerprint
 from muwa.runtime.distributed import ALONE, Distributed
 from muwa.types import data, edit, gradients, metric, search
 
@@ -56,15 +57,23 @@ class Store:
         self.seconds: dict[str, float] = {}
         self.saved = 0.0
 
-    def get(self, stage: str, function: Callable[..., Any], *args: Any, _free: Mapping[str, Any] | None = None,
-            _world: Distributed = ALONE, _resume: str | None = None, **keywords: Any) -> Any:  # fmt: skip
+    def get(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        *args: Any,
+        _free: Mapping[str, Any] | None = None,
+        _distributed: Distributed = ALONE,
+        _resume: str | None = None,
+        **keywords: Any,
+    ) -> Any:
         """`function(*args, **keywords, **_free)`, read back if it was computed before.
 
         Args:
             stage: The folder of its entries under the root, and its name in `events` and `seconds`.
             _free: Arguments that cannot change the result (progress bars, loggers); they are not part of the key.
-            _world: Processes that compute it together. Rank 0 alone reads and writes, and gets the value; the others get
-                None.
+            _distributed: The processes that compute it together. The main rank alone reads, writes and gets the value;
+                worker ranks get None.
             _resume: The name of an argument that is given a folder for what an unfinished computation leaves behind: the
                 same one whenever the same value is computed. It is no part of the key, and removed with the value written.
 
@@ -79,21 +88,21 @@ class Store:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(f"{key}.unfinished")
         free |= {_resume: unfinished} if _resume else {}
-        with FileLock(f"{folder}.lock") if _world.leads else nullcontext():
-            found, value = _read(folder) if _world.leads else (False, None)
-            found = _world.told(found)
+        with FileLock(f"{folder}.lock") if _distributed.is_main else nullcontext():
+            found, value = _read(folder) if _distributed.is_main else (False, None)
+            found = _distributed.broadcast(found)
             if not found:
-                earlier = _earlier(unfinished) if _resume and _world.leads else 0.0
+                earlier = _earlier(unfinished) if _resume and _distributed.is_main else 0.0
                 value, seconds = self._computed(lambda: function(*args, **keywords, **free))
-                if _world.leads:
+                if _distributed.is_main:
                     self.saved += earlier
                     _write(folder, value, {"stage": stage, "key": key, "seconds": seconds + earlier, "parts": parts})
                     shutil.rmtree(unfinished, ignore_errors=True)
                 value = None  # before it is read back: never two of them in memory
-                if _world.leads:
+                if _distributed.is_main:
                     value = _read(folder)[1]
         self._note(stage, "hit" if found else "miss", started)
-        if found and _world.leads:
+        if found and _distributed.is_main:
             self.saved += json.loads((folder / "key.json").read_text())["seconds"] - (time.perf_counter() - started)
         return value
 
@@ -137,17 +146,72 @@ class Store:
         keywords: Mapping[str, Any],
         free: Mapping[str, Any],
     ) -> dict[str, str]:
-        """Argument name -> fingerprint, with stage, function and code."""
+        """Argument name -> fingerprint, with the stage, the function and the code that it reaches.
+
+        A function may be a record that is called (a search with its settings): its fields are arguments too.
+        """
         inner, first, more = function, (), {}
         if isinstance(function, functools.partial):
             inner, first, more = function.func, function.args, function.keywords
-        fingerprint(inner)  # refuses what has no name of its own
+        name, arguments = _name_of(inner), {}
+        if dataclasses.is_dataclass(inner):
+            arguments["argument self"] = fingerprint(inner)
         bound = inspect.signature(inner).bind_partial(*first, *args, **{**more, **keywords})
         bound.apply_defaults()  # so that a default that is written out is the same call
         given = {name: value for name, value in bound.arguments.items() if name not in free}
-        arguments = {f"argument {name}": fingerprint(value) for name, value in given.items()}
-        name = f"{inner.__module__}.{inner.__qualname__}"
-        return {"stage": stage, "function": name, "code": code_fingerprint(), **arguments}
+        arguments |= {f"argument {name}": fingerprint(value) for name, value in given.items()}
+        code = code_fingerprint(modules_of([inner, *given.values()]))
+        return {"stage": stage, "function": name, "code": code, **arguments}
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Module and name of a function, or of the class of a record that is called.
+
+    Raises:
+        TypeError: It has no name of its own (a lambda, an inner function).
+    """
+    if dataclasses.is_dataclass(function):
+        return f"{type(function).__module__}.{type(function).__qualname__}"
+    fingerprint(function)  # refuses what has no name of its own
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def modules_of(values: Iterable[Any]) -> set[str]:
+    """The modules that define the functions, classes and records in `values`, at any depth.
+
+    Modules of Python and of installed packages are left out: provenance gives their versions.
+    """
+    found: set[str] = set()
+    for value in values:
+        if isinstance(value, functools.partial):
+            found |= modules_of([value.func, *value.args, *value.keywords.values()])
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            found.add(value.__module__)
+        elif isinstance(value, Content) or dataclasses.is_dataclass(value):
+            found |= {type(value).__module__} | modules_of(_fields(value))
+        elif isinstance(value, Mapping | list | tuple) and not isinstance(value, str):
+            found |= modules_of(value.values() if isinstance(value, Mapping) else value)
+    return {name for name in found if _is_own(name)}
+
+
+def _fields(record: Any) -> list[Any]:
+    """The fields of a record. Samples (images, pairs) are many and hold no code: those of content are left out."""
+    if not dataclasses.is_dataclass(record):
+        return []
+    fields = [getattr(record, field.name) for field in dataclasses.fields(record)]
+    return (
+        [one for one in fields if not isinstance(one, Mapping | list | tuple)]
+        if isinstance(record, Content)
+        else fields
+    )
+
+
+@functools.cache
+def _is_own(module: str) -> bool:
+    """Whether a module is muwa's or the user's: neither Python's nor an installed package's."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return "site-packages" not in str(getattr(sys.modules.get(module), "__file__", ""))
 
 
 def _earlier(unfinished: Path) -> float:

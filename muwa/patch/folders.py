@@ -11,9 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from muwa.models.diffusion.text_encoders import HALVES
 from muwa.patch import names
-from muwa.patch.weights import find_checkpoint, read_some, rewrite_files, tensor_names
+from muwa.patch.weights import HALVES, find_checkpoint, read_some, rewrite_files, tensor_names
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>(?!safetensors|bin)[\w-]+?))?"

@@ -21,6 +21,7 @@ from muwa.fingerprint import digest
 _BUFFERS = ("attn_mask", "position_ids", "num_batches_tracked", "running_mean", "running_var")
 _PICKLED = (".pt", ".pth", ".bin")
 _SINGLE = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+HALVES = (torch.float16, torch.bfloat16)
 _INDEX = "model.safetensors.index.json"
 
 
@@ -186,3 +187,11 @@ def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
                 raise ValueError(f"{name}: got {len(content)} bytes, want {end - start} as in the base: another shape")
             file.seek(8 + size + start)
             file.write(content)
+
+
+def same_bits(stored: Tensor, wanted: Tensor) -> bool:
+    """Whether a stored tensor is `wanted`, perhaps once rounded to half precision."""
+    if stored.shape != wanted.shape:
+        return False
+    stored, wanted = stored.cpu(), wanted.cpu()
+    return any(torch.equal(stored, wanted.to(dtype).to(stored.dtype)) for dtype in (stored.dtype, *HALVES))

@@ -22,14 +22,14 @@ PATIENCE = timedelta(days=7)  # the others wait in a collective while rank 0 sea
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those that work together; alone by default."""
+    """The rank of this process and the number of processes; a single process by default."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0."""
+    def is_main(self) -> bool:
+        """Whether this is the main rank, rank 0."""
         return self.rank == 0
 
     def share(self, n: int, rank: int | None = None) -> range:
@@ -54,8 +54,8 @@ class Distributed:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def told(self, value: T) -> T:
-        """What rank 0 says `value` is."""
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -67,8 +67,8 @@ ALONE = Distributed()
 
 
 @contextmanager
-def world(device: str) -> Iterator[Distributed]:
-    """The processes that torchrun started, joined while the context lasts; `ALONE` when it started none.
+def join(device: str) -> Iterator[Distributed]:
+    """Join the processes that torchrun started, while the context lasts; gives `ALONE` when it started none.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL; each process takes the GPU of its local rank).

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
 from muwa.fingerprint import Content, digest
 
 
@@ -49,12 +47,3 @@ class ImageRequest:
     domain: str
     concept: str
     role: str
-
-
-@dataclass(frozen=True)
-class ImageSample:
-    """One picture asked for, (3, h, w) uint8, drawn by the unedited and by the edited model from the same seed."""
-
-    ask: ImageRequest
-    before: Tensor
-    after: Tensor

@@ -61,12 +61,3 @@ class Questions(Content):
     def fingerprint(self) -> str:
         """Of texts and pictures, in order."""
         return digest(self.digests)
-
-
-@dataclass(frozen=True)
-class AnswerSample:
-    """One question, and the answers of the unedited and of the edited model."""
-
-    question: Question
-    before: str
-    after: str

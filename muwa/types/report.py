@@ -8,9 +8,8 @@ from pathlib import Path
 
 from muwa.types.data import Task
 from muwa.types.edit import Edit
-from muwa.types.image_requests import ImageSample
+from muwa.types.example import Example
 from muwa.types.metric import Metric
-from muwa.types.questions import AnswerSample
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,5 @@ class Report:
     cache: Mapping[str, str]
     peak_memory_bytes: int
     provenance: Mapping[str, object] = field(default_factory=dict)
-    drawn: tuple[ImageSample, ...] = ()
-    said: tuple[AnswerSample, ...] = ()
+    examples: tuple[Example, ...] = ()  # the same prompts and questions, before and after
     cost: Mapping[str, float] = field(default_factory=dict)  # of the method: seconds, memory, samples, ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -51,26 +52,95 @@ class LayerScore:
     tower: str
 
 
+LAMBDA = "lambda"  # the unit of a step: the factor of the forget gradient in theta + lambda * g_f
+RELATIVE = "|theta|/|g_f|"  # the unit of a step: a fraction of the lambda that would move the layer by its own norm
+ALL_WEIGHTS = "all weights"  # the "layer" of an edit that is not limited to one
+BOTH_TOWERS = "both"  # the "tower" of an edit that is not limited to one
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one step of a search edits: one layer of each encoder.
+
+    Args:
+        layers: Encoder -> the name of its layer. The encoder is "" for a CLIP, else the name of the component that holds
+            the CLIP's tower ("text_encoder", "text_encoder_2", "vision_tower"). Empty for the unedited model.
+        tower: "vision" | "text" | `BOTH_TOWERS`; "" for the unedited model.
+        names: The same layers as reports and traces write them. A layer of a second text encoder has the encoder's name
+            before it.
+    """
+
+    layers: Mapping[str, str]
+    tower: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """All layers in one text, for display only: "transformer.resblocks.0.attn.out_proj.weight + text_encoder_2/...".
+
+        >>> Candidate({"": "visual.proj"}, "vision").name, Candidate({}, "").name
+        ('visual.proj', '')
+        """
+        return " + ".join(self.names or self.layers.values())
+
+
+NOTHING_EDITED = Candidate({}, "")
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """One step of a search: what was tried and what it did to the probe pictures (rates in [0, 1])."""
+    """One step of a search: what was tried, and what it did to the probe images (or answers). Rates are in [0, 1].
 
-    layer: str
-    tower: str
-    iteration: int  # 1, 2, ... within its layer
-    step: float  # lambda in theta + lambda * g_f
-    relative_norm: float  # |lambda * g_f| / |theta| of the edited parts
-    forget_top1: float
-    forget_top5: float
-    forget_cosine: float
-    retain_top1: float
-    utility_top1: float
-    feasible: bool  # the forget accuracy that decides is at or below the target
+    Args:
+        iteration: 1, 2, ... within its candidate; 0 for the unedited model.
+        step: How far it went, in `step_unit`: `LAMBDA`, `RELATIVE`, or what the method says ("learning rate").
+        relative_norm: |delta| / |theta| over the edited parts.
+        feasible: Whether the forget rate that decides is at or below the target.
+        forgotten: The forget rate that decides (top-1 or top-5): 0 is forgotten.
+        kept: The mean of the retain and the utility rate.
+        kept_error: The standard error of `kept`, from the binomial variances of its two rates.
+        closeness: How close the forget samples still are to their name (a mean cosine). Of steps that keep as much, the
+            one with the lowest closeness is chosen.
+        metrics: All rates by name. A zero-shot search gives forget_top1, forget_top5, forget_cosine, retain_top1 and
+            utility_top1; another search may give others.
+    """
+
+    candidate: Candidate
+    iteration: int
+    step: float
+    step_unit: str
+    relative_norm: float
+    feasible: bool
+    forgotten: float
+    kept: float
+    kept_error: float
+    closeness: float
+    metrics: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, as results.json and the log have them: schema 1's keys, then the newer ones."""
+        return {
+            "layer": self.candidate.name, "tower": self.candidate.tower, "iteration": self.iteration, "step": self.step,
+            "relative_norm": self.relative_norm, **self.metrics, "feasible": self.feasible,
+            "step_unit": self.step_unit, "forgotten": self.forgotten, "kept": self.kept,
+            "layers": dict(self.candidate.layers),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Search:
-    """All that a layer search found for one name. `chosen` is an index into `trace`, None when nothing was feasible."""
+    """All that a layer search found for one name.
+
+    Args:
+        concept: The name (names that were forgotten together are joined by ", ").
+        rule, granularity: The settings that decided; for the record.
+        scores: Layer -> its scores; empty where none were computed.
+        front: The layers on the Pareto front.
+        before: The unedited model.
+        trace: Every step that was tried, in order.
+        chosen: An index into `trace`; None when no step was chosen.
+        why: One sentence for people: why this step, or why none.
+    """
 
     concept: str
     rule: str
@@ -80,4 +150,4 @@ class Search:
     before: Evaluation
     trace: tuple[Evaluation, ...]
     chosen: int | None
-    why: str  # one sentence: why this step, or why none
+    why: str

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from muwa.cache.store import Store
 from muwa.gradients.files import write_gradients
 from muwa.gradients.mean import Recipe, gradients
-from muwa.runtime.distributed import ALONE, Distributed, world
+from muwa.runtime.distributed import ALONE, Distributed, join
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -27,12 +27,12 @@ from muwa.gradients.mean import Recipe, gradients
 from muwa.runtime.distributed import world
 
 out, micro = Path(sys.argv[1]), int(sys.argv[2]) or None
-with world("cpu") as ranks:
+with join("cpu") as ranks:
     store = Store(out / "cache")
     for turn in range(2):
         found = gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 5, 0), store=store,
                           world=ranks, micro_batch_size=micro)
-        assert (found is None) == (not ranks.leads)
+        assert (found is None) == (not ranks.is_main)
         if found is not None:
             write_gradients(out / f"{turn}.safetensors", found)
     (out / f"events{ranks.rank}").write_text(repr(store.events))
@@ -58,10 +58,10 @@ def test_shares_cover_a_batch_once():
 
 def test_alone_everything_stays_as_it_is():
     rows = torch.ones(2, 3, requires_grad=True)
-    assert ALONE.told("x") == "x"
+    assert ALONE.broadcast("x") == "x"
     assert torch.equal(ALONE.gather(rows, 2), rows)
     assert not ALONE.gather(rows, 2).requires_grad
-    with world("cpu") as ranks:
+    with join("cpu") as ranks:
         assert ranks is ALONE
 
 
@@ -69,7 +69,7 @@ def test_a_named_gpu_cannot_be_shared(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(ValueError, match="runtime.device=cuda:1: torchrun gives each process its own GPU"),
-        world("cuda:1"),
+        join("cuda:1"),
     ):
         pass
 

@@ -8,18 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muwa.cache.store import Store
 from muwa.data.samples import decode
 from muwa.fingerprint import Content
-from muwa.models.clip.model import Clip, Preparation
-from muwa.runtime.progress import track
 from muwa.types.data import Classes, LabelledImages
+from muwa.types.example import Example
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip, Preparation
+    from muwa.run import Run
+    from muwa.types.data import Task
 
 WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
 AT_ONCE = 2048  # pictures held in memory, as bytes
@@ -73,10 +76,10 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
             yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
 
 
-def prepared(preparation: Preparation, pictures: LabelledImages) -> Tensor:
-    """`pictures` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
+def prepared(preparation: Preparation, images: LabelledImages) -> Tensor:
+    """`images` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        return torch.stack(list(pool.map(lambda image: preparation(decode(image)), pictures.images)))
+        return torch.stack(list(pool.map(lambda image: preparation(decode(image)), images.images)))
 
 
 @torch.inference_mode()
@@ -86,17 +89,17 @@ def width(model: Clip) -> int:
 
 
 @torch.inference_mode()
-def image_features(tower: Tower, pictures: LabelledImages, *, pixels: Pixels, progress: bool = False) -> Tensor:
-    """Embeddings (n, d) of length 1 of `pictures`, n > 0, on the CPU, in their order.
+def image_features(tower: Tower, images: LabelledImages, *, pixels: Pixels, run: Run) -> Tensor:
+    """Embeddings (n, d) of length 1 of `images`, n > 0, on the CPU, in their order.
 
     Args:
         pixels: Where their pixels come from; never changes the result.
     """
     model, size = tower.model, picture_batch(tower.model)
-    pieces = [range(i, min(i + AT_ONCE, len(pictures))) for i in range(0, len(pictures), AT_ONCE)]
-    batches = (batch for piece in pieces for batch in pixels(pictures.select(piece)).split(size))
+    pieces = [range(i, min(i + AT_ONCE, len(images))) for i in range(0, len(images), AT_ONCE)]
+    batches = (batch for piece in pieces for batch in pixels(images.select(piece)).split(size))
     sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
-    bar = track(batches, "encoding pictures", len(pictures), show=progress, sizes=sizes)
+    bar = run.track(batches, "encoding images", len(images), sizes=sizes)
     return torch.cat([model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar])
 
 
@@ -118,13 +121,13 @@ def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 @torch.inference_mode()
-def class_features(tower: Tower, classes: Classes, *, progress: bool = False) -> Tensor:
+def class_features(tower: Tower, classes: Classes, *, run: Run) -> Tensor:
     """The zero-shot classifier: (names, d), each the mean over templates of unit embeddings, made of length 1 again.
 
     Source: CLIP (arXiv 2103.00020), section 3.1.4; the ensemble is over embeddings.
     """
     batches, back = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
-    bar = track(batches, "encoding prompts", len(back), show=progress, sizes=map(len, batches))
+    bar = run.track(batches, "encoding prompts", len(back), sizes=map(len, batches))
     return ensemble(torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates))
 
 
@@ -134,34 +137,34 @@ def ensemble(each: Tensor, templates: int) -> Tensor:
 
 
 class Features:
-    """Embeddings of one model, each computed once per content and kept in the cache. Eval metrics ask it for theirs.
+    """The embeddings of one CLIP, each computed once and kept in the cache: what metrics and searches of a CLIP look at.
 
     Args:
-        store: Where they are kept; None computes them whenever they are asked for.
+        model: The CLIP, edited or not.
+        run: Its cache keeps the embeddings.
     """
 
-    def __init__(self, model: Clip, store: Store | None = None, *, progress: bool = False):
-        self.model, self.store, self.progress = model, store, progress
+    family: ClassVar[str] = "a CLIP (model=clip, clip_vit_b32, ...)"
+    search: ClassVar[str] = "layer_search=pareto_bisect, grid or fixed"
 
-    def images(self, pictures: LabelledImages) -> Tensor:
-        """(n, d) embeddings of `pictures`, on the CPU."""
-        if not len(pictures):
+    def __init__(self, model: Clip, run: Run):
+        self.model, self.run = model, run
+
+    def images(self, images: LabelledImages) -> Tensor:
+        """(n, d) embeddings of `images`, on the CPU."""
+        if not len(images):
             return torch.zeros(0, width(self.model))
-        tower = Tower(self.model, "vision")
-        if self.store is None:
-            return image_features(tower, pictures, pixels=self.pixels, progress=self.progress)
-        free = {"pixels": self.pixels, "progress": self.progress}
-        return self.store.rows("features", image_features, tower, pictures, _free=free)
+        free = {"pixels": self.pixels, "run": self.run}
+        return self.run.cached_rows("features", image_features, Tower(self.model, "vision"), images, _free=free)
 
     def classes(self, classes: Classes) -> Tensor:
         """(names, d) zero-shot classifier of `classes`, on the CPU."""
-        tower = Tower(self.model, "text")
-        if self.store is None:
-            return class_features(tower, classes, progress=self.progress)
-        return self.store.get("features", class_features, tower, classes, _free={"progress": self.progress})
+        return self.run.cached("features", class_features, Tower(self.model, "text"), classes, _free={"run": self.run})
 
-    def pixels(self, pictures: LabelledImages) -> Tensor:
-        """(n, 3, h, w) uint8 of `pictures`, n > 0, decoded once for all models that prepare them alike."""
-        if self.store is None:
-            return prepared(self.model.prepare, pictures)
-        return self.store.rows("pixels", prepared, self.model.prepare, pictures, _free={})
+    def pixels(self, images: LabelledImages) -> Tensor:
+        """(n, 3, h, w) uint8 of `images`, n > 0, decoded once for all models that prepare them alike."""
+        return self.run.cached_rows("pixels", prepared, self.model.prepare, images, _free={})
+
+    def examples(self, edited: Features, task: Task) -> tuple[Example, ...]:
+        """None: an embedding is nothing to look at."""
+        return ()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,11 +16,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from muwa.fingerprint import Content, digest
+from muwa.models.clip.embeddings import Features
 from muwa.models.clip.layers import layers, tower_of
 from muwa.models.clip.staged_forward import Activations, StagedForward
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.search import Layer
+
+if TYPE_CHECKING:
+    from muwa.run import Run
 
 CLOSE = 1e-5  # what running a tower in parts may change of an embedding of length 1
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
@@ -132,6 +136,25 @@ class Clip(Content):
         other._digests = {name: d for name, d in self._digests.items() if name not in new}
         return other
 
+    observer: ClassVar[type[Features]] = Features
+
+    @property
+    def clips(self) -> Mapping[str, Clip]:
+        """The model itself, under the encoder ""."""
+        return {"": self}
+
+    def patch_base(self, edit: Edit) -> Clip:
+        """The model itself: a patch is bound to all its weights."""
+        return self
+
+    def observe(self, run: Run) -> Features:
+        """The embeddings of this model."""
+        return Features(self, run)
+
+    def about(self) -> dict[str, object]:
+        """Provenance: source, fingerprint, and the fingerprint of the weights alone."""
+        return {"source": self.source, "fingerprint": self.fingerprint, "weights": self.weights_fingerprint}
+
     @property
     def unedited(self) -> Clip:
         """The same model with the weights that it was loaded with."""
@@ -147,7 +170,9 @@ class Clip(Content):
         Args:
             weights: Used in place of the model's own where given, for instance leaves that require gradients.
         """
-        return F.normalize(self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(), dim=-1)
+        return F.normalize(
+            self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(), dim=-1
+        )
 
     def whole(self, tower: str, inputs: Tensor) -> Tensor:
         """The tower's own forward, in which nothing is saved: embeddings (n, d), not normalised."""
@@ -165,7 +190,9 @@ class Clip(Content):
         """The passage at position `to` of the tower (`muwa.models.clip.staged_forward`)."""
         now = self.weights if weights is None else {**self.weights, **weights}
         swapped = {f"model.{name}": tensor for name, tensor in now.items() if tensor is not self._base[name]}
-        if tower == "text" and self.staged_forward(tower).lean:  # a cut prompt takes positions and mask as short as itself
+        if (
+            tower == "text" and self.staged_forward(tower).lean
+        ):  # a cut prompt takes positions and mask as short as itself
             length = passage.inputs.shape[1]
             places = {f"model.{name}": tensor for name, tensor in now.items() if name.endswith("positional_embedding")}
             masks = {name: mask for name, mask in self._towers.named_buffers() if name.endswith("attn_mask")}

@@ -1,97 +1,83 @@
-"""LabelledImages drawn by one model, each once; and what a classifier sees in them."""
+"""The images that one text-to-image model generates, each once: what metrics and searches of such a model look at."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from muwa.cache.store import Store
-from muwa.data.samples import fold
-from muwa.fingerprint import Content
-from muwa.models.diffusion.model import Diffusion, drawn
+from muwa.data.prompts import image_requests
+from muwa.models.diffusion.image_classifier import ImageClassifier, recognised
+from muwa.types.data import Task
+from muwa.types.example import Example
 from muwa.types.image_requests import ImageRequest, Prompts
 
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
+    from muwa.run import Run
 
-class ImageClassifier(Content):
-    """Tells what a drawn picture shows. Never the model under test: its own weights do not change with an edit.
-
-    Attributes:
-        labels: Domain ("style", "class") -> the labels it chooses from; people and objects are classes.
-    """
-
-    labels: Mapping[str, tuple[str, ...]]
-
-    @abstractmethod
-    def logits(self, pictures: Tensor, domain: str) -> Tensor:
-        """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU, row by row: a picture's own row only."""
-
-    def check(self, asks: Sequence[ImageRequest]) -> None:
-        """Refuse what it has no label for, before anything is drawn.
-
-        Raises:
-            ValueError: Names the concept, the domain and some labels.
-        """
-        for domain, concept in dict.fromkeys((ask.domain, ask.concept) for ask in asks):
-            there = self.labels.get(domain, ())
-            if not naming(there, concept):
-                raise ValueError(
-                    f"classifier: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} ..."
-                )
-
-
-def naming(labels: Sequence[str], concept: str) -> set[int]:
-    """Which labels name the concept: the one that equals it, else those that are of its kind (a "red star" is a "star").
-
-    >>> naming(["Artist_Sketch", "Sketch"], "sketch"), naming(["red star", "starfish", "blue star"], "star")
-    ({1}, {0, 2})
-    """
-    same = {i for i, label in enumerate(labels) if fold(label) == fold(concept)}
-    return same or {i for i, label in enumerate(labels) if f" {fold(concept)} " in f" {fold(label)} "}
+EXAMPLE_SEED = 1000  # the first seed of the report's examples
+EXAMPLES = 6  # images a role
+ROLES = {"forget": "forget", "retain": "retain", "cross": "utility"}  # role of an image request -> role of an example
 
 
 class ImageGenerator:
-    """Draws with one model and keeps every picture, by its prompt and seed.
+    """Generates images with one model and keeps each, by its prompt and seed.
 
     Args:
-        store: Where pictures are kept; None draws whenever it is asked.
+        model: The pipeline, edited or not.
+        run: Its cache keeps the images.
     """
 
-    def __init__(self, model: Diffusion, store: Store | None = None, *, progress: bool = False):
-        self.model, self.store, self.progress = model, store, progress
+    family: ClassVar[str] = "a text-to-image model (model=sd, sd15, sdxl, ...)"
+    search: ClassVar[str] = "layer_search=generation"
 
-    def draw(self, prompts: Prompts) -> Tensor:
-        """(n, 3, h, w) uint8 on the CPU."""
-        free = {"progress": self.progress}
-        if self.store is None:
-            return drawn(self.model, prompts, **free)
-        return self.store.rows("drawings", drawn, self.model, prompts, _free=free)
+    def __init__(self, model: Diffusion, run: Run):
+        self.model, self.run = model, run
+
+    def generate(self, prompts: Prompts) -> Tensor:
+        """(n, 3, h, w) uint8 on the CPU, in the order of `prompts`."""
+        return self.run.cached_rows("images", generated, self.model, prompts, _free={"run": self.run})
 
     def sampled(self, steps: int) -> ImageGenerator:
-        """The same with another number of sampling steps."""
-        return ImageGenerator(self.model.sampled(steps=steps), self.store, progress=self.progress)
+        """The same model with another number of sampling steps."""
+        return ImageGenerator(self.model.sampled(steps=steps), self.run)
 
-    def hits(self, asks: Sequence[ImageRequest], classifier: ImageClassifier) -> list[bool]:
-        """Whether each asked-for concept is what the classifier sees first in its picture."""
-        pictures = self.draw(prompts_of(asks))
-        return seen(pictures, asks, classifier)
+    def hits(self, requests: Sequence[ImageRequest], classifier: ImageClassifier) -> list[bool]:
+        """Whether the classifier's first guess for each requested image is the concept that was asked for."""
+        return recognised(self.generate(prompts_of(requests)), requests, classifier)
+
+    def examples(self, edited: ImageGenerator, task: Task) -> tuple[Example, ...]:
+        """A few images of each role from the same prompts and seeds, generated by both models."""
+        requests = example_requests(task)
+        prompts = prompts_of(requests)
+        images = zip(requests, self.generate(prompts), edited.generate(prompts), strict=True)
+        return tuple(Example(ROLES[one.role], one.text, one.concept, before, after) for one, before, after in images)
 
 
-def prompts_of(asks: Sequence[ImageRequest]) -> Prompts:
-    """What has to be drawn for `asks`, in their order (several asks may share a picture)."""
-    return Prompts(tuple(ask.text for ask in asks), tuple(ask.seed for ask in asks))
+def generated(model: Diffusion, prompts: Prompts, *, run: Run) -> Tensor:
+    """The images of `prompts`, generated in batches: (n, 3, h, w) uint8 on the CPU, n > 0."""
+    pieces = [range(i, min(i + model.batch, len(prompts))) for i in range(0, len(prompts), model.batch)]
+    bar = run.track(pieces, "generating images", len(prompts), sizes=map(len, pieces))
+    return torch.cat([model.generate(prompts.select(piece)) for piece in bar])
 
 
-def seen(pictures: Tensor, asks: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1) -> list[bool]:
-    """Whether what was asked for is among the classifier's first `k` guesses for each picture (n, 3, h, w)."""
-    hits = [False] * len(asks)
-    for domain in dict.fromkeys(ask.domain for ask in asks):
-        mine = [i for i, ask in enumerate(asks) if ask.domain == domain]
-        labels = classifier.labels[domain]
-        logits = classifier.logits(pictures[torch.tensor(mine)], domain)
-        right = {concept: naming(labels, concept) for concept in dict.fromkeys(asks[i].concept for i in mine)}
-        for i, guesses in zip(mine, logits.topk(min(k, len(labels))).indices.tolist(), strict=True):
-            hits[i] = not right[asks[i].concept].isdisjoint(guesses)
-    return hits
+def prompts_of(requests: Sequence[ImageRequest]) -> Prompts:
+    """Prompt and seed of each request, in order. Several requests may be about the same image."""
+    return Prompts(tuple(one.text for one in requests), tuple(one.seed for one in requests))
+
+
+def example_requests(task: Task) -> list[ImageRequest]:
+    """The image requests of the report's examples, at most `EXAMPLES` a role, spread evenly.
+
+    An image of a style shows a class too: tasks of kind "style" or "class" have it once, without the role "cross".
+    """
+    every = image_requests(task, task.eval, seeds=range(EXAMPLE_SEED, EXAMPLE_SEED + EXAMPLES))
+    chosen: list[ImageRequest] = []
+    for role in ("forget", "retain") if task.kind in ("style", "class") else ROLES:
+        mine = [one for one in every if one.role == role]
+        count = min(EXAMPLES, len(mine))
+        chosen += [mine[i * len(mine) // count] for i in range(count)]
+    return chosen

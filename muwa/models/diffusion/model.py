@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from muwa.fingerprint import Content, digest
 from muwa.models.clip.model import Clip
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.text_encoders import alone, read
 from muwa.patch import names
 from muwa.patch.names import ENCODERS, by_component
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
-from muwa.runtime.progress import track
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
+
+if TYPE_CHECKING:
+    from muwa.run import Run
 
 COMPONENTS = (*ENCODERS, "unet", "vae")  # whose weights decide what is drawn
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -148,7 +151,17 @@ class Diffusion(Content):
                 changes[f"{component}/{name}"] = now[name].float() + delta.to(now[name].device)
         return self.with_weights(changes)._copy(clips=clips)
 
-    def owner(self, edit: Edit) -> Clip | Owner:
+    observer: ClassVar[type[ImageGenerator]] = ImageGenerator
+
+    def observe(self, run: Run) -> ImageGenerator:
+        """The images that this model generates."""
+        return ImageGenerator(self, run)
+
+    def about(self) -> dict[str, object]:
+        """Provenance: source, fingerprint, and how images are sampled."""
+        return {"source": self.source, "fingerprint": self.fingerprint, "sampling": asdict(self.sampling)}
+
+    def patch_base(self, edit: Edit) -> Clip | Owner:
         """What a patch of `edit` is bound to (`muwa.patch.apply.write_patch`), this being the unedited model.
 
         The CLIP itself where only the first text encoder is edited: the patch then fits the CLIP too. Otherwise the touched
@@ -195,7 +208,7 @@ class Diffusion(Content):
                 parameter.data = data
 
     @torch.inference_mode()
-    def draw(self, prompts: Prompts, *, embeddings: Tensor | None = None) -> Tensor:
+    def generate(self, prompts: Prompts, *, embeddings: Tensor | None = None) -> Tensor:
         """Draw `prompts`, each from its own seed's noise, made on the CPU: what else is in the batch does not matter.
 
         Args:
@@ -259,10 +272,3 @@ class Diffusion(Content):
             t(_PROBE_TEXT, padding="max_length", truncation=True)["input_ids"] for t in tokenizers if t is not None
         ]
         return digest([*parts, json.dumps(tokens)])
-
-
-def drawn(model: Diffusion, prompts: Prompts, *, progress: bool = False) -> Tensor:
-    """`prompts` drawn in batches: (n, 3, h, w) uint8 on the CPU, n > 0."""
-    pieces = [range(i, min(i + model.batch, len(prompts))) for i in range(0, len(prompts), model.batch)]
-    bar = track(pieces, "drawing", len(prompts), show=progress, sizes=map(len, pieces))
-    return torch.cat([model.draw(prompts.select(piece)) for piece in bar])

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from muwa.models.clip.model import Clip
 from muwa.patch import names
-
-HALVES = (torch.float16, torch.bfloat16)
+from muwa.patch.weights import same_bits
 
 
 def read(pipeline: Any, encoder: str, clip: Clip, *, device: torch.device, source: str) -> frozenset[str]:
@@ -48,11 +47,3 @@ def read(pipeline: Any, encoder: str, clip: Clip, *, device: torch.device, sourc
 def alone(device: torch.device) -> dict[str, Any]:
     """Keywords of `encode_prompt` for prompts alone, without the empty one of guidance."""
     return {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-
-
-def same_bits(stored: Tensor, wanted: Tensor) -> bool:
-    """Whether a stored tensor is `wanted`, perhaps once rounded to half precision."""
-    if stored.shape != wanted.shape:
-        return False
-    stored, wanted = stored.cpu(), wanted.cpu()
-    return any(torch.equal(stored, wanted.to(dtype).to(stored.dtype)) for dtype in (stored.dtype, *HALVES))

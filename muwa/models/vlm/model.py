@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from muwa.data.samples import decode
 from muwa.fingerprint import Content, digest
 from muwa.models.clip.model import Clip
-from muwa.models.diffusion.text_encoders import same_bits
+from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.patch import names
-from muwa.patch.weights import fingerprint_of_digests, tensor_digest
-from muwa.runtime.progress import track
+from muwa.patch.weights import fingerprint_of_digests, same_bits, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.questions import Questions
+
+if TYPE_CHECKING:
+    from muwa.run import Run
 
 TOWER = "vision_tower"
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -61,8 +63,22 @@ class Vlm(Content):
 
     @property
     def clips(self) -> Mapping[str, Clip]:
-        """The one CLIP, as a text-to-image model has them by encoder."""
+        """The vision tower's CLIP, under the encoder "vision_tower"."""
         return {TOWER: self.clip}
+
+    observer: ClassVar[type[QuestionAnswering]] = QuestionAnswering
+
+    def observe(self, run: Run) -> QuestionAnswering:
+        """The answers of this model."""
+        return QuestionAnswering(self, run)
+
+    def patch_base(self, edit: Edit) -> Clip:
+        """The CLIP whose vision tower this is: the same patch fits the CLIP too."""
+        return self.clip
+
+    def about(self) -> dict[str, object]:
+        """Provenance: source, fingerprint, and how long an answer may be."""
+        return {"source": self.source, "fingerprint": self.fingerprint, "max_new_tokens": self.max_new_tokens}
 
     @property
     def tower(self) -> dict[str, Tensor]:
@@ -196,15 +212,6 @@ class Vlm(Content):
         ready = self.inputs(Questions((_PROBE_TEXT,), ((_probe_picture(),),)))
         parts += [part for key in sorted(ready) for part in (key, tensor_digest(ready[key]))]
         return digest([*parts, fingerprint_of_digests({name: self._digest(name) for name in self._base})])
-
-
-def answered(model: Vlm, questions: Questions, *, progress: bool = False) -> Tensor:
-    """`questions` answered in batches of like length: (n, max_new_tokens) tokens on the CPU, n > 0, in their order."""
-    order = sorted(range(len(questions)), key=lambda i: (len(questions.images[i]), len(questions.texts[i])))
-    pieces = [order[i : i + model.batch] for i in range(0, len(order), model.batch)]
-    bar = track(pieces, "asking", len(order), show=progress, sizes=map(len, pieces))
-    said = torch.cat([model.answer(questions.select(piece)) for piece in bar])
-    return said[torch.tensor(order).argsort()]
 
 
 def _said_by(config: Any) -> Any:

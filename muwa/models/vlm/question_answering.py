@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
-from muwa.cache.store import Store
-from muwa.models.vlm.model import Vlm, answered
+import torch
+from torch import Tensor
+
 from muwa.types.data import LabelledImages, Split, Task
-from muwa.types.questions import AnswerSample, Question, Questions
+from muwa.types.example import Example
+from muwa.types.questions import Question, Questions
+
+if TYPE_CHECKING:
+    from muwa.models.vlm.model import Vlm
+    from muwa.run import Run
 
 Wordings = Mapping[str, Sequence[str]]
 NO_ALIASES: Wordings = MappingProxyType({})
+EXAMPLES = 5  # questions a role in the report
 WORDINGS: Wordings = {
     "identity": ("What is the name of the person in this image?", "Who is this?", "Name the person in this image."),
     "object": ("What object is in the image?", "What is this?", "Name the object in the picture."),
@@ -19,24 +27,42 @@ WORDINGS: Wordings = {
 
 
 class QuestionAnswering:
-    """Asks one model and keeps every answer, by its question and pictures.
+    """The answers of one vision-language model, each kept by its question and images: what metrics and searches look at.
 
     Args:
-        store: Where answers are kept; None asks whenever it is told to.
+        model: The model, edited or not.
+        run: Its cache keeps the answers.
     """
 
-    def __init__(self, model: Vlm, store: Store | None = None, *, progress: bool = False):
-        self.model, self.store, self.progress = model, store, progress
+    family: ClassVar[str] = "a vision-language model (model=vlm, llava15_7b, ...)"
+    search: ClassVar[str] = "layer_search=answering"
+
+    def __init__(self, model: Vlm, run: Run):
+        self.model, self.run = model, run
 
     def ask(self, questions: Sequence[Question]) -> list[str]:
-        """The model's answers, in order."""
+        """The model's answers, in the order of `questions`."""
         if not questions:
             return []
-        put = Questions(tuple(one.text for one in questions), tuple(one.images for one in questions))
-        free = {"progress": self.progress}
-        if self.store is None:
-            return self.model.words(answered(self.model, put, **free))
-        return self.model.words(self.store.rows("answers", answered, self.model, put, _free=free))
+        prompts = Questions(tuple(one.text for one in questions), tuple(one.images for one in questions))
+        tokens = self.run.cached_rows("answers", answered, self.model, prompts, _free={"run": self.run})
+        return self.model.words(tokens)
+
+    def examples(self, edited: QuestionAnswering, task: Task) -> tuple[Example, ...]:
+        """A few questions of each role, one an image, with the answers of both models."""
+        first = {kind: texts[:1] for kind, texts in WORDINGS.items()}
+        asked = questions(task, task.eval, wordings=first, forget=EXAMPLES, retain=EXAMPLES, utility=EXAMPLES)
+        answers = zip(asked, self.ask(asked), edited.ask(asked), strict=True)
+        return tuple(Example(one.role, one.text, one.accepted[0], before, after) for one, before, after in answers)
+
+
+def answered(model: Vlm, questions: Questions, *, run: Run) -> Tensor:
+    """`questions` answered in batches of like length: (n, max_new_tokens) tokens on the CPU, n > 0, in their order."""
+    order = sorted(range(len(questions)), key=lambda i: (len(questions.images[i]), len(questions.texts[i])))
+    pieces = [order[i : i + model.batch] for i in range(0, len(order), model.batch)]
+    bar = run.track(pieces, "answering", len(order), sizes=map(len, pieces))
+    said = torch.cat([model.answer(questions.select(piece)) for piece in bar])
+    return said[torch.tensor(order).argsort()]
 
 
 def questions(
@@ -75,17 +101,6 @@ def questions(
             image = pictures.images[place]
             out += [Question(text, (image,), kind, role, accepted, others=others) for text in wordings[kind]]
     return out
-
-
-def conversation(before: QuestionAnswering, after: QuestionAnswering, task: Task, *, each: int = 5) -> tuple[AnswerSample, ...]:
-    """A few questions of each role, one a picture, with the answers of both models.
-
-    Args:
-        each: Questions a role at most.
-    """
-    first = {kind: texts[:1] for kind, texts in WORDINGS.items()}
-    asked = questions(task, task.eval, wordings=first, forget=each, retain=each, utility=each)
-    return tuple(AnswerSample(*row) for row in zip(asked, before.ask(asked), after.ask(asked), strict=True))
 
 
 def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""The contract of a gradient source: what a step goes along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from muwa.gradients.accumulation import PRECISIONS
+from muwa.gradients.losses import by_name
+from muwa.models.base import Editable
+from muwa.run import Run
+from muwa.types.data import Task
+from muwa.types.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How gradients are taken: all that enters them beside the model and the data.
+
+    Args:
+        forget_loss, retain_loss: "cosine" | "contrastive" (`muwa.gradients.losses`).
+        batch_size: Pairs a batch. It sets the negatives of the contrastive loss, so it is part of the result.
+        seed: Of the order of the pairs.
+        precision: Of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
+        micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by rounding only.
+
+    Raises:
+        ValueError: A setting is out of range; says which, before anything is computed.
+    """
+
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    seed: int
+    precision: str
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for loss in (self.forget_loss, self.retain_loss):
+            by_name(loss)
+        if self.batch_size < 1:
+            raise ValueError(f"method.batch_size: got {self.batch_size}, want at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"method.precision: got {self.precision!r}, want one of {', '.join(PRECISIONS)}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(
+                f"method.micro_batch_size: got {self.micro_batch_size}, want at least 1, or null for whole batches"
+            )
+
+
+class GradientSource(Protocol):
+    """Gives the mean forget and retain gradients of one name, for every encoder of a model."""
+
+    def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
+        """Raise if the model or the run does not support this source; before any compute.
+
+        Raises:
+            ValueError: Says which setting does not fit.
+        """
+
+    def __call__(
+        self, model: Editable, task: Task, name: str, recipe: Recipe, run: Run
+    ) -> Mapping[str, Gradients] | None:
+        """Encoder (a key of `model.clips`) -> the gradients of its CLIP; None on worker ranks.
+
+        The sign is that of the loss: a step along the forget gradient raises the forget loss.
+        """

@@ -1,0 +1,33 @@
+"""The contract of a layer search: which layer is edited, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from muwa.models.base import Editable
+from muwa.run import Run
+from muwa.types.data import Task
+from muwa.types.gradients import Gradients
+from muwa.types.search import Search
+
+
+class LayerSearch(Protocol):
+    """A frozen record of settings that searches one layer (one of each encoder) and one step."""
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range or does not fit the model; before any compute.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be.
+        """
+
+    def __call__(
+        self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
+    ) -> Search:
+        """Search on the probe split of `task`, which is the task of `concept` alone.
+
+        Args:
+            gradients: Encoder (a key of `model.clips`) -> the gradients of its CLIP.
+            run: Its log is called with "scores" once and with "evaluation" for every step.
+        """

@@ -1,0 +1,92 @@
+"""What travels through every stage of a run, in one record: cache, log, processes, progress bars, a file of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from muwa.cache.store import Store
+from muwa.runtime.distributed import ALONE, Distributed
+from muwa.runtime.progress import track
+
+T = TypeVar("T")
+Log = Callable[[str, dict[str, object]], None]  # (event, its fields)
+
+
+def silent(event: str, row: dict[str, object]) -> None:
+    """A log that keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The services of a run. None of them can change a result, so a run enters no cache key.
+
+    Args:
+        store: The cache; None computes everything anew.
+        log: Is called with every event of the run: "gradients", "scores", "evaluation", "loss", "metrics".
+        distributed: The processes that compute gradients together.
+        progress: Whether progress bars are shown on stderr.
+        gradient_file: A file of `python -m muwa.gradients export` to read in place of computing gradients.
+    """
+
+    store: Store | None = None
+    log: Log = silent
+    distributed: Distributed = ALONE
+    progress: bool = False
+    gradient_file: Path | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the main rank: it alone reads the cache, searches, evaluates and reports."""
+        return self.distributed.is_main
+
+    def cached(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        *args: Any,
+        _free: Mapping[str, Any] | None = None,
+        _together: bool = False,
+        _resume: str | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """`function(*args, **keywords, **_free)`, read back from the cache if it was computed before.
+
+        Args:
+            stage: The folder of the cache that its values are kept in.
+            _free: Arguments that cannot change the value; they are not part of the key.
+            _together: Whether all ranks compute the value together. The main rank gets it, worker ranks get None.
+            _resume: The name of an argument that takes a folder, for what an unfinished computation leaves behind; the
+                argument is None where there is no cache.
+        """
+        if self.store is None:
+            free = {**(_free or {}), **({_resume: None} if _resume else {})}
+            value = function(*args, **keywords, **free)
+            return value if self.is_main or not _together else None
+        processes = self.distributed if _together else ALONE
+        return self.store.get(stage, function, *args, _free=_free, _distributed=processes, _resume=_resume, **keywords)
+
+    def cached_rows(
+        self, stage: str, function: Callable[..., Tensor], owner: Any, items: Any, *, _free: Mapping[str, Any]
+    ) -> Tensor:
+        """`function(owner, items, **_free)`, for a function that gives one row an item; each row is computed once.
+
+        Args:
+            owner: What the rows depend on beside their item: a tower, a preparation, a model.
+            items: Something with `digests` (one an item, at least one) and `select(indices)`.
+        """
+        if self.store is None:
+            return function(owner, items, **_free)
+        return self.store.rows(stage, function, owner, items, _free=_free)
+
+    def track(self, items: Iterable[T], what: str, total: int, *, sizes: Iterable[int] | None = None) -> Iterator[T]:
+        """Yield `items` with a progress bar, if this run shows them (`muwa.runtime.progress.track`)."""
+        return track(items, what, total, show=self.progress, sizes=sizes)
+
+    def logging_to(self, log: Log) -> Run:
+        """The same run with another log."""
+        return replace(self, log=log)
