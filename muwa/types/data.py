@@ -1,4 +1,4 @@
-"""Samples and tasks: image-text pairs, labelled images, splits, and one request to forget."""
+"""Samples and tasks: image-text pairs, labelled images, splits, and what is to be forgotten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muwa.fingerprint import Content, digest, read_image
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample that could not be used: where it is (shard and key, or file) and why."""
+    """A sample that cannot be used: where it is (shard and key, or file) and why."""
 
     where: str
     why: str
@@ -21,7 +21,13 @@ class Broken:
 
 @dataclass(frozen=True)
 class Pairs(Content):
-    """Image-text pairs, images still encoded (jpg, png, webp). `keys` name them in messages and manifests."""
+    """Image-text pairs: they give gradients.
+
+    Attributes:
+        keys: A name for each pair, for messages and manifests.
+        images: Encoded images (jpg, png or webp).
+        captions: One text for each image.
+    """
 
     keys: tuple[str, ...]
     images: tuple[bytes, ...]
@@ -34,39 +40,53 @@ class Pairs(Content):
         """The pairs at `indices`, in that order."""
         keys, images, captions = self.keys, self.images, self.captions
         return Pairs(
-            tuple(keys[i] for i in indices), tuple(images[i] for i in indices), tuple(captions[i] for i in indices)
+            tuple(keys[i] for i in indices),
+            tuple(images[i] for i in indices),
+            tuple(captions[i] for i in indices),
         )
 
     def with_caption(self, caption: str) -> Pairs:
-        """The same pictures, every caption replaced (the paper does so with the bare name for OpenAI's CLIPs)."""
+        """The same images, each with `caption` (SLUG uses the bare name as the caption for OpenAI's CLIPs)."""
         return replace(self, captions=(caption,) * len(self))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of pictures and captions in order; keys do not enter."""
+        """Digest of all images and captions, in order; keys do not count."""
         return digest([part for pair in zip(self.images, self.captions, strict=True) for part in pair])
 
 
 @dataclass(frozen=True)
 class Classes(Content):
-    """The names a zero-shot classifier chooses from, and the templates (with `{}`) that make prompts of a name."""
+    """Labels of a zero-shot classifier.
+
+    Attributes:
+        names: The labels.
+        templates: Prompts with `{}` for the name; the embeddings of a name's prompts are averaged.
+    """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
 
     def prompts(self) -> list[str]:
-        """All prompts, name by name: `len(names) * len(templates)` strings."""
+        """All prompts of the first name, then of the second, and so on: `len(names) * len(templates)`."""
         return [template.format(name) for name in self.names for template in self.templates]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names and templates, in order."""
+        """Digest of names and templates, in order."""
         return digest([*self.names, "\0", *self.templates])
 
 
 @dataclass(frozen=True)
 class LabelledImages(Content):
-    """Labelled pictures (encoded bytes, or files read when needed); `labels[i]` is an index into `classes.names`."""
+    """Images with labels: accuracies are measured on them.
+
+    Attributes:
+        keys: A name for each image, for messages.
+        images: Encoded bytes, or a file that is read when the image is needed.
+        labels: `labels[i]` is the index in `classes.names` of what image i shows.
+        classes: All labels that a classifier chooses from.
+    """
 
     keys: tuple[str, ...]
     images: tuple[bytes | Path, ...]
@@ -77,7 +97,7 @@ class LabelledImages(Content):
         return len(self.keys)
 
     def select(self, indices: Sequence[int]) -> LabelledImages:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         return replace(
             self,
             keys=tuple(self.keys[i] for i in indices),
@@ -87,18 +107,24 @@ class LabelledImages(Content):
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """SHA-256 (hex) of each picture's bytes: the key of its pixels and of its embedding."""
+        """SHA-256 (hex) of each image's bytes: the cache key of its pixels and of its embedding."""
         return tuple(hashlib.sha256(read_image(image)).hexdigest() for image in self.images)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of pictures, labels, names and templates."""
+        """Digest of images, labels, names and templates."""
         return digest([*self.digests, *map(str, self.labels), self.classes.fingerprint])
 
 
 @dataclass(frozen=True)
 class Split(Content):
-    """LabelledImages to judge on: of what is to be forgotten, of what is to be kept nearby, of everything else."""
+    """Images to measure on, in three sets.
+
+    Attributes:
+        forget: Images of what is to be forgotten.
+        retain: Images of other names of the same kind (other people, other styles).
+        utility: Images of another kind (objects, where people are forgotten).
+    """
 
     forget: LabelledImages
     retain: LabelledImages
@@ -106,17 +132,27 @@ class Split(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of its three parts."""
+        """Digest of the three sets."""
         return digest([self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint])
 
 
 @dataclass(frozen=True)
 class Task(Content):
-    """One request to forget: which names, the pairs that give gradients, and two disjoint sets of pictures to judge on.
-    `forget` maps each name to its pairs. `retain` is shared by every request on the same data, so that its gradient is
-    computed once; `mentions` are the places in `retain` whose caption names something forgotten: they are left out.
-    `probe` is what the layer search sees, `eval` is what is reported; no picture is in both, or in a gradient set.
-    `prompts` ask for a picture of such a name and of an unrelated one ({}); of a style or class: one, {style} and {class}.
+    """What is to be forgotten, the pairs that give gradients, and the images to measure on.
+
+    Attributes:
+        kind: "identity", "object", "style" or "class".
+        names: The names to forget, as `probe.forget.classes` spells them.
+        forget: Name -> its forget set.
+        retain: The retain set. Every task on the same data shares it, so its gradient is computed once.
+        mentions: Indices of the pairs in `retain` whose caption contains a forgotten name; they are left out.
+        probe: Images for the layer search.
+        eval: Images for the report. No image is both in `probe` and in `eval`, or in one of them and in a
+            gradient set.
+        broken: Samples that could not be used.
+        prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name: one
+            for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
+            {style} and {class}.
     """
 
     kind: str
@@ -131,19 +167,24 @@ class Task(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all data; what was broken does not enter."""
+        """Digest of all data; broken samples do not count."""
         pairs = [self.forget[name].fingerprint for name in self.names]
         mentions = ",".join(map(str, self.mentions))
         parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions, *self.prompts]
         return digest([*parts, self.probe.fingerprint, self.eval.fingerprint])
 
     def only(self, name: str) -> Task:
-        """The same task for one of its names: its pairs, and of the forget pictures only its own."""
+        """The same task for one of its names: the forget set and the forget images of that name alone."""
         label = self.probe.forget.classes.names.index(name)
 
-        def own(split: Split) -> Split:
-            mine = [i for i, other in enumerate(split.forget.labels) if other == label]
-            return replace(split, forget=split.forget.select(mine))
+        def with_images_of_name(split: Split) -> Split:
+            indices = [i for i, other in enumerate(split.forget.labels) if other == label]
+            return replace(split, forget=split.forget.select(indices))
 
-        mine = {name: self.forget[name]}
-        return replace(self, names=(name,), forget=mine, probe=own(self.probe), eval=own(self.eval))
+        return replace(
+            self,
+            names=(name,),
+            forget={name: self.forget[name]},
+            probe=with_images_of_name(self.probe),
+            eval=with_images_of_name(self.eval),
+        )
