@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from muwa import config, pipeline
 
 config.register()
+config.adapt_command_line()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

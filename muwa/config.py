@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,8 +32,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from muwa.report.sweep import end_run, write_sweep
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
-RECORDS = ("method", "eval")  # parts that are records of settings
+RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")  # groups whose parts are records of settings
 CONF = Path(__file__).parent.parent / "conf"
+RENAMED = {  # settings that had another name: old -> present
+    "recogniser": "classifier",
+    "method.gradient": "gradient_source",
+    "eval.retrain_gap.twins": "eval.retrain_gap.retrained",
+    "eval.linear_probe.twins": "eval.linear_probe.retrained",
+}
 STAGES = ("curate", "unlearn", "eval", "report")
 
 
@@ -81,6 +88,7 @@ class Root:
     dataset: Any = MISSING
     task: Any = MISSING
     method: Any = MISSING
+    gradient_source: Any = MISSING
     layer_search: Any = MISSING
     eval: Any = MISSING
     classifier: Any = MISSING
@@ -89,18 +97,37 @@ class Root:
 
 
 def register() -> None:
-    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default; keep helping ranks from leaving files.
-
-    All processes of a torchrun type the same command; only the first is to have a folder and a log.
-    """
+    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default."""
     ConfigStore.instance().store(name="root", node=Root)
-    if _helps():
+
+
+def adapt_command_line() -> None:
+    """Rewrite `sys.argv` before Hydra reads it: settings by their present names, and no folders for worker ranks.
+
+    All processes of a torchrun have the same command line; only the main rank is to have a folder and a log.
+    """
+    sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
+    if _is_worker():
         sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
         sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
-def _helps() -> bool:
-    """Whether torchrun started this process as another than the first (`muwa.runtime.distributed`)."""
+def present_name(override: str) -> str:
+    """An override with the present name of its setting, where the setting had another name before; says so on stderr.
+
+    >>> present_name("seed=1"), present_name("eval.canvas.seeds=2")
+    ('seed=1', 'eval.canvas.seeds=2')
+    """
+    for old, new in RENAMED.items():
+        found = re.match(rf"([+~]*){re.escape(old)}(?=[.=@]|$)", override)
+        if found and ("=" in override or found[1]):
+            print(f"muwa: {old} is now called {new}", file=sys.stderr)
+            return found[1] + new + override[found.end() :]
+    return override
+
+
+def _is_worker() -> bool:
+    """Whether torchrun started this process as a worker rank (not rank 0)."""
     return int(os.environ.get("RANK", "0")) > 0
 
 
@@ -161,7 +188,7 @@ def part(choice: str, **changed: Any) -> Any:
     elif changed:
         raise ValueError(f"{choice}: holds {', '.join(found)}; change the settings of one of them instead")
     check({group: found})
-    return made(found) if group in (*RECORDS, "layer_search", "gradient_source") else found
+    return made(found) if group in RECORDS else found
 
 
 @functools.cache
@@ -252,11 +279,11 @@ class SweepPages(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
-        if config.hydra.mode == RunMode.MULTIRUN and not _helps():
+        if config.hydra.mode == RunMode.MULTIRUN and not _is_worker():
             end_run(Path(config.hydra.runtime.output_dir), done=job_return.status == JobStatus.COMPLETED)
             write_sweep(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when every run is done, in the process that launched them."""
-        if not _helps():
+        if not _is_worker():
             write_sweep(Path(config.hydra.sweep.dir))
