@@ -177,7 +177,7 @@ def _source_file(name: str) -> Path:
 
 
 def _strip(tree: ast.Module) -> None:
-    """Remove what cannot change a result: docstrings, bare strings and blocks under `if TYPE_CHECKING:`."""
+    """Remove what cannot change a result: docstrings, bare constants and blocks under `if TYPE_CHECKING:`."""
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
@@ -189,16 +189,10 @@ def _with_effect(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     for statement in statements:
         if isinstance(statement, ast.If) and _is_type_checking(statement.test):
             yield from _with_effect(statement.orelse)
-        elif not _is_bare_string(statement):
+        elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
             yield statement
 
 
 def _is_type_checking(test: ast.expr) -> bool:
     """Whether a condition is `TYPE_CHECKING` or `typing.TYPE_CHECKING`."""
     return "TYPE_CHECKING" in (getattr(test, "id", None), getattr(test, "attr", None))
-
-
-def _is_bare_string(statement: ast.stmt) -> bool:
-    """Whether a statement is a string and nothing else, as a docstring is."""
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
