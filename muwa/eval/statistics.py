@@ -1,8 +1,9 @@
-"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for shares, by resampling for all else.
+"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for rates, by resampling for the rest.
 
-Resampling draws as many samples anew, with replacement, `RESAMPLES` times (Efron & Tibshirani 1993, chapter 13: the
-percentile interval), always by the same seed: the same samples give the same interval. Where all resamples agree it says
-nothing of what other samples would give: then a rate has Wilson's interval (`rate_interval`), another mean has none.
+A resample takes as many samples as there are, with replacement. There are `RESAMPLES` of them, and the interval is
+the percentile interval of Efron & Tibshirani (1993), chapter 13. The seed is fixed, so the same samples give the
+same interval. Where all resamples agree, they say nothing about new samples: a rate then has Wilson's interval
+(`rate_interval`), another mean has none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from muwa.types.data import LabelledImages, Pairs, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
 RESAMPLES = 1000
 Array = np.ndarray
@@ -36,23 +37,30 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def share(rates: Tensor, better: str, reads: str) -> Metric:
-    """The mean of each picture's rate in [0, 1], with Wilson's interval of as many independent pictures.
+def share(rates: Tensor, reading: Reading) -> Metric:
+    """The mean of one rate an image, with Wilson's interval of as many independent images.
 
-    Several tries on one picture are one rate, so that they do not pass for more pictures than there are. 0 in [0, 1] when
-    there are none.
+    Several tries on one image make one rate, so they do not count as more images than there are. No images give the
+    value 0 with the interval (0, 1).
+
+    Args:
+        rates: (n,) in [0, 1].
     """
     mean = rates.double().mean().item() if len(rates) else 0.0
     low, high = wilson(mean * len(rates), len(rates))
-    return Metric(mean, len(rates), low, high, better, reads)
+    return Metric(mean, len(rates), low, high, reading)
 
 
-def mean(values: Tensor, better: str, reads: str) -> Metric:
-    """The mean of one value a sample; 0 when there are none. Without an interval where there are fewer than two samples."""
+def mean(values: Tensor, reading: Reading) -> Metric:
+    """The mean of one value a sample; 0 when there are none. Fewer than two samples give no interval.
+
+    Args:
+        values: (n,).
+    """
     each = values.double().numpy()
     if len(each) < 2:
-        return Metric(float(each.sum()), len(each), None, None, better, reads)
-    return Metric(float(each.mean()), len(each), *interval(counts(len(each)) @ each / len(each)), better, reads)
+        return Metric(float(each.sum()), len(each), reading=reading)
+    return Metric(float(each.mean()), len(each), *interval(counts(len(each)) @ each / len(each)), reading)
 
 
 def counts(n: int, seed: int = 0) -> Array:
@@ -60,21 +68,21 @@ def counts(n: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
 
 
-def drawn(n: int, seed: int = 0) -> Array:
+def resamples(n: int, seed: int = 0) -> Array:
     """(RESAMPLES, n): the samples of each resample, as indices into `n`."""
     return np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
 
 
 def interval(draws: Array) -> tuple[float, float]:
-    """The middle 95 % of what the resamples gave."""
+    """The middle 95 % of the values that the resamples gave."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
 
 
 def rate_interval(draws: Array, value: float, n: int) -> tuple[float, float]:
-    """The `interval` of a value in [0, 1], widened to hold the value; Wilson's of `n` samples where all resamples agree.
+    """The `interval` of a value in [0, 1], widened to hold the value; Wilson's of `n` samples where resamples agree.
 
-    Any resample of 8 right answers is 8 right answers, and yet the next may be wrong: 8 of 8 show 68 % or more.
+    Every resample of 8 right answers has 8 right answers, yet the next may be wrong: 8 of 8 show 68 % or more.
 
     >>> [round(x, 3) for x in rate_interval(np.ones(RESAMPLES), 1.0, 8)]
     [0.676, 1.0]
@@ -85,45 +93,55 @@ def rate_interval(draws: Array, value: float, n: int) -> tuple[float, float]:
     return min(low, value), max(high, value)
 
 
-def area(positive: Tensor, negative: Tensor, better: str, reads: str) -> Metric:
-    """AUC: how often a positive sample scores higher than a negative one, a tie counting half. 0.5 is chance.
+def area(positive: Tensor, negative: Tensor, reading: Reading) -> Metric:
+    """AUC: how often a positive sample scores higher than a negative one; a tie counts half. 0.5 is chance.
 
-    Both kinds are resampled apart. Where all resamples agree, as when the two kinds stand apart, the interval is Wilson's of
-    as many samples as the smaller kind has: 8 against 792 that never overlap show no more than 8 of 8 do.
+    Positive and negative samples are resampled separately. Where all resamples agree, as when the two never overlap,
+    the interval is Wilson's of as many samples as the smaller side has: 8 against 792 show no more than 8 of 8 do.
+
+    Args:
+        positive: (p,) scores, p > 0.
+        negative: (q,) scores, q > 0.
 
     Source: Mann & Whitney (1947); the area under the ROC curve (Hanley & McNeil 1982).
     """
-    wins = (positive[:, None] > negative).double().numpy() + 0.5 * (positive[:, None] == negative).double().numpy()
+    higher, tied = positive[:, None] > negative, positive[:, None] == negative
+    wins = higher.double().numpy() + 0.5 * tied.double().numpy()
     draws = (counts(len(positive)) @ wins * counts(len(negative), 1)).sum(1) / wins.size
     value, smaller = float(wins.mean()), min(len(positive), len(negative))
-    return Metric(value, len(positive) + len(negative), *rate_interval(draws, value, smaller), better, reads)
+    return Metric(value, len(positive) + len(negative), *rate_interval(draws, value, smaller), reading)
 
 
-def caught(positive: Tensor, negative: Tensor, rate: float, better: str, reads: str) -> Metric:
-    """The share of positive samples above the score that at most `rate` of the negative ones exceed.
+def caught(positive: Tensor, negative: Tensor, rate: float, reading: Reading) -> Metric:
+    """The rate of positive samples above the score that at most `rate` of the negative ones exceed.
 
-    With fewer than 1 / rate negative samples that is the highest of them: no false alarm at all. The interval is Wilson's of
-    the positive samples; the negative ones, and so the threshold, are taken as given.
+    With fewer than 1 / rate negative samples that score is their highest: no false alarm at all. The interval is
+    Wilson's of the positive samples. The negative samples, and so the threshold, are taken as given.
+
+    Args:
+        positive: (p,) scores, p > 0.
+        negative: (q,) scores, q > 0.
+        rate: The rate of false positives that is allowed, in [0, 1).
 
     Source: Carlini et al. (arXiv 2112.03570), section 3: the true-positive rate at a low false-positive rate.
     """
     yes, no = positive.double().numpy(), negative.double().numpy()
     place = len(no) - 1 - int(rate * len(no))
     above = int((yes > np.sort(no)[place]).sum())
-    return Metric(above / len(yes), len(yes) + len(no), *wilson(above, len(yes)), better, reads)
+    return Metric(above / len(yes), len(yes) + len(no), *wilson(above, len(yes)), reading)
 
 
-def spread(pictures: LabelledImages, n: int | None) -> LabelledImages:
-    """`n` of the pictures, evenly over their order; all of them when `n` is None or there are no more.
+def spread(images: LabelledImages, n: int | None) -> LabelledImages:
+    """`n` of the images, evenly over their order; all of them when `n` is None or there are no more.
 
     Raises:
         ValueError: `n` is below 1.
     """
-    if n is None or n >= len(pictures):
-        return pictures
+    if n is None or n >= len(images):
+        return images
     if n < 1:
-        raise ValueError(f"eval: got {n} pictures to look at, want at least 1, or null for all")
-    return pictures.select([i * len(pictures) // n for i in range(n)])
+        raise ValueError(f"eval: got {n} images to look at, want at least 1, or null for all")
+    return images.select([i * len(images) // n for i in range(n)])
 
 
 def of_others(task: Task) -> Pairs:
@@ -132,7 +150,7 @@ def of_others(task: Task) -> Pairs:
     return task.retain.select([i for i in range(len(task.retain)) if i not in left_out])
 
 
-def beside(found: Mapping[str, Metric]) -> dict[str, Metric]:
+def beside(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """The same metrics, each "<name>_others" right after its "<name>"."""
-    names = [name for name in found if not name.endswith("_others")]
-    return {key: found[key] for name in names for key in (name, f"{name}_others") if key in found}
+    names = [name for name in metrics if not name.endswith("_others")]
+    return {key: metrics[key] for name in names for key in (name, f"{name}_others") if key in metrics}
