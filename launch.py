@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from muwa import config, pipeline
 
 config.register()
-config.adapt_command_line()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -23,4 +22,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    config.adapt_command_line()
     main()
