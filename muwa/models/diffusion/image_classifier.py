@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +13,11 @@ from torch import Tensor
 from muwa.data.samples import fold
 from muwa.fingerprint import Content
 from muwa.types.image_requests import ImageRequest
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
+    from muwa.models.diffusion.model import Diffusion
+    from muwa.types.data import Task
 
 
 class ImageClassifier(Content):
@@ -36,8 +43,45 @@ class ImageClassifier(Content):
             there = self.labels.get(domain, ())
             if not labels_naming(there, concept):
                 raise ValueError(
-                    f"classifier: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} ..."
+                    f"classifier: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} "
+                    "... Choose a classifier that fits the task: classifier=pipeline_clip (the pipeline's CLIP, over the "
+                    "names of the task) or classifier=unlearncanvas (its styles and classes)"
                 )
+
+
+class ClassifierLoader(Protocol):
+    """Makes the classifier of a model's images: what the config's `classifier` is, wherever it is used.
+
+    A loader whose classifier fits one model or one task only takes what it needs of them; others ignore both.
+    """
+
+    def __call__(self, model: Diffusion, task: Task) -> ImageClassifier:
+        """The classifier. `model` may be edited: the classifier never depends on an edit.
+
+        Raises:
+            ValueError, FileNotFoundError: A setting or a file is wrong; says which.
+        """
+
+
+class ClipLoader(Protocol):
+    """Makes the CLIP that scores a model's images or gives features of them. It is never an edited one."""
+
+    def __call__(self, model: Diffusion) -> Clip:
+        """The CLIP. `model` may be edited: the CLIP never depends on an edit."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A `ClassifierLoader` with a classifier that is loaded already.
+
+    Settings that hold it enter a cache key with the classifier's weights, not with the paths they were read from.
+    """
+
+    classifier: ImageClassifier
+
+    def __call__(self, model: Diffusion, task: Task) -> ImageClassifier:
+        """The classifier, whatever the model and the task."""
+        return self.classifier
 
 
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
