@@ -1,7 +1,10 @@
-"""A table of rows by content: whatever is computed picture by picture is computed once for each picture.
+"""A table of tensors, one row for each item: what is computed item by item is computed once for each item.
 
-A set of pictures changes with every request; its pictures hardly do. A table is a folder of safetensors files, each with
-the digests of some items and their rows; files are only ever added, whole.
+An item is an image, a prompt or a question. Two requests often have most of their images in common: the
+second request computes rows only for the images that are new.
+
+A table is a folder of safetensors files. Each file holds the SHA-256 digests of some items and their rows.
+A file is added whole and never changed; a damaged file is removed.
 """
 
 from __future__ import annotations
@@ -19,53 +22,57 @@ from torch import Tensor
 from muwa.fingerprint import digest
 
 
-def rows_of(folder: Path, digests: Sequence[str], compute: Callable[[list[int]], Tensor]) -> tuple[Tensor, int]:
-    """The rows of the items with these digests, those that are not in the table computed and added to it.
+def rows_of(
+    folder: Path,
+    digests: Sequence[str],
+    compute: Callable[[list[int]], Tensor],
+) -> tuple[Tensor, int]:
+    """Read the rows of some items; compute the rows that the table lacks and add them to it.
 
     Args:
-        folder: The table; the caller holds its lock.
-        digests: SHA-256 (hex) of each item, at least one; an item may come twice.
-        compute: Places in `digests` -> their rows, (n, ...).
+        folder: The folder of the table. The caller holds its lock.
+        digests: SHA-256 (hex) of each item, at least one. An item may occur more than once.
+        compute: Gives the rows, (n, ...), of the items at n indices into `digests`.
 
     Returns:
-        (rows (len(digests), ...), how many of them were computed).
+        (rows, number computed). The rows, (len(digests), ...), are in the order of `digests`.
     """
-    place: dict[str, tuple[Path, int]] = {}
+    location: dict[str, tuple[Path, int]] = {}  # digest -> file and index in that file
     for path in sorted(folder.glob("*.safetensors")):
-        for i, row in enumerate(_read(path, "digests")):
-            place[bytes(row.tolist()).hex()] = (path, i)
-    missing = {one: i for i, one in enumerate(digests) if one not in place}
+        for i, code in enumerate(_read(path, "digests")):
+            location[bytes(code.tolist()).hex()] = (path, i)
+    missing = {item: i for i, item in enumerate(digests) if item not in location}
     if missing:
-        fresh = compute(list(missing.values()))
         path = folder / f"{digest(list(missing))}.safetensors"
-        _write(path, fresh, list(missing))
-        place |= {one: (path, i) for i, one in enumerate(missing)}
-    out: Tensor | None = None
-    for path in dict.fromkeys(place[one][0] for one in digests):
-        here = [i for i, one in enumerate(digests) if place[one][0] == path]
-        rows = _read(path, "rows")[[place[digests[i]][1] for i in here]]
-        out = rows.new_empty(len(digests), *rows.shape[1:]) if out is None else out
-        out[here] = rows
-    assert out is not None
-    return out, len(missing)
+        _write(path, compute(list(missing.values())), list(missing))
+        location |= {item: (path, i) for i, item in enumerate(missing)}
+    table: Tensor | None = None
+    for path in dict.fromkeys(location[item][0] for item in digests):
+        indices = [i for i, item in enumerate(digests) if location[item][0] == path]
+        rows = _read(path, "rows")[[location[digests[i]][1] for i in indices]]
+        table = rows.new_empty(len(digests), *rows.shape[1:]) if table is None else table
+        table[indices] = rows
+    assert table is not None
+    return table, len(missing)
 
 
 def _read(path: Path, name: str) -> Tensor:
-    """One tensor of a file; a damaged file is reported, removed and counts as empty."""
+    """Read one tensor of a file. Warn about a damaged file, remove it and return an empty tensor."""
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        warnings.warn(f"cache entry {path.name[:12]} is damaged ({error}); it is computed again", stacklevel=4)
+        message = f"cache entry {path.name[:12]} is damaged ({error}); it is computed again"
+        warnings.warn(message, stacklevel=4)
         path.unlink(missing_ok=True)
         return torch.empty(0, dtype=torch.uint8)
 
 
 def _write(path: Path, rows: Tensor, digests: Sequence[str]) -> None:
-    """Add a file to the table, whole or not at all."""
+    """Add a file to the table. It is written as a draft and renamed: an interrupted write adds nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    codes = torch.tensor([list(bytes.fromhex(one)) for one in digests], dtype=torch.uint8)
+    codes = torch.tensor([list(bytes.fromhex(item)) for item in digests], dtype=torch.uint8)
     save_file({"digests": codes, "rows": rows.contiguous()}, draft)
     with draft.open("rb") as file:
         os.fsync(file.fileno())

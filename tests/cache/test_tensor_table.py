@@ -11,27 +11,27 @@ def digests(items):
 
 
 class Table:
-    """Rows are [length, first letter]; what was computed is noted."""
+    """A table of words. A row is [length, code of the first letter]; `computed` notes each computation."""
 
     def __init__(self, folder):
-        self.folder, self.asked = folder, []
+        self.folder, self.computed = folder, []
 
     def __call__(self, items):
-        def compute(places):
-            self.asked.append([items[i] for i in places])
-            return torch.tensor([[len(items[i]), ord(items[i][0])] for i in places])
+        def compute(indices):
+            self.computed.append([items[i] for i in indices])
+            return torch.tensor([[len(items[i]), ord(items[i][0])] for i in indices])
 
         return rows_of(self.folder, digests(items), compute)
 
 
-def test_each_item_is_computed_once_whatever_set_it_comes_in(tmp_path):
+def test_each_item_is_computed_once_in_whichever_request_it_comes(tmp_path):
     table = Table(tmp_path)
     assert table(["ab", "c"])[0].tolist() == [[2, 97], [1, 99]]
     rows, computed = table(["dd", "c", "ab", "dd"])
     assert rows.tolist() == [[2, 100], [1, 99], [2, 97], [2, 100]]
     assert computed == 1
     assert table(["c"])[1] == 0
-    assert [sorted(items) for items in table.asked] == [["ab", "c"], ["dd"]]
+    assert [sorted(items) for items in table.computed] == [["ab", "c"], ["dd"]]
 
 
 def test_a_damaged_file_is_reported_and_its_rows_are_computed_again(tmp_path):
@@ -43,7 +43,7 @@ def test_a_damaged_file_is_reported_and_its_rows_are_computed_again(tmp_path):
     assert table(["ab", "c"])[1] == 0
 
 
-def test_a_draft_is_no_entry(tmp_path):
+def test_a_draft_is_not_read(tmp_path):
     table = Table(tmp_path)
     table(["ab"])
     path = next(tmp_path.glob("*.safetensors"))
