@@ -1,0 +1,125 @@
+"""Zero-shot accuracy on the probe images after an edit of any weights of a CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from muwa.layer_search.evaluators.zero_shot import rates
+from muwa.models.clip.embeddings import Features, Tower, class_features, image_features
+from muwa.models.clip.layers import tower_of
+from muwa.run import Run
+from muwa.types.data import Classes, LabelledImages, Split
+from muwa.types.edit import Edit
+from muwa.types.search import ALL_WEIGHTS, BOTH_TOWERS, NOTHING_EDITED, Candidate, Evaluation
+
+WHOLE_MODEL = Candidate({"": ALL_WEIGHTS}, BOTH_TOWERS)
+
+
+class EditEvaluator:
+    """Evaluates edits of one CLIP on a probe split. An edit may change any of its weights.
+
+    Args:
+        features: Of the unedited model: decoded images and its embeddings come from here.
+        probe: Images that give no gradient and that no report is made on.
+        criterion, target: An edit is feasible when the forget accuracy by `criterion` ("top5" | "top1") is at
+            most `target`.
+        step_unit: What a step is, for the record: "learning rate", "strength", ...
+    """
+
+    def __init__(self, features: Features, probe: Split, *, criterion: str, target: float, step_unit: str):
+        self.features, self._criterion, self._target, self._step_unit = features, criterion, target, step_unit
+        self._images = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
+        self._classes: dict[str, Classes] = {
+            some.classes.fingerprint: some.classes for some in self._images.values()
+        }
+        self._pixels: dict[str, Tensor] = {}
+        self._model_norm = norm(features.model.weights)
+        self._counts = len(probe.retain), len(probe.utility)
+
+    @property
+    def largest_error(self) -> float:
+        """The largest standard error that `kept` can have on this split: that of two rates of 0.5."""
+        return kept_error((0.5, 0.5), self._counts)
+
+    def before(self) -> Evaluation:
+        """The unedited model."""
+        return self({}, 0, 0.0, NOTHING_EDITED)
+
+    def __call__(
+        self, deltas: Mapping[str, Tensor], iteration: int, step: float, candidate: Candidate = WHOLE_MODEL
+    ) -> Evaluation:
+        """Evaluate `theta + delta`. A tower that no delta reaches is not encoded again.
+
+        Args:
+            deltas: Parameter name -> fp32 change.
+            iteration, step, candidate: For the record.
+
+        Returns:
+            The evaluation. Its `relative_norm` is |delta| / |theta|: over the whole model if `candidate` is
+            `WHOLE_MODEL`, else over the tensors that change.
+        """
+        found = self._rates(deltas)
+        whole = candidate in (WHOLE_MODEL, NOTHING_EDITED)
+        size = (
+            self._model_norm if whole else norm({name: self.features.model.weights[name] for name in deltas})
+        )
+        forgotten = found[f"forget_{self._criterion}"]
+        kept = (found["retain_top1"], found["utility_top1"])
+        return Evaluation(
+            candidate,
+            iteration,
+            step,
+            self._step_unit,
+            relative_norm=norm(deltas) / size if deltas else 0.0,
+            feasible=forgotten <= self._target,
+            forgotten=forgotten,
+            kept=sum(kept) / 2,
+            kept_error=kept_error(kept, self._counts),
+            closeness=found["forget_cosine"],
+            metrics=found,
+        )
+
+    def _rates(self, deltas: Mapping[str, Tensor]) -> dict[str, float]:
+        """The rates of `theta + delta` (`muwa.layer_search.evaluators.zero_shot.rates`)."""
+        features = self.features
+        edited = features.model.edited(Edit(deltas, ())) if deltas else features.model
+        towers = {tower_of(name) for name in deltas if name != "logit_scale"}
+        vision, text = Tower(edited, "vision"), Tower(edited, "text")
+        if "vision" in towers:
+            images = {kind: self._encode(vision, kind, some) for kind, some in self._images.items()}
+        else:
+            images = {kind: features.images(some) for kind, some in self._images.items()}
+        if "text" in towers:
+            prompts = {key: class_features(text, some, run=Run()) for key, some in self._classes.items()}
+        else:
+            prompts = {key: features.classes(some) for key, some in self._classes.items()}
+        return rates(self._images, images, prompts)
+
+    def _encode(self, tower: Tower, kind: str, images: LabelledImages) -> Tensor:
+        """Embeddings of one set by an edited tower. Its pixels are read once."""
+        if not len(images):
+            return self.features.images(images)
+        if kind not in self._pixels:
+            self._pixels[kind] = self.features.pixels(images)
+        place = {digest: i for i, digest in enumerate(images.digests)}
+
+        def pixels(images: LabelledImages) -> Tensor:
+            return self._pixels[kind][[place[digest] for digest in images.digests]]
+
+        return image_features(tower, images, pixels=pixels, run=Run())
+
+
+def kept_error(rates: tuple[float, float], counts: tuple[int, int]) -> float:
+    """The standard error of the mean of the retain and the utility rate, from their binomial variances.
+
+    Args:
+        counts: Images that each rate is of.
+    """
+    return 0.5 * sum(rate * (1 - rate) / max(n, 1) for rate, n in zip(rates, counts, strict=True)) ** 0.5
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """The norm of all tensors together."""
+    return sum(tensor.double().square().sum().item() for tensor in tensors.values()) ** 0.5
