@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 from muwa.models.base import Editable
 from muwa.run import Run
@@ -13,7 +13,11 @@ from muwa.types.search import Search
 
 
 class LayerSearch(Protocol):
-    """A frozen record of settings that searches one layer (one of each encoder) and one step."""
+    """A frozen record of settings that searches one layer (one of each encoder) and one step.
+
+    A method checks it first, then calls `run.cached("search", search.ready(), model, gradients, task, concept, ...)`: the
+    record's fields are part of the cache key.
+    """
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range or does not fit the model; before any compute.
@@ -31,3 +35,10 @@ class LayerSearch(Protocol):
             gradients: Encoder (a key of `model.clips`) -> the gradients of its CLIP.
             run: Its log is called with "scores" once and with "evaluation" for every step.
         """
+
+    def ready(self) -> Self:
+        """The same search with what it loads in place of what loads it, so that the cache key is that of the weights.
+
+        Most searches load nothing and are ready as they are.
+        """
+        return self

@@ -58,6 +58,15 @@ _OUTSIDE_BACK, _BLOCK_BACK, _LEVELS_BACK = (
 ENCODERS = ("text_encoder", "text_encoder_2")  # of a diffusers pipeline
 
 
+def full_name(encoder: str, name: str) -> str:
+    """The name of a delta or a layer among those of all encoders of a model: the second text encoder's have its name first.
+
+    >>> full_name("text_encoder", "text_projection"), full_name("text_encoder_2", "text_projection")
+    ('text_projection', 'text_encoder_2/text_projection')
+    """
+    return f"{encoder}/{name}" if encoder == ENCODERS[1] else name
+
+
 def hf_names(name: str) -> list[str]:
     """The Hugging Face names of the open_clip parameter `name`: three (q, k, v) for a fused projection, else one.
 
