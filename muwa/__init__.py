@@ -9,40 +9,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muwa.data.dataset import Dataset as Dataset
+    from muwa.run import Run as Run
     from muwa.cache.store import Store as Store
-    from muwa.data.tasks import Dataset as Dataset
-    from muwa.data.tasks import celeba as celeba
-    from muwa.data.tasks import objects as objects
-    from muwa.eval.measure import evaluate as evaluate
-    from muwa.layer_search.bisection import pareto_bisect as pareto_bisect
-    from muwa.layer_search.grid import fixed as fixed
-    from muwa.layer_search.grid import grid as grid
-    from muwa.methods.slug import unlearn as slug
-    from muwa.miniature.source import dataset as load_miniature
-    from muwa.models.clip.open_clip import load as load_clip
-    from muwa.models.clip.transformers import load as load_clip_hf
+    from muwa.library import celeba as celeba
+    from muwa.library import evaluate as evaluate
+    from muwa.library import fixed as fixed
+    from muwa.library import grid as grid
+    from muwa.library import load_clip as load_clip
+    from muwa.library import load_clip_hf as load_clip_hf
+    from muwa.library import load_miniature as load_miniature
+    from muwa.library import objects as objects
+    from muwa.library import pareto_bisect as pareto_bisect
+    from muwa.library import slug as slug
+    from muwa.library import unlearn as unlearn
     from muwa.patch.apply import apply_patch as apply_patch
     from muwa.patch.apply import read_patch as read_patch
     from muwa.patch.apply import remove_patch as remove_patch
     from muwa.patch.apply import write_patch as write_patch
 
 _HOMES = {
-    "Store": "cache:Store",
-    "Dataset": "data.tasks:Dataset",
-    "celeba": "data.tasks:celeba",
-    "objects": "data.tasks:objects",
-    "evaluate": "eval.measure:evaluate",
-    "pareto_bisect": "layer_search.bisect:pareto_bisect",
-    "fixed": "layer_search.grid:fixed",
-    "grid": "layer_search.grid:grid",
-    "slug": "methods.slug:unlearn",
-    "load_miniature": "miniature.source:dataset",
-    "load_clip_hf": "models.clip_hf:load",
-    "load_clip": "models.open_clip_models:load",
-    "apply_patch": "patch:apply_patch",
-    "read_patch": "patch:read_patch",
-    "remove_patch": "patch:remove_patch",
-    "write_patch": "patch:write_patch",
+    "Dataset": "data.dataset:Dataset",
+    "Run": "run:Run",
+    "Store": "cache.store:Store",
+    "celeba": "library:celeba",
+    "evaluate": "library:evaluate",
+    "fixed": "library:fixed",
+    "grid": "library:grid",
+    "load_clip": "library:load_clip",
+    "load_clip_hf": "library:load_clip_hf",
+    "load_miniature": "library:load_miniature",
+    "objects": "library:objects",
+    "pareto_bisect": "library:pareto_bisect",
+    "slug": "library:slug",
+    "unlearn": "library:unlearn",
+    "apply_patch": "patch.apply:apply_patch",
+    "read_patch": "patch.apply:read_patch",
+    "remove_patch": "patch.apply:remove_patch",
+    "write_patch": "patch.apply:write_patch",
 }
 
 

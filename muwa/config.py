@@ -161,12 +161,13 @@ def made(part: Any) -> Any:
     return part
 
 
-def part(choice: str, **changed: Any) -> Any:
+def part(choice: str, *more: str, **changed: Any) -> Any:
     """One part of the config with the defaults of conf/, for use from Python.
 
     Args:
         choice: "group=file" as on the command line ("method=ga", "task=celeba", "layer_search=grid", "eval=[forget]").
-        changed: Settings with other values.
+        more: Further overrides, for settings that other settings are made of ("dataset.root=DIR").
+        changed: Settings with other values, of any type.
 
     Returns:
         What `build` makes of that group: a record of settings, or a partial.
@@ -178,7 +179,7 @@ def part(choice: str, **changed: Any) -> Any:
     4
     """
     group = choice.partition("=")[0]
-    cfg = _composed(choice).copy()
+    cfg = _composed(choice, *more).copy()
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None  # so that the rest can be made; the value given takes its place below
@@ -192,13 +193,13 @@ def part(choice: str, **changed: Any) -> Any:
 
 
 @functools.cache
-def _composed(choice: str) -> DictConfig:
-    """The config with one choice; `paths.run` and the like, which only a launched run has, are folders under outputs/."""
+def _composed(*overrides: str) -> DictConfig:
+    """The config with some overrides; `paths.run` and the like, which only a launched run has, are folders under outputs/."""
     register()
     if GlobalHydra.instance().is_initialized():
         raise ValueError("config.part: Hydra is running already; take the parts that config.build makes")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [choice, "paths.run=outputs", "paths.sweep=outputs"])
+        return compose("config", [*overrides, "paths.run=outputs", "paths.sweep=outputs"])
 
 
 def check(parts: Mapping[str, Any]) -> None:

@@ -101,6 +101,8 @@ class ImportGraph:
                 continue
             seen.add(path)
             loaded = self._loaded_by(path)
+            # a package that only hands out names lazily decides nothing for a module below it
+            loaded = [name for name in loaded if name == loaded[-1] or not self._module(name).lazy_imports]
             names.update(loaded)
             for name in loaded:
                 waiting += self._module(name).imports

@@ -45,6 +45,9 @@ RECORDS: dict[str, type] = {
 }
 
 
+_PLAIN = (str, bytes, int, float, Path, Tensor)  # values that hold no code
+
+
 class Store:
     """The cache at `root`, and what this run found in it: `events` (stage -> "hit", "miss", "partial") and `seconds`.
 
@@ -96,14 +99,20 @@ class Store:
                 value, seconds = self._computed(lambda: function(*args, **keywords, **free))
                 if _distributed.is_main:
                     self.saved += earlier
-                    _write(folder, value, {"stage": stage, "key": key, "seconds": seconds + earlier, "parts": parts})
+                    _write(
+                        folder,
+                        value,
+                        {"stage": stage, "key": key, "seconds": seconds + earlier, "parts": parts},
+                    )
                     shutil.rmtree(unfinished, ignore_errors=True)
                 value = None  # before it is read back: never two of them in memory
                 if _distributed.is_main:
                     value = _read(folder)[1]
         self._note(stage, "hit" if found else "miss", started)
         if found and _distributed.is_main:
-            self.saved += json.loads((folder / "key.json").read_text())["seconds"] - (time.perf_counter() - started)
+            self.saved += json.loads((folder / "key.json").read_text())["seconds"] - (
+                time.perf_counter() - started
+            )
         return value
 
     def _computed(self, make: Callable[[], Any]) -> tuple[Any, float]:
@@ -130,8 +139,12 @@ class Store:
                 draft = folder / "key.draft"
                 draft.write_text(json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True))
                 os.replace(draft, folder / "key.json")
-            rows, computed = rows_of(folder, items.digests, lambda some: function(owner, items.select(some), **_free))
-        self._note(stage, "hit" if not computed else "miss" if computed == len(items.digests) else "partial", started)
+            rows, computed = rows_of(
+                folder, items.digests, lambda some: function(owner, items.select(some), **_free)
+            )
+        self._note(
+            stage, "hit" if not computed else "miss" if computed == len(items.digests) else "partial", started
+        )
         return rows
 
     def _note(self, stage: str, event: str, started: float) -> None:
@@ -160,7 +173,7 @@ class Store:
         bound.apply_defaults()  # so that a default that is written out is the same call
         given = {name: value for name, value in bound.arguments.items() if name not in free}
         arguments |= {f"argument {name}": fingerprint(value) for name, value in given.items()}
-        code = code_fingerprint(modules_of([inner, *given.values()]))
+        code = code_fingerprint(modules_of([inner, *given.values()]) | _services(free))
         return {"stage": stage, "function": name, "code": code, **arguments}
 
 
@@ -179,39 +192,49 @@ def _name_of(function: Callable[..., Any]) -> str:
 def modules_of(values: Iterable[Any]) -> set[str]:
     """The modules that define the functions, classes and records in `values`, at any depth.
 
-    Modules of Python and of installed packages are left out: provenance gives their versions.
+    Modules of Python and of installed packages are left out: provenance gives their versions. Of a `Content` that is no
+    dataclass (a model) the class counts, not its fields: its fingerprint stands for them.
     """
     found: set[str] = set()
     for value in values:
+        if value is None or isinstance(value, _PLAIN):
+            continue
         if isinstance(value, functools.partial):
             found |= modules_of([value.func, *value.args, *value.keywords.values()])
+        elif inspect.ismethod(value):
+            found.add(type(value.__self__).__module__)
         elif inspect.isfunction(value) or inspect.isclass(value):
             found.add(value.__module__)
-        elif isinstance(value, Content) or dataclasses.is_dataclass(value):
-            found |= {type(value).__module__} | modules_of(_fields(value))
-        elif isinstance(value, Mapping | list | tuple) and not isinstance(value, str):
-            found |= modules_of(value.values() if isinstance(value, Mapping) else value)
+        elif isinstance(value, Mapping):
+            found |= modules_of(value.values())
+        elif isinstance(value, list | tuple):
+            found |= modules_of(value)
+        elif dataclasses.is_dataclass(value):
+            fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+            found |= {type(value).__module__} | modules_of(fields)
+        elif isinstance(value, Content):
+            found.add(type(value).__module__)
     return {name for name in found if _is_own(name)}
 
 
-def _fields(record: Any) -> list[Any]:
-    """The fields of a record. Samples (images, pairs) are many and hold no code: those of content are left out."""
-    if not dataclasses.is_dataclass(record):
-        return []
-    fields = [getattr(record, field.name) for field in dataclasses.fields(record)]
-    return (
-        [one for one in fields if not isinstance(one, Mapping | list | tuple)]
-        if isinstance(record, Content)
-        else fields
-    )
+def _services(free: Mapping[str, Any]) -> set[str]:
+    """The modules that define what a stage is given without its being part of the key: observers, a run, functions.
+
+    Their fields do not count: a run's log may be anything.
+    """
+    classes = [value if inspect.isroutine(value) else type(value) for value in free.values()]
+    return modules_of(one for one in classes if not isinstance(one, functools.partial))
 
 
 @functools.cache
 def _is_own(module: str) -> bool:
     """Whether a module is muwa's or the user's: neither Python's nor an installed package's."""
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        return False
-    return "site-packages" not in str(getattr(sys.modules.get(module), "__file__", ""))
+    top = module.partition(".")[0]
+    if top == "muwa":
+        return True
+    return top not in sys.stdlib_module_names and "site-packages" not in str(
+        getattr(sys.modules.get(module), "__file__", "site-packages")
+    )
 
 
 def _earlier(unfinished: Path) -> float:
@@ -221,7 +244,9 @@ def _earlier(unfinished: Path) -> float:
     spent = 0.0
     if note.is_file():
         started, spent = json.loads(note.read_text())
-        spent += max([0.0, *(path.stat().st_mtime - started for path in unfinished.iterdir() if path != note)])
+        spent += max(
+            [0.0, *(path.stat().st_mtime - started for path in unfinished.iterdir() if path != note)]
+        )
     draft = unfinished / "attempts.draft"
     draft.write_text(json.dumps([time.time(), spent]))
     os.replace(draft, note)
@@ -295,5 +320,7 @@ def _read(folder: Path) -> tuple[bool, Any]:
         tensors = load_file(folder / "value.safetensors") if (folder / "value.safetensors").is_file() else {}
         return True, _load(tree, tensors)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-        warnings.warn(f"cache entry {folder.name[:12]} is damaged ({error}); it is computed again", stacklevel=3)
+        warnings.warn(
+            f"cache entry {folder.name[:12]} is damaged ({error}); it is computed again", stacklevel=3
+        )
         return False, None

@@ -1,9 +1,9 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +12,16 @@ import tiny
 import torch
 
 from muwa.cache import store as cache
+from muwa.cache.__main__ import main
 from muwa.cache.store import Store, fingerprint
+from muwa.fingerprint import Content
 from muwa.models.clip.embeddings import prepared
+from muwa.run import Run
+from muwa.types.data import Classes, LabelledImages, Split
 from muwa.types.edit import Edit, Move
 from muwa.types.gradients import Gradients
 from muwa.types.metric import Metric
-from muwa.types.search import Evaluation, LayerScore, Search
+from muwa.types.search import LAMBDA, Candidate, Evaluation, LayerScore, Search
 
 CALLS = []
 
@@ -63,7 +67,7 @@ def test_another_argument_function_stage_or_source_is_another_call(tmp_path, mon
         store.get(stage, add, x, y)
     assert len(CALLS) == 5
     store.get("s", echo, 1)
-    monkeypatch.setattr(cache, "code_fingerprint", lambda: "changed")
+    monkeypatch.setattr(cache, "code_fingerprint", lambda modules: "changed")
     store.get("s", add, 1, 2)
     assert len(CALLS) == 6
 
@@ -86,7 +90,9 @@ def test_events_say_hit_miss_and_partial(tmp_path):
     assert again.seconds["s"] > 0
 
 
-ROW = Evaluation("l", "text", 1, 0.1, 0.2, 1.0, 1.0, 0.3, 0.9, 0.8, False)
+ROW = Evaluation(
+    Candidate({"": "l"}, "text"), 1, 0.1, LAMBDA, 0.2, False, 1.0, 0.85, 0.01, 0.3, {"forget_top1": 1.0}
+)
 
 
 @pytest.mark.parametrize("value", [
@@ -188,7 +194,8 @@ print(Store(sys.argv[1]).get("s", slow, 7))
 
 
 def test_processes_that_share_a_cache_compute_once(tmp_path):
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "cache"), str(tmp_path / "calls")]
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "cache"), str(tmp_path / "calls")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == ["7", "7"]
     assert (tmp_path / "calls").read_text() == "called\n"
@@ -199,18 +206,18 @@ def test_the_command_line_lists_explains_and_clears(tmp_path, capsys):
     store.get("a/b", add, 1, 2)
     store.get("a/b", add, 1, 3)
     store.get("c", add, 1, 2)
-    assert cache.main(["ls", str(tmp_path)]) == 0
+    assert main(["ls", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert sorted(row[1] for row in rows) == ["a/b", "a/b", "c"]
     one, two = [row[0] for row in rows if row[1] == "a/b"]
-    assert cache.main(["why", one, two, "--root", str(tmp_path)]) == 0
+    assert main(["why", one, two, "--root", str(tmp_path)]) == 0
     different = [line.split()[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
     assert different == [["argument", "y"]]
-    assert cache.main(["why", "zzzz", "--root", str(tmp_path)]) == 2
+    assert main(["why", "zzzz", "--root", str(tmp_path)]) == 2
     assert "0 entries under" in capsys.readouterr().err
     for stage in ("a/b", "c"):  # what a stopped training left
         (tmp_path / stage / "0.unfinished").mkdir()
-    assert cache.main(["clear", str(tmp_path), "--stage", "a"]) == 0
+    assert main(["clear", str(tmp_path), "--stage", "a"]) == 0
     assert [path.parent.name for path in tmp_path.rglob("*.unfinished")] == ["c"]
     assert [json.loads(path.read_text())["stage"] for path in tmp_path.rglob("key.json")] == ["c"]
 
@@ -229,24 +236,65 @@ def test_dataclasses_of_tensors_come_back_with_their_types(tmp_path):
         assert (other.n_forget, other.n_retain, other.origin) == (3, 4, {"model": "m"})
 
 
-def test_the_sources_that_can_change_a_result_are_in_the_key_and_the_others_are_not(tmp_path, monkeypatch):
-    root = tmp_path / "muwa"
-    shutil.copytree(Path(cache.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__", "clip"))
-    monkeypatch.setattr(cache, "__file__", str(root / "cache.py"))
-    read = cache.code_fingerprint.__wrapped__
-    before = read()
-    for name in ("report.py", "miniature/train.py"):
-        (root / name).write_text("changed = 1")
-        assert read() == before
-    for name in ("losses.py", "eval/ranks.py", "miniature/data.py"):
-        (root / name).write_text("changed = 1")
-        after = read()
-        assert after != before
-        before = after
+@dataclass(frozen=True)
+class Scaled:
+    """A record that is called, as a layer search is."""
+
+    factor: int
+
+    def __call__(self, x, *, bar=None):
+        CALLS.append((self.factor, x))
+        return self.factor * x
+
+
+class Weights(Content):
+    """Content that is no dataclass, as a model is."""
+
+    fingerprint = "weights"
+
+
+def test_a_record_that_is_called_is_keyed_by_its_class_and_fields(tmp_path):
+    store = Store(tmp_path)
+    assert [store.get("s", Scaled(factor), 3, _free={"bar": 1}) for factor in (2, 3, 2)] == [6, 9, 6]
+    assert CALLS == [(2, 3), (3, 3)]
+    parts = Store._parts("s", Scaled(2), (3,), {}, {"bar": None})
+    assert parts["function"] == f"{__name__}.Scaled"
+    assert set(parts) == {"stage", "function", "code", "argument self", "argument x"}
+
+
+def test_the_code_part_is_of_the_modules_of_function_arguments_and_services(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cache, "code_fingerprint", lambda modules: seen.append(modules) or "code")
+    split = Split(*[LabelledImages((), (), (), Classes(("a",), ("{}",)))] * 3)
+    calls = (
+        (add, (1, 2), {}),
+        (partial(echo, value=Scaled(1)), (), {}),
+        (Scaled(2), ([Weights()],), {}),
+        (echo, ({"split": split},), {}),
+        (add, (1,), {"bar": Run()}),
+        (add, (1,), {"bar": Store("x").get}),
+    )
+    for function, args, free in calls:
+        Store._parts("s", function, args, {}, free)
+    mine = __name__
+    assert seen == [
+        {mine},
+        {mine},
+        {mine},
+        {mine, "muwa.types.data"},
+        {mine, "muwa.run"},
+        {mine, "muwa.cache.store"},
+    ]
+
+
+def test_modules_of_python_and_of_packages_hold_no_code_of_ours():
+    assert cache.modules_of([json.dumps, Path("x"), torch.nn.Linear, pytest.raises, 1, "a", None]) == set()
+    assert cache.modules_of([prepared, [add], {"a": partial(add, echo)}]) == {prepared.__module__, __name__}
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b'{"tensor": "9"}', b'{"type": "Nothing", "fields": {}}']
+    "garbage",
+    [b"", b"[]", b"3", b"{}", b"\xff\xfe", b'{"tensor": "9"}', b'{"type": "Nothing", "fields": {}}'],
 )
 def test_an_entry_of_garbage_is_computed_again(tmp_path, garbage):
     Store(tmp_path).get("s", echo, torch.ones(2))
@@ -278,13 +326,15 @@ print(store.get("s", slow, 7), store.events["s"])
 
 
 def test_a_process_that_dies_while_it_writes_blocks_nobody_and_leaves_no_entry(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+
     def run(how):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), how]
+        command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path), how]
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
 
     assert run("kill").returncode == 9
     assert [path.parent.suffix for path in tmp_path.rglob("value.json")] == [".draft"]
-    assert cache.main(["ls", str(tmp_path)]) == 0
+    assert main(["ls", str(tmp_path)]) == 0
     assert run("live").stdout.split() == ["7", "miss"]
     assert [path.parent.suffix for path in tmp_path.rglob("value.json")] == [""]
 
@@ -293,10 +343,10 @@ def test_one_key_is_explained_and_a_stage_is_listed_alone(tmp_path, capsys):
     store = Store(tmp_path)
     store.get("a/b", add, 1, 2)
     store.get("c", add, 1, 2)
-    assert cache.main(["ls", str(tmp_path), "--stage", "c"]) == 0
+    assert main(["ls", str(tmp_path), "--stage", "c"]) == 0
     ((key, stage, *_),) = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert stage == "c"
-    assert cache.main(["why", key, "--root", str(tmp_path)]) == 0
+    assert main(["why", key, "--root", str(tmp_path)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line[2:26].strip() for line in shown] == [
         "argument bar",
@@ -307,9 +357,9 @@ def test_one_key_is_explained_and_a_stage_is_listed_alone(tmp_path, capsys):
         "stage",
     ]
     assert not [line for line in shown if line.startswith("*")]
-    assert cache.main(["why", "", "--root", str(tmp_path)]) == 2
+    assert main(["why", "", "--root", str(tmp_path)]) == 2
     assert "2 entries under" in capsys.readouterr().err
-    assert cache.main(["clear", str(tmp_path)]) == 0
+    assert main(["clear", str(tmp_path)]) == 0
     assert not list(tmp_path.rglob("key.json"))
 
 
@@ -342,7 +392,7 @@ def test_rows_are_noted_as_hit_miss_or_partial_and_explained(tmp_path, capsys):
         found = store.rows("pixels", prepared, tiny.prepare, some, _free={})
         assert store.events == {"pixels": event}
         assert len(found) == len(some)
-    assert cache.main(["ls", str(tmp_path)]) == 0
+    assert main(["ls", str(tmp_path)]) == 0
     assert "pixels" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.draft"))
 

@@ -1,0 +1,85 @@
+"""muwa from Python: the same parts as the command line, with the defaults of conf/.
+
+Each function takes the settings of its config group as keywords, so `slug(model, task, run, batch_size=16)` does what
+`method.batch_size=16` does on the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from muwa import config
+from muwa.data.dataset import Dataset
+from muwa.eval.measure import check_measures
+from muwa.eval.measure import evaluate as measured
+from muwa.layer_search.base import LayerSearch
+from muwa.methods.base import make_edit
+from muwa.models.base import Editable
+from muwa.models.clip.model import Clip
+from muwa.run import Run
+from muwa.types.data import Task
+from muwa.types.edit import Edit
+from muwa.types.metric import Metric
+
+
+def load_miniature(root: str, **settings: Any) -> Dataset:
+    """The miniature's data set (`dataset=miniature`), written to `root` if it is not there."""
+    return config.part("dataset=miniature", f"dataset.root={root}", **settings)()
+
+
+def load_clip(name: str = "miniature", pretrained: str | None = None, **settings: Any) -> Clip:
+    """An open_clip model (`model=clip`): a built-in name with a tag, a checkpoint file or None for random weights."""
+    return config.part("model=clip", name=name, pretrained=pretrained, **settings)()
+
+
+def load_clip_hf(path: str, **settings: Any) -> Clip:
+    """A transformers `CLIPModel` (`model=clip_hf`): a folder or a hub id."""
+    return config.part("model=clip_hf", path=path, **settings)()
+
+
+def celeba(dataset: Dataset, **settings: Any) -> Task:
+    """The task to forget identities (`task=celeba`); give `identity`, a name or several."""
+    return config.part("task=celeba", **settings)(dataset)
+
+
+def objects(dataset: Dataset, **settings: Any) -> Task:
+    """The task to forget objects (`task=object`); give `object`, a class or several."""
+    return config.part("task=object", **settings)(dataset)
+
+
+def unlearn(model: Editable, task: Task, run: Run, method: str = "slug", **settings: Any) -> Edit:
+    """The edit of any method (`method=...`): checked first, then computed or read back from the cache of `run`."""
+    return make_edit(config.part(f"method={method}", **settings), model, task, run)
+
+
+def slug(model: Editable, task: Task, run: Run, **settings: Any) -> Edit:
+    """The edit of SLUG (`method=slug`): gradients, scores, layer search, edit."""
+    return unlearn(model, task, run, **settings)
+
+
+def evaluate(
+    model: Editable, task: Task, run: Run, metrics: str = "forget,retain,utility,similarity"
+) -> dict[str, Metric]:
+    """Metric name -> metric of one model (`eval=[...]`).
+
+    Args:
+        metrics: Files of conf/eval/, joined by commas.
+    """
+    measures = config.part(f"eval=[{metrics}]")
+    check_measures(model, task, measures)
+    return measured(model.observe(run), task, measures)
+
+
+def pareto_bisect(**settings: Any) -> LayerSearch:
+    """SLUG's layer search (`layer_search=pareto_bisect`), for `slug(..., layer_search=...)`."""
+    return config.part("layer_search=pareto_bisect", **settings)
+
+
+def grid(**settings: Any) -> LayerSearch:
+    """Given layers and steps (`layer_search=grid`)."""
+    return config.part("layer_search=grid", **settings)
+
+
+def fixed(**settings: Any) -> LayerSearch:
+    """One given layer and step (`layer_search=fixed`)."""
+    return config.part("layer_search=fixed", **settings)
