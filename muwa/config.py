@@ -29,10 +29,15 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from muwa.report.sweep import end_run, write_sweep
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
-RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")  # groups whose parts are records of settings
+RECORDS = (
+    "task",
+    "method",
+    "eval",
+    "gradient_source",
+    "layer_search",
+)  # groups whose parts are records of settings
 CONF = Path(__file__).parent.parent / "conf"
 RENAMED = {  # settings that had another name: old -> present
     "recogniser": "classifier",
@@ -108,7 +113,12 @@ def adapt_command_line() -> None:
     """
     sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
     if _is_worker():
-        sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+        sys.argv += [
+            "hydra.run.dir=.",
+            "hydra.sweep.dir=.",
+            "hydra.sweep.subdir=.",
+            "hydra.output_subdir=null",
+        ]
         sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
@@ -139,7 +149,9 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     """
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
-        raise ValueError(f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command")
+        raise ValueError(
+            f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
+        )
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
@@ -249,7 +261,9 @@ def read_run(run: Path) -> DictConfig:
     """
     path = run / ".hydra" / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{run}: no .hydra/config.yaml in it; want the folder of a run, outputs/<name>/<date>/<time>")
+        raise ValueError(
+            f"{run}: no .hydra/config.yaml in it; want the folder of a run, outputs/<name>/<date>/<time>"
+        )
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     cfg.paths.run = cfg.paths.sweep = str(run)
@@ -280,11 +294,15 @@ class SweepPages(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
+        from muwa.report.sweep import end_run, write_sweep  # only a multirun needs tables and figures
+
         if config.hydra.mode == RunMode.MULTIRUN and not _is_worker():
             end_run(Path(config.hydra.runtime.output_dir), done=job_return.status == JobStatus.COMPLETED)
             write_sweep(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when every run is done, in the process that launched them."""
+        from muwa.report.sweep import write_sweep
+
         if not _is_worker():
             write_sweep(Path(config.hydra.sweep.dir))
