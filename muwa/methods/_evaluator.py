@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from muwa.layer_search.choice import kept_error, kept_rate
 from muwa.layer_search.evaluators.zero_shot import rates
 from muwa.models.clip.embeddings import Features, Tower, class_features, image_features
 from muwa.models.clip.layers import tower_of
@@ -41,7 +42,7 @@ class EditEvaluator:
     @property
     def largest_error(self) -> float:
         """The largest standard error that `kept` can have on this split: that of two rates of 0.5."""
-        return kept_error((0.5, 0.5), self._counts)
+        return kept_error(0.5, 0.5, self._counts)
 
     def before(self) -> Evaluation:
         """The unedited model."""
@@ -66,7 +67,7 @@ class EditEvaluator:
             self._model_norm if whole else norm({name: self.features.model.weights[name] for name in deltas})
         )
         forgotten = found[f"forget_{self._criterion}"]
-        kept = (found["retain_top1"], found["utility_top1"])
+        retain, utility = found["retain_top1"], found["utility_top1"]
         return Evaluation(
             candidate,
             iteration,
@@ -75,8 +76,8 @@ class EditEvaluator:
             relative_norm=norm(deltas) / size if deltas else 0.0,
             feasible=forgotten <= self._target,
             forgotten=forgotten,
-            kept=sum(kept) / 2,
-            kept_error=kept_error(kept, self._counts),
+            kept=kept_rate(retain, utility),
+            kept_error=kept_error(retain, utility, self._counts),
             closeness=found["forget_cosine"],
             metrics=found,
         )
@@ -109,15 +110,6 @@ class EditEvaluator:
             return self._pixels[kind][[place[digest] for digest in images.digests]]
 
         return image_features(tower, images, pixels=pixels, run=Run())
-
-
-def kept_error(rates: tuple[float, float], counts: tuple[int, int]) -> float:
-    """The standard error of the mean of the retain and the utility rate, from their binomial variances.
-
-    Args:
-        counts: Images that each rate is of.
-    """
-    return 0.5 * sum(rate * (1 - rate) / max(n, 1) for rate, n in zip(rates, counts, strict=True)) ** 0.5
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

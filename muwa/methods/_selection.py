@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from muwa.layer_search.choice import choose
+from muwa.layer_search.choice import Acceptance, choose
 from muwa.methods._edits import Deltas
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator
 from muwa.run import Run
@@ -18,6 +18,7 @@ from muwa.types.search import ALL_WEIGHTS, Candidate, Evaluation, LayerScore, Se
 RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
 TOLERANCE = 1.0  # standard errors, as in conf/layer_search: "best" means the same for SLUG and the baselines
+BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE)
 NO_SCORES: Mapping[str, LayerScore] = MappingProxyType({})
 
 
@@ -43,8 +44,8 @@ class Selection:
 
     Args:
         rule: "best" (`best_of`) or "first" (`first_of`).
-        criterion, target: An edit is feasible when the forget accuracy by `criterion` ("top5" | "top1") on the
-            probe images is at most `target`.
+        criterion, target: An edit is feasible when the forget accuracy by `criterion` ("top5" | "top1") is at
+            most `target` on the probe images.
 
     Raises:
         ValueError: A setting is out of range.
@@ -76,11 +77,11 @@ def first_of(trace: Sequence[Evaluation]) -> int:
 
 
 def best_of(trace: Sequence[Evaluation]) -> int | None:
-    """The feasible evaluation that forgets deepest, among those that keep most up to `TOLERANCE`; None without one.
+    """The feasible evaluation that forgets deepest among those that keep most, up to `TOLERANCE`, or None.
 
     SLUG's own search chooses in the same way (`muwa.layer_search.choice.choose`).
     """
-    return choose(trace, rule="constrained", criterion="top5", tolerance=TOLERANCE)[0]
+    return choose(trace, BEST)[0]
 
 
 class Checkpoints:
@@ -88,12 +89,21 @@ class Checkpoints:
 
     Args:
         evaluator: Its run is logged to: one "evaluation" event an evaluation.
+        trace, deltas: Of a computation that was stopped: its evaluations, which are logged again, and
+            str(index in the trace) -> deltas. Both are added to in place.
     """
 
-    def __init__(self, evaluator: EditEvaluator):
+    def __init__(
+        self,
+        evaluator: EditEvaluator,
+        trace: list[Evaluation] | None = None,
+        deltas: dict[str, Deltas] | None = None,
+    ):
         self._evaluator = evaluator
-        self.trace: list[Evaluation] = []
-        self.deltas: dict[str, Deltas] = {}  # str(index in the trace) -> deltas
+        self.trace = [] if trace is None else trace
+        self.deltas = {} if deltas is None else deltas
+        for row in self.trace:
+            self._log(row)
 
     def evaluate(
         self, deltas: Deltas, step: float, candidate: Candidate = WHOLE_MODEL, iteration: int | None = None
@@ -107,15 +117,18 @@ class Checkpoints:
         row = self._evaluator(deltas, iteration or len(self.trace) + 1, step, candidate)
         self.trace.append(row)
         keep(self.deltas, self.trace, deltas, self._evaluator.largest_error)
-        self._evaluator.features.run.log("evaluation", row.record())
+        self._log(row)
         return row
+
+    def _log(self, row: Evaluation) -> None:
+        self._evaluator.features.run.log("evaluation", row.record())
 
     def found(self, **more: Any) -> dict[str, Any]:
         """What a cached function gives.
 
         Returns:
-            {"before": the evaluation of the unedited model, "trace": all evaluations, "kept": str(index in the trace)
-            -> deltas of the first (`first_of`) and of the best (`best_of`), ...}.
+            {"before": the unedited model's evaluation, "trace": all evaluations, "kept": str(index in the
+            trace) -> deltas of the first (`first_of`) and of the best (`best_of`), ...}.
         """
         return {"before": self._evaluator.before(), "trace": self.trace, "kept": self.deltas, **more}
 
@@ -242,10 +255,9 @@ def _why(selection: Selection, trace: Sequence[Evaluation], chosen: int | None, 
         least = min(row.forgotten for row in trace)
         return f"No feasible one: the lowest forget {selection.criterion} reached was {least:.1%}; {note}."
     if selection.rule == "best":
-        return (
-            f"Of the feasible {what} that keep most, or at most {TOLERANCE:g} standard error less, the one that "
-            f"forgets deepest; it keeps {trace[chosen].kept:.1%} of retain and utility; {note}."
-        )
+        most = f"Of the feasible {what} that keep most, or at most {TOLERANCE:g} standard error less"
+        keeps = f"it keeps {trace[chosen].kept:.1%} of retain and utility"
+        return f"{most}, the one that forgets deepest; {keeps}; {note}."
     top1 = trace[chosen].metrics["forget_top1"]
     how = (
         f"The first of the {what} with forget top1 0"
@@ -256,6 +268,6 @@ def _why(selection: Selection, trace: Sequence[Evaluation], chosen: int | None, 
 
 
 def deltas_of(search: Search, found: Mapping[str, Any]) -> Deltas:
-    """The deltas of the selected evaluation, out of what `Checkpoints.found` gave; {} if nothing was selected."""
+    """The deltas of the selected evaluation, from `Checkpoints.found`; {} if nothing was selected."""
     deltas: Deltas = found["kept"][str(search.chosen)] if search.chosen is not None else {}
     return deltas

@@ -1,10 +1,11 @@
-"""What a stopped training goes on from: one file after each epoch, whole or not at all."""
+"""What a stopped training resumes from: one file after each epoch, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.methods._selection import Deltas
-from muwa.types.search import Evaluation
+from muwa.methods._edits import Deltas
+from muwa.types.search import Candidate, Evaluation
 
-FORMAT = "muwa.descent/1"
+FORMAT = "muwa.training_state/2"
+FILE = "state.safetensors"
 
 
 class Resumable(Protocol):
-    """A training that can say where it is and be put there (`muwa.methods._finetune.FineTuning`)."""
+    """A training whose state can be read and set (`muwa.methods._finetune.FineTuning`)."""
 
     done: int
 
@@ -27,43 +29,76 @@ class Resumable(Protocol):
         """Weights and moments, by name."""
 
     def load(self, state: Mapping[str, Tensor], done: int) -> None:
-        """Go on from `state()`, `done` steps in."""
+        """Go on from `state()`, after `done` steps."""
 
 
-def save(folder: Path | None, descent: Resumable, found: Mapping[str, Deltas], about: Mapping[str, Any]) -> None:
-    """Write the state of a training as one file, whole or not at all."""
+@dataclass
+class Position:
+    """How far a training has come.
+
+    Args:
+        epoch: Epochs that are done, or the one that is going on.
+        first_feasible: The epoch of the first feasible evaluation; None before there is one.
+        trace: All evaluations.
+        deltas: str(index in the trace) -> deltas of the evaluations that can still be selected.
+    """
+
+    epoch: int = 0
+    first_feasible: int | None = None
+    trace: list[Evaluation] = field(default_factory=list)
+    deltas: dict[str, Deltas] = field(default_factory=dict)
+
+
+def save(folder: Path | None, training: Resumable, position: Position) -> None:
+    """Write a training's state to `folder`, whole or not at all. None writes nothing."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        **descent.state(),
-        **{f"kept/{key}/{name}": d for key, deltas in found.items() for name, d in deltas.items()},
+    tensors = dict(training.state())
+    for key, deltas in position.deltas.items():
+        tensors |= {f"deltas/{key}/{name}": delta for name, delta in deltas.items()}
+    about = {
+        "done": training.done,
+        "epoch": position.epoch,
+        "first_feasible": position.first_feasible,
+        "trace": [asdict(row) for row in position.trace],
+        "deltas": list(position.deltas),
     }
     draft = folder / "state.draft"
-    text = json.dumps({**about, "done": descent.done, "kept": list(found)})
-    save_file(
-        {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, draft, metadata={FORMAT: text}
-    )
+    copies = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, draft, metadata={FORMAT: json.dumps(about)})
     with draft.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(draft, folder / "state.safetensors")
+    os.replace(draft, folder / FILE)
 
 
-def resume(
-    folder: Path | None, descent: Resumable, found: dict[str, Deltas]
-) -> tuple[int, list[Evaluation], int | None]:
-    """(epochs done, their trace, the first feasible epoch); puts weights, moments and kept checkpoints back."""
-    path = folder / "state.safetensors" if folder else None
+def resume(folder: Path | None, training: Resumable) -> Position:
+    """Put a training back to where `save` left it.
+
+    Returns:
+        Where it stands now: at the start if `folder` has no whole state of this format.
+    """
+    path = folder / FILE if folder else None
     if path is None or not path.is_file():
-        return 0, [], None
+        return Position()
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[FORMAT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError):
-        return 0, [], None  # not whole: from the start
-    descent.load(tensors, about["done"])
-    for key in about["kept"]:
-        lead = f"kept/{key}/"
-        found[key] = {name.removeprefix(lead): t for name, t in tensors.items() if name.startswith(lead)}
-    return about["epoch"], [Evaluation(**row) for row in about["trace"]], about["forgot"]
+        return Position()
+    training.load(tensors, about["done"])
+    trace = [_evaluation(row) for row in about["trace"]]
+    deltas = {key: _under(f"deltas/{key}/", tensors) for key in about["deltas"]}
+    return Position(about["epoch"], about["first_feasible"], trace, deltas)
+
+
+def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+    """The inverse of `asdict`, from JSON."""
+    candidate = Candidate(**{**row["candidate"], "names": tuple(row["candidate"]["names"])})
+    return Evaluation(**{**row, "candidate": candidate})
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Deltas:
+    """The tensors whose name starts with `prefix`, under the rest of their name."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
