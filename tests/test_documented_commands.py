@@ -1,0 +1,106 @@
+"""Every command that README, docs, conf and code show a user: it composes, it builds, and what needs no weights runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from muwa import config
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "conf").rglob("*.yaml")),
+    *sorted((ROOT / "muwa").rglob("*.py")),
+    ROOT / "launch.py",
+]
+LAUNCH = re.compile(r"(?:python|torchrun(?: -\S+(?: \d+)?)*) launch\.py")
+HYDRA_FLAGS = {"-m", "--multirun", "--cfg", "job", "--help", "--info"}
+OWN_FILES = re.compile(r"\b(?:FOLDER|FILE|DIR|NAME|PIPELINE_FOLDER|DATE|TIME)\b|\.\.\.|\$\w+|kael\.safetensors")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A documented command: where it stands, and its words after launch.py."""
+
+    where: str
+    words: tuple[str, ...]
+
+    @property
+    def overrides(self) -> list[str]:
+        """Hydra overrides; the first value of each that a multirun sweeps."""
+        given = [word for word in self.words if word not in HYDRA_FLAGS]
+        return [first(word) for word in given] if "-m" in self.words else given
+
+
+def first(word: str) -> str:
+    """An override with the first of its swept values; a list or a quoted value is one value.
+
+    >>> first("method=ga,ft"), first("method.strengths=[1,2]"), first("a='b,c'")
+    ('method=ga', 'method.strengths=[1,2]', "a='b,c'")
+    """
+    key, _, value = word.partition("=")
+    return word if value[:1] in ("[", "{", "'", '"') else f"{key}={value.split(',')[0]}"
+
+
+def commands() -> list[Command]:
+    """All commands, each once; a line that ends in a backslash goes on in the next."""
+    found: dict[tuple[str, ...], Command] = {}
+    for path in TEXTS:
+        text = re.sub(r"\\\n(?:#|//)?\s*", " ", path.read_text())
+        for number, line in enumerate(text.splitlines(), 1):
+            for match in LAUNCH.finditer(line):
+                if path.suffix == ".py" and line[: match.start()].strip():
+                    continue  # part of a message in code
+                rest = re.split(r"`|\s{2,}#|\s#\s|\s*\|\s|\)$", line[match.end() :])[0]
+                words = tuple(shlex.split(rest))
+                found.setdefault(words, Command(f"{path.relative_to(ROOT)}:{number}", words))
+    return list(found.values())
+
+
+COMMANDS = commands()
+ENVIRONMENT = {"S": "seed=0", "ALL": "Kael_Lindqvar", "DEV": "Kael_Lindqvar"}
+
+
+def shown(command: Command) -> str:
+    return " ".join(command.words) or "(every default)"
+
+
+def test_there_are_commands_of_every_kind_of_text():
+    assert len(COMMANDS) > 100
+    assert {command.where.partition("/")[0].partition(":")[0] for command in COMMANDS} >= {"README.md", "docs", "conf"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=shown)
+def test_a_documented_command_composes_and_builds(composed, command):
+    overrides = [re.sub(r"\$(\w+)", lambda m: ENVIRONMENT[m[1]], word) for word in command.overrides]
+    overrides = [config.present_name(word) for word in overrides if word != "..."]
+    cfg = composed(*overrides)
+    parts = config.build(cfg)
+    assert set(parts) == set(config.PARTS)
+
+
+RUNNABLE = [
+    command
+    for command in COMMANDS
+    if not OWN_FILES.search(shown(command))
+    and not re.search(r"model=(?!clip\b|sd\b|vlm\b)\w+|laion|table1|unlearncanvas|slurm|wandb|cuda", shown(command))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUNNABLE, ids=shown)
+def test_a_documented_command_that_needs_no_weights_runs(command, miniature, shared):
+    """One run of it: of a multirun the first. The cache is shared, so what is alike is computed once."""
+    out = shared / "documented"
+    fixed = [f"paths.outputs={out}", f"dataset.root={miniature}", "runtime.progress=false"]
+    line = [sys.executable, str(ROOT / "launch.py"), *command.overrides, *fixed]
+    if "--cfg" in command.words:
+        line += ["--cfg", "job"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=shared)
+    assert done.returncode == 0, done.stderr[-2000:]
