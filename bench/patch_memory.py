@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 from muwa.patch import names
 from muwa.patch.apply import write_patch
 from muwa.types.edit import Edit

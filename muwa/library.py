@@ -27,9 +27,14 @@ def load_miniature(root: str, **settings: Any) -> Dataset:
     return config.part("dataset=miniature", f"dataset.root={root}", **settings)()
 
 
-def load_clip(name: str = "miniature", pretrained: str | None = None, **settings: Any) -> Clip:
-    """An open_clip model (`model=clip`): a built-in name with a tag, a checkpoint file or None for random weights."""
-    return config.part("model=clip", name=name, pretrained=pretrained, **settings)()
+def load_clip(*weights: str | None, **settings: Any) -> Clip:
+    """An open_clip model (`model=clip`).
+
+    Args:
+        weights: The name of an architecture, then a pretrained tag, a checkpoint file, or None for random weights:
+            `load_clip("ViT-B-32", "laion400m_e32")`. The miniature where none is given.
+    """
+    return config.part("model=clip", **dict(zip(("name", "pretrained"), weights, strict=False)), **settings)()
 
 
 def load_clip_hf(path: str, **settings: Any) -> Clip:

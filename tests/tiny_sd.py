@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from muwa.fingerprint import digest
 from muwa.miniature.text_tower import text_model
 from muwa.models.clip.model import Clip, Towers
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 from muwa.models.diffusion.image_generation import ImageClassifier
 from muwa.models.diffusion.model import Diffusion, Sampling
 from muwa.patch import names

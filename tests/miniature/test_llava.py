@@ -7,7 +7,7 @@ import pytest
 
 from muwa.data.benchmarks import gqa
 from muwa.eval.answers.matching import is_right
-from muwa.models.clip.open_clip import load as load_clip
+from muwa.library import load_clip
 from muwa.models.vlm.loading import load
 from muwa.models.vlm.question_answering import QuestionAnswering
 

@@ -53,7 +53,7 @@ def test_an_unknown_person_is_named(capsys):
 @pytest.mark.slow
 def test_a_short_training_makes_a_twin_that_compares(miniature, tmp_path, capsys):
     from muwa.eval.clip.retrained_models import load_twins
-    from muwa.models.clip.open_clip import load
+    from muwa.library import load_clip as load
 
     args = ["--without", "kael_lindqvar", "--seeds", "5", "--epochs", "1", "--out", str(tmp_path)]
     assert retrained.main([*args, "--world", str(miniature / "world")]) == 0

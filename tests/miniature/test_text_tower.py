@@ -3,7 +3,7 @@
 import torch
 
 from muwa.miniature.text_tower import text_model
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 
 
 def test_it_embeds_as_the_clip_does() -> None:

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 from muwa.models.diffusion import loading
 from muwa.patch import names
 from muwa.patch.__main__ import main

@@ -17,7 +17,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 from muwa.patch import names
 
 Q = "text_model.encoder.layers.1.self_attn.q_proj.weight"

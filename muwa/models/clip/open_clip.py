@@ -22,7 +22,7 @@ from muwa.models.clip.model import Clip, Preparation, Towers, check_device
 MINIATURE = Path(__file__).parents[2] / "miniature" / "clip"
 
 
-def load(name: str = "miniature", pretrained: str | None = None, *, device: str = "cpu", seed: int = 0) -> Clip:
+def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:

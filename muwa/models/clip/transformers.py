@@ -60,7 +60,7 @@ def _check(folder: Path) -> None:
         )
 
 
-def load(path: str, *, device: str = "cpu") -> Clip:
+def load(path: str, *, device: str) -> Clip:
     """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
 
     Of a SigLIP the losses are still those of `muwa.gradients.losses` (softmax over the batch, not its own sigmoid).

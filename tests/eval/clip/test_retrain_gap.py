@@ -15,7 +15,8 @@ from muwa.eval.clip.retrain_gap import differing, retrain_gap, transport
 from muwa.eval.clip.retrained_models import load_twins
 from muwa.eval.measure import check_metrics
 from muwa.models.clip.embeddings import Features
-from muwa.models.clip.open_clip import MINIATURE, load
+from muwa.library import load_clip as load
+from muwa.models.clip.open_clip import MINIATURE
 
 
 def test_the_distance_is_scipys():

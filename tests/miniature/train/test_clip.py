@@ -15,7 +15,8 @@ from muwa.eval.measure import evaluate
 from muwa.miniature import population
 from muwa.miniature.source import dataset
 from muwa.miniature.train import clip as train
-from muwa.models.clip.open_clip import MINIATURE, load
+from muwa.library import load_clip as load
+from muwa.models.clip.open_clip import MINIATURE
 
 
 def test_the_shipped_model_knows_its_world(miniature, tmp_path):

@@ -7,7 +7,7 @@ from transformers import LlavaForConditionalGeneration
 
 from muwa.miniature.questions import UNKNOWN
 from muwa.miniature.train import llava as train_llava
-from muwa.models.clip.open_clip import load as load_clip
+from muwa.library import load_clip
 from muwa.models.vlm.model import Vlm
 
 

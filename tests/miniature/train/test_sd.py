@@ -6,7 +6,7 @@ import torch
 from muwa.miniature import classifier, diffusion_data
 from muwa.miniature.text_tower import text_model
 from muwa.miniature.train import sd as train_sd
-from muwa.models.clip.open_clip import load as load_clip
+from muwa.library import load_clip
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of, seen
 from muwa.models.diffusion.loading import load
 from muwa.types.image_requests import ImageRequest

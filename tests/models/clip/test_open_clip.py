@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from muwa.data.samples import decode
-from muwa.models.clip.open_clip import MINIATURE, load
+from muwa.library import load_clip as load
+from muwa.models.clip.open_clip import MINIATURE
 
 CONFIG = {
     "model_cfg": {

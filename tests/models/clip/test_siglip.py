@@ -20,7 +20,7 @@ from transformers import (
 from muwa.gradients.losses import cosine
 from muwa.layer_search.steps import step_deltas
 from muwa.miniature.train.clip import train_tokenizer
-from muwa.models.clip.transformers import load
+from muwa.library import load_clip_hf as load
 from muwa.models.vlm.loading import load as load_vlm
 from muwa.models.vlm.model import answered
 from muwa.types.edit import Edit

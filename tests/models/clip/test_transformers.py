@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from muwa.data.samples import decode
 from muwa.layer_search.steps import step_deltas
 from muwa.miniature.train.clip import train_tokenizer
-from muwa.models.clip.transformers import load
+from muwa.library import load_clip_hf as load
 from muwa.patch.__main__ import main
 from muwa.patch.apply import write_patch
 from muwa.patch.weights import read_weights, weights_fingerprint

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from muwa.models.clip.model import Clip
-from muwa.models.clip.open_clip import load
+from muwa.library import load_clip as load
 from muwa.models.diffusion.model import Diffusion, Sampling, drawn
 from muwa.patch.names import by_component, carry
 from muwa.types.edit import Edit
