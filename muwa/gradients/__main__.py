@@ -1,30 +1,37 @@
-"""Hand the gradients of a finished run on to another one.
+"""Write the gradients of a finished run to a file that another run reads.
 
-python -m muwa.gradients export RUN FILE       # another run reads them: gradients=FILE
+python -m muwa.gradients export RUN FILE       # another run reads it: gradients=FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from muwa import config
 from muwa.cache.store import Store
+from muwa.gradients.base import Recipe, TakesGradients
 from muwa.gradients.files import write_gradients
-from muwa.gradients.mean import Recipe, gradients
-from muwa.models.clip.model import Clip
-from muwa.types.data import Task
+from muwa.gradients.mean import ClipGradients
+from muwa.run import Run
 from muwa.types.gradients import Gradients
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.types.data import Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: `export RUN FILE` copies a run's gradients out of its cache. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line: `export RUN FILE` writes the gradients of a run to a file. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write the gradients of a finished run to one file")
-    export.add_argument("run", type=Path, help="a run's folder (with results.json)")
+    export.add_argument("run", type=Path, help="the folder of a run (with results.json)")
     export.add_argument("file", type=Path)
     export.add_argument("--concept", help="which name, when the run forgot several")
     args = parser.parse_args(argv)
@@ -37,60 +44,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def from_run(run: Path, concept: str | None) -> Gradients:
-    """The gradients of a finished run, read back from its cache (computed again where that is gone).
+def from_run(folder: Path, concept: str | None) -> Gradients:
+    """The gradients of a finished run, from its cache; computed again where the cache does not have them.
 
     Raises:
-        ValueError: `run` is not a run's folder, it forgot several names and none was given, or it took no such gradients.
+        ValueError: `folder` is no folder of a run, or the run forgot several names and none was given, or it
+            took no gradients of one CLIP.
     """
-    from muwa import config  # the command line needs the run's config; the stage does not
-
-    cfg = config.read_run(run)
+    cfg = config.read_run(folder)
     parts = config.build(cfg)
     task: Task = parts["task"](parts["dataset"]())
     if concept is None and len(task.names) == 1:
         concept = task.names[0]
     if concept not in task.names:
-        raise ValueError(f"{run}: --concept is {concept!r}, want one of {', '.join(task.names)}")
-    recipe = recipe_of(parts["method"].keywords, run)
-    clip = clip_of(parts["model"](), run)
-    found = gradients(clip, task, concept, recipe, store=Store(Path(cfg.paths.cache)), progress=True)
-    assert found is not None  # this process is alone
-    return found
+        raise ValueError(f"{folder}: --concept is {concept!r}, want one of {', '.join(task.names)}")
+    recipe = recipe_of(parts["method"], folder)
+    model: Editable = parts["model"]()
+    check_one_clip(model, folder)
+    each = ClipGradients()(model, task, concept, recipe, Run(Store(Path(cfg.paths.cache)), progress=True))
+    assert each is not None  # there are no worker ranks here
+    (gradients,) = each.values()
+    return gradients
 
 
-def recipe_of(method: Mapping[str, Any], run: Path) -> Recipe:
-    """How a run's method, given by its settings, took gradients.
+def recipe_of(method: Any, folder: Path) -> Recipe:
+    """How the method of a run took its gradients.
 
-    Raises:
-        ValueError: It took none, or of something else than the CLIP's losses.
-    """
-    if lacking := [key for key in ("forget_loss", "retain_loss", "batch_size", "seed") if key not in method]:
-        raise ValueError(f"{run}: its method takes no mean gradients ({', '.join(lacking)} not among its settings)")
-    if method.get("gradient", "clip") != "clip":
-        raise ValueError(f"{run}: method.gradient={method['gradient']}, want a run of method.gradient=clip to export")
-    return Recipe(
-        method["forget_loss"],
-        method["retain_loss"],
-        method["batch_size"],
-        method["seed"],
-        method.get("precision", "fp32"),
-    )
-
-
-def clip_of(model: Any, run: Path) -> Clip:
-    """The CLIP that a run took gradients of: the model, or a pipeline's only text encoder, or a tower's own.
+    Args:
+        method: The record of its settings.
 
     Raises:
-        ValueError: There are two.
+        ValueError: It took none, or none of a CLIP.
     """
-    if isinstance(model, Clip):
-        return model
-    if len(clips := getattr(model, "clips", ())) > 1:
+    if not isinstance(method, TakesGradients):
         raise ValueError(
-            f"{run}: its model has {len(clips)} text encoders, want one: a file holds gradients of one CLIP"
+            f"{folder}: {type(method).__name__}, its method, takes no mean gradients; nothing to export"
         )
-    return model.clip
+    if not isinstance(method.gradients, ClipGradients):
+        raise ValueError(
+            f"{folder}: its gradients are {type(method.gradients).__name__}, "
+            "want a run of gradient_source=clip to export"
+        )
+    return method.recipe
+
+
+def check_one_clip(model: Editable, folder: Path) -> None:
+    """Raise if a run took gradients of several CLIPs.
+
+    Raises:
+        ValueError: The model has several encoders.
+    """
+    if len(model.clips) > 1:
+        raise ValueError(
+            f"{folder}: its model has {len(model.clips)} encoders ({', '.join(model.clips)}), want one: "
+            "a file holds the gradients of one CLIP"
+        )
 
 
 if __name__ == "__main__":

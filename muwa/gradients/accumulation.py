@@ -1,128 +1,186 @@
-"""Gradients of batch losses, accumulated in place: whole batches or parts of them, one process or many, one gradient.
+"""Accumulate the gradients of batch losses, over parts of batches and over several processes.
 
-A contrastive loss ties all pairs of a batch together. Where a batch does not fit, its embeddings are computed without a
-graph first, then the loss's gradient by embedding, then part after part again with a graph that this gradient is pushed
-through. With several processes the embeddings of all are gathered, so that the loss is that of the global batch.
+A contrastive loss couples all pairs of a batch. Where a batch does not fit in memory, there are three steps.
+First, all embeddings are computed without a graph. Second, the loss is differentiated by the embeddings.
+Third, each part of the batch is encoded again with a graph, and its part of that derivative is propagated
+through it. Several processes gather their embeddings, so that the loss is that of the global batch.
 
-Source: GradCache (Gao et al. 2021, arXiv 2101.06983), section 3. Differs: the temperature's gradient is kept too; several
-processes share one batch.
+Source: GradCache (Gao et al. 2021, arXiv 2101.06983), section 3. Differs: the gradient of the temperature is
+computed too; several processes share one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from muwa.gradients.losses import Loss
 from muwa.models.clip.embeddings import pixel_batches, width
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.runtime.progress import track
-from muwa.types.data import Pairs
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.runtime.distributed import Distributed
+    from muwa.types.data import Pairs
 
 PRECISIONS = ("fp32", "bf16")
+Part = tuple[Tensor, Tensor]  # the pixels and tokens of pairs that are encoded at once
 
 
 @dataclass(frozen=True)
 class Job:
-    """One batch: which pairs, and what to add up: `weight * loss` of the pairs at some places in the batch, each."""
+    """One batch and the sum to differentiate on it.
+
+    Args:
+        pairs: Indices of the pairs of the batch.
+        terms: The summands `weight * loss`. Each is (weight, the positions in the batch that its loss is
+            taken on).
+    """
 
     pairs: Sequence[int]
     terms: Sequence[tuple[float, Sequence[int]]]
 
 
 def accumulate(
-    model: Clip, pairs: Pairs, jobs: Sequence[Job], loss: Loss, what: str, *, precision: str = "fp32",
-    micro_batch_size: int | None = None, world: Distributed = ALONE, progress: bool = False,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: Clip,
+    pairs: Pairs,
+    jobs: Sequence[Job],
+    loss: Loss,
+    what: str,
+    *,
+    precision: str = "fp32",
+    micro_batch_size: int | None = None,
+    run: Run,
+) -> dict[str, Tensor]:
     """The gradient of `sum over jobs and terms of weight * loss`, by every parameter.
 
-    Peak memory is weights, one gradient and the activations of one part; pictures are decoded ahead of the compute.
+    Peak memory is that of the weights, one gradient and the activations of one part. Images are decoded
+    ahead.
 
     Args:
-        model: In eval mode; its weights are not changed.
-        loss: A batch mean of normalised embeddings (`muwa.gradients.losses`); its sign is kept.
-        what: For the progress bar.
-        precision: "fp32", or "bf16": the forward pass under autocast; weights, losses and sums stay fp32.
-        micro_batch_size: Pairs encoded at once; None takes the whole batch. Changes the result by rounding only.
-        world: The processes that share the work; all of them must call this, and all get the sum.
+        model: In eval mode. Its weights are not changed.
+        loss: A batch mean over normalised embeddings (`muwa.gradients.losses`). Its sign is not changed.
+        what: The label of the progress bar.
+        precision: "fp32", or "bf16" for a forward pass under autocast. Weights, losses and sums stay fp32.
+        micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
+            rounding only.
+        run: Its processes share the work. All of them must call this, and all of them get the sum.
 
     Returns:
-        Parameter name -> fp32 tensor of its shape, on the CPU; zero where the loss does not reach.
+        Parameter name -> fp32 tensor of the parameter's shape, on the CPU; zero where the loss does not
+        reach.
     """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.weights.items()}
+    shared = _Pass.begin(model, loss, precision, run.distributed)
     tokens = model.tokenize(list(pairs.captions))
-    mine = [[job.pairs[i] for i in world.share(len(job.pairs))] for job in jobs]
-    parts = [[share[i : i + (micro_batch_size or len(share))] for i in range(0, len(share), micro_batch_size or len(share))]
-             if share else [] for share in mine]  # fmt: skip
-    images = [pairs.images[i] for share in mine for i in share]
-    decoded = pixel_batches(model, images, [len(part) for share in parts for part in share])
-    bar = track(zip(jobs, parts, strict=True), what, sum(len(job.pairs) for job in jobs), show=progress,
-                sizes=[len(job.pairs) for job in jobs])  # fmt: skip
-    for job, share in bar:
-        batches = [(next(decoded), tokens[part]) for part in share]
-
-        def encode(pixels: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                return model.encode("vision", pixels, leaves), model.encode("text", prompts, leaves)
-
-        _one(job, batches, encode, leaves["logit_scale"], loss, world, lambda: width(model))
-    total = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in leaves.items()}
-    world.add(total.values())
-    return {name: tensor.cpu() for name, tensor in total.items()}
+    shares = [[job.pairs[i] for i in run.distributed.share(len(job.pairs))] for job in jobs]
+    cuts = [_cut(share, micro_batch_size) for share in shares]
+    images = [pairs.images[i] for share in shares for i in share]
+    decoded = pixel_batches(model, images, [len(part) for cut in cuts for part in cut])
+    sizes = [len(job.pairs) for job in jobs]
+    for job, cut in run.track(zip(jobs, cuts, strict=True), what, sum(sizes), sizes=sizes):
+        shared.add(job, [(next(decoded), tokens[part]) for part in cut])
+    return shared.total()
 
 
-def _one(
-    job: Job, batches: Sequence[tuple[Tensor, Tensor]], encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    logit_scale: Tensor, loss: Loss, world: Distributed, width: Callable[[], int],
-) -> None:  # fmt: skip
-    """Add the gradient of one job to the leaves."""
+def _cut(share: Sequence[int], size: int | None) -> list[Sequence[int]]:
+    """`share` in parts of `size`, in one part for None; no part of an empty share.
 
-    def objective(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-        values = [weight * loss(images[list(some)], texts[list(some)], scale) for weight, some in job.terms]
+    >>> _cut([7, 8, 9], 2), _cut([7, 8, 9], None), _cut([], None)
+    ([[7, 8], [9]], [[7, 8, 9]], [])
+    """
+    return [share[i : i + (size or len(share))] for i in range(0, len(share), size or len(share) or 1)]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all jobs of one `accumulate` share. Gradients are added to `leaves`, the parameters."""
+
+    model: Clip
+    leaves: Mapping[str, Tensor]
+    loss: Loss
+    precision: str
+    processes: Distributed
+
+    @classmethod
+    def begin(cls, model: Clip, loss: Loss, precision: str, processes: Distributed) -> _Pass:
+        """A pass without gradients so far."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in model.weights.items()}
+        return cls(model, leaves, loss, precision, processes)
+
+    def encode(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Image and text embeddings of a part, (n, d) each."""
+        pixels, tokens = part
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.model.encode("vision", pixels, self.leaves), self.model.encode(
+                "text", tokens, self.leaves
+            )
+
+    def objective(self, job: Job, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        """The sum of a job's terms; `images` and `texts` are the embeddings of its whole batch."""
+        values = [weight * self.loss(images[list(at)], texts[list(at)], scale) for weight, at in job.terms]
         return torch.stack(values).sum()
 
-    if world.size == 1 and len(batches) == 1:
-        objective(*encode(*batches[0]), logit_scale.exp()).backward()
-        return
-    with torch.set_grad_enabled(len(batches) == 1):
-        done = [encode(*batch) for batch in batches]
-    empty = logit_scale.new_zeros(0, width()) if not done else None
-    sides = [torch.cat([pair[side] for pair in done]) if empty is None else empty for side in (0, 1)]
-    images, texts = (world.gather(side, len(job.pairs)).requires_grad_() for side in sides)
-    scale = logit_scale if world.leads else logit_scale.detach()  # its gradient is summed over ranks: counted once
-    objective(images, texts, scale.exp()).backward()
-    assert images.grad is not None
-    assert texts.grad is not None
-    start = world.share(len(job.pairs)).start
-    for pixels, prompts in batches:
-        rows = slice(start, start + len(prompts))
-        pair = done[0] if len(batches) == 1 else encode(pixels, prompts)
-        torch.autograd.backward(pair, (images.grad[rows], texts.grad[rows]))
-        start += len(prompts)
-        del pair  # its graph, before the next part's
+    def add(self, job: Job, parts: Sequence[Part]) -> None:
+        """Add the gradient of one job to the leaves. `parts` are the share of the batch of this process."""
+        logit_scale = self.leaves["logit_scale"]
+        if self.processes.size == 1 and len(parts) == 1:
+            self.objective(job, *self.encode(parts[0]), logit_scale.exp()).backward()
+            return
+        with torch.set_grad_enabled(len(parts) == 1):
+            encoded = [self.encode(part) for part in parts]
+        images, texts = (side.requires_grad_() for side in self._gathered(job, encoded))
+        # The gradients of the leaves are summed over ranks, but every rank has the whole loss: only one
+        # counts the scale's.
+        scale = logit_scale if self.processes.is_main else logit_scale.detach()
+        self.objective(job, images, texts, scale.exp()).backward()
+        assert images.grad is not None
+        assert texts.grad is not None
+        start = self.processes.share(len(job.pairs)).start
+        for part in parts:
+            place = slice(start, start + len(part[1]))
+            embeddings = encoded[0] if len(parts) == 1 else self.encode(part)
+            torch.autograd.backward(embeddings, (images.grad[place], texts.grad[place]))
+            start += len(part[1])
+            del embeddings  # frees its graph before the next part is encoded
+
+    def _gathered(self, job: Job, encoded: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """The embeddings of the whole batch, from all processes: those of images, then those of texts."""
+        empty = None if encoded else self.leaves["logit_scale"].new_zeros(0, width(self.model))
+        for side in (0, 1):
+            embeddings = torch.cat([pair[side] for pair in encoded]) if empty is None else empty
+            yield self.processes.gather(embeddings, len(job.pairs))
+
+    def total(self) -> dict[str, Tensor]:
+        """The gradients of all processes, summed, on the CPU."""
+        total = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in self.leaves.items()}
+        self.processes.add(total.values())
+        return {name: tensor.cpu() for name, tensor in total.items()}
 
 
 def whole(batches: Sequence[Sequence[int]]) -> list[Job]:
-    """The sum over pairs: each batch's mean loss times its pairs."""
+    """Jobs for the sum over pairs: the mean loss of each batch times the number of its pairs."""
     return [Job(batch, [(len(batch), range(len(batch)))]) for batch in batches]
 
 
 def leaving_out(batches: Sequence[Sequence[int]], out: Sequence[int]) -> tuple[list[Job], int]:
-    """What leaving pairs out of their batches adds to the sum; the batches that hold none of them are not touched.
+    """Jobs for the change of that sum when pairs are left out of their batches.
+
+    Args:
+        out: Indices of the pairs that are left out. Batches without such a pair need no job.
 
     Returns:
-        (one job for each batch that holds such a pair: its loss without them minus its loss with them; how many pairs
-        are left out).
+        (One job for each batch with such a pair: its sum without these pairs minus its sum with them; the
+        number of pairs that are left out.)
     """
     left_out, jobs, count = set(out), [], 0
     for batch in batches:
-        kept = [place for place, pair in enumerate(batch) if pair not in left_out]
-        if len(kept) < len(batch):
-            count += len(batch) - len(kept)
+        staying = [place for place, pair in enumerate(batch) if pair not in left_out]
+        if len(staying) < len(batch):
+            count += len(batch) - len(staying)
             terms: list[tuple[float, Sequence[int]]] = [(-len(batch), range(len(batch)))]
-            jobs.append(Job(batch, [*terms, (len(kept), kept)] if kept else terms))
+            jobs.append(Job(batch, [*terms, (len(staying), staying)] if staying else terms))
     return jobs, count

@@ -1,118 +1,186 @@
-"""Gradients of what a vision-language model answers, by the weights of its vision tower.
+"""Gradients of the answers of a vision-language model, by the weights of its vision tower.
 
-SLUG takes both gradients on the CLIP that the tower came from, whose loss is not what the model is used for. Here they are
-those of the answers themselves: the tower is moved so that the name becomes unlikely to be said.
+SLUG takes both gradients on the CLIP that the tower came from, and the loss of that CLIP is not what the
+model is used for. Here both are gradients of the answers: a step along the forget gradient makes the name an
+unlikely answer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muwa.cache.store import Store
 from muwa.fingerprint import digest
-from muwa.gradients.mean import plan
-from muwa.models.vlm.model import Vlm
+from muwa.gradients.base import GradientSource, Recipe
+from muwa.gradients.mean import GradientSum, plan
+from muwa.models.base import check_observer
+from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.patch import names
-from muwa.runtime.progress import track
-from muwa.types.data import Pairs, Task
 from muwa.types.gradients import Gradients
 from muwa.types.questions import Questions
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.models.vlm.model import Vlm
+    from muwa.run import Run
+    from muwa.types.data import Pairs, Task
 
 IDENTIFY, DESCRIBE = "What is the name of the person in this image?", "Describe the image."
 
 
 def answer_gradient_sum(
-    model: Vlm, pairs: Pairs, *, question: str, batch_size: int, seed: int, progress: bool = False
-) -> dict[str, object]:
-    """Sum over pairs of the gradient of the answer loss, by every weight of the tower's CLIP.
+    model: Vlm, pairs: Pairs, *, question: str, batch_size: int, seed: int, run: Run
+) -> GradientSum:
+    """The gradient of the answer loss, summed over pairs, by every weight of the CLIP of the vision tower.
 
-        loss of a pair = mean over its caption's tokens of -log p(token | picture, question, tokens before)
+        loss of a pair = mean over the tokens of its caption of -log p(token | image, question, earlier
+        tokens)
 
     Args:
-        pairs: LabelledImages, and captions that are taken as the right answers.
-        question: Put to every picture.
-        batch_size: Pairs at once; changes the result by rounding only.
+        pairs: Images, and captions that count as the right answers.
+        question: Asked about every image.
+        batch_size: Pairs at once. It changes the result by rounding only.
+        run: Shows the progress.
 
     Returns:
-        {"sum": parameter name, as the CLIP spells it -> fp32 tensor of its shape, "n": pairs}. Zero for weights that the
-        model does not read, the whole text tower among them.
+        The sum, by the parameter names of the CLIP, as fp32 on the CPU; and the number of pairs. Weights that
+        the model does not read have zeros: the whole text tower is among them.
 
     Raises:
-        ValueError: There are no pairs; a sum is not finite.
+        ValueError: There are no pairs, or a sum is not finite.
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
-    own = {name: model.parameters[name] for name in model.tower}
-    total = {name: torch.zeros(p.shape, dtype=torch.float32) for name, p in own.items()}
+    parameters = {name: model.parameters[name] for name in model.tower}
+    total = {name: torch.zeros(p.shape, dtype=torch.float32) for name, p in parameters.items()}
     batches = plan(len(pairs), batch_size, seed)
-    bar = track(batches, "answer gradient", len(pairs), show=progress, sizes=map(len, batches))
-    try:
-        for parameter in own.values():
-            parameter.requires_grad_(True)
-        for batch in bar:
-            some = pairs.select(batch)
+    with _with_gradients(parameters.values()):
+        for batch in run.track(batches, "answer gradient", len(pairs), sizes=map(len, batches)):
             with model.loaded(), torch.enable_grad():
-                answer_losses(model, some, question).sum().backward()
-            for name, parameter in own.items():
+                answer_losses(model, pairs.select(batch), question).sum().backward()
+            for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     total[name] += parameter.grad.float().cpu()
                     parameter.grad = None
-    finally:
-        for parameter in own.values():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-    if bad := [name for name, t in total.items() if not t.isfinite().all()]:
+    if bad := [name for name, tensor in total.items() if not tensor.isfinite().all()]:
         raise ValueError(
-            f"method.gradient=answer: the gradient of {bad[0]} is not finite, in the model's own precision; take "
-            "model.dtype=bf16 or fp32, whose range is wider than fp16's"
+            f"gradient_source=answer: the gradient of {bad[0]} is not finite, in the model's own precision; "
+            "take model.dtype=bf16 or fp32, whose range is wider than that of fp16"
         )
     return {"sum": by_clip(model, total), "n": len(pairs)}
 
 
+@contextmanager
+def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Require gradients of `parameters` in this context. Afterwards none is required and none is left."""
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
 def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
-    """(n,) the loss of each pair: mean negative log-probability of its caption's tokens and the end marker."""
-    put = Questions((question,) * len(pairs), tuple((image,) for image in pairs.images))
-    asked, ready = model.inputs(put), model.inputs(put, pairs.captions)
-    lengths = ready["attention_mask"].sum(1) - asked["attention_mask"].sum(1)
-    logits = model.model(**ready).logits[:, :-1].float()
-    targets = ready["input_ids"][:, 1:]
-    each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    places = torch.arange(each.shape[1], device=each.device).flip(0)  # padded on the left: answers end together
-    said = places[None] < lengths[:, None]
-    return (each * said).sum(1) / lengths
+    """(n,) losses: the mean negative log-probability of the tokens of each caption and of the end marker."""
+    asked = Questions((question,) * len(pairs), tuple((image,) for image in pairs.images))
+    prompts, whole = model.inputs(asked), model.inputs(asked, pairs.captions)
+    lengths = whole["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
+    logits = model.model(**whole).logits[:, :-1].float()
+    targets = whole["input_ids"][:, 1:]
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    from_end = torch.arange(losses.shape[1], device=losses.device).flip(
+        0
+    )  # padded on the left: answers end together
+    in_answer = from_end[None] < lengths[:, None]
+    return (losses * in_answer).sum(1) / lengths
 
 
-def by_clip(model: Vlm, tower: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the model's vision tower under the names of its CLIP; zeros for the CLIP's other weights."""
-    vision = {name: w for name, w in model.clip.weights.items() if names.places(name, w, tower)}
+def by_clip(model: Vlm, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the vision tower under the names of its CLIP; zeros for the other weights of that CLIP."""
+    weights = model.clip.weights
+    vision = {name: w for name, w in weights.items() if names.places(name, w, tower)}
     homes = names.homes(names.full(vision), tower)
-    found = names.put_back({name: tower[home] for name, home in homes.items()}, vision)
-    return {name: found[name].contiguous() if name in found else torch.zeros_like(w, dtype=torch.float32, device="cpu")
-            for name, w in model.clip.weights.items()}  # fmt: skip
+    renamed = names.put_back({name: tower[home] for name, home in homes.items()}, vision)
+    return {
+        name: renamed[name].contiguous()
+        if name in renamed
+        else torch.zeros_like(w, dtype=torch.float32, device="cpu")
+        for name, w in weights.items()
+    }
 
 
-def answer_gradients(
-    model: Vlm, task: Task, name: str, *, batch_size: int, seed: int, store: Store, progress: bool = False
-) -> Gradients:
-    """Mean gradients of the answer loss: of naming `name` on its forget pairs, of describing the retain pairs.
+@dataclass(frozen=True)
+class AnswerGradients(GradientSource):
+    """Mean gradients of the answer loss: of answering with the name, and of describing the retain set.
 
-    Signs are those of the losses, so a step along the forget gradient makes the name less likely to be said. Retain pairs
-    that mention something forgotten are left out.
+    The forget pairs have the bare name as the right answer to `IDENTIFY`. The retain pairs have their caption
+    as the right answer to `DESCRIBE`; those that mention a forgotten name are left out. The losses of the
+    recipe are not used.
 
-    Source: muwa's own. The paper takes both on the CLIP.
+    Source: muwa's own. The paper takes both gradients on the CLIP.
     """
-    own: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "_free": {"progress": progress}}
-    named = task.forget[name].with_caption(name)
-    kept = task.retain.select([i for i in range(len(task.retain)) if i not in set(task.mentions)])
-    forget = store.get("gradients/answer_forget", answer_gradient_sum, model, named, question=IDENTIFY, **own)
-    retain = store.get("gradients/answer_retain", answer_gradient_sum, model, kept, question=DESCRIBE, **own)
-    means = [{key: total / found["n"] for key, total in found["sum"].items()} for found in (forget, retain)]
-    origin = {
-        "model": model.fingerprint, "forget_pairs": named.fingerprint, "retain_pairs": kept.fingerprint,
-        "losses": digest([IDENTIFY, DESCRIBE]), "batch_size": str(batch_size), "seed": str(seed),
-    }  # fmt: skip
-    return Gradients(means[0], means[1], forget["n"], retain["n"], origin)
+
+    def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
+        """Raise if the model does not answer questions, or if a gradient file is given.
+
+        Raises:
+            ValueError: Says which setting does not fit.
+        """
+        check_observer("gradient_source=answer", QuestionAnswering, model)
+        if run.gradient_file is not None:
+            raise ValueError(
+                f"gradients={run.gradient_file}: a file holds gradients of a CLIP, gradient_source=answer "
+                "takes those of answers; leave gradients=null, or take gradient_source=clip"
+            )
+
+    def __call__(
+        self, model: Vlm, task: Task, name: str, recipe: Recipe, run: Run
+    ) -> Mapping[str, Gradients] | None:
+        """The gradients by the one encoder of `model`. Worker ranks do not help; they get None."""
+        if not run.is_main:
+            return None
+        mentions = set(task.mentions)
+        forget_pairs = task.forget[name].with_caption(name)
+        retain_pairs = task.retain.select([i for i in range(len(task.retain)) if i not in mentions])
+        forget = self._mean("forget", model, forget_pairs, IDENTIFY, recipe, run)
+        retain = self._mean("retain", model, retain_pairs, DESCRIBE, recipe, run)
+        origin = {
+            "model": model.fingerprint,
+            "forget_pairs": forget_pairs.fingerprint,
+            "retain_pairs": retain_pairs.fingerprint,
+            "losses": digest([IDENTIFY, DESCRIBE]),
+            "batch_size": str(_pairs_at_once(recipe)),
+            "seed": str(recipe.seed),
+        }
+        gradients = Gradients(forget, retain, len(forget_pairs), len(retain_pairs), origin)
+        return dict.fromkeys(model.clips, gradients)
+
+    def _mean(
+        self, side: str, model: Vlm, pairs: Pairs, question: str, recipe: Recipe, run: Run
+    ) -> dict[str, Tensor]:
+        """The mean of the gradient over `pairs`; the cache keeps the sum."""
+        total: GradientSum = run.cached(
+            f"gradients/answer_{side}",
+            answer_gradient_sum,
+            model,
+            pairs,
+            question=question,
+            batch_size=_pairs_at_once(recipe),
+            seed=recipe.seed,
+            _free={"run": run},
+        )
+        return {key: tensor / total["n"] for key, tensor in total["sum"].items()}
+
+
+def _pairs_at_once(recipe: Recipe) -> int:
+    """The pairs of a batch. Each pair has its own loss, so a smaller batch gives the same gradient."""
+    return recipe.micro_batch_size or recipe.batch_size

@@ -1,17 +1,36 @@
-"""The contract of a gradient source: what a step goes along."""
+"""The contract of a gradient source: the direction that a method steps along."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from muwa.gradients.accumulation import PRECISIONS
 from muwa.gradients.losses import by_name
-from muwa.models.base import Editable
-from muwa.run import Run
-from muwa.types.data import Task
-from muwa.types.gradients import Gradients
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.run import Run
+    from muwa.types.data import Task
+    from muwa.types.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A loss, and the batches that its gradient is summed over.
+
+    Args:
+        name: "cosine" | "contrastive" (`muwa.gradients.losses`).
+        batch_size: Pairs a batch. It sets the negatives of the contrastive loss, so it is part of the result.
+        seed: Of the order of the pairs.
+        precision: Of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
+    """
+
+    name: str
+    batch_size: int
+    seed: int
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -23,7 +42,8 @@ class Recipe:
         batch_size: Pairs a batch. It sets the negatives of the contrastive loss, so it is part of the result.
         seed: Of the order of the pairs.
         precision: Of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
-        micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by rounding only.
+        micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
+            rounding only.
 
     Raises:
         ValueError: A setting is out of range; says which, before anything is computed.
@@ -45,8 +65,19 @@ class Recipe:
             raise ValueError(f"method.precision: got {self.precision!r}, want one of {', '.join(PRECISIONS)}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(
-                f"method.micro_batch_size: got {self.micro_batch_size}, want at least 1, or null for whole batches"
+                f"method.micro_batch_size: got {self.micro_batch_size}, want at least 1, "
+                "or null for whole batches"
             )
+
+    @property
+    def forget(self) -> BatchLoss:
+        """The forget loss with its batches."""
+        return BatchLoss(self.forget_loss, self.batch_size, self.seed, self.precision)
+
+    @property
+    def retain(self) -> BatchLoss:
+        """The retain loss with its batches."""
+        return BatchLoss(self.retain_loss, self.batch_size, self.seed, self.precision)
 
 
 class GradientSource(Protocol):
@@ -66,3 +97,21 @@ class GradientSource(Protocol):
 
         The sign is that of the loss: a step along the forget gradient raises the forget loss.
         """
+
+
+@runtime_checkable
+class TakesGradients(Protocol):
+    """A method whose gradients can be exported (`python -m muwa.gradients export`).
+
+    Attributes:
+        recipe: How it takes them.
+        gradients: Its gradient source.
+    """
+
+    @property
+    def recipe(self) -> Recipe:
+        """See the class."""
+
+    @property
+    def gradients(self) -> GradientSource:
+        """See the class."""

@@ -1,4 +1,4 @@
-"""Gradients as one safetensors file, checked against what they were computed from when they are read back."""
+"""Gradients as one safetensors file. Reading compares what they were computed from with the present run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from muwa.types.gradients import Gradients
 FORMAT = "muwa.gradients/1"
 
 
-def write_gradients(path: Path, found: Gradients) -> None:
-    """Write gradients as one safetensors file (`forget/<name>`, `retain/<name>`, origin in its metadata), atomically."""
-    tensors = {f"forget/{k}": g.contiguous() for k, g in found.forget.items()}
-    tensors |= {f"retain/{k}": g.contiguous() for k, g in found.retain.items()}
-    about = {"n_forget": found.n_forget, "n_retain": found.n_retain, "origin": dict(found.origin)}
+def write_gradients(path: Path, gradients: Gradients) -> None:
+    """Write gradients as one safetensors file, atomically.
+
+    Its tensors are `forget/<parameter>` and `retain/<parameter>`; its metadata holds the rest.
+    """
+    tensors = {f"forget/{k}": g.contiguous() for k, g in gradients.forget.items()}
+    tensors |= {f"retain/{k}": g.contiguous() for k, g in gradients.retain.items()}
+    about = {"n_forget": gradients.n_forget, "n_retain": gradients.n_retain, "origin": dict(gradients.origin)}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
@@ -27,13 +30,15 @@ def write_gradients(path: Path, found: Gradients) -> None:
 
 
 def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
-    """Read a file of `write_gradients` back.
+    """Read a file of `write_gradients`.
 
     Args:
-        expected: What they must have been computed from (`origin`); None takes them unchecked.
+        expected: What the gradients must have been computed from (`muwa.gradients.mean.origin`); None does
+            not check it.
 
     Raises:
-        ValueError: Not such a file, or computed from something else; says which parts differ.
+        ValueError: It is no such file, or its gradients were computed from something else; says which parts
+            differ.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -46,7 +51,10 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
             f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE"
         )
     if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
-        lines = [f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
+        lines = [
+            f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}"
+            for k in wrong
+        ]
         raise ValueError(
             f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "
             "Take the same model, data and losses, or leave gradients=null to compute them."

@@ -1,5 +1,8 @@
-"""The two losses of SLUG on batches of normalised embeddings. Both are means over the batch, and both are *losses*:
-lower means better aligned. No sign is flipped here; `layer_search/` is the only place where a sign meets a weight."""
+"""The two losses of SLUG on batches of normalised embeddings. Both are means over the batch.
+
+Both are *losses*: lower means better aligned. No sign is flipped here: `muwa.layer_search.steps.step_deltas`
+is the only place where a gradient is added to a weight.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cosine(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Forget loss: `mean(1 - cos(v_i, t_i))` over matched pairs; the other pairs of the batch play no part.
+    """Forget loss: `mean(1 - cos(v_i, t_i))` over matched pairs; no other pairs of the batch enter it.
 
     Args:
         images: (n, d) embeddings v, each of length 1.
         texts: (n, d) embeddings t, each of length 1.
-        scale: The model's temperature `exp(logit_scale)`; not used, taken so that losses are interchangeable.
+        scale: The model's temperature `exp(logit_scale)`. Not used: all losses have the same arguments.
 
     Returns:
         A scalar in [0, 2], the mean over the n pairs.
@@ -40,7 +43,7 @@ def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     Args:
         images: (n, d) embeddings, each of length 1.
         texts: (n, d) embeddings, each of length 1.
-        scale: The model's own temperature `exp(logit_scale)`, a scalar.
+        scale: The model's temperature `exp(logit_scale)`, a scalar.
 
     Returns:
         A scalar >= 0, the mean over pairs and the two directions.
@@ -56,7 +59,7 @@ def by_name(name: str) -> Loss:
     """The loss called `name`: "cosine" or "contrastive".
 
     Raises:
-        ValueError: It is neither.
+        ValueError: There is no such loss.
     """
     losses: dict[str, Loss] = {"cosine": cosine, "contrastive": contrastive}
     if name not in losses:

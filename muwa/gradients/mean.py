@@ -1,30 +1,42 @@
-"""The gradient stage: one mean gradient of each loss, of the whole model, at the unedited weights.
+"""The gradient stage: the mean gradients of the forget loss and the retain loss at the unedited weights.
 
-    python -m muwa.gradients export RUN FILE       # hand a run's gradients on; another run reads them: gradients=FILE
+    python -m muwa.gradients export RUN FILE       # write a run's gradients to a file
+    python launch.py gradients=FILE                # take them in place of computing them
 
-Eval mode, no augmentation, a fixed order: the same inputs give the same bits. Sums over pairs are kept rather than means,
-so that a retain gradient shared by a whole sweep can be corrected for the few pairs that mention what is being forgotten:
-one pass over the batches that hold them gives the loss without them minus the loss with them.
+The model is in eval mode and there is no augmentation. The order is fixed, so the same inputs give the same
+bits. The cache keeps sums over pairs, not means. So all requests on the same data share one retain sum. It is
+corrected for the pairs that mention a forgotten name: one pass over the batches with such pairs gives their
+loss without these pairs minus their loss with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from torch import Tensor
 
-from muwa.cache.store import Store
 from muwa.fingerprint import digest
-from muwa.gradients.accumulation import PRECISIONS, accumulate, leaving_out, whole
+from muwa.gradients.accumulation import accumulate, leaving_out, whole
+from muwa.gradients.base import BatchLoss, GradientSource, Recipe
+from muwa.gradients.files import read_gradients
 from muwa.gradients.losses import by_name
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.types.data import Pairs, Task
 from muwa.types.gradients import Gradients
 
-FORMAT = "muwa.gradients/1"
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Pairs, Task
+
+
+class GradientSum(TypedDict):
+    """A gradient summed over pairs by parameter name, and the number of pairs (negative: left out)."""
+
+    sum: dict[str, Tensor]
+    n: int
 
 
 def plan(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
@@ -34,104 +46,154 @@ def plan(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
 
 
 def gradient_sum(
-    model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, precision: str = "fp32",
-    without: tuple[int, ...] = (), micro_batch_size: int | None = None, world: Distributed = ALONE, progress: bool = False,
-) -> dict[str, object]:  # fmt: skip
-    """Sum over pairs of the gradient of a batch-mean loss: `sum_b n_b * grad(loss_b)`.
+    model: Clip,
+    pairs: Pairs,
+    loss: BatchLoss,
+    *,
+    without: tuple[int, ...] = (),
+    micro_batch_size: int | None = None,
+    run: Run,
+) -> GradientSum:
+    """The gradient of a batch-mean loss, summed over pairs: `sum over batches b of n_b * grad(loss_b)`.
 
     Args:
-        model: Its weights are not changed; gradients are taken of every parameter, in eval mode.
-        loss: "cosine" or "contrastive" (`muwa.gradients.losses`). Its sign is kept: the gradient points to a *higher* loss.
-        batch_size: For the contrastive loss it sets the negatives, so it is part of the result.
-        seed: Of the order of pairs.
-        precision: "fp32" or "bf16" (`muwa.gradients.accumulation.accumulate`).
-        without: Give instead what leaving these pairs out of their batches adds to that sum: one pass over the batches
-            that hold them.
-        micro_batch_size, world: How the work is cut; they change the result by rounding only.
+        model: In eval mode. Its weights are not changed. Gradients are taken by every parameter.
+        loss: The loss and its batches. The sign is that of the loss: the gradient points to a *higher* loss.
+        without: Give the change of that sum when these pairs are left out of their batches instead. It takes
+            one pass over the batches that hold them.
+        micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
+            rounding only.
+        run: Its processes share the work: all of them must call this. Take `Run()` where only the main rank
+            calls it.
 
     Returns:
-        {"sum": parameter name -> tensor of its shape, "n": pairs used (negative: left out)}. Parameters the loss does not
-        reach are zero.
+        The sum, and the number of pairs in it. Parameters that the loss does not reach are zero.
 
     Raises:
         ValueError: There are no pairs.
 
-    Source: SLUG (arXiv 2407.11867), section 1.1 of the facts. Differs from the release: eval mode and no
-    augmentation; weighted by samples, so that a short last batch does not count as a full one; gradients start from
-    zero for every loss.
+    Source: SLUG (arXiv 2407.11867), algorithm 1. Differs from the release in four ways. The model is in eval
+    mode. There is no augmentation. Batches are weighted by their pairs, so that a short last batch does not
+    count as a full one. The gradient of each loss starts from zero.
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
-    batches = plan(len(pairs), batch_size, seed)
+    batches = plan(len(pairs), loss.batch_size, loss.seed)
     jobs, left_out = leaving_out(batches, without) if without else (whole(batches), 0)
     total = accumulate(
-        model, pairs, jobs, by_name(loss), f"{loss} gradient", precision=precision, micro_batch_size=micro_batch_size,
-        world=world, progress=progress,
-    )  # fmt: skip
+        model,
+        pairs,
+        jobs,
+        by_name(loss.name),
+        f"{loss.name} gradient",
+        precision=loss.precision,
+        micro_batch_size=micro_batch_size,
+        run=run,
+    )
     return {"sum": total, "n": -left_out if without else len(pairs)}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How gradients are taken: everything beside model and data that enters them."""
+def forget_sum(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> GradientSum:
+    """The gradient of the forget loss, summed over the forget set of `name`; cached.
 
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for loss in (self.forget_loss, self.retain_loss):
-            by_name(loss)  # an unknown one is an error here, before anything is computed
-        if self.batch_size < 1:
-            raise ValueError(f"method.batch_size: got {self.batch_size}, want at least 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"method.precision: got {self.precision!r}, want one of {', '.join(PRECISIONS)}")
+    All ranks must call this; worker ranks get None.
+    """
+    free = {"run": run, "micro_batch_size": recipe.micro_batch_size}
+    return run.cached(
+        "gradients/forget", gradient_sum, model, task.forget[name], recipe.forget, _free=free, _together=True
+    )
 
 
-def gradients(
-    model: Clip, task: Task, name: str, recipe: Recipe, *, store: Store, micro_batch_size: int | None = None,
-    world: Distributed = ALONE, progress: bool = False,
-) -> Gradients | None:  # fmt: skip
-    """Mean forget gradient of `name` and mean retain gradient, each part read back from `store` if it was seen before.
+def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> Gradients | None:
+    """The mean forget gradient of `name` and the mean retain gradient, of one CLIP. Their sums are cached.
 
-    The retain sum over all retain pairs is shared by every request on the same data; pairs of `task.mentions` are taken
+    All requests on the same data share the sum over the whole retain set. Pairs of `task.mentions` are taken
     out of it exactly, by one pass over the batches that hold them.
 
     Args:
-        micro_batch_size: Pairs encoded at once; None takes whole batches.
-        world: The processes that take gradients together; all of them must call this.
+        run: Its processes take gradients together: all of them must call this.
 
     Returns:
-        Means over pairs, sign of the losses; None on all ranks but the first.
+        Means over pairs, with the signs of the losses; None on worker ranks.
+
+    Raises:
+        ValueError: Every pair of the retain set mentions what is to be forgotten.
     """
     if len(task.mentions) >= len(task.retain):
         raise ValueError(
-            f"{name}: all {len(task.retain)} retain pairs mention what is to be forgotten; want some that do not: "
-            "name other pairs in dataset.retain, or fewer aliases"
+            f"{name}: all {len(task.retain)} retain pairs mention what is to be forgotten; "
+            "want some that do not: name other pairs in dataset.retain, or fewer aliases"
         )
-    free = {"progress": progress, "world": world, "micro_batch_size": micro_batch_size}
-    own: dict[str, Any] = {"batch_size": recipe.batch_size, "seed": recipe.seed, "precision": recipe.precision}
-    own |= {"_free": free, "_world": world}
-    forget = store.get("gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss, **own)
-    kept = {"loss": recipe.retain_loss, **own}
-    retain = store.get("gradients/retain", gradient_sum, model, task.retain, **kept)
-    less = None
+    free = {"run": run, "micro_batch_size": recipe.micro_batch_size}
+    forget = forget_sum(model, task, name, recipe, run)
+    retain: GradientSum = run.cached(
+        "gradients/retain", gradient_sum, model, task.retain, recipe.retain, _free=free, _together=True
+    )
+    change: GradientSum | None = None
     if task.mentions:
-        less = store.get("gradients/mentions", gradient_sum, model, task.retain, without=task.mentions, **kept)
-    if not world.leads:
+        change = run.cached(
+            "gradients/mentions",
+            gradient_sum,
+            model,
+            task.retain,
+            recipe.retain,
+            without=task.mentions,
+            _free=free,
+            _together=True,
+        )
+    if not run.is_main:
         return None
-    n_retain = retain["n"] + (less["n"] if less else 0)
-    assert n_retain > 0  # refused above, before anything is computed
-    for key, total in retain["sum"].items():  # read back for this call alone: changed in place
-        (total.add_(less["sum"][key]) if less else total).div_(n_retain)
+    n_retain = retain["n"] + (change["n"] if change else 0)
+    for key, total in retain[
+        "sum"
+    ].items():  # these tensors belong to this call alone, so they are changed in place
+        (total.add_(change["sum"][key]) if change else total).div_(n_retain)
         forget["sum"][key].div_(forget["n"])
     return Gradients(forget["sum"], retain["sum"], forget["n"], n_retain, origin(model, task, name, recipe))
 
 
+@dataclass(frozen=True)
+class ClipGradients(GradientSource):
+    """Both gradients of each encoder's CLIP: computed, or read from `run.gradient_file`.
+
+    Source: SLUG (arXiv 2407.11867), algorithm 1; docs/method.md, step 1.
+    """
+
+    def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
+        """Raise for a gradient file where the model has several CLIPs.
+
+        Raises:
+            ValueError: One file holds the gradients of one CLIP.
+        """
+        if run.gradient_file is not None and len(model.clips) > 1:
+            raise ValueError(
+                f"gradients={run.gradient_file}: a file holds the gradients of one CLIP, and {model.source} "
+                f"has {len(model.clips)} ({', '.join(model.clips)}); leave gradients=null to compute them"
+            )
+
+    def __call__(
+        self, model: Editable, task: Task, name: str, recipe: Recipe, run: Run
+    ) -> Mapping[str, Gradients] | None:
+        """The gradients of each CLIP of `model`; None on worker ranks.
+
+        Raises:
+            ValueError: The gradient file was computed from something else.
+        """
+        each = {}
+        for encoder, clip in model.clips.items():
+            if run.gradient_file is None:
+                gradients = mean_gradients(clip, task, name, recipe, run)
+            elif run.is_main:
+                gradients = read_gradients(run.gradient_file, origin(clip, task, name, recipe))
+            else:
+                gradients = None
+            if gradients is not None:
+                each[encoder] = gradients
+        return each if run.is_main else None
+
+
 def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:
-    """What gradients depend on, by part: model, forget pairs, retain pairs, losses, batch size and seed."""
+    """What gradients depend on: model, forget pairs, retain pairs, losses, batch size, seed, precision."""
     left_out = digest([str(i) for i in task.mentions])
     return {
         "model": model.fingerprint,
@@ -141,4 +203,12 @@ def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]
         "batch_size": str(recipe.batch_size),
         "seed": str(recipe.seed),
         "precision": recipe.precision,
+    }
+
+
+def norms(gradients: Gradients) -> dict[str, dict[str, float]]:
+    """Parameter name -> {"forget": |g_f|, "retain": |g_r|}, Euclidean norms."""
+    return {
+        name: {"forget": g.norm().item(), "retain": gradients.retain[name].norm().item()}
+        for name, g in gradients.forget.items()
     }

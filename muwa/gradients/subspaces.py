@@ -1,13 +1,15 @@
-"""Which input directions of each weight the retained data uses most: a step that leaves them out leaves more as it was.
+"""Input directions of each weight that the retain set uses most, and a forget gradient without them.
 
-A linear map y = W x changes by dW x. Where the rows of dW are orthogonal to what x is on retained data, those y stay.
+A linear map y = W x changes by dW x. Where the rows of dW are orthogonal to the inputs x of the retain set,
+the outputs y of the retain set stay the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,84 +17,106 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muwa.gradients.accumulation import accumulate, whole
+from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.losses import by_name
 from muwa.gradients.mean import plan
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.layers import is_candidate
-from muwa.models.clip.model import Clip
-from muwa.runtime.progress import track
-from muwa.types.data import Pairs
+from muwa.run import Run
 from muwa.types.gradients import Gradients
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.models.clip.model import Clip
+    from muwa.types.data import Pairs, Task
 
 KINDS = ("gradient", "fisher", "activations")
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.bmm.default: 0}
 
 
 def input_dim(name: str) -> int:
-    """Which dimension of a weight is its input: 0 of open_clip's projections (x @ W), 1 of all others (x @ W^T)."""
+    """The dimension of a weight that is its input: 0 for open_clip's projections (x @ W), else 1 (W @ x)."""
     return 0 if name in ("visual.proj", "text_projection", "text.text_projection") else 1
 
 
-def rows(name: str, tensor: Tensor) -> Tensor:
-    """A weight, or a gradient of it, as (outputs, inputs); a convolution's inputs are channels x patch. A view."""
+def as_matrix(name: str, tensor: Tensor) -> Tensor:
+    """A weight or gradient as (outputs, inputs), a view. The inputs of a convolution are channels x patch."""
     return tensor.T if input_dim(name) == 0 else tensor.flatten(1)
 
 
 def matrices(model: Clip) -> list[str]:
-    """Names of the weights that have input directions: candidates to edit of two dimensions or more."""
+    """Names of the weights that have input directions: candidates to edit with two dimensions or more."""
     return [name for name, tensor in model.weights.items() if tensor.ndim > 1 and is_candidate(name, tensor)]
 
 
 def second_moments(
-    model: Clip, pairs: Pairs, *, kind: str, loss: str, batch_size: int, seed: int, progress: bool = False
+    model: Clip, pairs: Pairs, *, kind: str, loss: str, batch_size: int, seed: int, run: Run
 ) -> dict[str, Tensor]:
-    """Of each weight matrix the (inputs, inputs) second moment, fp32, whose leading eigenvectors the retained data uses.
+    """The second moment of the inputs of each weight matrix, (inputs, inputs) in fp32.
 
     Args:
-        pairs: Retained pairs.
-        kind: "fisher": sum over batches of n_b G_b^T G_b, G_b the batch's gradient as (outputs, inputs): the input side of
-            an empirical Fisher matrix, by batches. "activations": sum of x x^T over the inputs x of the weight, of all
-            tokens and patches (of a convolution: what its window covers), but for padding that its tower does not look at;
-            weights that meet no product have none.
-        loss, batch_size, seed: Of the gradients, as in `muwa.gradients.mean`.
+        pairs: The retain set.
+        kind: "fisher": the sum over batches of n_b G_b^T G_b. G_b is the gradient of the batch as (outputs,
+            inputs), so this is the input side of an empirical Fisher matrix, by batches. "activations": the
+            sum of x x^T over the inputs x of the weight, over all tokens and patches. Padding does not count
+            where its tower ignores it. The inputs of a convolution are the pixels of its window. Weights
+            without a matrix product have no moment.
+        loss, batch_size, seed: Of the gradients, as in `muwa.gradients.base.BatchLoss`.
+        run: Shows the progress.
 
-    Source: Fisher: as the input factor of K-FAC (arXiv 1503.05671), of whole batches. Activations: gradient projection
-    memory (arXiv 2103.09762), there for continual learning.
+    Source: Fisher: the input factor of K-FAC (arXiv 1503.05671), here of whole batches. Activations: gradient
+    projection memory (arXiv 2103.09762), there for continual learning.
     """
     batches = plan(len(pairs), batch_size, seed)
+    bar = run.track(batches, f"{kind} of the retain set", len(pairs), sizes=map(len, batches))
+    return _fisher(model, pairs, bar, loss) if kind == "fisher" else _activations(model, pairs, batches, bar)
+
+
+def _fisher(model: Clip, pairs: Pairs, bar: Iterator[list[int]], loss: str) -> dict[str, Tensor]:
+    """The kind "fisher" of `second_moments`."""
     moments: dict[str, Tensor] = {}
-    bar = track(batches, f"{kind} of retained pairs", len(pairs), show=progress, sizes=map(len, batches))
-    if kind == "fisher":
-        for batch in bar:
-            some = pairs.select(batch)
-            found = accumulate(model, some, whole([range(len(some))]), by_name(loss), "one batch")
-            for name in matrices(model):
-                gradient = rows(name, found[name]) / len(some)
-                moments[name] = moments.get(name, 0) + len(some) * gradient.T @ gradient
-        return moments
+    for batch in bar:
+        some = pairs.select(batch)
+        gradients = accumulate(model, some, whole([range(len(some))]), by_name(loss), "one batch", run=Run())
+        for name in matrices(model):
+            gradient = as_matrix(name, gradients[name]) / len(some)
+            moments[name] = moments.get(name, 0) + len(some) * gradient.T @ gradient
+    return moments
+
+
+def _activations(
+    model: Clip, pairs: Pairs, batches: list[list[int]], bar: Iterator[list[int]]
+) -> dict[str, Tensor]:
+    """The kind "activations" of `second_moments`."""
+    moments: dict[str, Tensor] = {}
     images = [pairs.images[i] for batch in batches for i in batch]
     tokens = model.tokenize(list(pairs.captions))
-    with _products_in_sight(), torch.no_grad():
+    decoded = pixel_batches(model, images, [len(batch) for batch in batches])
+
+    def add(name: str, x: Tensor) -> None:
+        moments[name] = moments.get(name, 0) + x.T @ x
+
+    with _unfused_attention(), torch.no_grad():
         short = model.tokenize(["a photo"])
-        turned, padded = _token_first(model, short), _ignores_padding(model, short)
-        for batch, pixels in zip(bar, pixel_batches(model, images, [len(batch) for batch in batches]), strict=True):
-            used = _used(tokens[batch]) if padded else None
+        by_token, causal = _token_first(model, short), _ignores_padding(model, short)
+        for batch, pixels in zip(bar, decoded, strict=True):
+            counts = _not_padding(tokens[batch]) if causal else None
 
-            def add(name: str, x: Tensor, used: Tensor | None = used) -> None:
-                if used is not None and len(x) == used.numel():
-                    x = x[(used.T if name in turned else used).flatten().to(x.device)]
-                moments[name] = moments.get(name, 0) + x.T @ x
+            def add_text(name: str, x: Tensor, counts: Tensor | None = counts) -> None:
+                if counts is not None and len(x) == counts.numel():
+                    x = x[(counts.T if name in by_token else counts).flatten().to(x.device)]
+                add(name, x)
 
-            with _Inputs(model, add):
+            with _WeightInputs(model, add_text):
                 model.whole("text", tokens[batch])
-            with _Inputs(model, lambda name, x: add(name, x, None)):
+            with _WeightInputs(model, add):
                 model.whole("vision", pixels)
     return {name: moments[name].cpu() for name in matrices(model) if name in moments}
 
 
 @contextmanager
-def _products_in_sight() -> Iterator[None]:
-    """Without the fused attention of `torch.nn.MultiheadAttention`, which hides its products."""
+def _unfused_attention() -> Iterator[None]:
+    """Switch off the fused attention of `torch.nn.MultiheadAttention`, which hides its matrix products."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -101,10 +125,10 @@ def _products_in_sight() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _used(tokens: Tensor) -> Tensor:
-    """(n, length) bool: all tokens up to the first of the equal ones at the end, which are padding.
+def _not_padding(tokens: Tensor) -> Tensor:
+    """(n, length) bool: all tokens up to the first of the equal tokens at the end, which are padding.
 
-    >>> _used(torch.tensor([[8, 1, 9, 0, 0], [8, 1, 9, 9, 9], [8, 1, 2, 3, 9]])).int().tolist()
+    >>> _not_padding(torch.tensor([[8, 1, 9, 0, 0], [8, 1, 9, 9, 9], [8, 1, 2, 3, 9]])).int().tolist()
     [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     """
     length = tokens.shape[1]
@@ -113,8 +137,8 @@ def _used(tokens: Tensor) -> Tensor:
 
 
 def _ignores_padding(model: Clip, tokens: Tensor) -> bool:
-    """Whether another token at the very end of a short text leaves its embedding as it is (a causal tower)."""
-    if _used(tokens)[0, -1]:
+    """Whether a change of the last token of a short text leaves its embedding as it is (a causal tower)."""
+    if _not_padding(tokens)[0, -1]:
         return False
     other = tokens.clone()
     other[0, -1] = tokens[0, 1]
@@ -123,36 +147,42 @@ def _ignores_padding(model: Clip, tokens: Tensor) -> bool:
 
 
 def _token_first(model: Clip, tokens: Tensor) -> set[str]:
-    """Weights of the text tower whose inputs come by token, then text (attention's), found with one text given twice."""
-    found = set()
+    """Weights of the text tower whose inputs are ordered by token, then by text (those of attention).
+
+    The same text is encoded twice: such inputs come in equal pairs.
+    """
+    names = set()
 
     def look(name: str, x: Tensor) -> None:
         if len(x) == 2 * tokens.shape[1] and torch.allclose(x[::2], x[1::2], atol=1e-5):
-            found.add(name)
+            names.add(name)
 
-    with _Inputs(model, look):
+    with _WeightInputs(model, look):
         model.whole("text", tokens.repeat(2, 1))
-    return found
+    return names
 
 
-class _Inputs(TorchDispatchMode):
-    """Tells `hear` the name of each weight matrix that something is multiplied with (found by where it lies in memory),
-    and the inputs: (rows, inputs), fp32."""
+class _WeightInputs(TorchDispatchMode):
+    """Calls `record(name, inputs)` for every product with a weight matrix; the inputs are (n, inputs), fp32.
 
-    def __init__(self, model: Clip, hear: Callable[[str, Tensor], None]):
+    A weight is recognised by its place in memory.
+    """
+
+    def __init__(self, model: Clip, record: Callable[[str, Tensor], None]):
         super().__init__()
-        self._known, self._hear = {model.weights[name].data_ptr(): name for name in matrices(model)}, hear
+        self._names = {model.weights[name].data_ptr(): name for name in matrices(model)}
+        self._record = record
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
             x, weight = args[_PRODUCTS[func] : _PRODUCTS[func] + 2]
-            if name := self._known.get(weight.data_ptr()):
-                self._hear(name, x.flatten(0, -2).float())
+            if name := self._names.get(weight.data_ptr()):
+                self._record(name, x.flatten(0, -2).float())
         elif func is torch.ops.aten.convolution.default and args[1].ndim == 4:
             x, weight, _, stride, padding, dilation = args[:6]
-            if name := self._known.get(weight.data_ptr()):
+            if name := self._names.get(weight.data_ptr()):
                 windows = F.unfold(x, weight.shape[2:], dilation, padding, stride)
-                self._hear(name, windows.mT.flatten(0, 1).float())
+                self._record(name, windows.mT.flatten(0, 1).float())
         return func(*args, **(kwargs or {}))
 
 
@@ -160,7 +190,8 @@ def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:
     """(inputs, k) orthonormal: the eigenvectors of the largest eigenvalues of a second moment.
 
     Args:
-        rank: k, at most the inputs less one; None: as many as hold `energy` of the trace.
+        rank: k, at most the number of inputs less one; None takes the smallest k that holds `energy` of the
+            trace.
 
     >>> leading(torch.diag(torch.tensor([1.0, 8.0, 1.0])), rank=None, energy=0.75).abs().T
     tensor([[0., 1., 0.]])
@@ -168,31 +199,113 @@ def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.flip(0).clamp(min=0)
     if rank is None:
-        share = values.cumsum(0) / values.sum().clamp(min=1e-300)
-        rank = int((share < energy).sum()) + 1
+        fraction = values.cumsum(0) / values.sum().clamp(min=1e-300)
+        rank = int((fraction < energy).sum()) + 1
     return vectors.flip(1)[:, : min(rank, len(values) - 1)].float()
 
 
-def without(
-    found: Gradients, moments: Mapping[str, Tensor] | None, *, kind: str, rank: int | None, energy: float
-) -> Gradients:
-    """The same gradients, the forget gradient without the leading input directions of the retained data: G - (G V) V^T.
+@dataclass(frozen=True)
+class ProjectedGradients(GradientSource):
+    """Another source, with the forget gradient projected off the subspace that the retain set uses most.
+
+        G_f (I - V V^T),   with V of `leading`
 
     Args:
-        moments: Of `second_moments`; None takes G_r^T G_r, of the mean retain gradient ("gradient").
-        rank, energy: As in `leading`.
-
-    Weights that have no moment keep their gradient; `origin` says what was taken out, so that a search of these is cached
-    by itself.
+        source: Where the gradients come from.
+        subspace: What V is computed from: "gradient" (the mean retain gradient G_r, by its moment G_r^T G_r),
+            "fisher" or "activations" (`second_moments`).
+        energy, rank: Which V, as in `leading`.
     """
-    forget = dict(found.forget)
-    names = [name for name, g in forget.items() if g.ndim > 1 and is_candidate(name, g)] if moments is None else moments
-    for name in names:
-        g_r = rows(name, found.retain[name])
-        basis = leading(g_r.T @ g_r if moments is None else moments[name], rank=rank, energy=energy)
-        changed = forget[name].clone()
-        view = rows(name, changed)
-        view -= (view @ basis) @ basis.T
-        forget[name] = changed
-    about = {**found.origin, "without": f"{kind}/{rank}/{energy}"}
-    return Gradients(forget, found.retain, found.n_forget, found.n_retain, about)
+
+    source: GradientSource
+    subspace: str
+    energy: float
+    rank: int | None
+
+    def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
+        """Raise if a setting is out of range, or if the other source does not fit.
+
+        Raises:
+            ValueError: Names the setting, what it was and what is wanted.
+        """
+        if self.subspace not in KINDS:
+            raise ValueError(f"method.subspace: got {self.subspace!r}, want one of {', '.join(KINDS)}")
+        if not 0 < self.energy < 1:
+            raise ValueError(f"method.energy: got {self.energy}, want a fraction above 0 and below 1")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"method.rank: got {self.rank}, want at least 1, or null to go by energy")
+        self.source.check(model, recipe, run)
+
+    def __call__(
+        self, model: Editable, task: Task, name: str, recipe: Recipe, run: Run
+    ) -> Mapping[str, Gradients] | None:
+        """The projected gradients of each CLIP of `model`; None on worker ranks."""
+        each = self.source(model, task, name, recipe, run)
+        if each is None:
+            return None
+        return {
+            encoder: self.projected(gradients, self.moments(model.clips[encoder], task, recipe, run))
+            for encoder, gradients in each.items()
+        }
+
+    def moments(self, clip: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
+        """The second moments of the retain set without the pairs of `task.mentions`; None for "gradient".
+
+        Activations are a sum over pairs: all requests share the sum over the whole retain set, and that of
+        the mentions is subtracted. Fisher is a sum over batches, and without a pair the batches are others,
+        so it is computed anew.
+        """
+        if self.subspace == "gradient":
+            return None
+        if self.subspace == "fisher":
+            mentions = set(task.mentions)
+            return self._cached(
+                clip,
+                task.retain.select([i for i in range(len(task.retain)) if i not in mentions]),
+                recipe,
+                run,
+            )
+        total = self._cached(clip, task.retain, recipe, run)
+        if not task.mentions:
+            return total
+        less = self._cached(clip, task.retain.select(list(task.mentions)), recipe, run)
+        return {name: moment - less[name] for name, moment in total.items()}
+
+    def _cached(self, clip: Clip, pairs: Pairs, recipe: Recipe, run: Run) -> dict[str, Tensor]:
+        moments: dict[str, Tensor] = run.cached(
+            "subspace",
+            second_moments,
+            clip,
+            pairs,
+            kind=self.subspace,
+            loss=recipe.retain_loss,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            _free={"run": run},
+        )
+        return moments
+
+    def projected(self, gradients: Gradients, moments: Mapping[str, Tensor] | None) -> Gradients:
+        """The same gradients with the forget gradient G - (G V) V^T for each weight matrix G.
+
+        Args:
+            moments: By name of the weight; None takes G_r^T G_r, of the mean retain gradient.
+
+        Weights without a moment keep their gradient. `origin` says what was taken out, so that a search on
+        these gradients has its own cache entry.
+        """
+        forget = dict(gradients.forget)
+        if moments is None:
+            names = [name for name, g in forget.items() if g.ndim > 1 and is_candidate(name, g)]
+        else:
+            names = list(moments)
+        for name in names:
+            g_r = as_matrix(name, gradients.retain[name])
+            moment = g_r.T @ g_r if moments is None else moments[name]
+            basis = leading(moment, rank=self.rank, energy=self.energy)
+            changed = forget[name].clone()
+            view = as_matrix(name, changed)
+            view -= (view @ basis) @ basis.T
+            forget[name] = changed
+        about = {**gradients.origin, "without": f"{self.subspace}/{self.rank}/{self.energy}"}
+        return Gradients(forget, gradients.retain, gradients.n_forget, gradients.n_retain, about)

@@ -1,90 +1,89 @@
-"""SLUG along a forget gradient that leaves alone the input directions which the retained data uses most: muwa's own."""
+"""SLUG along a forget gradient without the input directions that the retain set uses most: muwa's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from muwa.cache.store import Store
-from muwa.gradients.subspaces import KINDS, second_moments, without
-from muwa.layer_search.bisection import pareto_bisect
-from muwa.layer_search.steps import Log, silent
-from muwa.methods import slug
-from muwa.models.clip.model import Clip
-from muwa.models.diffusion.model import Diffusion
-from muwa.models.vlm.model import Vlm
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.types.data import Pairs, Task
+from muwa.gradients.base import GradientSource, Recipe
+from muwa.gradients.subspaces import ProjectedGradients
+from muwa.layer_search.base import LayerSearch
+from muwa.methods.base import Method
+from muwa.methods.slug import Slug
 from muwa.types.edit import Edit
-from muwa.types.gradients import Gradients
-from muwa.types.search import Search
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.run import Run
+    from muwa.types.data import Task
 
 
-def unlearn(
-    model: Clip | Diffusion | Vlm,
-    task: Task,
-    *,
-    store: Store,
-    layer_search: Callable[..., Search] = pareto_bisect,
-    subspace: str = "activations",
-    energy: float = 0.95,
-    rank: int | None = None,
-    forget_loss: str = "cosine",
-    retain_loss: str = "contrastive",
-    batch_size: int = 32,
-    seed: int = 0,
-    precision: str = "fp32",
-    gradient: str = "clip",
-    micro_batch_size: int | None = None,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """`muwa.methods.slug` with G_f (I - V V^T) in place of G_f, for every weight matrix; V (inputs, k) spans what is kept.
+@dataclass(frozen=True)
+class SlugSubspace(Method):
+    """SLUG with `G_f (I - V V^T)` in place of the forget gradient G_f of every weight matrix.
 
-    Scores, front and search are those of SLUG, on the refined gradient.
+    G_f is (outputs, inputs). The k columns of V (inputs, k) span the input directions that the retain set
+    uses most (`muwa.gradients.subspaces`). Scores, Pareto front and search are those of SLUG, on this
+    gradient.
 
     Args:
-        subspace: What V is of: "gradient", the mean retain gradient; "fisher", the batches' retain gradients; "activations",
-            the inputs that the weight meets on retained pairs (`muwa.gradients.subspaces`).
-        energy: k is the least number of directions that hold this share of the second moment's trace, in (0, 1).
-        rank: k itself, the same for all weights; None goes by `energy`.
-        model, task, layer_search, forget_loss, retain_loss, batch_size, seed, precision, gradient, micro_batch_size,
-            gradient_file, world: As in `muwa.methods.slug`.
+        layer_search: As in `muwa.methods.slug.Slug`.
+        subspace: What V is computed from. "gradient": the mean retain gradient. "fisher": the retain
+            gradients of single batches. "activations": the inputs of the weight on the retain set.
+        energy: k is the smallest number of directions with this fraction of the trace of the second moment.
+            In (0, 1).
+        rank: k itself, the same for all weights; None takes `energy`.
+        gradients, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size: As in `Slug`.
 
-    Raises:
-        ValueError: A setting is out of range, before any compute.
+    Source: muwa's own. Subspaces as in gradient projection memory (arXiv 2103.09762), there for continual
+    learning.
     """
-    if subspace not in KINDS:
-        raise ValueError(f"method.subspace: got {subspace!r}, want one of {', '.join(KINDS)}")
-    if not 0 < energy < 1:
-        raise ValueError(f"method.energy: got {energy}, want a share above 0 and below 1")
-    if rank is not None and rank < 1:
-        raise ValueError(f"method.rank: got {rank}, want at least 1, or null to go by energy")
-    moments: dict[str, Any] = {"kind": subspace, "loss": retain_loss, "batch_size": batch_size, "seed": seed}
 
-    def used(clip: Clip, pairs: Pairs) -> dict[str, Tensor]:
-        return store.get("subspace", second_moments, clip, pairs, **moments, _free={"progress": progress})
+    uses_workers: ClassVar[bool] = True
 
-    def refine(clip: Clip, task: Task, found: Gradients) -> Gradients:
-        mentions, of = list(task.mentions), None
-        if subspace == "fisher":  # batches with a pair less are other batches
-            of = used(clip, task.retain.select([i for i in range(len(task.retain)) if i not in set(mentions)]))
-        elif subspace == "activations":  # a sum over pairs, whose total all requests share
-            of = used(clip, task.retain)
-            less = used(clip, task.retain.select(mentions)) if mentions else {}
-            of = {name: moment - less[name] if less else moment for name, moment in of.items()}
-        return without(found, of, kind=subspace, rank=rank, energy=energy)
+    layer_search: LayerSearch
+    subspace: str
+    energy: float
+    rank: int | None
+    gradients: GradientSource
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    seed: int
+    precision: str
+    micro_batch_size: int | None
 
-    edit = slug.unlearn(
-        model, task, store=store, layer_search=layer_search, forget_loss=forget_loss, retain_loss=retain_loss,
-        batch_size=batch_size, seed=seed, precision=precision, gradient=gradient, micro_batch_size=micro_batch_size,
-        refine=refine, log=log, gradient_file=gradient_file, world=world, progress=progress,
-    )  # fmt: skip
-    again = len(task.retain) - len(task.mentions) if subspace == "fisher" else 0  # one more pass with gradients
-    return replace(edit, samples=edit.samples + again)
+    @property
+    def slug(self) -> Slug:
+        """SLUG on the projected gradients."""
+        return Slug(
+            self.layer_search,
+            ProjectedGradients(self.gradients, self.subspace, self.energy, self.rank),
+            self.forget_loss,
+            self.retain_loss,
+            self.batch_size,
+            self.seed,
+            self.precision,
+            self.micro_batch_size,
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the gradients are taken, before they are projected."""
+        return self.slug.recipe
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """Raise if a setting is out of range, or the gradient source or the search does not fit the model.
+
+        Raises:
+            ValueError: Names the setting, what it was and what is wanted.
+        """
+        self.slug.check(model, task, run)
+
+    def __call__(self, model: Editable, task: Task, run: Run) -> Edit:
+        """The edit; it has no delta for a name whose search found no feasible step."""
+        edit = self.slug(model, task, run)
+        more = (
+            len(task.retain) - len(task.mentions) if self.subspace == "fisher" else 0
+        )  # a second pass with gradients
+        return replace(edit, samples=edit.samples + more)
