@@ -1,88 +1,81 @@
-"""Read ImageNet-style folders: one folder a class."""
+"""Read a folder in ImageNet's layout: one folder a class."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from open_clip import IMAGENET_CLASSNAMES
 
-from muwa.data.samples import check_broken, decode
+from muwa.data.labelled import decodable
 from muwa.types.data import Broken, Classes, LabelledImages
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 _WNID = re.compile(r"n\d{8}")
 _NAME_FILES = ("LOC_synset_mapping.txt", "classnames.txt")
-_LAYOUT = "one folder a class: {root}/<class>/<picture>.jpg (ImageNet: {root}/n01440764/ILSVRC2012_val_00000293.JPEG)"
+_LAYOUT = (
+    "one folder a class: {root}/<class>/<image>.jpg (ImageNet: {root}/n01440764/ILSVRC2012_val_00000293.JPEG)"
+)
 
 
 def read_folder(
     root: Path, *, templates: Sequence[str], fraction: float, seed: int, max_broken: float
 ) -> tuple[LabelledImages, list[Broken]]:
-    """Labelled pictures of an ImageNet-style folder.
+    """The images of a folder, labelled by class.
 
     Args:
-        templates: Prompts of a class, with {}.
-        fraction: Share of the pictures to take, at random by `seed` (0.05 of ImageNet's 50,000 are 2,500); 1 takes all.
-        max_broken: Share of pictures that may fail to decode.
+        templates: Zero-shot prompts of a class, with {}.
+        fraction: Share of the images to take, at random by `seed`; 1 takes all.
+        max_broken: Share of broken images that is accepted.
 
     Returns:
-        (the pictures, classes in sorted folder order; the broken ones). Folders of one name are one class: a classifier by
-        names cannot tell them apart (of ImageNet's 1,000 in open_clip's naming two pairs: 998 classes).
+        (Images, with classes in the order of sorted folders; broken images). Folders of the same name are one
+        class, as a zero-shot classifier cannot tell them apart. open_clip gives ImageNet's 1,000 folders 998
+        names.
 
     Raises:
-        FileNotFoundError: No such folder, or no class folders in it: says what was found and the layout.
-        ValueError: Class names are missing, or too many pictures are broken.
+        FileNotFoundError: There is no such folder, or it has no class folders; says what was found, and the
+            layout.
+        ValueError: Class names are missing, or too many images are broken.
     """
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+    folders = (
+        sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if root.is_dir()
+        else []
+    )
     if not folders:
         loose = sum(path.suffix.lower() in _ENDINGS for path in root.iterdir()) if root.is_dir() else 0
-        found = f"{loose} pictures and no class folder" if root.is_dir() else "no such folder"
-        hint = " Sort them by class first (ImageNet's devkit has the labels of its validation set)." if loose else ""
+        found = f"{loose} images and no class folder" if root.is_dir() else "no such folder"
+        hint = (
+            " Sort them by class first (ImageNet's devkit has the labels of its validation set)."
+            if loose
+            else ""
+        )
         raise FileNotFoundError(f"dataset.images={root}: {found}; want {_LAYOUT.format(root=root)}.{hint}")
-    named = _class_names(root, [folder.name for folder in folders])
-    classes = Classes(tuple(dict.fromkeys(named)), tuple(templates))
+    names = _class_names(root, [folder.name for folder in folders])
+    classes = Classes(tuple(dict.fromkeys(names)), tuple(templates))
     rows = [
         (path, classes.names.index(name))
-        for name, folder in zip(named, folders, strict=True)
+        for name, folder in zip(names, folders, strict=True)
         for path in sorted(folder.iterdir())
         if path.suffix.lower() in _ENDINGS
     ]
     if not rows:
         raise FileNotFoundError(
-            f"dataset.images={root}: {len(folders)} folders and no picture; want {_LAYOUT.format(root=root)}"
+            f"dataset.images={root}: {len(folders)} folders and no image; want {_LAYOUT.format(root=root)}"
         )
     if fraction < 1:
         order = np.random.default_rng(seed).permutation(len(rows))[: round(fraction * len(rows))]
         rows = [rows[i] for i in sorted(order.tolist())]
     keys = tuple(str(path.relative_to(root)) for path, _ in rows)
-    pictures = LabelledImages(keys, tuple(path for path, _ in rows), tuple(label for _, label in rows), classes)
-    sound, broken = verified(pictures)
-    check_broken(broken, len(rows), max_broken, str(root))
-    return sound, broken
-
-
-def verified(pictures: LabelledImages) -> tuple[LabelledImages, list[Broken]]:
-    """The pictures that decode, and what is wrong with the others."""
-
-    def fault(i: int) -> str | None:
-        try:
-            decode(pictures.images[i])
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(4) as pool:
-        faults = list(pool.map(fault, range(len(pictures))))
-    broken = [Broken(pictures.keys[i], why) for i, why in enumerate(faults) if why]
-    return (pictures.select([i for i, why in enumerate(faults) if not why]) if broken else pictures), broken
+    images = LabelledImages(keys, tuple(path for path, _ in rows), tuple(label for _, label in rows), classes)
+    return decodable(images, max_broken, str(root))
 
 
 def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
-    """A name for each class folder, in the given order."""
+    """The class name of each folder, in order: its own name, or what a WordNet id stands for."""
     if not all(_WNID.fullmatch(folder) for folder in folders):
         return tuple(folder.replace("_", " ") for folder in folders)
     for path in (where / name for where in (root, root.parent) for name in _NAME_FILES):
@@ -90,11 +83,13 @@ def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
             rows = (line.strip().partition(" ") for line in path.read_text().splitlines())
             names = {wnid: text.split(",")[0].strip() for wnid, _, text in rows}
             if missing := [folder for folder in folders if folder not in names]:
-                raise ValueError(f"{path}: no name for {missing[0]} ({len(missing)} of {len(folders)} folders)")
+                raise ValueError(
+                    f"{path}: no name for {missing[0]} ({len(missing)} of {len(folders)} folders)"
+                )
             return tuple(names[folder] for folder in folders)
     if len(folders) == len(IMAGENET_CLASSNAMES):
         return tuple(IMAGENET_CLASSNAMES)
     raise ValueError(
-        f"dataset.images={root}: {len(folders)} WordNet folders, not ImageNet's 1000, and no names for them; put a "
-        "classnames.txt beside them with rows `n01440764 tench`"
+        f"dataset.images={root}: {len(folders)} WordNet folders, not ImageNet's 1000, and no names for them; "
+        "put a classnames.txt beside them with rows `n01440764 tench`"
     )

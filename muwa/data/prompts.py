@@ -1,4 +1,4 @@
-"""Which pictures to ask for: of what is forgotten, of its like, of everything else."""
+"""Which images a task asks a text-to-image model for."""
 
 from __future__ import annotations
 
@@ -12,49 +12,61 @@ from muwa.types.image_requests import ImageRequest
 def image_requests(
     task: Task, split: Split, *, seeds: Sequence[int], retain: int | None = None, cross: int | None = None
 ) -> list[ImageRequest]:
-    """The answer set of a task: every prompt with every seed.
+    """Every prompt of a task with every seed.
 
     Args:
-        split: Gives the other names (of its retain pictures) and the unrelated ones (classes of its utility pictures).
-        seeds: One picture a prompt each. Seeds of a search and of a report are to differ.
-        retain, cross: How many of the other and of the unrelated names are asked for, spread evenly over all; None: all.
+        split: Its retain set has the other names of the same kind, its utility set the names of the other
+            kind.
+        seeds: One image of each prompt for each seed. The search and the report have different seeds.
+        retain: How many of the other names of the same kind to ask for, evenly spread over all; None: all.
+        cross: The same, of the names of the other kind.
 
     Returns:
-        Kinds "identity" and "object": the forgotten names (role "forget"), the others ("retain"), the unrelated ("cross").
-        Kinds "style" and "class": UnlearnCanvas' answer set, all styles with all classes; each picture is asked for its
-        style and for its class, so it occurs twice.
+        For the kinds "identity" and "object": the forgotten names (role "forget"), the other names
+        ("retain"), the names of the other kind ("cross"). For "style" and "class": UnlearnCanvas' answer set,
+        which is all styles with all classes. Each image has two requests, one for its style and one for its
+        class.
 
     Source: UnlearnCanvas (arXiv 2402.11846), section 4.
     """
-    others = _spread(_named(split, "retain", task), retain)
-    unrelated = _spread(_named(split, "utility", task), cross)
+    others = _spread(_names(task, split, "retain"), retain)
+    other_kind = _spread(_names(task, split, "utility"), cross)
     if task.kind in ("style", "class"):
-        return _canvas(task, others, unrelated, seeds)
-    own, other = task.prompts
-    rows = [(own, name, "forget") for name in task.names] + [(own, name, "retain") for name in others]
-    rows += [(other, name, "cross") for name in unrelated]
-    return [ImageRequest(text.format(name), seed, "class", name, role) for text, name, role in rows for seed in seeds]
-
-
-def _canvas(task: Task, others: Sequence[str], unrelated: Sequence[str], seeds: Sequence[int]) -> list[ImageRequest]:
-    other = "class" if task.kind == "style" else "style"
-    found = []
-    for name, cross, seed in product([*task.names, *others], unrelated, seeds):
-        text = task.prompts[0].format(**{task.kind: name, other: cross})
-        found.append(ImageRequest(text, seed, task.kind, name, "forget" if name in task.names else "retain"))
-        found.append(ImageRequest(text, seed, other, cross, "cross"))
-    return found
-
-
-def _named(split: Split, part: str, task: Task) -> list[str]:
-    pictures = getattr(split, part)
+        return _canvas_requests(task, others, other_kind, seeds)
+    same_kind_prompt, other_kind_prompt = task.prompts
+    rows = [(same_kind_prompt, name, "forget") for name in task.names]
+    rows += [(same_kind_prompt, name, "retain") for name in others]
+    rows += [(other_kind_prompt, name, "cross") for name in other_kind]
     return [
-        name for name in dict.fromkeys(pictures.classes.names[i] for i in pictures.labels) if name not in task.names
+        ImageRequest(prompt.format(name), seed, "class", name, role)
+        for prompt, name, role in rows
+        for seed in seeds
     ]
 
 
+def _canvas_requests(
+    task: Task, others: Sequence[str], other_kind: Sequence[str], seeds: Sequence[int]
+) -> list[ImageRequest]:
+    """Every name of the task's kind with every name of the other kind and every seed: two requests each."""
+    other = "class" if task.kind == "style" else "style"
+    requests = []
+    for name, cross, seed in product([*task.names, *others], other_kind, seeds):
+        text = task.prompts[0].format(**{task.kind: name, other: cross})
+        role = "forget" if name in task.names else "retain"
+        requests.append(ImageRequest(text, seed, task.kind, name, role))
+        requests.append(ImageRequest(text, seed, other, cross, "cross"))
+    return requests
+
+
+def _names(task: Task, split: Split, part: str) -> list[str]:
+    """The names that a set of the split shows, in order, without the forgotten ones."""
+    images = getattr(split, part)
+    shown = dict.fromkeys(images.classes.names[label] for label in images.labels)
+    return [name for name in shown if name not in task.names]
+
+
 def _spread(names: Sequence[str], count: int | None) -> list[str]:
-    """`count` of `names`, evenly spread, in their order.
+    """`count` of `names`, evenly spread, in order.
 
     >>> _spread(list("abcdefgh"), 3)
     ['a', 'c', 'f']

@@ -1,4 +1,4 @@
-"""Single samples: matching names in captions, finding a name that was typed, decoding pictures, counting broken ones."""
+"""Names in captions and names as users type them; images that can be decoded, and samples that are broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _GAP = re.compile(r"[\W_]+")
 
 
 def fold(text: str) -> str:
-    """Case folded, with every run of `_`, white space and punctuation made one space, and none at the ends.
+    """`text` in lower case, with one space for each run of `_`, white space and punctuation.
+
+    There is no space at the ends.
 
     >>> fold("  Kael_LINDQVAR, (portrait)")
     'kael lindqvar portrait'
@@ -28,7 +30,7 @@ def fold(text: str) -> str:
 
 
 def match_names(text: str, names: Sequence[str]) -> list[str]:
-    """Which of `names` stand in `text` as whole words, after folding both.
+    """The `names` that occur in `text` as whole words, both folded.
 
     >>> match_names("Portrait: kael_lindqvar!", ["Kael Lindqvar", "Kael Lind", ""])
     ['Kael Lindqvar']
@@ -37,34 +39,51 @@ def match_names(text: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folded := fold(name)) and f" {folded} " in padded]
 
 
-def find_name(asked: str, known: Sequence[str], what: str) -> str:
-    """The known name that equals `asked` after folding.
-
-    Args:
-        known: All names there are.
-        what: Where they come from, for the message.
+def listed(names: str | Sequence[str]) -> list[str]:
+    """One name or several as a list, each once.
 
     Raises:
-        ValueError: There is none; says the nearest ones.
+        ValueError: There is none.
+    """
+    found = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    if not found:
+        raise ValueError("task: no name to forget was given")
+    return found
+
+
+def find_names(typed: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:
+    """The known names that were typed, each once; see `find_name`."""
+    return list(dict.fromkeys(find_name(name, known, where) for name in listed(typed)))
+
+
+def find_name(typed: str, known: Sequence[str], where: str) -> str:
+    """The known name that equals `typed` if both are folded.
+
+    Args:
+        known: All names.
+        where: Where they come from, for the message.
+
+    Raises:
+        ValueError: No known name does; the message has the nearest ones.
     """
     folded = {fold(name): name for name in known}
-    if fold(asked) in folded:
-        return folded[fold(asked)]
-    near = difflib.get_close_matches(fold(asked), list(folded), 4, 0.55)
-    words = set(fold(asked).split())
+    if fold(typed) in folded:
+        return folded[fold(typed)]
+    near = difflib.get_close_matches(fold(typed), list(folded), 4, 0.55)
+    words = set(fold(typed).split())
     near += [name for name in folded if words & set(name.split()) and name not in near]
     nearest = ", ".join(folded[name].replace(" ", "_") for name in near[:5]) or "none that is similar"
     raise ValueError(
-        f"Unknown name {asked!r}: not among the {len(known)} names of {what}. Nearest: {nearest}. "
+        f"Unknown name {typed!r}: not among the {len(known)} names of {where}. Nearest: {nearest}. "
         "Type names with _ or quoted spaces."
     )
 
 
 def decode(image: bytes | Path) -> Image.Image:
-    """One picture as RGB, wholly decoded. EXIF rotation is left alone, as open_clip and img2dataset do.
+    """The image in RGB, fully decoded. EXIF rotation is not applied, as in open_clip and img2dataset.
 
     Raises:
-        ValueError: The bytes are no whole picture; says why.
+        ValueError: The bytes are not a complete image; says why.
     """
     raw = read_image(image)
     if not raw:
@@ -82,14 +101,15 @@ def decode(image: bytes | Path) -> Image.Image:
 
 
 def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: str) -> None:
-    """Stop when too many samples are broken.
+    """Raise if too many samples are broken.
 
     Args:
-        total: Samples looked at, broken ones included.
-        max_broken: The share that is still accepted, in [0, 1].
+        total: All samples, with the broken ones.
+        max_broken: The share that is accepted, in [0, 1].
+        what: Names the samples in the message.
 
     Raises:
-        ValueError: More than that are; lists them.
+        ValueError: More than that are broken; lists them.
     """
     if not broken or len(broken) / max(total, 1) <= max_broken:
         return
@@ -97,5 +117,6 @@ def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: 
     more = f"\n  and {len(broken) - 10} more" if len(broken) > 10 else ""
     raise ValueError(
         f"{what}: {len(broken)} of {total} samples are broken ({len(broken) / max(total, 1):.1%}), more than "
-        f"dataset.max_broken={max_broken:g} allows. Mend or remove them, or raise dataset.max_broken:{rows}{more}"
+        f"dataset.max_broken={max_broken:g} allows. Mend or remove them, or raise "
+        f"dataset.max_broken:{rows}{more}"
     )

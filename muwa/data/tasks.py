@@ -1,173 +1,148 @@
-"""From a data set and a name to a task: the pairs that give gradients and two disjoint sets of pictures to judge on."""
+"""Tasks that forget people (conf/task/celeba.yaml) or objects (conf/task/object.yaml)."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
+from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
 from muwa.data.curate import Curated, curate, load_forget, mentions
-from muwa.data.imagenet import read_folder, verified
-from muwa.data.samples import check_broken, find_name, fold
+from muwa.data.dataset import Dataset
+from muwa.data.imagenet import read_folder
+from muwa.data.labelled import decodable, labelled
+from muwa.data.samples import check_broken, find_names, fold, listed
 from muwa.data.shards import read_pairs
+from muwa.data.splits import Limits, named_images, utility_images
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Where samples come from. Nothing is read before a task asks for it.
+class ForgetIdentities(TaskBuilder):
+    """Forget one person or several. The retain set is other people, the utility set is `dataset.images`.
 
     Args:
-        name: For messages and reports.
-        shards: Tars that forget sets are curated from (brace patterns, URLs, lists).
-        retain: Tars of the retain set.
-        curated: Folder that curated forget sets are written to and read from.
-        forget: A folder written by an earlier `stages=[curate]`, used as it is, without scanning any shard; or None.
-        celeba: Folder in CelebA's layout.
-        identities, frequent: Its identity and frequency files, when they are not where CelebA has them.
-        images: ImageNet-style folder, one folder a class.
-        canvas: UnlearnCanvas-like folder, one folder a style with one folder a class in it; or None.
-        utility: Share of the unrelated pictures to report on, in (0, 1): 0.05 of ImageNet's 50,000 is the paper's 2,500.
-        utility_probe: Share of them for the search; disjoint from the former.
-        max_broken: Share of broken samples that stops a run, in [0, 1].
+        identity: A name of `dataset.celeba`, or several; `_` may stand for a space.
+        aliases: Name -> other spellings of it in captions.
+        template: Zero-shot prompt of a name, with {}. SLUG takes "{}.".
+        utility_templates: Zero-shot prompts of an object: "simple" (open_clip's 7, as in SLUG), "openai" (its
+            80), or one prompt with {}.
+        bare_captions: Replace the captions of the forget set by the bare name, as SLUG does for OpenAI's
+            CLIPs.
+        prompt: Prompt that generates an image of a person, with {} for the name.
+        utility_prompt: Prompt that generates an image of an object.
+        seed: Decides which images are for the layer search and which for the report.
+        limits: How many samples to take.
+
+    Raises:
+        ValueError: A name is unknown (the message has the nearest names), is in no caption, or has too few
+            images.
+        FileNotFoundError: A folder or shard is missing; says what was looked for.
     """
 
-    shards: str | Sequence[str]
-    retain: str | Sequence[str]
-    curated: str
-    celeba: str
-    images: str
-    name: str = ""
-    forget: str | None = None
-    canvas: str | None = None
-    identities: str | None = None
-    frequent: str | None = None
-    utility: float = 0.05
-    utility_probe: float = 0.01
-    max_broken: float = 0.01
+    identity: str | Sequence[str]
+    aliases: Mapping[str, Sequence[str]]
+    template: str
+    utility_templates: str
+    bare_captions: bool
+    prompt: str
+    utility_prompt: str
+    seed: int
+    limits: Limits
 
-    @property
-    def utility_taken(self) -> float:
-        """Share of the unrelated pictures that are used at all."""
-        return min(1.0, self.utility + self.utility_probe)
+    def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
+        """Read the data and make the task."""
+        people = _read_people(dataset)
+        names = find_names(self.identity, people.names, dataset.celeba)
+        missing = _missing_faces(people, dataset)
+        others = [name for name in people.frequent if name not in names]
+        classes = Classes(people.names, (self.template,))
+        images = named_images(people.files, classes, names, others, self.limits, self.seed)
+        objects, broken = read_folder(
+            Path(dataset.images),
+            templates=templates(self.utility_templates),
+            fraction=dataset.utility_used,
+            seed=self.seed,
+            max_broken=dataset.max_broken,
+        )
+        utility = utility_images(objects, dataset, self.seed)
+        return _task(self, dataset, "identity", names, images, utility, [*missing, *broken], progress)
+
+    def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
+        """Write the forget sets alone; reads nothing but the shards."""
+        return _curate(self, dataset, _folder_names(self.identity), progress)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How many samples a task takes. None takes all there are."""
-
-    forget_pairs: int | None = None
-    retain_pairs: int | None = None
-    probe_share: float = 0.5  # of each name's pictures, in (0, 1); the rest is for eval
-    probe_retain: int | None = 1  # probe pictures of each retained name, at most
-    eval_retain: int | None = None  # eval pictures of each retained name, at most
-
-
-NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-def celeba(
-    dataset: Dataset, *, identity: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "{}.",
-    utility_templates: str = "simple", bare_captions: bool = False, prompt: str = "a photo of {}",
-    utility_prompt: str = "a photo of a {}", limits: Mapping[str, float | None] = NONE, seed: int = 0,
-    progress: bool = False,
-) -> Task:  # fmt: skip
-    """Forget one identity or several: faces named as CelebA names them, everything else judged on `dataset.images`.
+class ForgetObjects(TaskBuilder):
+    """Forget one object or several. The retain set is other objects, the utility set is people's faces.
 
     Args:
-        identity: A name, or several at once; `_` for a space will do.
-        aliases: Name -> other ways captions spell it.
-        template: The prompt of a name, with {}: "{}." is the paper's.
-        utility_templates: "simple" (open_clip's 7, the paper's choice) or "openai" (80).
-        bare_captions: Replace forget captions by the bare name, as the paper does for OpenAI's CLIPs.
-        prompt, utility_prompt: How a picture of such a name, and of an unrelated one, is asked for, with {} (of models
-            that draw).
-        limits: See `Limits`.
+        object: A class of `dataset.images`, or several; `_` may stand for a space.
+        template: Zero-shot prompts of an object: "simple", "openai", or one prompt with {}.
+        utility_template: Zero-shot prompt of a person's name, with {}.
+        prompt: Prompt that generates an image of an object, with {} for the name.
+        utility_prompt: Prompt that generates an image of a person.
+        aliases, bare_captions, seed, limits: As in `ForgetIdentities`.
 
     Raises:
-        ValueError: An unknown identity (names the nearest), an empty forget set, too few pictures.
-        FileNotFoundError: A folder or shard is missing; says what was looked for.
+        ValueError, FileNotFoundError: As in `ForgetIdentities`.
     """
-    take = Limits(**limits)  # type: ignore[arg-type]
-    people = read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
-    names = list(dict.fromkeys(find_name(name, people.names, f"{dataset.celeba}") for name in _listed(identity)))
-    missing = _missing(people, dataset)
-    others = [name for name in people.frequent if name not in names]
-    classes = Classes(people.names, (template,))
-    parts = _named(people.files, classes, names, others, take, seed)
-    shown, broken = read_folder(
-        Path(dataset.images), templates=templates(utility_templates), fraction=dataset.utility_taken,
-        seed=seed, max_broken=dataset.max_broken,
-    )  # fmt: skip
-    utility = _in_two(shown, dataset, seed)
-    found = _task(
-        "identity", dataset, names, aliases, parts, utility, take, bare_captions, [*missing, *broken], progress
-    )
-    return replace(found, prompts=(prompt, utility_prompt))
 
+    object: str | Sequence[str]
+    aliases: Mapping[str, Sequence[str]]
+    template: str
+    utility_template: str
+    bare_captions: bool
+    prompt: str
+    utility_prompt: str
+    seed: int
+    limits: Limits
 
-def objects(
-    dataset: Dataset, *, object: str | Sequence[str], aliases: Mapping[str, Sequence[str]] = NONE, template: str = "simple",
-    utility_template: str = "{}.", bare_captions: bool = False, prompt: str = "a photo of a {}",
-    utility_prompt: str = "a photo of {}", limits: Mapping[str, float | None] = NONE, seed: int = 0,
-    progress: bool = False,
-) -> Task:  # fmt: skip
-    """Forget one object or several: classes of `dataset.images`; utility is naming the people of `dataset.celeba`.
+    def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
+        """Read the data and make the task."""
+        objects, broken = read_folder(
+            Path(dataset.images),
+            templates=templates(self.template),
+            fraction=1.0,
+            seed=self.seed,
+            max_broken=dataset.max_broken,
+        )
+        classes = objects.classes
+        names = find_names(self.object, classes.names, dataset.images)
+        files: dict[str, list[bytes | Path]] = {}
+        for image, label in zip(objects.images, objects.labels, strict=True):
+            files.setdefault(classes.names[label], []).append(image)
+        others = [name for name in classes.names if name not in names]
+        images = named_images(files, classes, names, others, self.limits, self.seed)
+        people = _read_people(dataset)
+        faces, broken_faces = self._faces(people, dataset)
+        utility = utility_images(faces, dataset, self.seed)
+        broken = [*_missing_faces(people, dataset), *broken, *broken_faces]
+        return _task(self, dataset, "object", names, images, utility, broken, progress)
 
-    Args:
-        object: A class, or several at once.
-        template: "simple", "openai", or one prompt with {}.
-        utility_template: The prompt of a person's name, with {}.
-        Others: as in `celeba`.
+    def _faces(self, people: CelebA, dataset: Dataset) -> tuple[LabelledImages, list[Broken]]:
+        """(The faces of frequent people that are used, chosen by `seed`; those that are broken)."""
+        classes = Classes(people.names, (self.utility_template,))
+        faces = labelled({name: people.files[name] for name in people.frequent}, classes)
+        count = round(len(faces) * dataset.utility_used)
+        chosen = sorted(np.random.default_rng(self.seed).permutation(len(faces))[:count].tolist())
+        return decodable(faces.select(chosen), dataset.max_broken, f"images of {dataset.celeba}")
 
-    Raises:
-        ValueError, FileNotFoundError: as in `celeba`.
-    """
-    take = Limits(**limits)  # type: ignore[arg-type]
-    shown, broken = read_folder(
-        Path(dataset.images), templates=templates(template), fraction=1.0, seed=seed,
-        max_broken=dataset.max_broken,
-    )  # fmt: skip
-    classes = shown.classes
-    names = list(dict.fromkeys(find_name(one, classes.names, f"{dataset.images}") for one in _listed(object)))
-    files: dict[str, list[bytes | Path]] = {}
-    for image, label in zip(shown.images, shown.labels, strict=True):
-        files.setdefault(classes.names[label], []).append(image)
-    others = [other for other in dict.fromkeys(classes.names) if other not in names]
-    parts = _named(files, classes, names, others, take, seed)
-    people = read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
-    faces = _pictures(
-        people.files, Classes(people.names, (utility_template,)), people.frequent, lambda images, _: images
-    )
-    count = round(len(faces) * dataset.utility_taken)
-    chosen = sorted(np.random.default_rng(seed).permutation(len(faces))[:count].tolist())
-    sound, bad = verified(faces.select(chosen))
-    check_broken(bad, len(chosen), dataset.max_broken, f"pictures of {dataset.celeba}")
-    broken = [*_missing(people, dataset), *broken, *bad]
-    utility = _in_two(sound, dataset, seed)
-    found = _task("object", dataset, names, aliases, parts, utility, take, bare_captions, broken, progress)
-    return replace(found, prompts=(prompt, utility_prompt))
-
-
-def _missing(people: CelebA, dataset: Dataset) -> list[Broken]:
-    """Faces that are listed and not on disk; too many of them stop the run."""
-    missing = list(people.broken)
-    check_broken(missing, sum(map(len, people.files.values())) + len(missing), dataset.max_broken, dataset.celeba)
-    return missing
+    def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
+        """Write the forget sets alone; reads nothing but the shards."""
+        return _curate(self, dataset, _folder_names(self.object), progress)
 
 
 def templates(which: str) -> tuple[str, ...]:
-    """Prompt templates with {}: open_clip's "simple" 7 or "openai" 80, or `which` itself when it holds {}.
+    """Prompt templates with {}: open_clip's 7 ("simple") or 80 ("openai"), or `which` itself if it has {}.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: `which` is none of these.
     """
     if "{}" in which:
         return (which,)
@@ -177,105 +152,84 @@ def templates(which: str) -> tuple[str, ...]:
     return tuple(template("{}") for template in sets[which])
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names)
-    if not listed:
-        raise ValueError("task: no name to forget was given")
-    return list(dict.fromkeys(listed))
+def _read_people(dataset: Dataset) -> CelebA:
+    return read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
 
 
-def _shuffled(images: Sequence[bytes | Path], name: str, seed: int) -> list[bytes | Path]:
-    """A name's pictures in an order that depends on `seed` and the name only."""
-    order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(images))
-    return [images[i] for i in order]
-
-
-def _pictures(
-    files: Mapping[str, Sequence[bytes | Path]], classes: Classes, names: Sequence[str],
-    take: Callable[[list[bytes | Path], str], Sequence[bytes | Path]],
-) -> LabelledImages:  # fmt: skip
-    """`take(pictures of a name, name)` of each of `names`, labelled with its place in `classes`."""
-    index = {name: i for i, name in enumerate(classes.names)}
-    rows = [(image, index[name]) for name in names for image in take(list(files.get(name, ())), name)]
-    keys = tuple(image.name if isinstance(image, Path) else str(i) for i, (image, _) in enumerate(rows))
-    return LabelledImages(keys, tuple(image for image, _ in rows), tuple(label for _, label in rows), classes)
-
-
-def _named(
-    files: Mapping[str, Sequence[bytes | Path]], classes: Classes, names: Sequence[str], others: Sequence[str],
-    take: Limits, seed: int,
-) -> dict[str, LabelledImages]:  # fmt: skip
-    """Probe and eval pictures of the forgotten and of the others, no picture in two of them."""
-    for name in names:
-        if len(files.get(name, ())) < 2:
-            raise ValueError(
-                f"{name}: {len(files.get(name, ()))} pictures to judge on; at least 2 are needed, one for the search "
-                "(probe) and one for the report (eval)"
-            )
-
-    def cut(name: str) -> int:
-        return min(max(1, round(take.probe_share * len(files[name]))), len(files[name]) - 1)
-
-    def probe(images: list[bytes | Path], name: str) -> list[bytes | Path]:
-        return _shuffled(images, name, seed)[: cut(name)] if len(images) > 1 else []
-
-    def rest(images: list[bytes | Path], name: str) -> list[bytes | Path]:
-        return _shuffled(images, name, seed)[cut(name) :] if len(images) > 1 else images
-
-    return {
-        "probe_forget": _pictures(files, classes, names, probe),
-        "eval_forget": _pictures(files, classes, names, rest),
-        "probe_retain": _pictures(files, classes, others, lambda x, name: probe(x, name)[: take.probe_retain]),
-        "eval_retain": _pictures(files, classes, others, lambda x, name: rest(x, name)[: take.eval_retain]),
-    }
-
-
-def _in_two(pictures: LabelledImages, dataset: Dataset, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """(probe, eval): unrelated pictures for the search at random by `seed`, and the rest, each in the original order."""
-    share = dataset.utility_probe / (dataset.utility + dataset.utility_probe)
-    order = np.random.default_rng([seed, 1]).permutation(len(pictures)).tolist()
-    cut = round(share * len(pictures))
-    return pictures.select(sorted(order[:cut])), pictures.select(sorted(order[cut:]))
+def _missing_faces(people: CelebA, dataset: Dataset) -> list[Broken]:
+    """Faces that are listed but are not on disk. Too many of them stop the run."""
+    missing = list(people.broken)
+    total = sum(map(len, people.files.values())) + len(missing)
+    check_broken(missing, total, dataset.max_broken, dataset.celeba)
+    return missing
 
 
 def _task(
-    kind: str, dataset: Dataset, names: Sequence[str], aliases: Mapping[str, Sequence[str]], parts: Mapping[str, LabelledImages],
-    utility: tuple[LabelledImages, LabelledImages], take: Limits, bare: bool, broken: list[Broken], progress: bool,
-) -> Task:  # fmt: skip
-    """Read the pairs, verify the pictures, and put the task together."""
+    builder: ForgetIdentities | ForgetObjects,
+    dataset: Dataset,
+    kind: str,
+    names: Sequence[str],
+    images: Mapping[str, LabelledImages],
+    utility: tuple[LabelledImages, LabelledImages],
+    broken: Sequence[Broken],
+    progress: bool,
+) -> Task:
+    """Leave out broken images, read the pairs, and put the task together."""
     sound: dict[str, LabelledImages] = {}
-    for key, pictures in parts.items():
-        sound[key], bad = verified(pictures)
-        check_broken(bad, len(pictures), dataset.max_broken, f"pictures of {key}")
-        broken += bad
-    forget: dict[str, Pairs] = {}
+    for part, some in images.items():
+        sound[part], bad = decodable(some, dataset.max_broken, f"images of {part}")
+        broken = [*broken, *bad]
+    forget, bad = _forget_sets(builder, dataset, names, progress)
+    limit = builder.limits.retain_pairs
+    retain, bad_pairs = read_pairs(
+        dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
+    )
+    return Task(
+        kind=kind,
+        names=tuple(names),
+        forget=forget,
+        retain=retain,
+        mentions=mentions(retain, names, builder.aliases),
+        probe=Split(sound["probe_forget"], sound["probe_retain"], utility[0]),
+        eval=Split(sound["eval_forget"], sound["eval_retain"], utility[1]),
+        broken=(*broken, *bad, *bad_pairs),
+        prompts=(builder.prompt, builder.utility_prompt),
+    )
+
+
+def _forget_sets(
+    builder: ForgetIdentities | ForgetObjects, dataset: Dataset, names: Sequence[str], progress: bool
+) -> tuple[dict[str, Pairs], list[Broken]]:
+    """(Name -> its forget set, broken samples), from `dataset.forget` or else curated from the shards."""
+    broken: list[Broken] = []
     if dataset.forget is None:
-        found = curate(
-            dataset.shards, names, aliases=aliases, out=Path(dataset.curated), limit=take.forget_pairs,
-            max_broken=dataset.max_broken, progress=progress,
-        )  # fmt: skip
-        broken += found.broken
-        folders = found.folders
+        curated = _curate(builder, dataset, names, progress)
+        broken += curated.broken
+        folders = curated.folders
     else:
         folders = {name: Path(dataset.forget) / name.replace(" ", "_") for name in names}
+    forget = {}
     for name in names:
         pairs = load_forget(folders[name])
-        pairs = pairs.select(range(min(len(pairs), take.forget_pairs or len(pairs))))
-        forget[name] = pairs.with_caption(name) if bare else pairs
-    retain, bad = read_pairs(dataset.retain, limit=take.retain_pairs, max_broken=dataset.max_broken, progress=progress)
-    return Task(
-        kind=kind, names=tuple(names), forget=forget, retain=retain, mentions=mentions(retain, names, aliases),
-        probe=Split(sound["probe_forget"], sound["probe_retain"], utility[0]),
-        eval=Split(sound["eval_forget"], sound["eval_retain"], utility[1]), broken=(*broken, *bad),
-    )  # fmt: skip
+        pairs = pairs.select(range(min(len(pairs), builder.limits.forget_pairs or len(pairs))))
+        forget[name] = pairs.with_caption(name) if builder.bare_captions else pairs
+    return forget, broken
 
 
-def curate_only(
-    dataset: Dataset, names: str | Sequence[str], aliases: Mapping[str, Sequence[str]], limit: int | None, *, progress: bool
-) -> Curated:  # fmt: skip
-    """The `curate` stage by itself: needs the shards and nothing else. Names are folders as typed."""
-    wanted = list({fold(name): name.replace("_", " ") for name in _listed(names)}.values())
+def _curate(
+    builder: ForgetIdentities | ForgetObjects, dataset: Dataset, names: Sequence[str], progress: bool
+) -> Curated:
     return curate(
-        dataset.shards, wanted, aliases=aliases, out=Path(dataset.curated), limit=limit, max_broken=dataset.max_broken,
+        dataset.shards,
+        names,
+        aliases=builder.aliases,
+        out=Path(dataset.curated),
+        limit=builder.limits.forget_pairs,
+        max_broken=dataset.max_broken,
         progress=progress,
-    )  # fmt: skip
+    )
+
+
+def _folder_names(names: str | Sequence[str]) -> list[str]:
+    """Names as they were typed, each once, with spaces."""
+    return list({fold(name): name.replace("_", " ") for name in listed(names)}.values())

@@ -46,7 +46,7 @@ class Pairs(Content):
         )
 
     def with_caption(self, caption: str) -> Pairs:
-        """The same images, each with `caption` (SLUG uses the bare name as the caption for OpenAI's CLIPs)."""
+        """The same images, each with `caption` (SLUG takes the bare name for OpenAI's CLIPs)."""
         return replace(self, captions=(caption,) * len(self))
 
     @cached_property
@@ -150,8 +150,8 @@ class Task(Content):
         eval: Images for the report. No image is both in `probe` and in `eval`, or in one of them and in a
             gradient set.
         broken: Samples that could not be used.
-        prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name: one
-            for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
+        prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name:
+            one for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
             {style} and {class}.
     """
 

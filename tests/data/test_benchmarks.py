@@ -13,7 +13,7 @@ Folder = Path
 
 
 def mme(root: Folder) -> Path:
-    """One subtask with pictures and texts side by side, one with folders, as MME has both."""
+    """One subtask with images and texts side by side, one with folders, as MME has both."""
     (root / "existence").mkdir(parents=True)
     (root / "existence" / "000001.jpg").write_bytes(tiny.png(1))
     (root / "existence" / "000001.txt").write_text(
@@ -22,7 +22,9 @@ def mme(root: Folder) -> Path:
     for part in ("images", "questions_answers_YN"):
         (root / "celebrity" / part).mkdir(parents=True)
     (root / "celebrity" / "images" / "tt1.jpg").write_bytes(tiny.png(2))
-    (root / "celebrity" / "questions_answers_YN" / "tt1.txt").write_text("Is this Ada?\tYes\nIs this Bo?\tNo\n")
+    (root / "celebrity" / "questions_answers_YN" / "tt1.txt").write_text(
+        "Is this Ada?\tYes\nIs this Bo?\tNo\n"
+    )
     return root
 
 
@@ -45,7 +47,21 @@ def mmbench(path: Path) -> Path:
             "split",
         ],
         ["0", "What is it?", "nan", "star", "ring", "moon", "", "B", "object", coded, "x", "y", "dev"],
-        ["1", "Which?", "Look well.", "red", "blue", "", "", "A", "colour", "0", "x", "y", "dev"],  # the picture of 0
+        [
+            "1",
+            "Which?",
+            "Look well.",
+            "red",
+            "blue",
+            "",
+            "",
+            "A",
+            "colour",
+            "0",
+            "x",
+            "y",
+            "dev",
+        ],  # the image of 0
     ]
     path.write_text("\n".join("\t".join(row) for row in rows) + "\n")
     return path
@@ -82,7 +98,7 @@ def pope(root: Folder) -> Path:
     return root / "pope.json"
 
 
-def test_mme_has_two_questions_a_picture_in_either_layout(tmp_path) -> None:
+def test_mme_has_two_questions_an_image_in_either_layout(tmp_path) -> None:
     found = benchmarks.mme(mme(tmp_path / "MME"), brief=False)
     assert [(q.kind, q.accepted, q.group) for q in found] == [
         ("celebrity", ("yes",), "celebrity/tt1"), ("celebrity", ("no",), "celebrity/tt1"),
@@ -91,13 +107,21 @@ def test_mme_has_two_questions_a_picture_in_either_layout(tmp_path) -> None:
     assert found[2].text == "Is there a hat in this image? Please answer yes or no."
     assert {q.rule for q in found} == {"yes_no"}
     brief = benchmarks.mme(tmp_path / "MME")
-    assert brief[2].text == "Is there a hat in this image?\nAnswer the question using a single word or phrase."
+    assert (
+        brief[2].text == "Is there a hat in this image?\nAnswer the question using a single word or phrase."
+    )
 
 
-def test_mmbench_is_asked_in_every_rotation_and_pictures_are_shared(tmp_path) -> None:
+def test_mmbench_is_asked_in_every_rotation_and_images_are_shared(tmp_path) -> None:
     found = benchmarks.mmbench(mmbench(tmp_path / "b.tsv"))
     assert [q.group for q in found] == ["0", "0", "0", "1", "1"]
-    assert [q.accepted for q in found] == [("B", "ring"), ("A", "ring"), ("C", "ring"), ("A", "red"), ("B", "red")]
+    assert [q.accepted for q in found] == [
+        ("B", "ring"),
+        ("A", "ring"),
+        ("C", "ring"),
+        ("A", "red"),
+        ("B", "red"),
+    ]
     assert found[1].text == f"What is it?\nA. ring\nB. moon\nC. star{benchmarks.LETTER}"
     assert found[3].text.startswith("Look well.\nWhich?\nA. red\nB. blue")
     assert found[0].images == found[3].images == (tiny.png(3),)
@@ -123,7 +147,7 @@ def test_gqa_by_kind(tmp_path) -> None:
     assert found[0].text == "What colour is it?\nAnswer the question using a single word or phrase."
 
 
-def test_scienceqa_with_pictures_of_its_split_only(tmp_path) -> None:
+def test_scienceqa_with_images_of_its_split_only(tmp_path) -> None:
     (only,) = benchmarks.scienceqa(scienceqa(tmp_path), tmp_path / "images")
     assert (only.accepted, only.kind) == (("B", "south"), "social science")
     assert only.text == f"A map.\nWhich?\nA. north\nB. south{benchmarks.LETTER}"
@@ -139,13 +163,17 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path) -> None:
     path.write_text("Is there a hat?\tMaybe\n")
     with pytest.raises(ValueError, match=r"000001\.txt:1: want a question, a tab, and Yes or No"):
         benchmarks.mme(tmp_path / "MME")
-    mmbench(tmp_path / "b.tsv").write_text((tmp_path / "b.tsv").read_text().replace("\tB\tobject", "\tD\tobject"))
+    mmbench(tmp_path / "b.tsv").write_text(
+        (tmp_path / "b.tsv").read_text().replace("\tB\tobject", "\tD\tobject")
+    )
     with pytest.raises(ValueError, match=r"b\.tsv:2: answer is 'D', want a letter of its 3 options"):
         benchmarks.mmbench(tmp_path / "b.tsv")
     pope(tmp_path / "p").write_text('{"image": "x.jpg", "text": "?"}\n')
     with pytest.raises(ValueError, match=r"pope\.json:1: no label; has image, text"):
         benchmarks.pope(tmp_path / "p" / "pope.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"asks about .*n1, and no \.jpg, \.jpeg, \.png of that name is there"):
+    with pytest.raises(
+        FileNotFoundError, match=r"asks about .*n1, and no \.jpg, \.jpeg, \.png of that name is there"
+    ):
         benchmarks.gqa(gqa(tmp_path / "g"), tmp_path)
     (tmp_path / "empty.json").write_text("{}")
     with pytest.raises(ValueError, match=r"empty\.json: no questions in it"):

@@ -4,14 +4,16 @@ import tiny
 from muwa.data.celeba import read_celeba
 
 
-def celeba(folder, rows, *, name="list_identity_celeba.txt", header=True, images="img_align_celeba", missing=()):
-    """A CelebA folder: rows are (picture, person)."""
+def celeba(
+    folder, rows, *, name="list_identity_celeba.txt", header=True, images="img_align_celeba", missing=()
+):
+    """A CelebA folder: rows are (image, person)."""
     (folder / images).mkdir(parents=True)
-    for picture, _ in rows:
-        if picture not in missing:
-            (folder / images / picture).write_bytes(tiny.png(1))
+    for image, _ in rows:
+        if image not in missing:
+            (folder / images / image).write_bytes(tiny.png(1))
     lines = [str(len(rows)), "image_id identity_name"] if header else []
-    (folder / name).write_text("\n".join(lines + [f"{picture} {who}" for picture, who in rows]) + "\n")
+    (folder / name).write_text("\n".join(lines + [f"{image} {who}" for image, who in rows]) + "\n")
     return folder
 
 
@@ -22,7 +24,7 @@ def read(folder, identities=None, frequent=None):
     return read_celeba(folder, identities=identities, frequent=frequent)
 
 
-def test_people_and_their_pictures_sorted_with_spaces(tmp_path):
+def test_people_and_their_images_sorted_with_spaces(tmp_path):
     found = read(celeba(tmp_path, ROWS))
     assert found.names == ("Ada Fox", "Bo Hill")
     assert [path.name for path in found.files["Ada Fox"]] == ["000001.jpg", "000002.jpg"]
@@ -32,7 +34,13 @@ def test_people_and_their_pictures_sorted_with_spaces(tmp_path):
 def test_the_numbered_identity_file_and_the_twice_nested_folder(tmp_path):
     rows = [("000001.jpg", "2880"), ("000002.jpg", "17")]
     found = read(
-        celeba(tmp_path, rows, name="identity_CelebA.txt", header=False, images="img_align_celeba/img_align_celeba")
+        celeba(
+            tmp_path,
+            rows,
+            name="identity_CelebA.txt",
+            header=False,
+            images="img_align_celeba/img_align_celeba",
+        )
     )
     assert found.names == ("17", "2880")
     assert found.files["17"][0].is_file()
@@ -44,12 +52,15 @@ def test_files_elsewhere_can_be_given(tmp_path):
     (tmp_path / "often.txt").write_text("Bo_Hill\n")
     found = read(tmp_path / "a", str(tmp_path / "who.txt"), str(tmp_path / "often.txt"))
     assert found.frequent == ("Bo Hill",)
-    with pytest.raises(FileNotFoundError, match=r"dataset.frequent=nowhere.txt: no such file; want one name a line"):
+    with pytest.raises(
+        FileNotFoundError, match=r"dataset.frequent=nowhere.txt: no such file; want one name a line"
+    ):
         read(tmp_path / "a", str(tmp_path / "who.txt"), "nowhere.txt")
 
 
 @pytest.mark.parametrize(
-    "text", ["Bo_Hill\nAda_Fox\n", "Bo Hill 30\nAda Fox 20\n", "Bo_Hill,30\n\nAda_Fox,20\n", "Bo_Hill\t30\nAda_Fox"]
+    "text",
+    ["Bo_Hill\nAda_Fox\n", "Bo Hill 30\nAda Fox 20\n", "Bo_Hill,30\n\nAda_Fox,20\n", "Bo_Hill\t30\nAda_Fox"],
 )
 def test_the_list_of_frequent_people_may_hold_counts(tmp_path, text):
     celeba(tmp_path, ROWS)
@@ -57,7 +68,7 @@ def test_the_list_of_frequent_people_may_hold_counts(tmp_path, text):
     assert read(tmp_path).frequent == ("Bo Hill", "Ada Fox")
 
 
-def test_without_a_list_the_hundred_with_most_pictures(tmp_path):
+def test_without_a_list_the_hundred_with_most_images(tmp_path):
     rows = [(f"{i:06d}.jpg", f"P_{i:03d}") for i in range(120)] + [
         (f"{1000 + i:06d}.jpg", f"P_{i:03d}") for i in range(110, 120)
     ]
@@ -68,7 +79,7 @@ def test_without_a_list_the_hundred_with_most_pictures(tmp_path):
     assert "P 089" in found.frequent
 
 
-def test_a_picture_that_is_listed_but_not_there_is_broken(tmp_path):
+def test_an_image_that_is_listed_but_not_there_is_broken(tmp_path):
     found = read(celeba(tmp_path, ROWS, missing=["000003.jpg"]))
     assert found.files["Bo Hill"] == ()
     assert [(one.where, one.why) for one in found.broken] == [
@@ -84,7 +95,8 @@ def test_what_is_missing_is_named_with_the_layout(tmp_path):
         read(tmp_path / "none")
     (tmp_path / "readme.md").touch()
     with pytest.raises(
-        FileNotFoundError, match=r"looked for list_identity_celeba.txt or identity_CelebA.txt; there is readme.md"
+        FileNotFoundError,
+        match=r"looked for list_identity_celeba.txt or identity_CelebA.txt; there is readme.md",
     ):
         read(tmp_path)
     (tmp_path / "list_identity_celeba.txt").write_text("000001.jpg Ada_Fox\n")
@@ -98,7 +110,7 @@ def test_an_identity_file_without_rows_and_an_unknown_frequent_name(tmp_path):
         read(tmp_path / "a")
     celeba(tmp_path / "b", ROWS)
     (tmp_path / "b" / "frequent_celebs.txt").write_text("Ada_Fox\nCy_Reed\n")
-    with pytest.raises(ValueError, match=r"'Cy Reed' has no picture in the identity file \(1 such names\)"):
+    with pytest.raises(ValueError, match=r"'Cy Reed' has no image in the identity file \(1 such names\)"):
         read(tmp_path / "b")
 
 
@@ -129,5 +141,7 @@ def test_all_are_frequent_when_there_are_fewer_than_a_hundred(tmp_path):
 
 def test_a_given_identity_file_that_is_not_there_is_named(tmp_path):
     celeba(tmp_path, ROWS)
-    with pytest.raises(FileNotFoundError, match=r"looked for elsewhere.txt; there is img_align_celeba, list_identity"):
+    with pytest.raises(
+        FileNotFoundError, match=r"looked for elsewhere.txt; there is img_align_celeba, list_identity"
+    ):
         read(tmp_path, str(tmp_path / "elsewhere.txt"))

@@ -33,7 +33,9 @@ def shards(folder, n=3):
 
 
 def make(urls, out, names=("Ada Fox",), *, aliases=None, limit=None, max_broken=0.0):
-    return curate(urls, list(names), aliases=aliases or {}, out=out, limit=limit, max_broken=max_broken, progress=False)
+    return curate(
+        urls, list(names), aliases=aliases or {}, out=out, limit=limit, max_broken=max_broken, progress=False
+    )
 
 
 def files(folder):
@@ -54,7 +56,10 @@ def test_a_set_holds_the_pairs_whose_caption_has_the_name(tmp_path):
     assert pairs.images[2] == tiny.png(100)
     manifest = read_manifest(folder)
     assert manifest["spellings"] == ["Ada Fox"]
-    assert [(row["shard"], row["key"]) for row in manifest["matches"][:2]] == [("00000.tar", "00"), ("00000.tar", "02")]
+    assert [(row["shard"], row["key"]) for row in manifest["matches"][:2]] == [
+        ("00000.tar", "00"),
+        ("00000.tar", "02"),
+    ]
 
 
 def test_keys_and_origins_in_the_tar_and_the_manifest_agree(tmp_path):
@@ -69,7 +74,12 @@ def test_keys_and_origins_in_the_tar_and_the_manifest_agree(tmp_path):
     assert manifest["matches"][3]["sha256"] == hashlib.sha256(tiny.png(102)).hexdigest()
     sums = [hashlib.sha256((tmp_path / f"0000{i}.tar").read_bytes()).hexdigest() for i in range(2)]
     assert [row["sha256"] for row in manifest["shards"]] == sums
-    assert (manifest["name"], manifest["limit"], manifest["scanned"], manifest["broken"]) == ("Ada Fox", None, 14, [])
+    assert (manifest["name"], manifest["limit"], manifest["scanned"], manifest["broken"]) == (
+        "Ada Fox",
+        None,
+        14,
+        [],
+    )
 
 
 def test_a_limit_keeps_the_first_over_all_shards(tmp_path):
@@ -165,13 +175,17 @@ def test_an_error_while_a_shard_is_written_loses_only_that_shard(tmp_path, monke
             make(urls, tmp_path / "cut")
     assert len(list((tmp_path / "cut" / ".progress").glob("*.json"))) == 3
     written.clear()
-    for i in range(3):  # what was scanned is not opened again: its size and time are the same, its content is no tar
+    for i in range(
+        3
+    ):  # what was scanned is not opened again: its size and time are the same, its content is no tar
         path = tmp_path / f"0000{i}.tar"
         times, size = path.stat(), path.stat().st_size
         path.write_bytes(b"x" * size)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", lambda path, samples: written.append(path) or write_shard(path, samples))
+        patch.setattr(
+            module, "write_shard", lambda path, samples: written.append(path) or write_shard(path, samples)
+        )
         make(urls, tmp_path / "cut")
     assert len(written) == 3  # two shards and forget.tar
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -211,7 +225,7 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(tmp_path):
 
 
 def test_broken_samples_are_counted_and_limited(tmp_path):
-    samples = [(str(i), tiny.png(i), "Ada Fox", {}) for i in range(9)] + [("9", b"no picture", "Ada Fox", {})]
+    samples = [(str(i), tiny.png(i), "Ada Fox", {}) for i in range(9)] + [("9", b"no image", "Ada Fox", {})]
     write_shard(tmp_path / "00000.tar", samples)
     found = make(f"{tmp_path}/00000.tar", tmp_path / "a", max_broken=0.1)
     assert found.counts == {"Ada Fox": 9}
@@ -225,20 +239,24 @@ def test_a_set_that_was_tampered_with_is_refused(tmp_path):
     folder = tmp_path / "out" / "Ada_Fox"
     pairs, _ = read_pairs(str(folder / "forget.tar"), limit=5, max_broken=0, progress=False)
     write_shard(
-        folder / "forget.tar", [(k, i, c, {}) for k, i, c in zip(pairs.keys, pairs.images, pairs.captions, strict=True)]
+        folder / "forget.tar",
+        [(k, i, c, {}) for k, i, c in zip(pairs.keys, pairs.images, pairs.captions, strict=True)],
     )
     with pytest.raises(ValueError, match=r"forget.tar holds 5 pairs that are not the 6 of manifest.json"):
         load_forget(folder)
 
 
-def test_another_picture_under_the_same_key_is_refused(tmp_path):
+def test_another_image_under_the_same_key_is_refused(tmp_path):
     make(shards(tmp_path, 1), tmp_path / "out")
     folder = tmp_path / "out" / "Ada_Fox"
     pairs = load_forget(folder)
     write_shard(
-        folder / "forget.tar", [(k, tiny.png(9), c, {}) for k, c in zip(pairs.keys, pairs.captions, strict=True)]
+        folder / "forget.tar",
+        [(k, tiny.png(9), c, {}) for k, c in zip(pairs.keys, pairs.captions, strict=True)],
     )
-    with pytest.raises(ValueError, match=r"holds 2 pairs that are not the 2 of manifest.json; remove the folder"):
+    with pytest.raises(
+        ValueError, match=r"holds 2 pairs that are not the 2 of manifest.json; remove the folder"
+    ):
         load_forget(folder)
 
 
@@ -246,13 +264,15 @@ def test_another_caption_is_refused(tmp_path):
     make(shards(tmp_path, 1), tmp_path / "out")
     folder = tmp_path / "out" / "Ada_Fox"
     pairs = load_forget(folder)
-    write_shard(folder / "forget.tar", [(k, i, "Bo Hill", {}) for k, i in zip(pairs.keys, pairs.images, strict=True)])
+    write_shard(
+        folder / "forget.tar", [(k, i, "Bo Hill", {}) for k, i in zip(pairs.keys, pairs.images, strict=True)]
+    )
     with pytest.raises(ValueError, match=r"not the 2 of manifest.json"):
         load_forget(folder)
 
 
-def test_a_bad_picture_is_counted_once(tmp_path):
-    samples = [(str(i), tiny.png(i), "Ada Fox", {}) for i in range(9)] + [("9", b"no picture", "Ada Fox", {})]
+def test_a_bad_image_is_counted_once(tmp_path):
+    samples = [(str(i), tiny.png(i), "Ada Fox", {}) for i in range(9)] + [("9", b"no image", "Ada Fox", {})]
     write_shard(tmp_path / "00000.tar", samples)
     with pytest.raises(ValueError, match=r"1 of 10 samples are broken \(10.0%\)"):
         make(f"{tmp_path}/00000.tar", tmp_path / "out", max_broken=0.095)
@@ -261,7 +281,7 @@ def test_a_bad_picture_is_counted_once(tmp_path):
 def test_a_manifest_does_not_depend_on_who_else_was_asked_for(tmp_path):
     samples = [
         ("0", tiny.png(0), "Ada Fox", {}),
-        ("1", b"no picture", "Ada Fox", {}),
+        ("1", b"no image", "Ada Fox", {}),
         ("2", tiny.png(2), "Bo Hill", {}),
     ]
     write_shard(tmp_path / "00000.tar", samples)
@@ -281,13 +301,19 @@ def test_shards_of_one_name_in_two_folders_do_not_collide(tmp_path):
     assert load_forget(tmp_path / "out" / "Ada_Fox").images == (tiny.png(0), tiny.png(1))
 
 
-def test_samples_without_caption_or_picture_are_named_in_the_manifest(tmp_path):
-    samples = [("0", tiny.png(0), "Ada Fox", {}), ("1", tiny.png(1), " ", {}), ("2", tiny.png(2), "no one", {})]
+def test_samples_without_caption_or_image_are_named_in_the_manifest(tmp_path):
+    samples = [
+        ("0", tiny.png(0), "Ada Fox", {}),
+        ("1", tiny.png(1), " ", {}),
+        ("2", tiny.png(2), "no one", {}),
+    ]
     write_shard(tmp_path / "00000.tar", samples)
     found = make(f"{tmp_path}/00000.tar", tmp_path / "out", max_broken=0.34)
     assert [(one.where, one.why) for one in found.broken] == [("00000.tar:1", "no caption")]
     assert found.scanned == 2
-    assert read_manifest(tmp_path / "out" / "Ada_Fox")["broken"] == [{"where": "00000.tar:1", "why": "no caption"}]
+    assert read_manifest(tmp_path / "out" / "Ada_Fox")["broken"] == [
+        {"where": "00000.tar:1", "why": "no caption"}
+    ]
 
 
 def test_a_missing_shard_is_named_before_anything_is_written(tmp_path):
@@ -297,7 +323,9 @@ def test_a_missing_shard_is_named_before_anything_is_written(tmp_path):
 
 
 def test_a_name_without_any_of_its_words_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"for 'Zed Quill', 'Z\. Q' as whole words \(none of its words either\)"):
+    with pytest.raises(
+        ValueError, match=r"for 'Zed Quill', 'Z\. Q' as whole words \(none of its words either\)"
+    ):
         make(shards(tmp_path), tmp_path / "out", ("Zed Quill",), aliases={"zed_quill": ["Z. Q"]})
 
 
@@ -311,6 +339,11 @@ def test_the_manifest_says_where_each_pair_came_from(tmp_path):
 def test_mentions_are_the_pairs_that_name_the_forgotten(tmp_path):
     pairs, _ = read_pairs(shards(tmp_path, 1), limit=None, max_broken=0, progress=False)
     assert mentions(pairs, ["Ada Fox"], {}) == (0, 2)
-    assert mentions(pairs, ["Ada Fox", "Bo Hill"], {"Ada Fox": ["A Fox"], "Cy Reed": ["no one"]}) == (0, 1, 2, 5)
+    assert mentions(pairs, ["Ada Fox", "Bo Hill"], {"Ada Fox": ["A Fox"], "Cy Reed": ["no one"]}) == (
+        0,
+        1,
+        2,
+        5,
+    )
     assert mentions(pairs, ["ada_fox"], {"ADA FOX": ["Ada alone"]}) == (0, 2, 6)
     assert mentions(pairs, ["Cy Reed"], {}) == ()

@@ -2,14 +2,13 @@ import pytest
 import tiny
 from open_clip import IMAGENET_CLASSNAMES
 
-from muwa.data.imagenet import read_folder, verified
-from muwa.types.data import Classes, LabelledImages
+from muwa.data.imagenet import read_folder
 
 
-def folder(root, classes, pictures=4):
+def folder(root, classes, images=4):
     for i, name in enumerate(classes):
         (root / name).mkdir(parents=True)
-        for j in range(pictures):
+        for j in range(images):
             (root / name / f"{j}.JPEG").write_bytes(tiny.png(100 * i + j))
     return root
 
@@ -27,7 +26,7 @@ def test_a_folder_is_a_class_and_its_name_the_folders(tmp_path):
     assert not broken
 
 
-def test_a_share_of_the_pictures_by_seed(tmp_path):
+def test_a_share_of_the_images_by_seed(tmp_path):
     folder(tmp_path, ["a", "b", "c", "d", "e"])
     one, same, other = (read(tmp_path, fraction=0.5, seed=seed)[0] for seed in (0, 0, 1))
     assert len(one) == 10
@@ -48,10 +47,11 @@ def test_wordnet_folders_take_names_from_a_list_beside_them(tmp_path):
 def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_thousand(tmp_path):
     folder(tmp_path / "few", ["n01440764", "n01443537"])
     with pytest.raises(
-        ValueError, match="2 WordNet folders, not ImageNet's 1000, and no names for them; put a classnames.txt"
+        ValueError,
+        match="2 WordNet folders, not ImageNet's 1000, and no names for them; put a classnames.txt",
     ):
         read(tmp_path / "few")
-    folder(tmp_path / "all", [f"n{i:08d}" for i in range(1000)], pictures=0)
+    folder(tmp_path / "all", [f"n{i:08d}" for i in range(1000)], images=0)
     (tmp_path / "all" / "n00000007" / "x.jpg").write_bytes(tiny.png(1))
     found, _ = read(tmp_path / "all")
     assert found.classes.names == tuple(dict.fromkeys(IMAGENET_CLASSNAMES))
@@ -60,7 +60,7 @@ def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_th
 
 
 def test_folders_of_one_name_are_one_class(tmp_path):
-    folder(tmp_path / "val", ["n04355933", "n04356056", "n01440764"], pictures=2)
+    folder(tmp_path / "val", ["n04355933", "n04356056", "n01440764"], images=2)
     (tmp_path / "classnames.txt").write_text("n04355933 sunglasses\nn04356056 sunglasses\nn01440764 tench\n")
     found, _ = read(tmp_path / "val")
     assert found.classes.names == ("tench", "sunglasses")
@@ -69,20 +69,23 @@ def test_folders_of_one_name_are_one_class(tmp_path):
 
 def test_what_is_missing_is_named_with_the_layout(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"dataset.images=.*/none: no such folder; want one folder a class: .*none/<class>/"
+        FileNotFoundError,
+        match=r"dataset.images=.*/none: no such folder; want one folder a class: .*none/<class>/",
     ):
         read(tmp_path / "none")
     for i in range(3):
         (tmp_path / f"{i}.JPEG").write_bytes(tiny.png(i))
-    with pytest.raises(FileNotFoundError, match="3 pictures and no class folder; want .* Sort them by class first"):
+    with pytest.raises(
+        FileNotFoundError, match="3 images and no class folder; want .* Sort them by class first"
+    ):
         read(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="1 folders and no picture"):
+    with pytest.raises(FileNotFoundError, match="1 folders and no image"):
         read(tmp_path)
 
 
-def test_broken_pictures_are_counted_named_and_limited(tmp_path):
-    folder(tmp_path, ["a", "b"], pictures=10)
+def test_broken_images_are_counted_named_and_limited(tmp_path):
+    folder(tmp_path, ["a", "b"], images=10)
     (tmp_path / "b" / "3.JPEG").write_bytes(b"")
     found, broken = read(tmp_path, max_broken=0.05)
     assert len(found) == 19
@@ -91,18 +94,24 @@ def test_broken_pictures_are_counted_named_and_limited(tmp_path):
         read(tmp_path, max_broken=0.04)
 
 
-def test_a_share_keeps_each_picture_with_its_class(tmp_path):
+def test_a_share_keeps_each_image_with_its_class(tmp_path):
     found, _ = read(folder(tmp_path, ["a", "b", "c", "d", "e"]), fraction=0.3, seed=3)
     assert len(found) == 6
     assert [found.classes.names[label] for label in found.labels] == [key.split("/")[0] for key in found.keys]
     assert [str(path.relative_to(tmp_path)) for path in found.images] == list(found.keys)
 
 
-def test_only_pictures_are_taken(tmp_path):
-    folder(tmp_path, ["a"], pictures=2)
+def test_only_images_are_taken(tmp_path):
+    folder(tmp_path, ["a"], images=2)
     for name in ("notes.txt", "c.PNG", "d.webp", "e.jpg"):
         (tmp_path / "a" / name).write_bytes(tiny.png(1))
-    assert [path.name for path in read(tmp_path)[0].images] == ["0.JPEG", "1.JPEG", "c.PNG", "d.webp", "e.jpg"]
+    assert [path.name for path in read(tmp_path)[0].images] == [
+        "0.JPEG",
+        "1.JPEG",
+        "c.PNG",
+        "d.webp",
+        "e.jpg",
+    ]
 
 
 @pytest.mark.parametrize("name", ["LOC_synset_mapping.txt", "classnames.txt"])
@@ -118,15 +127,3 @@ def test_a_hidden_folder_is_no_class(tmp_path):
     (tmp_path / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     assert read(tmp_path)[0].classes.names == ("tench", "goldfish")
-
-
-def test_verifying_keeps_the_sound_pictures_in_order_and_names_the_others(tmp_path):
-    (tmp_path / "cut.png").write_bytes(tiny.png(2)[:200])
-    images = (tiny.png(1), tmp_path / "cut.png", tmp_path / "none.png", tiny.png(4))
-    pictures = LabelledImages(("a", "b", "c", "d"), images, (0, 1, 0, 1), Classes(("x", "y"), ("{}",)))
-    sound, broken = verified(pictures)
-    assert (sound.keys, sound.labels) == (("a", "d"), (0, 1))
-    assert [one.where for one in broken] == ["b", "c"]
-    assert broken[0].why.startswith("cannot be decoded")
-    assert "No such file" in broken[1].why
-    assert verified(sound) == (sound, [])

@@ -10,10 +10,14 @@ from muwa.types.data import Classes, Split, Task
 
 def test_of_an_identity() -> None:
     found = image_requests(tiny.task(), tiny.task().eval, seeds=range(5, 7), retain=3, cross=2)
-    assert [(a.text, a.seed, a.role) for a in found[:2]] == [("a photo of Ada Fox", s, "forget") for s in (5, 6)]
+    assert [(a.text, a.seed, a.role) for a in found[:2]] == [
+        ("a photo of Ada Fox", s, "forget") for s in (5, 6)
+    ]
     retained = [a.concept for a in found if a.role == "retain"]
     assert retained == ["Bo Hill"] * 2 + ["Di Moss"] * 2 + ["Flo Wren"] * 2  # places 0, 2, 4 of seven
-    assert [a.text for a in found if a.role == "cross"] == ["a photo of a Bo Hill"] * 2 + ["a photo of a Di Moss"] * 2
+    assert [a.text for a in found if a.role == "cross"] == ["a photo of a Bo Hill"] * 2 + [
+        "a photo of a Di Moss"
+    ] * 2
     assert {a.domain for a in found} == {"class"}
     assert len(image_requests(tiny.task(), tiny.task().eval, seeds=[0])) == 1 + 7 + 3
 
@@ -27,7 +31,7 @@ def styles() -> Task:
     )
 
 
-def test_of_a_style_every_picture_is_asked_for_both_its_names() -> None:
+def test_each_image_of_a_style_has_a_request_for_both_its_names() -> None:
     found = image_requests(styles(), styles().eval, seeds=[1])
     assert len(found) == 3 * 2 * 2
     assert found[0].text == found[1].text == "A Di Moss image in Ada Fox style."

@@ -32,7 +32,10 @@ def test_names_match_as_whole_words(caption, matches):
 
 
 def test_all_names_of_a_caption_are_found_and_empty_ones_never():
-    assert match_names("Ada Fox with Bo Hill", ["Bo Hill", "Ada Fox", "Cy Reed", "", "_"]) == ["Bo Hill", "Ada Fox"]
+    assert match_names("Ada Fox with Bo Hill", ["Bo Hill", "Ada Fox", "Cy Reed", "", "_"]) == [
+        "Bo Hill",
+        "Ada Fox",
+    ]
 
 
 def test_an_empty_caption_has_no_name():
@@ -58,9 +61,9 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_pictures_become_rgb(kind, tmp_path):
-    (tmp_path / "picture").write_bytes(encoded(kind))
-    for image in (encoded(kind), tmp_path / "picture"):
+def test_images_become_rgb(kind, tmp_path):
+    (tmp_path / "image").write_bytes(encoded(kind))
+    for image in (encoded(kind), tmp_path / "image"):
         assert decode(image).mode == "RGB"
         assert decode(image).size == (8, 6)
 
@@ -71,10 +74,10 @@ def test_other_modes_become_rgb(mode):
 
 
 def test_a_palette_with_transparency_becomes_rgb_without_a_warning():
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 200, 10, 20])
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", transparency=bytes([0, 128]))
+    image.save(buffer, "PNG", transparency=bytes([0, 128]))
     assert decode(buffer.getvalue()).getpixel((0, 0)) == (200, 10, 20)
 
 
@@ -87,7 +90,7 @@ def test_exif_rotation_is_left_alone():
 
 
 @pytest.mark.parametrize("size", [(12, 12), (20, 20)])
-def test_a_picture_of_too_many_pixels_is_refused(monkeypatch, size):
+def test_an_image_of_too_many_pixels_is_refused(monkeypatch, size):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=f"Image size \\({size[0] * size[1]} pixels\\) exceeds limit"):
         decode(encoded("PNG", size=size))
@@ -97,7 +100,7 @@ def test_a_picture_of_too_many_pixels_is_refused(monkeypatch, size):
     (b"", "empty file"), (b"hello", "cannot identify image file"), (encoded("JPEG", size=(64, 64))[:300], "cannot be decoded"),
     (encoded("PNG", size=(64, 64))[:80], "cannot be decoded"),
 ])  # fmt: skip
-def test_what_is_no_whole_picture_says_why(raw, why):
+def test_what_is_not_a_complete_image_says_why(raw, why):
     with pytest.raises(ValueError, match=why):
         decode(raw)
 

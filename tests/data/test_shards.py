@@ -57,7 +57,9 @@ def served(tmp_path):
             longer = keyword == "Content-Length" and self.path.startswith("/cut/")
             super().send_header(keyword, str(int(value) + 10240) if longer else value)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -80,8 +82,10 @@ def test_many_shards_by_brace_glob_and_list_in_order(tmp_path):
     assert pairs.images[0] == tiny.png(0)
 
 
-@pytest.mark.parametrize(("kind", "ending"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpeg")])
-def test_every_kind_of_picture(tmp_path, kind, ending):
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpeg")]
+)
+def test_every_kind_of_image(tmp_path, kind, ending):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, kind)
     pairs, broken = read(str(tar(tmp_path / "a.tar", sample("1", image=buffer.getvalue(), ending=ending))))
@@ -93,7 +97,12 @@ def test_local_paths_file_urls_pipes_and_http_hold_the_same(tmp_path, served):
     folder, address = served
     path = shard(folder / "00000.tar")
     want, _ = read(str(path))
-    for url in (f"file://{path}", f"pipe:cat {path}", f"{address}/00000.tar", f"{address}/{{00000..00000}}.tar"):
+    for url in (
+        f"file://{path}",
+        f"pipe:cat {path}",
+        f"{address}/00000.tar",
+        f"{address}/{{00000..00000}}.tar",
+    ):
         got, broken = read(url)
         assert got == want, url
         assert not broken
@@ -117,7 +126,9 @@ def test_a_remote_shard_that_is_not_there_is_an_error(served):
 
 def test_a_remote_shard_that_cannot_be_read_says_why_and_what_may_be_given(served):
     for url, why in ((f"{served[1]}/00009.tar", "exit 22"), ("pipe:exit 3", "exit 3 ")):
-        with pytest.raises(OSError, match=rf"{why}.*Shards are local paths, http\(s\) URLs or `pipe:COMMAND`"):
+        with pytest.raises(
+            OSError, match=rf"{why}.*Shards are local paths, http\(s\) URLs or `pipe:COMMAND`"
+        ):
             read(url)
 
 
@@ -154,24 +165,26 @@ def test_broken_samples_are_named_and_skipped(tmp_path):
     files = {
         **sample("1"), **sample("2", image=buffer.getvalue()[:500], ending="jpg"), **sample("3", caption=None),
         **sample("4", caption=b"  "), **sample("5", image=b"text", ending="jpg"), **sample("6"), "6.jpg": tiny.png(1),
-        "7.txt": b"no picture", **sample("8"),
+        "7.txt": b"no image", **sample("8"),
     }  # fmt: skip
     pairs, broken = read(str(tar(tmp_path / "00000.tar", files)))
     assert pairs.keys == ("1", "8")
     faults = {one.where: one.why for one in broken}
     assert set(faults) == {f"00000.tar:{key}" for key in "234567"}
-    assert faults["00000.tar:2"].startswith("bad picture: cannot be decoded")
+    assert faults["00000.tar:2"].startswith("bad image: cannot be decoded")
     assert faults["00000.tar:3"] == faults["00000.tar:4"] == "no caption"
-    assert faults["00000.tar:5"].startswith("bad picture: cannot identify")
-    assert faults["00000.tar:6"] == "2 pictures under one key"
-    assert faults["00000.tar:7"] == "no picture"
+    assert faults["00000.tar:5"].startswith("bad image: cannot identify")
+    assert faults["00000.tar:6"] == "2 images under one key"
+    assert faults["00000.tar:7"] == "no image"
 
 
 def test_too_many_broken_samples_stop_with_the_list(tmp_path):
     files = {k: v for i in range(1, 10) for k, v in sample(str(i)).items()} | sample("10", caption=None)
     path = str(tar(tmp_path / "00000.tar", files))
     assert len(read(path, max_broken=0.1)[0]) == 9
-    with pytest.raises(ValueError, match=r"1 of 10 samples are broken \(10.0%\).*\n  00000.tar:10: no caption"):
+    with pytest.raises(
+        ValueError, match=r"1 of 10 samples are broken \(10.0%\).*\n  00000.tar:10: no caption"
+    ):
         read(path, max_broken=0.09)
 
 
@@ -188,7 +201,7 @@ def test_a_truncated_tar_gives_what_is_whole_and_says_where_it_broke(tmp_path, c
     assert all("00000.tar" in one.where for one in broken)
 
 
-def test_a_tar_cut_inside_a_picture_names_the_shard_and_the_last_sample(tmp_path):
+def test_a_tar_cut_inside_an_image_names_the_shard_and_the_last_sample(tmp_path):
     path = shard(tmp_path / "00000.tar", n=4)
     with tarfile.open(path) as whole:
         third = whole.getmember("000000002.png")
@@ -216,7 +229,9 @@ def test_a_file_that_is_no_tar_is_broken_and_the_other_shards_are_read(tmp_path)
     pairs, broken = read(f"{tmp_path}/*.tar")
     assert len(pairs) == 4
     assert [one.where for one in broken] == ["00000.tar: after the start"]
-    with pytest.raises(ValueError, match=r"1 of 5 samples are broken \(20.0%\).*\n  00000.tar: after the start"):
+    with pytest.raises(
+        ValueError, match=r"1 of 5 samples are broken \(20.0%\).*\n  00000.tar: after the start"
+    ):
         read(f"{tmp_path}/*.tar", max_broken=0.1)
 
 
@@ -258,9 +273,14 @@ def test_commands_are_not_expanded():
 
 
 def test_a_tar_without_captions_says_what_it_holds(tmp_path):
-    files = {f"{i}.{ending}": tiny.png(i) if ending == "png" else b"1" for i in range(3) for ending in ("png", "cls")}
+    files = {
+        f"{i}.{ending}": tiny.png(i) if ending == "png" else b"1"
+        for i in range(3)
+        for ending in ("png", "cls")
+    }
     with pytest.raises(
-        ValueError, match=r"none of its 3 samples has a caption: found .cls, .png, want <key>.txt.*--caption_col"
+        ValueError,
+        match=r"none of its 3 samples has a caption: found .cls, .png, want <key>.txt.*--caption_col",
     ):
         read(str(tar(tmp_path / "a.tar", files)))
 
@@ -297,7 +317,9 @@ def test_writing_is_whole_repeatable_and_read_back(tmp_path):
         assert written.getnames()[:3] == ["k0.json", "k0.png", "k0.txt"]
         assert json.load(written.extractfile("k2.json")) == {"n": 2}
         assert {(member.mtime, member.uname, member.gname) for member in written} == {(0, "", "")}
-    assert [*iter_samples(str(tmp_path / "a.tar"), [])] == [(key, image, caption) for key, image, caption, _ in samples]
+    assert [*iter_samples(str(tmp_path / "a.tar"), [])] == [
+        (key, image, caption) for key, image, caption, _ in samples
+    ]
 
     def failing():
         yield samples[0]

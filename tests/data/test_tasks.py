@@ -2,9 +2,10 @@ import shutil
 
 import pytest
 import tiny
+from data import datasets
 
 from muwa.data.shards import write_shard
-from muwa.data.tasks import Dataset, celeba, curate_only, objects, templates
+from muwa.data.tasks import templates
 
 PEOPLE = tiny.NAMES[:4]
 THINGS = ("red_star", "blue_ring", "green_box")
@@ -12,10 +13,12 @@ THINGS = ("red_star", "blue_ring", "green_box")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Four people x 6 pictures, three things x 8, two shards with each person twice and a thing between."""
+    """Four people x 6 images, three things x 8, two shards with each person twice and a thing between."""
     root = tmp_path_factory.mktemp("world")
     (root / "celeba" / "img_align_celeba").mkdir(parents=True)
-    rows = [f"{100 * p + i:06d}.jpg {name.replace(' ', '_')}" for p, name in enumerate(PEOPLE) for i in range(6)]
+    rows = [
+        f"{100 * p + i:06d}.jpg {name.replace(' ', '_')}" for p, name in enumerate(PEOPLE) for i in range(6)
+    ]
     for row in rows:
         (root / "celeba" / "img_align_celeba" / row.split()[0]).write_bytes(tiny.png(int(row[:6])))
     (root / "celeba" / "list_identity_celeba.txt").write_text("\n".join(rows))
@@ -31,13 +34,32 @@ def world(tmp_path_factory):
 
 
 def dataset(root, out, **changed):
-    own = dict(shards=f"{root}/{{00000..00001}}.tar", retain=f"{root}/00001.tar", curated=str(out), celeba=f"{root}/celeba",
-               images=f"{root}/objects", utility=0.5, utility_probe=0.25)  # fmt: skip
-    return Dataset(**{**own, **changed})
+    places = dict(
+        shards=f"{root}/{{00000..00001}}.tar",
+        retain=f"{root}/00001.tar",
+        curated=str(out),
+        celeba=f"{root}/celeba",
+        images=f"{root}/objects",
+    )
+    return datasets.dataset(**{**places, "utility": 0.5, "utility_probe": 0.25, **changed})
+
+
+def celeba(data, **settings):
+    return datasets.builder("celeba", **settings)(data)
+
+
+def objects(data, **settings):
+    return datasets.builder("object", **settings)(data)
+
+
+def curate(data, identity, **settings):
+    return datasets.builder("celeba", identity=identity, **settings).curate(data)
 
 
 def test_every_set_has_the_size_worked_by_hand(world, tmp_path):
-    task = celeba(dataset(world, tmp_path), identity="ada_fox", limits={"probe_share": 0.5, "probe_retain": 2})
+    task = celeba(
+        dataset(world, tmp_path), identity="ada_fox", limits={"probe_share": 0.5, "probe_retain": 2}
+    )
     assert task.names == ("Ada Fox",)
     assert len(task.forget["Ada Fox"]) == 4
     assert len(task.retain) == 10
@@ -79,10 +101,13 @@ def test_several_objects_at_once(world, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["celeba", "objects"])
-def test_shares_that_make_one_use_every_unrelated_picture(world, tmp_path, kind):
+def test_shares_that_make_one_use_every_image_of_the_utility_set(world, tmp_path, kind):
     data = dataset(world, tmp_path, utility=0.75, utility_probe=0.5)
     task = celeba(data, identity=PEOPLE[0]) if kind == "celeba" else objects(data, object=THINGS[0])
-    assert (len(task.probe.utility), len(task.eval.utility)) == (10, 14)  # 24 in the ratio of 0.5 to 0.75, rounded
+    assert (len(task.probe.utility), len(task.eval.utility)) == (
+        10,
+        14,
+    )  # 24 in the ratio of 0.5 to 0.75, rounded
 
 
 def test_mentions_are_the_retain_pairs_whose_caption_names_the_forgotten(world, tmp_path):
@@ -93,14 +118,16 @@ def test_mentions_are_the_retain_pairs_whose_caption_names_the_forgotten(world, 
 
 
 @pytest.mark.parametrize("kind", ["celeba", "objects"])
-def test_no_picture_is_in_two_sets(world, tmp_path, kind):
+def test_no_image_is_in_two_sets(world, tmp_path, kind):
     data = dataset(world, tmp_path)
     task = celeba(data, identity=PEOPLE[0]) if kind == "celeba" else objects(data, object=THINGS[0])
-    splits = [getattr(split, part) for split in (task.probe, task.eval) for part in ("forget", "retain", "utility")]
-    judged = [path.read_bytes() for pictures in splits for path in pictures.images]
-    assert len(judged) == len(set(judged)) > 20
+    splits = [
+        getattr(split, part) for split in (task.probe, task.eval) for part in ("forget", "retain", "utility")
+    ]
+    measured = [path.read_bytes() for images in splits for path in images.images]
+    assert len(measured) == len(set(measured)) > 20
     gradients = {*task.retain.images, *(image for pairs in task.forget.values() for image in pairs.images)}
-    assert not gradients & set(judged)
+    assert not gradients & set(measured)
 
 
 def test_limits_cut_what_they_name(world, tmp_path):
@@ -133,7 +160,7 @@ def test_several_people_at_once(world, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["celeba", "objects"])
-def test_the_seed_decides_which_unrelated_pictures_are_taken_and_how_they_are_cut(world, tmp_path, kind):
+def test_the_seed_decides_which_images_are_the_utility_set_and_how_they_are_divided(world, tmp_path, kind):
     def made(seed, **shares):
         data = dataset(world, tmp_path, **shares)
         one = {"identity": PEOPLE[0]} if kind == "celeba" else {"object": THINGS[0]}
@@ -159,9 +186,7 @@ def test_a_person_typed_in_two_ways_is_one_person(world, tmp_path, typed):
 
 
 def test_curating_a_name_typed_in_two_ways_curates_it_once(world, tmp_path):
-    assert curate_only(dataset(world, tmp_path), ["Ada_Fox", "Ada Fox"], {}, None, progress=False).counts == {
-        "Ada Fox": 4
-    }
+    assert curate(dataset(world, tmp_path), ["Ada_Fox", "Ada Fox"]).counts == {"Ada Fox": 4}
 
 
 def test_an_object_is_forgotten_among_objects_and_people_are_the_utility(world, tmp_path):
@@ -180,7 +205,7 @@ def test_bare_captions_are_the_name_alone(world, tmp_path):
 
 
 def test_a_curated_set_is_taken_without_scanning(world, tmp_path):
-    curate_only(dataset(world, tmp_path), ["Ada_Fox"], {}, None, progress=False)
+    curate(dataset(world, tmp_path), ["Ada_Fox"])
     data = dataset(world, tmp_path / "unused", forget=str(tmp_path), shards="nowhere/{0..9}.tar")
     assert len(celeba(data, identity="Ada Fox").forget["Ada Fox"]) == 4
     with pytest.raises(FileNotFoundError, match="not a finished forget set"):
@@ -189,16 +214,24 @@ def test_a_curated_set_is_taken_without_scanning(world, tmp_path):
 
 def test_curating_alone_needs_the_shards_only(world, tmp_path):
     data = dataset(world, tmp_path, celeba="nowhere", images="nowhere", retain="nowhere")
-    found = curate_only(data, "Ada_Fox", {"Ada Fox": ["a red star"]}, 5, progress=False)
+    found = curate(data, "Ada_Fox", aliases={"Ada Fox": ["a red star"]}, limits={"forget_pairs": 5})
     assert found.counts == {"Ada Fox": 5}
     assert found.folders == {"Ada Fox": tmp_path / "Ada_Fox"}
     assert sorted(path.name for path in (tmp_path / "Ada_Fox").iterdir()) == ["forget.tar", "manifest.json"]
 
 
 def test_a_curated_set_given_is_cut_to_the_limit(world, tmp_path):
-    curate_only(dataset(world, tmp_path), "Ada_Fox", {}, None, progress=False)
-    task = celeba(dataset(world, tmp_path, forget=str(tmp_path)), identity="Ada Fox", limits={"forget_pairs": 3})
+    curate(dataset(world, tmp_path), "Ada_Fox")
+    task = celeba(
+        dataset(world, tmp_path, forget=str(tmp_path)), identity="Ada Fox", limits={"forget_pairs": 3}
+    )
     assert task.forget["Ada Fox"].keys == ("00000-00", "00000-04", "00001-10")
+
+
+def test_curating_an_object_needs_the_shards_only_too(world, tmp_path):
+    data = dataset(world, tmp_path, celeba="nowhere", images="nowhere", retain="nowhere")
+    found = datasets.builder("object", object=["Red Star", "red_star"]).curate(data)
+    assert found.counts == {"red star": 4}
 
 
 def test_the_prompts_are_those_asked_for(world, tmp_path):
@@ -214,7 +247,7 @@ def test_the_prompts_are_those_asked_for(world, tmp_path):
         celeba(data, identity="Ada Fox", utility_templates="best")
 
 
-def test_a_task_says_how_its_pictures_are_asked_for(world, tmp_path):
+def test_a_task_says_how_its_images_are_generated(world, tmp_path):
     data = dataset(world, tmp_path)
     assert celeba(data, identity="Ada Fox").prompts == ("a photo of {}", "a photo of a {}")
     assert objects(data, object="red star").prompts == ("a photo of a {}", "a photo of {}")
@@ -226,9 +259,13 @@ def test_a_task_says_how_its_pictures_are_asked_for(world, tmp_path):
 
 
 def test_a_folder_that_is_missing_is_named(world, tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder a class"):
+    with pytest.raises(
+        FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder a class"
+    ):
         celeba(dataset(world, tmp_path, images="nowhere"), identity="Ada_Fox")
-    with pytest.raises(FileNotFoundError, match="dataset.celeba=nowhere: looked for .*there is no such folder"):
+    with pytest.raises(
+        FileNotFoundError, match="dataset.celeba=nowhere: looked for .*there is no such folder"
+    ):
         objects(dataset(world, tmp_path, celeba="nowhere"), object="red star")
     with pytest.raises(FileNotFoundError, match="nowhere.tar: 1 of 1 shards are not there"):
         celeba(dataset(world, tmp_path, retain="nowhere.tar"), identity="Ada_Fox")
@@ -245,13 +282,17 @@ def test_a_broken_face_is_left_out_and_named_until_there_are_too_many(own_world,
     task = celeba(dataset(own_world, tmp_path, max_broken=0.34), identity="Ada Fox")
     assert len(task.probe.forget) + len(task.eval.forget) == 5
     assert [(one.where, one.why) for one in task.broken] == [("000002.jpg", "empty file")]
-    with pytest.raises(ValueError, match=r"pictures of (probe|eval)_forget: 1 of 3 samples are broken \(33.3%\)"):
+    with pytest.raises(
+        ValueError, match=r"images of (probe|eval)_forget: 1 of 3 samples are broken \(33.3%\)"
+    ):
         celeba(dataset(own_world, tmp_path, max_broken=0.33), identity="Ada Fox")
 
 
 def test_a_broken_pair_of_the_retain_set_is_named_in_the_task(own_world, tmp_path):
     write_shard(own_world / "retain.tar", [("0", tiny.png(1), "one", {}), ("1", b"x", "two", {})])
-    task = celeba(dataset(own_world, tmp_path, retain=f"{own_world}/retain.tar", max_broken=0.5), identity="Ada Fox")
+    task = celeba(
+        dataset(own_world, tmp_path, retain=f"{own_world}/retain.tar", max_broken=0.5), identity="Ada Fox"
+    )
     assert len(task.retain) == 1
     assert [one.where for one in task.broken] == ["retain.tar:1"]
 
@@ -267,20 +308,27 @@ def test_a_listed_face_that_is_not_there_is_named_in_the_task(own_world, tmp_pat
 def test_a_broken_face_among_the_utility_of_an_object_is_left_out_and_named(own_world, tmp_path):
     for face in sorted((own_world / "celeba" / "img_align_celeba").iterdir())[::2]:
         face.write_bytes(b"")
-    task = objects(dataset(own_world, tmp_path, utility=0.6, utility_probe=0.4, max_broken=0.5), object="red star")
+    task = objects(
+        dataset(own_world, tmp_path, utility=0.6, utility_probe=0.4, max_broken=0.5), object="red star"
+    )
     assert len(task.probe.utility) + len(task.eval.utility) == 12
     assert len(task.broken) == 12
 
 
-def test_two_classes_of_one_name_are_not_judged_twice(own_world, tmp_path):
+def test_the_images_of_two_classes_of_one_name_are_measured_once(own_world, tmp_path):
     for thing, wnid in zip(THINGS, ("n00000001", "n00000002", "n00000003"), strict=True):
         (own_world / "objects" / thing).rename(own_world / "objects" / wnid)
-    (own_world / "objects" / "classnames.txt").write_text("n00000001 star\nn00000002 crane\nn00000003 crane\n")
-    task = objects(
-        dataset(own_world, tmp_path), object="star", aliases={"star": ["red star"]}, limits={"probe_retain": None}
+    (own_world / "objects" / "classnames.txt").write_text(
+        "n00000001 star\nn00000002 crane\nn00000003 crane\n"
     )
-    judged = [*task.probe.retain.images, *task.eval.retain.images]
-    assert len(judged) == len(set(judged)) == 16
+    task = objects(
+        dataset(own_world, tmp_path),
+        object="star",
+        aliases={"star": ["red star"]},
+        limits={"probe_retain": None},
+    )
+    measured = [*task.probe.retain.images, *task.eval.retain.images]
+    assert len(measured) == len(set(measured)) == 16
 
 
 def test_wrong_requests_are_answered_before_anything_is_read(world, tmp_path):
@@ -308,21 +356,21 @@ def test_an_empty_forget_set_is_an_error(world, tmp_path):
         celeba(dataset(world, tmp_path, shards=str(tmp_path / "others.tar")), identity="Ada_Fox")
 
 
-def test_one_picture_is_too_few_to_judge_on(world, tmp_path):
+def test_one_image_is_too_few_to_measure_on(world, tmp_path):
     (tmp_path / "who.txt").write_text("000000.jpg Ada_Fox\n000100.jpg Bo_Hill\n000101.jpg Bo_Hill\n")
-    with pytest.raises(ValueError, match="Ada Fox: 1 pictures to judge on; at least 2 are needed"):
+    with pytest.raises(ValueError, match="Ada Fox: got 1 images to measure on, want at least 2"):
         celeba(dataset(world, tmp_path, identities=str(tmp_path / "who.txt")), identity="Ada_Fox")
 
 
-def test_one_picture_of_an_object_is_too_few_too(own_world, tmp_path):
+def test_one_image_of_an_object_is_too_few_too(own_world, tmp_path):
     for i in range(1, 8):
         (own_world / "objects" / "red_star" / f"{i}.png").unlink()
-    with pytest.raises(ValueError, match="red star: 1 pictures to judge on; at least 2 are needed"):
+    with pytest.raises(ValueError, match="red star: got 1 images to measure on, want at least 2"):
         objects(dataset(own_world, tmp_path), object="red_star")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
-def test_with_two_pictures_there_is_one_for_the_search_and_one_for_the_report(world, tmp_path, share):
+def test_with_two_images_there_is_one_for_the_search_and_one_for_the_report(world, tmp_path, share):
     (tmp_path / "who.txt").write_text("000000.jpg Ada_Fox\n000001.jpg Ada_Fox\n000100.jpg Bo_Hill\n")
     data = dataset(world, tmp_path, identities=str(tmp_path / "who.txt"))
     task = celeba(data, identity="Ada_Fox", limits={"probe_share": share})
@@ -330,7 +378,7 @@ def test_with_two_pictures_there_is_one_for_the_search_and_one_for_the_report(wo
     assert (len(task.probe.retain), len(task.eval.retain)) == (0, 1)
 
 
-def test_only_frequent_people_are_kept_but_all_are_named(world, tmp_path):
+def test_only_frequent_people_are_retained_but_all_are_labels(world, tmp_path):
     (tmp_path / "often.txt").write_text("Di_Moss\nAda_Fox\n")
     task = celeba(dataset(world, tmp_path, frequent=str(tmp_path / "often.txt")), identity="Ada_Fox")
     assert set(task.eval.retain.labels) == {3}

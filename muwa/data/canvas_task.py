@@ -1,0 +1,234 @@
+"""The task that forgets a style or an object class of UnlearnCanvas (conf/task/canvas.yaml, style.yaml)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from muwa.data.base import TaskBuilder
+from muwa.data.curate import Curated, mentions
+from muwa.data.dataset import Dataset
+from muwa.data.labelled import decodable
+from muwa.data.samples import find_names
+from muwa.data.shards import read_pairs
+from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
+from muwa.fingerprint import read_image
+from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
+
+Row = tuple[Path, str]  # an image and a name for it
+
+
+@dataclass(frozen=True)
+class CanvasLimits:
+    """How many samples a task takes. None takes all.
+
+    Args:
+        forget_pairs: Pairs in each forget set.
+        retain_pairs: Pairs in the retain set.
+        judged: Share of a forgotten name's images to measure on, in (0, 1). Half of them are for the layer
+            search and half for the report. The other images are the forget set.
+        probe_retain, eval_retain: Images of each other name of the same kind, for the search and for the
+            report.
+        probe_utility, eval_utility: The same, of each name of the other kind.
+    """
+
+    forget_pairs: int | None
+    retain_pairs: int | None
+    judged: float
+    probe_retain: int
+    eval_retain: int
+    probe_utility: int
+    eval_utility: int
+
+
+@dataclass(frozen=True)
+class ForgetStyleOrClass(TaskBuilder):
+    """Forget styles or classes of `dataset.canvas`. The utility set is labelled by the other kind of name.
+
+    Args:
+        concept: A style or a class; or several styles, or several classes.
+        style_template, class_template: Zero-shot prompts of a name, with {}.
+        prompt: Prompt that generates an image, and caption of the forget set, with {class} and {style}.
+            UnlearnCanvas has "A {class} image in {style} style.".
+        bare_captions: Replace the captions of the forget set by the bare name, as SLUG's code does here.
+        seed: Decides which images give gradients, which are for the layer search and which for the report.
+        limits: How many samples to take.
+
+    Raises:
+        ValueError: A name is unknown (the message has the nearest names); styles and classes are mixed; the
+            data set has no canvas; a forgotten name has too few images.
+        FileNotFoundError: The folder or a shard is missing.
+
+    Source: UnlearnCanvas (arXiv 2402.11846). Differs: there, and in SLUG's code, all 20 images of a style and
+    class give gradients; here some of them are measured on instead.
+    """
+
+    concept: str | Sequence[str]
+    style_template: str
+    class_template: str
+    prompt: str
+    bare_captions: bool
+    seed: int
+    limits: CanvasLimits
+
+    def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
+        """Read the data and make the task."""
+        if dataset.canvas is None:
+            raise ValueError(
+                f"dataset {dataset.name!r} has no canvas: give dataset.canvas=FOLDER; want {LAYOUT}"
+            )
+        canvas = read_canvas(Path(dataset.canvas))
+        kind, names = _kind_and_names(self.concept, canvas, dataset.canvas)
+        images = _Images(canvas, kind, self, dataset)
+        measured = {name: images.measured(name) for name in names}
+        forget = {name: self._forget_set(images, name, len(measured[name])) for name in names}
+        others = [name for name in images.classes.names if name not in names]
+        probe = Split(
+            images.labelled([row for name in names for row in measured[name][::2]], images.classes),
+            images.retain(others, 0, self.limits.probe_retain),
+            images.labelled(images.utility(others, for_probe=True), images.other_classes),
+        )
+        report = Split(
+            images.labelled([row for name in names for row in measured[name][1::2]], images.classes),
+            images.retain(others, self.limits.probe_retain, self.limits.eval_retain),
+            images.labelled(images.utility(others, for_probe=False), images.other_classes),
+        )
+        limit = self.limits.retain_pairs
+        retain, broken_pairs = read_pairs(
+            dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
+        )
+        return Task(
+            kind=kind,
+            names=names,
+            forget=forget,
+            retain=retain,
+            mentions=mentions(retain, names, {}),
+            probe=probe,
+            eval=report,
+            broken=(*images.broken, *broken_pairs),
+            prompts=(self.prompt,),
+        )
+
+    def _forget_set(self, images: _Images, name: str, measured: int) -> Pairs:
+        """The pairs of a name: the images after the first `measured`."""
+        rows = images.rows[name][measured:][: self.limits.forget_pairs]
+        shown = images.labelled(rows, images.other_classes)
+        captions = tuple(
+            self.prompt.format(**{images.kind: name, images.other_kind: images.other_classes.names[label]})
+            for label in shown.labels
+        )
+        pairs = Pairs(shown.keys, tuple(map(read_image, shown.images)), captions)
+        return pairs.with_caption(name) if self.bare_captions else pairs
+
+    def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
+        """There is nothing to curate."""
+        raise ValueError(
+            "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
+        )
+
+
+def _kind_and_names(concept: str | Sequence[str], canvas: Canvas, where: str) -> tuple[str, tuple[str, ...]]:
+    """("style" or "class", the names as the canvas has them)."""
+    styles = tuple(style for style in canvas.styles if style != PLAIN)
+    names = find_names(concept, (*styles, *canvas.classes), where)
+    kinds = {"style" if name in styles else "class" for name in names}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"task.concept={names}: styles and classes together; forget them in two runs and add their "
+            "patches"
+        )
+    return kinds.pop(), tuple(names)
+
+
+class _Images:
+    """The images of a canvas by the names of one kind, the kind that is forgotten.
+
+    Attributes:
+        kind, other_kind: "style" and "class", or the reverse.
+        classes, other_classes: The labels of both kinds.
+        rows: Name -> all its images in the order in which they are used, each with its name of the other
+            kind.
+        broken: The broken images so far.
+    """
+
+    def __init__(self, canvas: Canvas, kind: str, task: ForgetStyleOrClass, dataset: Dataset):
+        styles = Classes(canvas.styles, (task.style_template,))
+        classes = Classes(canvas.classes, (task.class_template,))
+        of_style = kind == "style"
+        self.kind, self.other_kind = kind, "class" if of_style else "style"
+        self.classes, self.other_classes = (styles, classes) if of_style else (classes, styles)
+        self.rows = {
+            name: _in_order(canvas, kind, name, self.other_classes.names, task.seed)
+            for name in self.classes.names
+        }
+        self.broken: list[Broken] = []
+        self._limits, self._dataset = task.limits, dataset
+
+    def labelled(self, rows: Sequence[Row], classes: Classes) -> LabelledImages:
+        """These images with their labels, less the broken ones."""
+        labels = tuple(classes.names.index(name) for _, name in rows)
+        keys = tuple("/".join(path.parts[-3:]) for path, _ in rows)
+        images = LabelledImages(keys, tuple(path for path, _ in rows), labels, classes)
+        sound, broken = decodable(images, self._dataset.max_broken, f"images of {self._dataset.canvas}")
+        self.broken += broken
+        return sound
+
+    def measured(self, name: str) -> list[Row]:
+        """The images of a forgotten name that are measured on: for the search and for the report by turns."""
+        count = len(self.rows[name])
+        half = max(1, round(self._limits.judged * count / 2))
+        if count < 2 * half + 1:
+            raise ValueError(
+                f"{name}: got {count} images in {self._dataset.canvas}, want at least 3: one each for "
+                "gradient, search and report"
+            )
+        # sorted, so that search and report each get every second image of each name of the other kind
+        by_other = sorted(self.rows[name][: 2 * half], key=lambda row: row[1])
+        return [(path, name) for path, _ in by_other]
+
+    def retain(self, others: Sequence[str], first: int, count: int) -> LabelledImages:
+        """The images `first` to `first + count` of each of the other names."""
+        rows = [(path, name) for name in others for path, _ in self.rows[name][first : first + count]]
+        return self.labelled(rows, self.classes)
+
+    def utility(self, others: Sequence[str], *, for_probe: bool) -> list[Row]:
+        """Images with names of the other kind: none is of a forgotten name or in a retain set."""
+        limits = self._limits
+        share = limits.probe_utility / (limits.probe_utility + limits.eval_utility)
+        found: list[Row] = []
+        for wanted in self.other_classes.names:
+            rows = list(self._unused(others, wanted))
+            cut = min(limits.probe_utility, round(share * len(rows)))
+            found += rows[:cut] if for_probe else rows[cut : cut + limits.eval_utility]
+        return found
+
+    def _unused(self, others: Sequence[str], wanted: str) -> Iterator[Row]:
+        """Images whose name of the other kind is `wanted` and which no retain set has, `others` by turns."""
+        first = self._limits.probe_retain + self._limits.eval_retain
+        free = [[row for row in self.rows[name][first:] if row[1] == wanted] for name in others]
+        for i in range(max(map(len, free), default=0)):
+            yield from (rows[i] for rows in free if i < len(rows))
+
+
+def _in_order(canvas: Canvas, kind: str, name: str, other_names: Sequence[str], seed: int) -> list[Row]:
+    """All images of a name with their names of the other kind: one image of each of these, then the next.
+
+    The images of a pair of names are shuffled by `seed`. The order of the other names differs from name to
+    name, so that a few images of each name together show all of the other kind.
+    """
+
+    def shuffled(other: str) -> list[Path]:
+        pair = (name, other) if kind == "style" else (other, name)
+        files = canvas.files[pair]
+        order = np.random.default_rng([seed, zlib.crc32("/".join(pair).encode())]).permutation(len(files))
+        return [files[i] for i in order]
+
+    images = {other: shuffled(other) for other in other_names}
+    longest = max(map(len, images.values()))
+    order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(other_names))
+    turns = [other_names[i] for i in order]
+    return [(images[other][i], other) for i in range(longest) for other in turns if i < len(images[other])]

@@ -1,0 +1,48 @@
+"""Make labelled images from files, and leave out the ones that cannot be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from muwa.data.samples import check_broken, decode
+from muwa.types.data import Broken, Classes, LabelledImages
+
+
+def labelled(images: Mapping[str, Sequence[bytes | Path]], classes: Classes) -> LabelledImages:
+    """All images of all names, in order.
+
+    Args:
+        images: Name -> its images.
+        classes: Has all these names. An image's label is the index of its name there.
+    """
+    index = {name: i for i, name in enumerate(classes.names)}
+    rows = [(image, index[name]) for name, some in images.items() for image in some]
+    keys = tuple(image.name if isinstance(image, Path) else str(i) for i, (image, _) in enumerate(rows))
+    return LabelledImages(keys, tuple(image for image, _ in rows), tuple(label for _, label in rows), classes)
+
+
+def decodable(images: LabelledImages, max_broken: float, what: str) -> tuple[LabelledImages, list[Broken]]:
+    """(The images that can be decoded, the others with the reason).
+
+    Args:
+        max_broken: Share of broken images that is accepted, in [0, 1].
+        what: Names the images in the message.
+
+    Raises:
+        ValueError: More than that are broken; lists them.
+    """
+
+    def fault(i: int) -> str | None:
+        try:
+            decode(images.images[i])
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        faults = list(pool.map(fault, range(len(images))))
+    broken = [Broken(images.keys[i], why) for i, why in enumerate(faults) if why]
+    check_broken(broken, len(images), max_broken, what)
+    return (images.select([i for i, why in enumerate(faults) if not why]) if broken else images), broken
