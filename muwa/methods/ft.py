@@ -1,68 +1,66 @@
-"""FT: fine-tune a CLIP on the retain pairs and hope that it forgets the rest (the weakest rival of SLUG's table)."""
+"""FT: fine-tune a CLIP on the retain pairs and hope that it forgets the rest."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from muwa.cache.store import Store
 from muwa.gradients.losses import by_name
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._finetune import Schedule, Section, Stops, descend
-from muwa.methods._selection import check_choice, check_clip, retain_pairs
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
+from muwa.methods._checks import refuse_gradient_file
+from muwa.methods._edits import retain_pairs
+from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned
+from muwa.methods.base import Method
+from muwa.models.base import Editable, check_observer
+from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    retain_loss: str = "contrastive",
-    epochs: int = 10,
-    learning_rate: float = 1e-6,
-    weight_decay: float = 0.1,
-    batch_size: int = 32,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    patience: int | None = 2,
-    evals_per_epoch: int = 1,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """AdamW down the retain loss, on the retain pairs that do not mention what is forgotten.
+
+@dataclass(frozen=True)
+class FT(Method):
+    """AdamW down the retain loss, on the retain pairs that do not mention what is to be forgotten.
+
+    No forget pair is seen: all names of a task are forgotten at once, or none is. The edit is of all weights;
+    the step of each move is the learning rate.
 
     Args:
-        task: What to forget; all its names at once, since none of their pairs is seen.
         retain_loss: "contrastive" | "cosine".
-        epochs, learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`.
-        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
-            "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
-        criterion, target, patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
-        gradient_file: Not used; refused.
-        world: All processes but the first stop at once, with an empty edit.
-
-    Returns:
-        The edit, of all weights; each name's move has the learning rate as its step.
+        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
+        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP; the loss is no longer finite.
+        ValueError: The loss is not finite.
 
-    Source: SLUG (arXiv 2407.11867), table 1, and section 1.10 of the facts: 10 epochs, batch 32, decay 0.1, cosine schedule.
-    Differs: eval mode, no augmentation, no warm-up.
+    Source: a baseline of SLUG (arXiv 2407.11867), table 1: 10 epochs, batches of 32, decay 0.1, a cosine
+    schedule. We differ: eval mode, no augmentation, no warm-up.
     """
-    check_clip("ft", model, gradient_file)
-    check_choice(rule, criterion, target)
-    by_name(retain_loss)
-    schedule = Schedule(epochs, batch_size, learning_rate, weight_decay, seed)
-    stops = Stops(target, criterion, patience, evals_per_epoch)
-    if not world.leads:
-        return Edit({}, ())
-    sections = [Section(retain_pairs(task), retain_loss)]
-    return descend(model, task, sections, schedule, stops, rule, store=store, log=log, progress=progress)
+
+    retain_loss: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    rule: str
+    criterion: str
+    target: float
+    patience: int | None
+    evals_per_epoch: int
+    seed: int
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=ft", Features, model)
+        refuse_gradient_file("ft", run)
+        check_fine_tuning(self)
+        by_name(self.retain_loss)
+        retain_pairs(task)
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`."""
+        return fine_tuned(self, model, task, [Phase(retain_pairs(task), self.retain_loss)], run)

@@ -1,96 +1,101 @@
-"""SalUn: GAFT that moves only the weights which the forget loss depends on most (arXiv 2310.12508, ICLR 2024)."""
+"""SalUn: GAFT on only the weights that the forget loss depends on most (arXiv 2310.12508, ICLR 2024)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from muwa.cache.store import Store
+from muwa.gradients.base import Recipe
 from muwa.gradients.files import read_gradients
-from muwa.gradients.mean import Recipe, gradient_sum, origin
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._finetune import Schedule, Section, Stops, descend
-from muwa.methods._selection import check_choice, check_clip, forget_pairs, retain_pairs
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
+from muwa.gradients.mean import forget_sum, origin
+from muwa.methods._finetune import check_fine_tuning, fine_tuned
+from muwa.methods.base import Method
+from muwa.methods.gaft import phases
+from muwa.models.base import Editable, check_observer
+from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    share: float = 0.5,
-    forget_loss: str = "cosine",
-    retain_loss: str = "contrastive",
-    epochs: int = 10,
-    learning_rate: float = 1e-6,
-    weight_decay: float = 0.1,
-    batch_size: int = 32,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    patience: int | None = 2,
-    evals_per_epoch: int = 1,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """GAFT on the `share` of all weights with the largest |g_f|, ranked globally (`largest`); all others keep their bits.
+
+@dataclass(frozen=True)
+class SalUn(Method):
+    """GAFT on the `share` of all weights with the largest |g_f| (`largest`); all others keep their bits.
+
+    Several names are forgotten together, their pairs joined: g_f is the mean over all these pairs. The step
+    of each move is the learning rate. `samples` of the edit counts the pass that gave g_f too. With a
+    gradient file g_f is read from it.
 
     Args:
-        task: What to forget; several names are forgotten together, their pairs joined; g_f is then the mean over all pairs.
         share: Of all single weights of the model, in (0, 1].
-        forget_loss, retain_loss: "cosine" | "contrastive"; g_f is of the forget loss at the unedited weights.
-        epochs: Rounds of one pass over the forget pairs (ascent) and one over the retain pairs (descent).
-        learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`.
-        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if none is feasible;
-            "first", the first with forget top-1 accuracy 0, else the lowest (the paper's). One training serves both.
-        criterion, target, patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
-        gradient_file: Gradients of `python -m muwa.gradients export`, checked against this run, in place of computing g_f.
-        world: The processes that take g_f together; all but the first stop after that, with an empty edit.
-
-    Returns:
-        The edit; each name's move has the learning rate as its step. `samples` counts the pass that gave g_f too.
+        forget_loss, retain_loss: "cosine" | "contrastive". g_f is the gradient of the forget loss at the
+            unedited weights.
+        epochs: Each is one pass over the forget pairs (ascent) and one over the retain pairs (descent).
+        learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
+        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP; the loss is no longer finite.
+        ValueError: The loss is not finite; or the gradient file was computed from something else.
 
-    Source: the paper's saliency mask and masked update, its threshold the median, here the `share`; combined with GAFT
-    as SLUG (arXiv 2407.11867) compares with it. Differs: weight decay does not move what is masked either.
+    Source: the paper's saliency mask and masked update. Its threshold is the median; here it follows from
+    `share`. SLUG (arXiv 2407.11867) compares with the mask on GAFT. We differ: weight decay does not move
+    masked weights either.
     """
-    check_clip("salun", model)
-    check_choice(rule, criterion, target)
-    recipe = Recipe(forget_loss, retain_loss, batch_size, seed)
-    schedule = Schedule(epochs, batch_size, learning_rate, weight_decay, seed)
-    stops = Stops(target, criterion, patience, evals_per_epoch)
-    if not 0 < share <= 1:
-        raise ValueError(f"method.share: got {share}, want a share of all weights in (0, 1]")
-    found = forget_gradient(
-        model, task, recipe, store=store, gradient_file=gradient_file, world=world, progress=progress
-    )
-    if found is None:
-        return Edit({}, ())
-    sections = [Section(forget_pairs(task), forget_loss, -1), Section(retain_pairs(task), retain_loss)]
-    edit = descend(model, task, sections, schedule, stops, rule, store=store, log=log, mask=largest(found, share),
-                   progress=progress)  # fmt: skip
-    return replace(edit, samples=edit.samples + len(sections[0].pairs))
+
+    uses_workers: ClassVar[bool] = True
+
+    share: float
+    forget_loss: str
+    retain_loss: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    rule: str
+    criterion: str
+    target: float
+    patience: int | None
+    evals_per_epoch: int
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """How g_f is taken."""
+        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=salun", Features, model)
+        check_fine_tuning(self)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"method.share: got {self.share}, want a share of all weights in (0, 1]")
+        _ = self.recipe  # this record raises for an unknown loss
+        phases(task, self.forget_loss, self.retain_loss)
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`. All ranks take g_f together."""
+        gradient = forget_gradient(model, task, self.recipe, run)
+        if gradient is None:
+            return Edit({}, ())
+        both = phases(task, self.forget_loss, self.retain_loss)
+        edit = fine_tuned(self, model, task, both, run, mask=largest(gradient, self.share))
+        return replace(edit, samples=edit.samples + len(both[0].pairs))
 
 
-def forget_gradient(
-    model: Clip, task: Task, recipe: Recipe, *, store: Store, gradient_file: Path | None, world: Distributed, progress: bool
-) -> dict[str, Tensor] | None:
-    """The mean gradient of the forget loss over the pairs of all names, read back where it was seen before; None on all
-    ranks but the first.
+def forget_gradient(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
+    """The mean gradient of the forget loss over the pairs of all names; None on worker ranks.
+
+    The sum of each name is read from `run.gradient_file` if there is one, else from the cache, else computed.
 
     Raises:
         ValueError: The gradient file was computed from something else.
@@ -98,29 +103,27 @@ def forget_gradient(
     total: dict[str, Tensor] = {}
     count = 0
     for name in task.names:
-        if gradient_file is not None:
-            if not world.leads:
-                return None
-            read = read_gradients(gradient_file, origin(model, task, name, recipe))
-            some, n = {key: read.n_forget * g for key, g in read.forget.items()}, read.n_forget
-        else:
-            got = store.get(
-                "gradients/forget", gradient_sum, model, task.forget[name], loss=recipe.forget_loss,
-                batch_size=recipe.batch_size, seed=recipe.seed, precision=recipe.precision,
-                _free={"progress": progress, "world": world, "micro_batch_size": None}, _world=world,
-            )  # fmt: skip
-            if not world.leads:
-                continue
-            some, n = got["sum"], got["n"]
-        total = {key: total[key] + g if key in total else g for key, g in some.items()}
-        count += n
-    return {key: g / count for key, g in total.items()} if world.leads else None
+        if run.gradient_file is None:
+            one = forget_sum(model, task, name, recipe, run)
+            if run.is_main:
+                total, count = _add(total, one["sum"]), count + one["n"]
+        elif run.is_main:
+            read = read_gradients(run.gradient_file, origin(model, task, name, recipe))
+            total = _add(total, {key: read.n_forget * g for key, g in read.forget.items()})
+            count += read.n_forget
+    return {key: g / count for key, g in total.items()} if run.is_main else None
+
+
+def _add(total: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`total + more`, tensor by tensor; an empty `total` is zero."""
+    return {key: total[key] + g if key in total else g for key, g in more.items()}
 
 
 def largest(gradient: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which single weights have the largest |gradient|, ranked over all tensors together: exactly round(share * all).
+    """Which single weights have the largest |gradient|: exactly round(share * all) of them.
 
-    Of equal ones the earlier is taken: in the order of `gradient`, then of its elements.
+    They are ranked over all tensors together. Ties go to the earlier weight: in the order of `gradient`, then
+    of its elements.
 
     Returns:
         Name -> bool tensor of the gradient's shape.

@@ -1,191 +1,214 @@
-"""SSD: dampen the weights that matter to the forgotten far more than to the retained (arXiv 2308.07707, AAAI 2024)."""
+"""SSD: dampen weights that matter far more to the forget pairs than to the retain pairs.
+
+Source: Foster et al., "Selective Synaptic Dampening", AAAI 2024, arXiv 2308.07707.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from muwa.cache.store import Store
-from muwa.gradients.accumulation import Job, accumulate, leaving_out
+from muwa.gradients.accumulation import Job, accumulate, leaving_out, whole
+from muwa.gradients.base import BatchLoss, Recipe
 from muwa.gradients.losses import by_name
-from muwa.gradients.mean import Recipe, plan
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._selection import (
-    EditEvaluator,
-    Tell,
-    check_choice,
-    check_clip,
-    edit_of,
-    forget_pairs,
-    judge_each,
-    nonzero,
-    remembered,
-    search_of,
-    untold,
-)
-from muwa.methods._unet import check_above_zero
+from muwa.gradients.mean import plan
+from muwa.methods._checks import check_above_zero, check_each_above_zero, refuse_gradient_file
+from muwa.methods._edits import Deltas, edit_of, forget_pairs, nonzero, retain_pairs
+from muwa.methods._evaluator import EditEvaluator
+from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods.base import Method
+from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.runtime.progress import track
+from muwa.run import Run
 from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
 STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # the release's linspace(0.1, 5, 10)
 
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    alpha: float = 10.0,
-    strengths: Sequence[float] | None = None,
-    forget_loss: str = "cosine",
-    retain_loss: str = "contrastive",
-    batch_size: int = 32,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """theta' = theta * min(1, c F_r / F_f) where F_f > alpha F_r; elsewhere theta. No training.
+@dataclass(frozen=True)
+class SSD(Method):
+    """theta' = theta * min(1, c F_r / F_f) where F_f > alpha F_r; elsewhere theta. There is no training.
 
-    F_f and F_r are diagonal Fisher importances of the forget and the retain pairs: `importance_sum` divided by the pairs.
+    F_f and F_r are the diagonal Fisher importances of the forget and the retain pairs: `importance_sum`
+    divided by the number of pairs. Several names are forgotten together, their pairs joined. The step of each
+    move is c.
 
     Args:
-        task: What to forget; several names are forgotten together, their pairs joined.
-        alpha: How many times as important to the forgotten a weight must be to be dampened at all.
-        strengths: The c to try, in that order; None for the release's 10 from 0.1 to 5. A small one dampens more.
-        forget_loss, retain_loss: "cosine" | "contrastive". The method wants the training loss of both, but in a batch of one
-            name's pairs no pair is the right one: the contrastive forget loss then makes every weight important.
-        batch_size: Pairs a batch: squares are of a batch's mean gradient, so it is part of the result.
-        rule: Which strength becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
-            "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.
-        criterion, target: A strength is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
-        gradient_file: Not used; refused: squares cannot be had from a mean gradient.
-        world: The processes that take gradients together; all but the first stop after that, with an empty edit.
+        alpha: A weight is dampened only if it is this many times as important to the forget pairs.
+        strengths: The c to try, in this order; None for the release's 10 from 0.1 to 5. A smaller c dampens
+            more.
+        forget_loss, retain_loss: "cosine" | "contrastive". The method wants the training loss for both. But
+            in a batch with pairs of one name no pair is the right one, so the contrastive forget loss makes
+            every weight important.
+        batch_size: Pairs a batch. The mean gradient of each batch is squared, so it is part of the result.
+        rule, criterion, target: Which strength becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no strength is feasible. One sweep serves both rules.
+        seed: Of the order of the pairs.
 
-    Returns:
-        The edit; each name's move has c as its step.
-
-    Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP.
-
-    Source: the paper's selection and dampening; alpha, the sweep of c and the bound 1 as in section 1.10 of SLUG's facts.
-    The paper's importance is of single samples; its code squares the gradient of each batch and averages. So do we,
-    weighted by samples, so that a short last batch does not count as a full one. Differs from the paper: F_r is of the
-    retain pairs, not of all training pairs.
+    Source: the paper's selection and dampening. SLUG (arXiv 2407.11867) compares with it over alpha and c,
+    with the bound 1. The paper takes importances of single samples; its code squares the mean gradient of
+    each batch, and so do we. We weight by samples, so that a short last batch does not count as a full one.
+    We differ from the paper: F_r is of the retain pairs, not of all training pairs.
     """
-    check_clip("ssd", model, gradient_file)
-    check_choice(rule, criterion, target)
-    recipe = Recipe(forget_loss, retain_loss, batch_size, seed)
-    tried = STRENGTHS if strengths is None else tuple(strengths)
-    if not tried:
-        raise ValueError("method.strengths: got none, want at least one")
-    check_above_zero({"alpha": alpha, **{f"strengths[{i}]": c for i, c in enumerate(tried)}})
-    forget, n_forget = importances(model, forget_pairs(task), (), recipe.forget_loss, recipe, store=store, world=world,
-                                   side="forget", progress=progress)  # fmt: skip
-    retain, n_retain = importances(model, task.retain, task.mentions, recipe.retain_loss, recipe, store=store, world=world,
-                                   side="retain", progress=progress)  # fmt: skip
-    if not world.leads:
-        return Edit({}, ())
-    free = {"features": Features(model, store), "progress": progress}
-    found = remembered(store, sweep, model, forget, retain, task.probe, alpha, tried, target, criterion, task=task, log=log,
-                       free=free)  # fmt: skip
-    search = search_of(task, rule, criterion, found["before"], found["trace"], "strengths")
-    deltas = dampened(model.weights, forget, retain, alpha, tried[search.chosen]) if search.chosen is not None else {}
-    return edit_of(task, search, deltas, n_forget + n_retain)
+
+    uses_workers: ClassVar[bool] = True
+
+    alpha: float
+    strengths: Sequence[float] | None
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    rule: str
+    criterion: str
+    target: float
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the gradients are taken that are squared."""
+        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=ssd", Features, model)
+        refuse_gradient_file("ssd", run)
+        _ = Selection.of(self), self.recipe  # these records raise for a setting that is out of range
+        check_above_zero({"alpha": self.alpha})
+        check_each_above_zero("strengths", _strengths(self))
+        forget_pairs(task)
+        retain_pairs(task)
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`. All ranks take the importances together."""
+        joined = forget_pairs(task)
+        forget = importances("forget", model, joined, self.recipe.forget, run=run)
+        retain = importances("retain", model, task.retain, self.recipe.retain, without=task.mentions, run=run)
+        if not run.is_main:
+            return Edit({}, ())
+        both, strengths = Importances(forget, retain), _strengths(self)
+        found = cached_trace(
+            run, sweep, model, both, task.probe, self.alpha, strengths, self.target, self.criterion, task=task
+        )
+        search = search_of(task, Selection.of(self), found, "strengths")
+        chosen = search.chosen
+        deltas = {} if chosen is None else dampened(model.weights, both, self.alpha, strengths[chosen])
+        return edit_of(task, search, deltas, len(joined) + len(retain_pairs(task)))
+
+
+@dataclass(frozen=True)
+class Importances:
+    """F_f and F_r: parameter name -> importance of each weight, >= 0, of the parameter's shape."""
+
+    forget: Mapping[str, Tensor]
+    retain: Mapping[str, Tensor]
+
+
+def _strengths(method: SSD) -> tuple[float, ...]:
+    return STRENGTHS if method.strengths is None else tuple(method.strengths)
 
 
 def importances(
-    model: Clip, pairs: Pairs, without: tuple[int, ...], loss: str, recipe: Recipe, *, store: Store, world: Distributed, side: str,
-    progress: bool,
-) -> tuple[dict[str, Tensor], int]:  # fmt: skip
-    """(parameter name -> importance, the pairs it is of), read back where it was seen before.
+    side: str, model: Clip, pairs: Pairs, loss: BatchLoss, *, without: tuple[int, ...] = (), run: Run
+) -> dict[str, Tensor]:
+    """Parameter name -> importance. Its sums are cached; {} on worker ranks.
 
-    The sum over all retain pairs is shared by every request on the same data; what leaving out the pairs `without` changes
-    is one pass over the batches that hold them. Empty on all ranks but the first.
+    All requests on the same data share the sum over all retain pairs. Leaving out the pairs `without` takes
+    one pass over the batches that hold them.
 
-    Raises:
-        ValueError: No pairs are left.
+    Args:
+        side: "forget" | "retain", the folder in the cache.
     """
+    free = {"run": run}
+    total = run.cached(f"importances/{side}", importance_sum, model, pairs, loss, _free=free, _together=True)
+    change = None
+    if without:
+        change = run.cached(
+            "importances/mentions",
+            importance_sum,
+            model,
+            pairs,
+            loss,
+            without=without,
+            _free=free,
+            _together=True,
+        )
+    if not run.is_main:
+        return {}
     n = len(pairs) - len(set(without))
-    if n <= 0:
-        raise ValueError(f"task: no {side} pairs to take importances of")
-    own: dict[str, Any] = {"loss": loss, "batch_size": recipe.batch_size, "seed": recipe.seed}
-    own |= {"_free": {"progress": progress, "world": world}, "_world": world}
-    total = store.get(f"importances/{side}", importance_sum, model, pairs, **own)
-    less = store.get("importances/mentions", importance_sum, model, pairs, without=without, **own) if without else None
-    if not world.leads:
-        return {}, n
-    if less is not None:
-        total = {name: (f + less[name]).clamp_(min=0) for name, f in total.items()}  # below 0 by rounding only
-    return {name: f / n for name, f in total.items()}, n
+    if change is not None:
+        total = {
+            name: (f + change[name]).clamp_(min=0) for name, f in total.items()
+        }  # below 0 by rounding only
+    return {name: f / n for name, f in total.items()}
 
 
 def importance_sum(
-    model: Clip, pairs: Pairs, *, loss: str, batch_size: int, seed: int, without: tuple[int, ...] = (), world: Distributed = ALONE,
-    progress: bool = False,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: Clip, pairs: Pairs, loss: BatchLoss, *, without: tuple[int, ...] = (), run: Run
+) -> dict[str, Tensor]:
     """`sum_b n_b (grad of the batch-mean loss_b)^2`, element by element, over batches b of n_b pairs.
 
     Args:
-        batch_size, seed: Of the batches (`muwa.gradients.mean.plan`).
-        without: Give instead what leaving these pairs out of their batches adds to that sum.
-        world: The processes that share each batch.
+        without: Give the change of that sum when these pairs are left out of their batches instead.
+        run: Its processes share each batch: all of them must call this.
 
     Returns:
         Parameter name -> fp32 tensor of its shape, on the CPU.
     """
-    batches = plan(len(pairs), batch_size, seed)
-    jobs = leaving_out(batches, without)[0] if without else [Job(b, [(len(b), range(len(b)))]) for b in batches]
-    total = {name: torch.zeros_like(w, dtype=torch.float32, device="cpu") for name, w in model.weights.items()}
+    batches = plan(len(pairs), loss.batch_size, loss.seed)
+    jobs = leaving_out(batches, without)[0] if without else whole(batches)
+    total = {
+        name: torch.zeros_like(w, dtype=torch.float32, device="cpu") for name, w in model.weights.items()
+    }
     sizes = [len(job.pairs) for job in jobs]
-    for job in track(jobs, f"{loss} importances", sum(sizes), show=progress, sizes=sizes):
+    silent = replace(run, progress=False)  # one bar for all batches
+    for job in run.track(jobs, f"{loss.name} importances", sum(sizes), sizes=sizes):
         for weight, places in job.terms:
             some = pairs.select([job.pairs[place] for place in places])
             one = Job(range(len(some)), [(1.0, range(len(some)))])
-            gradient = accumulate(model, some, [one], by_name(loss), loss, world=world)
+            gradient = accumulate(model, some, [one], by_name(loss.name), loss.name, run=silent)
             for name, g in gradient.items():
                 total[name].addcmul_(g, g, value=weight)
     return total
 
 
-def dampened(
-    weights: Mapping[str, Tensor], forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], alpha: float, c: float
-) -> dict[str, Tensor]:
+def dampened(weights: Mapping[str, Tensor], importances: Importances, alpha: float, c: float) -> Deltas:
     """What dampening adds to the weights: `theta (min(1, c F_r / F_f) - 1)` where F_f > alpha F_r, else 0.
 
-    >>> theta, f, r = torch.tensor([4.0, 4.0, -8.0]), torch.tensor([32.0, 32.0, 1.0]), torch.tensor([2.0, 8.0, 0.0])
-    >>> dampened({"w": theta}, {"w": f}, {"w": r}, 10.0, 4.0)["w"].tolist()
-    [-3.0, 0.0, 8.0]
+    >>> theta, f, r = torch.tensor([4.0, 4.0, -8.0]), torch.tensor([32.0, 32.0, 1.0]), torch.tensor([2.0, 8.0,
+    0.0]) >>> dampened({"w": theta}, Importances({"w": f}, {"w": r}), 10.0, 4.0)["w"].tolist() [-3.0, 0.0,
+    8.0]
     """
-    out = {}
+    deltas = {}
     for name, theta in weights.items():
-        f, r = forget[name].to(theta.device), retain[name].to(theta.device)
-        chosen = f > alpha * r
-        factor = torch.where(
-            chosen, (c * r / f.clamp(min=torch.finfo(f.dtype).tiny)).clamp(max=1.0), torch.ones_like(f)
-        )
-        out[name] = theta.float() * (factor - 1)
-    return out
+        f, r = importances.forget[name].to(theta.device), importances.retain[name].to(theta.device)
+        ratio = (c * r / f.clamp(min=torch.finfo(f.dtype).tiny)).clamp(max=1.0)
+        factor = torch.where(f > alpha * r, ratio, torch.ones_like(f))
+        deltas[name] = theta.float() * (factor - 1)
+    return deltas
 
 
 def sweep(
-    model: Clip, forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], probe: Split, alpha: float,
-    strengths: Sequence[float], target: float, criterion: str, *, features: Features | None = None, tell: Tell = untold,
-    progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
-    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
-    tried = ((c, nonzero(dampened(model.weights, forget, retain, alpha, c))) for c in strengths)
-    return judge_each(edit_evaluator, tried, len(strengths), "dampening", tell, progress)
+    model: Clip,
+    importances: Importances,
+    probe: Split,
+    alpha: float,
+    strengths: Sequence[float],
+    target: float,
+    criterion: str,
+    *,
+    run: Run,
+) -> dict[str, Any]:
+    """Evaluate each strength in turn: see `muwa.methods._selection.evaluate_each`."""
+    evaluator = EditEvaluator(
+        model.observe(run), probe, criterion=criterion, target=target, step_unit="strength"
+    )
+    edits = ((c, nonzero(dampened(model.weights, importances, alpha, c))) for c in strengths)
+    return evaluate_each(evaluator, edits, len(strengths), "dampening")

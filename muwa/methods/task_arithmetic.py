@@ -1,102 +1,98 @@
-"""Task arithmetic: learn the forgotten better, then go the other way (arXiv 2212.04089, ICLR 2023)."""
+"""Task arithmetic: learn the forget pairs better, then go the other way (arXiv 2212.04089, ICLR 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from muwa.cache.store import Store
 from muwa.gradients.losses import by_name
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._finetune import Schedule, Section, tune
-from muwa.methods._selection import (
-    Deltas,
-    EditEvaluator,
-    Tell,
-    check_choice,
-    check_clip,
-    edit_of,
-    forget_pairs,
-    judge_each,
-    remembered,
-    search_of,
-    untold,
-)
-from muwa.methods._unet import check_above_zero
+from muwa.methods._checks import check_each_above_zero, refuse_gradient_file
+from muwa.methods._edits import Deltas, edit_of, forget_pairs
+from muwa.methods._evaluator import EditEvaluator
+from muwa.methods._finetune import Phase, Schedule, tune
+from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods.base import Method
+from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
+from muwa.run import Run
 from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
 SCALES = tuple(i / 20 for i in range(1, 21))  # 0.05 to 1, the paper's; 0 is no edit
 
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    scales: Sequence[float] | None = None,
-    forget_loss: str = "cosine",
-    epochs: int = 10,
-    learning_rate: float = 1e-6,
-    weight_decay: float = 0.1,
-    batch_size: int = 32,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """theta' = theta - scale (theta_ft - theta), theta_ft fine-tuned *down* the forget loss on the forget pairs.
+@dataclass(frozen=True)
+class TaskArithmetic(Method):
+    """theta' = theta - scale (theta_ft - theta). Here theta_ft is fine-tuned *down* the forget loss.
+
+    The fine-tuning is on the forget pairs. Several names are learned and forgotten together, their pairs
+    joined. The edit is of all weights; the step of each move is the scale.
 
     Args:
-        task: What to forget; several names are learned and forgotten together, their pairs joined.
-        scales: To try, in that order; None for the paper's 0.05, 0.1, ..., 1.
-        forget_loss: "cosine" | "contrastive"; its sign is not flipped.
-        epochs, learning_rate, weight_decay, batch_size: `muwa.methods._finetune.Schedule`, of the fine-tuning.
-        rule: Which scale becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
-            "first", the first with forget top-1 accuracy 0, else the lowest. One training and one sweep serve both.
-        criterion, target: A scale is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
-        gradient_file: Not used; refused: each step takes its own gradient.
-        world: All processes but the first stop at once, with an empty edit.
-
-    Returns:
-        The edit, of all weights; each name's move has the scale as its step.
+        scales: To try, in this order; None for the paper's 0.05, 0.1, ..., 1. A scale above 1 is allowed.
+        forget_loss: "cosine" | "contrastive". Its sign is not flipped.
+        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`, of the
+            fine-tuning.
+        rule, criterion, target: Which scale becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no scale is feasible. One training and one sweep serve both rules.
 
     Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP; the loss is no longer finite.
+        ValueError: The loss is not finite.
 
-    Source: the paper's section 3 (forgetting by negation), learning rate 1e-5, decay 0.1, cosine schedule. Differs: there
-    the image tower is fine-tuned on a labelled task in 2,000 steps of 128; here both towers on image-text pairs, down a
-    loss that is ours. A scale above 1 may be asked for.
+    Source: the paper's section 3 (forgetting by negation), with a learning rate of 1e-5, decay 0.1 and a
+    cosine schedule. We differ: the paper fine-tunes the image tower on a labelled task, in 2,000 steps of 128
+    images. Here both towers are fine-tuned on image-text pairs, and the loss is our choice.
     """
-    check_clip("task_arithmetic", model, gradient_file)
-    check_choice(rule, criterion, target)
-    by_name(forget_loss)
-    schedule = Schedule(epochs, batch_size, learning_rate, weight_decay, seed)
-    tried = SCALES if scales is None else tuple(scales)
-    if not tried:
-        raise ValueError("method.scales: got none, want at least one")
-    check_above_zero({f"scales[{i}]": scale for i, scale in enumerate(tried)})
-    if not world.leads:
-        return Edit({}, ())
-    sections = (Section(forget_pairs(task), forget_loss),)
-    tuned = store.get("task_vector", tune, model, sections, schedule, None, None, _free={"progress": progress},
-                      _resume="state")  # fmt: skip
-    vector: Deltas = tuned["kept"]["last"]
-    free = {"features": Features(model, store), "progress": progress}
-    found = remembered(store, sweep, model, vector, task.probe, tried, target, criterion, task=task, log=log, free=free)
-    search = search_of(task, rule, criterion, found["before"], found["trace"], "scales")
-    deltas = negated(vector, tried[search.chosen]) if search.chosen is not None else {}
-    return edit_of(task, search, deltas, tuned["samples"])
+
+    scales: Sequence[float] | None
+    forget_loss: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    rule: str
+    criterion: str
+    target: float
+    seed: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of the fine-tuning."""
+        return Schedule(self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.seed)
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=task_arithmetic", Features, model)
+        refuse_gradient_file("task_arithmetic", run)
+        _ = Selection.of(self), self.schedule  # these records raise for a setting that is out of range
+        by_name(self.forget_loss)
+        check_each_above_zero("scales", _scales(self))
+        forget_pairs(task)
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`."""
+        phases, scales = (Phase(forget_pairs(task), self.forget_loss),), _scales(self)
+        free = {"run": run}
+        tuned = run.cached(
+            "task_vector", tune, model, phases, self.schedule, None, None, _free=free, _resume="state"
+        )
+        vector: Deltas = tuned["kept"]["last"]
+        found = cached_trace(
+            run, sweep, model, vector, task.probe, scales, self.target, self.criterion, task=task
+        )
+        search = search_of(task, Selection.of(self), found, "scales")
+        deltas = negated(vector, scales[search.chosen]) if search.chosen is not None else {}
+        return edit_of(task, search, deltas, tuned["samples"])
+
+
+def _scales(method: TaskArithmetic) -> tuple[float, ...]:
+    return SCALES if method.scales is None else tuple(method.scales)
 
 
 def negated(vector: Mapping[str, Tensor], scale: float) -> Deltas:
@@ -105,9 +101,18 @@ def negated(vector: Mapping[str, Tensor], scale: float) -> Deltas:
 
 
 def sweep(
-    model: Clip, vector: Mapping[str, Tensor], probe: Split, scales: Sequence[float], target: float, criterion: str, *,
-    features: Features | None = None, tell: Tell = untold, progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Judge each scale: {"before": the unedited model's row, "trace": a row a scale, in their order}."""
-    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
-    return judge_each(edit_evaluator, ((s, negated(vector, s)) for s in scales), len(scales), "negating", tell, progress)
+    model: Clip,
+    vector: Mapping[str, Tensor],
+    probe: Split,
+    scales: Sequence[float],
+    target: float,
+    criterion: str,
+    *,
+    run: Run,
+) -> dict[str, Any]:
+    """Evaluate each scale in turn: see `muwa.methods._selection.evaluate_each`."""
+    evaluator = EditEvaluator(
+        model.observe(run), probe, criterion=criterion, target=target, step_unit="scale"
+    )
+    edits = ((scale, negated(vector, scale)) for scale in scales)
+    return evaluate_each(evaluator, edits, len(scales), "negating")
