@@ -73,7 +73,9 @@ def _open_clip(block: ResidualAttentionBlock) -> Halves:
     def second(x: Tensor) -> Tensor:
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-    return Halves(first, second, pooled, ("ln_2.", "mlp.", "ls_2."), "attn.out_proj.weight", "mlp.c_proj.weight")
+    return Halves(
+        first, second, pooled, ("ln_2.", "mlp.", "ls_2."), "attn.out_proj.weight", "mlp.c_proj.weight"
+    )
 
 
 def _hugging_face(block: CLIPEncoderLayer) -> Halves:

@@ -1,4 +1,4 @@
-"""LabelledImages and prompts to embeddings: decoded once and kept as bytes, encoded in batches, prompts sorted by length."""
+"""Embeddings of images and prompts: images are decoded once, prompts are encoded in batches of like length."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ if TYPE_CHECKING:
     from muwa.types.data import Task
 
 WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
-AT_ONCE = 2048  # pictures held in memory, as bytes
+AT_ONCE = 2048  # decoded images that are in memory at once
 
 
 def batch_size(model: Clip, tower: str, rows: int) -> int:
-    """Inputs a forward takes at once, each of `rows` rows (patches, tokens) in the tower: as many as stay in a CPU's cache,
-    as many as fill a GPU."""
+    """How many inputs one forward pass takes, each of `rows` rows (patches or tokens).
+
+    On a CPU as many as stay in its cache, on a GPU as many as fill it.
+    """
     values = 1 << (20 if model.device.type == "cpu" else 24)
     return max(4, min(1024, values // max(1, rows * model.staged_forward(tower).width)))
 
 
-def picture_batch(model: Clip) -> int:
-    """`batch_size` of pictures."""
+def image_batch(model: Clip) -> int:
+    """How many images one forward pass of the vision tower takes."""
     return batch_size(model, "vision", model.staged_forward("vision").rows)
 
 
 @dataclass(frozen=True)
 class Tower(Content):
-    """One tower of a model, keyed by that tower's weights only: an edit of the other tower leaves its features valid."""
+    """One tower of a model. Its fingerprint leaves the other tower out: an edit there keeps these embeddings valid."""
 
     model: Clip
     name: str  # "vision" | "text"
@@ -54,10 +56,10 @@ class Tower(Content):
 
 
 class Pixels(Protocol):
-    """Where prepared pictures come from: decoded now, or read back."""
+    """Where prepared images come from: they are decoded now or read back."""
 
-    def __call__(self, pictures: LabelledImages) -> Tensor:
-        """(n, 3, h, w) uint8 of `pictures`."""
+    def __call__(self, images: LabelledImages) -> Tensor:
+        """(n, 3, h, w) uint8 of `images`."""
 
 
 def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[int]) -> Iterator[Tensor]:
@@ -72,7 +74,11 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
         ahead = [pool.submit(prepare, image) for image in images[: ends[1]]] if sizes else []
         for i in range(len(sizes)):
             ready = ahead
-            ahead = [pool.submit(prepare, x) for x in images[ends[i + 1] : ends[i + 2]]] if i + 1 < len(sizes) else []
+            ahead = (
+                [pool.submit(prepare, x) for x in images[ends[i + 1] : ends[i + 2]]]
+                if i + 1 < len(sizes)
+                else []
+            )
             yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
 
 
@@ -95,12 +101,14 @@ def image_features(tower: Tower, images: LabelledImages, *, pixels: Pixels, run:
     Args:
         pixels: Where their pixels come from; never changes the result.
     """
-    model, size = tower.model, picture_batch(tower.model)
+    model, size = tower.model, image_batch(tower.model)
     pieces = [range(i, min(i + AT_ONCE, len(images))) for i in range(0, len(images), AT_ONCE)]
     batches = (batch for piece in pieces for batch in pixels(images.select(piece)).split(size))
     sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
     bar = run.track(batches, "encoding images", len(images), sizes=sizes)
-    return torch.cat([model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar])
+    return torch.cat(
+        [model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar]
+    )
 
 
 def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -128,7 +136,9 @@ def class_features(tower: Tower, classes: Classes, *, run: Run) -> Tensor:
     """
     batches, back = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
     bar = run.track(batches, "encoding prompts", len(back), sizes=map(len, batches))
-    return ensemble(torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates))
+    return ensemble(
+        torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates)
+    )
 
 
 def ensemble(each: Tensor, templates: int) -> Tensor:
@@ -155,11 +165,15 @@ class Features:
         if not len(images):
             return torch.zeros(0, width(self.model))
         free = {"pixels": self.pixels, "run": self.run}
-        return self.run.cached_rows("features", image_features, Tower(self.model, "vision"), images, _free=free)
+        return self.run.cached_rows(
+            "features", image_features, Tower(self.model, "vision"), images, _free=free
+        )
 
     def classes(self, classes: Classes) -> Tensor:
         """(names, d) zero-shot classifier of `classes`, on the CPU."""
-        return self.run.cached("features", class_features, Tower(self.model, "text"), classes, _free={"run": self.run})
+        return self.run.cached(
+            "features", class_features, Tower(self.model, "text"), classes, _free={"run": self.run}
+        )
 
     def pixels(self, images: LabelledImages) -> Tensor:
         """(n, 3, h, w) uint8 of `images`, n > 0, decoded once for all models that prepare them alike."""

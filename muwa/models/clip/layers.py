@@ -47,7 +47,11 @@ def depths(names: list[str]) -> dict[str, float]:
         for tower in ("vision", "text")
     }
     return {
-        name: (block + 1) / (last[tower_of(name)] + 1) if block is not None else 0.0 if _INPUT.search(name) else 1.0
+        name: (block + 1) / (last[tower_of(name)] + 1)
+        if block is not None
+        else 0.0
+        if _INPUT.search(name)
+        else 1.0
         for name, block in blocks.items()
     }
 
@@ -74,7 +78,9 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
     Source: SLUG, section 1.5 of the release's facts (whole-layer editing); heads after arXiv 2603.14819.
     """
     if granularity not in GRANULARITIES:
-        raise ValueError(f"layer_search.granularity: got {granularity!r}, want one of {', '.join(GRANULARITIES)}")
+        raise ValueError(
+            f"layer_search.granularity: got {granularity!r}, want one of {', '.join(GRANULARITIES)}"
+        )
     candidates = {name: tensor for name, tensor in weights.items() if is_candidate(name, tensor)}
     depth = depths(list(weights))
     found: dict[str, Layer] = {}
@@ -116,7 +122,8 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
 def _is_output(name: str, heads: Mapping[str, int]) -> bool:
     """Whether `name` is the output projection of an attention module (its columns belong to the heads)."""
     return any(
-        name.endswith(tail) and name.removesuffix(tail) in heads for tail in (".out_proj.weight", ".proj.weight")
+        name.endswith(tail) and name.removesuffix(tail) in heads
+        for tail in (".out_proj.weight", ".proj.weight")
     )
 
 

@@ -51,7 +51,9 @@ class Towers(nn.Module):
     `vision` maps pixels (n, 3, h, w) and `text` tokens (n, length) to embeddings (n, d), not yet normalised.
     """
 
-    def __init__(self, model: nn.Module, vision: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]):
+    def __init__(
+        self, model: nn.Module, vision: Callable[[Tensor], Tensor], text: Callable[[Tensor], Tensor]
+    ):
         super().__init__()
         self.model = model
         self.encode = {"vision": vision, "text": text}  # plain functions: not submodules
@@ -171,12 +173,15 @@ class Clip(Content):
             weights: Used in place of the model's own where given, for instance leaves that require gradients.
         """
         return F.normalize(
-            self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(), dim=-1
+            self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(),
+            dim=-1,
         )
 
     def whole(self, tower: str, inputs: Tensor) -> Tensor:
         """The tower's own forward, in which nothing is saved: embeddings (n, d), not normalised."""
-        swapped = {f"model.{name}": tensor for name, tensor in self.weights.items() if tensor is not self._base[name]}
+        swapped = {
+            f"model.{name}": tensor for name, tensor in self.weights.items() if tensor is not self._base[name]
+        }
         return functional_call(self._towers, swapped, (self._towers.encode[tower], inputs.to(self.device)))
 
     def enter(self, tower: str, inputs: Tensor) -> Activations:
@@ -186,7 +191,9 @@ class Clip(Content):
             inputs = inputs[:, : int(chain.lengths(inputs).max())]
         return Activations(inputs, 0, inputs)
 
-    def go(self, tower: str, passage: Activations, to: int, weights: Mapping[str, Tensor] | None = None) -> Activations:
+    def go(
+        self, tower: str, passage: Activations, to: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Activations:
         """The passage at position `to` of the tower (`muwa.models.clip.staged_forward`)."""
         now = self.weights if weights is None else {**self.weights, **weights}
         swapped = {f"model.{name}": tensor for name, tensor in now.items() if tensor is not self._base[name]}
@@ -194,7 +201,11 @@ class Clip(Content):
             tower == "text" and self.staged_forward(tower).lean
         ):  # a cut prompt takes positions and mask as short as itself
             length = passage.inputs.shape[1]
-            places = {f"model.{name}": tensor for name, tensor in now.items() if name.endswith("positional_embedding")}
+            places = {
+                f"model.{name}": tensor
+                for name, tensor in now.items()
+                if name.endswith("positional_embedding")
+            }
             masks = {name: mask for name, mask in self._towers.named_buffers() if name.endswith("attn_mask")}
             swapped |= {name: places[name][:length] for name in places if tower_of(name) == tower}
             swapped |= {name: masks[name][:length, :length] for name in masks if tower_of(name) == tower}

@@ -48,16 +48,30 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
             model, _, prepare = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, precision="fp32", device=device, pretrained_text=False
             )
-        except (RuntimeError, OSError, HfHubHTTPError, SafetensorError, UnpicklingError, LookupError) as error:
+        except (
+            RuntimeError,
+            OSError,
+            HfHubHTTPError,
+            SafetensorError,
+            UnpicklingError,
+            LookupError,
+        ) as error:
             if name.startswith("local-dir:") or (pretrained and Path(pretrained).is_file()):
                 where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else pretrained
-                raise ValueError(f"{where}: no weights that fit {name} ({str(error).splitlines()[0][:200]})") from error
+                raise ValueError(
+                    f"{where}: no weights that fit {name} ({str(error).splitlines()[0][:200]})"
+                ) from error
             raise FileNotFoundError(_missing(name, pretrained, error)) from error
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
-    label = "the miniature" if str(MINIATURE) in name else " ".join(["open_clip", name, pretrained or "(random)"])
+    label = (
+        "the miniature" if str(MINIATURE) in name else " ".join(["open_clip", name, pretrained or "(random)"])
+    )
     return Clip(
-        towers, preparation(prepare), tokenize, source=label if ":" not in name else label.removesuffix(" (random)")
+        towers,
+        preparation(prepare),
+        tokenize,
+        source=label if ":" not in name else label.removesuffix(" (random)"),
     )
 
 
@@ -77,7 +91,11 @@ def _check(name: str, pretrained: str | None) -> None:
     """Refuse an unknown name or tag, and a local folder without weights, before anything is built."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        weights = [p for p in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin") if (folder / p).is_file()]
+        weights = [
+            p
+            for p in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+            if (folder / p).is_file()
+        ]
         if not (folder / "open_clip_config.json").is_file() or not weights:
             there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
             raise FileNotFoundError(
@@ -89,7 +107,9 @@ def _check(name: str, pretrained: str | None) -> None:
         return
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 5, 0.4)
-        raise ValueError(f"model.name={name!r} is not an open_clip model. Nearest: {', '.join(near) or 'none'}.")
+        raise ValueError(
+            f"model.name={name!r} is not an open_clip model. Nearest: {', '.join(near) or 'none'}."
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         raise FileNotFoundError(

@@ -65,7 +65,9 @@ class StagedForward:
         self.lean = False  # whether only what is pooled goes through the last block, and padding is cut
         inside = tuple(f"{name}." for name in self._names)
         self._others = {
-            name: module for name, module in found.items() if name not in self._names and not name.startswith(inside)
+            name: module
+            for name, module in found.items()
+            if name not in self._names and not name.startswith(inside)
         }
         self.rows, self.width = 64, 512  # of one input before the first block: seen when a batch goes through
         self._before: set[str] = set()  # names of modules that are done when the first block begins

@@ -39,8 +39,14 @@ def preparation(processor: CLIPImageProcessor | SiglipImageProcessor, path: str)
     Raises:
         ValueError: It does not scale values from [0, 255] to [0, 1], or not normalise them, as every CLIP's does.
     """
-    if not processor.do_rescale or abs(processor.rescale_factor - 1 / 255) > 1e-9 or not processor.do_normalize:
-        raise ValueError(f"model.path={path}: its image processor must rescale by 1/255 and normalise, as CLIP's do")
+    if (
+        not processor.do_rescale
+        or abs(processor.rescale_factor - 1 / 255) > 1e-9
+        or not processor.do_normalize
+    ):
+        raise ValueError(
+            f"model.path={path}: its image processor must rescale by 1/255 and normalise, as CLIP's do"
+        )
     return Preparation(_Cut(processor), tuple(processor.image_mean), tuple(processor.image_std))
 
 
@@ -79,7 +85,9 @@ def load(path: str, *, device: str) -> Clip:
     try:
         kind = AutoConfig.from_pretrained(path).model_type
         if kind not in _PROCESSORS:
-            raise ValueError(f"model.path={path}: a model of type {kind}, want one of {', '.join(_PROCESSORS)}")
+            raise ValueError(
+                f"model.path={path}: a model of type {kind}, want one of {', '.join(_PROCESSORS)}"
+            )
         model, found = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = _PROCESSORS[kind].from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -89,7 +97,9 @@ def load(path: str, *, device: str) -> Clip:
         ) from error
     except OSError as error:
         if Path(path).is_dir():
-            raise ValueError(f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})") from error
+            raise ValueError(
+                f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})"
+            ) from error
         raise FileNotFoundError(
             f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could not be "
             f"fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: `hf download {path}`, or give "
@@ -101,7 +111,9 @@ def load(path: str, *, device: str) -> Clip:
     length = model.config.text_config.max_position_embeddings
 
     def tokenize(texts: list[str]) -> Tensor:
-        batch = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        batch = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         return batch["input_ids"]
 
     towers = Towers(
@@ -109,4 +121,6 @@ def load(path: str, *, device: str) -> Clip:
         lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
     )
-    return Clip(towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}")
+    return Clip(
+        towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}"
+    )

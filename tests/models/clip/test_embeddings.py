@@ -3,7 +3,7 @@ import tiny
 import torch
 
 from muwa.cache.store import Store
-from muwa.models.clip.embeddings import Features, batch_size, picture_batch, pixel_batches, token_batches
+from muwa.models.clip.embeddings import Features, batch_size, image_batch, pixel_batches, token_batches
 from muwa.types.data import Classes
 from muwa.types.edit import Edit
 
@@ -45,7 +45,7 @@ def test_an_edit_of_one_tower_leaves_the_features_of_the_other_valid(tmp_path):
 
 def test_many_pictures_are_encoded_in_batches_as_one(tmp_path):
     model = tiny.clip()
-    size = picture_batch(model)
+    size = image_batch(model)
     pictures = tiny.pictures([i % 8 for i in range(size + 3)])
     found = Features(model, Store(tmp_path), progress=False).images(pictures)
     last = model.encode("vision", tiny.pixels(pictures.images[-1:]))[0]
@@ -76,4 +76,4 @@ def test_a_batch_holds_a_million_values_before_the_first_block():
     model = tiny.clip()  # width 32; 4 patches and a class token
     assert batch_size(model, "text", 64) == 512  # 512 x 64 x 32 = 2 ** 20
     assert batch_size(model, "text", 10**6) == 4
-    assert picture_batch(model) == 1024
+    assert image_batch(model) == 1024
