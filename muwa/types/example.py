@@ -1,4 +1,4 @@
-"""One prompt or question, with what the unedited and the edited model gave for it: a sample for the report."""
+"""One prompt or question with the outputs of the unedited and the edited model: a sample for the report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ class Example:
     """The same request put to both models.
 
     Args:
-        role: "forget" (of the forget set), "retain", or "utility" (everything else).
-        prompt: The text that was given to the model.
+        role: "forget" (about the forget set), "retain", or "utility" (everything else).
+        prompt: The text that the models were given.
         expected: The concept that is asked for, or the right answer.
-        before, after: The unedited and the edited model's output: an answer, or an image (3, h, w) uint8.
+        before, after: The output of the unedited and of the edited model: an answer, or an image (3, h, w)
+            uint8.
     """
 
     role: str

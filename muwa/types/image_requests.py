@@ -1,4 +1,4 @@
-"""What is asked of a text-to-image model, and what came of it."""
+"""What is asked of a text-to-image model: prompts with seeds, and the concept that each image is to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muwa.fingerprint import Content, digest
 
 @dataclass(frozen=True)
 class Prompts(Content):
-    """What is to be drawn: a text and the seed of its noise for each picture."""
+    """The images to generate: for each a text and the seed of its initial noise."""
 
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -30,16 +30,21 @@ class Prompts(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of texts and seeds, in order."""
+        """Digest of texts and seeds, in order."""
         return digest(self.digests)
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """A picture that is asked for, and the concept that is to be seen in it.
+    """An image to generate, and the concept that a classifier is to recognise in it.
 
-    `domain` is "style" or "class" (people and objects are classes). `role`: "forget", the concept is to be gone; "retain",
-    another concept of its domain; "cross", one of the other domain.
+    Args:
+        text: The prompt.
+        seed: Of its initial noise.
+        domain: The labels that the concept is among: "style" or "class". People and objects are classes.
+        concept: A name of that domain.
+        role: "forget" (the concept is to be forgotten), "retain" (another concept of the same domain), or
+            "cross" (a concept of another kind).
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What is asked of a vision-language model about pictures, and what it said."""
+"""What is asked of a vision-language model about images, and what counts as the right answer."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from pathlib import Path
 
 from muwa.fingerprint import Content, digest, read_image
 
-Picture = bytes | Path  # encoded (jpg, png, webp), or a file read when needed
+EncodedImage = bytes | Path  # jpg, png or webp; a file is read when the image is needed
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one or several pictures, and what counts as its answer.
+    """One question about one or several images, and what counts as its answer.
 
     Args:
-        text: As a user types it, without the model's own turn markers.
-        images: In the order in which they are shown.
-        kind: Of question ("identity", "object", "colour", ...): rates are given by kind.
-        role: "forget", the answer is to be gone; "retain", another of its kind; "utility", anything else.
-        accepted: Right answers, the first as it is known, the others its aliases.
-        rule: How an answer is compared (`muwa.eval.answers.matching`): "name" | "exact" | "choice" | "yes_no".
-        group: Questions that count as one only where all are right: both of a picture (MME), all turns (MMBench).
-        others: Other names that could have been said: exactly one of them is no misspelling of `accepted`.
+        text: As a user types it, without the model's turn markers.
+        images: In the order in which the model sees them.
+        kind: The kind of question ("identity", "object", "colour", ...). Benchmarks give rates by kind.
+        role: "forget" (the answer is to be forgotten), "retain" (another name of the same kind), or "utility"
+            (anything else).
+        accepted: Right answers: the name itself first, then its aliases.
+        rule: How an answer is compared (`muwa.eval.answers.matching`): "name", "exact", "choice" or "yes_no".
+        group: Questions of one group count as one, which is right when all of them are: both questions about
+            an image in MME, all rotations of the options in MMBench. "" is no group.
+        others: Other names that could be answered. An answer that is exactly one of them is not a misspelling
+            of an accepted one.
     """
 
     text: str
-    images: tuple[Picture, ...]
+    images: tuple[EncodedImage, ...]
     kind: str
     role: str
     accepted: tuple[str, ...]
@@ -39,10 +42,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions(Content):
-    """What is put to a model, in order: a text and its pictures each."""
+    """What a model reads, in order: for each question its text and its images."""
 
     texts: tuple[str, ...]
-    images: tuple[tuple[Picture, ...], ...]
+    images: tuple[tuple[EncodedImage, ...], ...]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,11 +56,11 @@ class Questions(Content):
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """SHA-256 (hex) of each text with its pictures."""
-        rows = zip(self.texts, self.images, strict=True)
-        return tuple(digest([text, *map(read_image, images)]) for text, images in rows)
+        """SHA-256 (hex) of each text with its images."""
+        questions = zip(self.texts, self.images, strict=True)
+        return tuple(digest([text, *map(read_image, images)]) for text, images in questions)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of texts and pictures, in order."""
+        """Digest of texts and images, in order."""
         return digest(self.digests)

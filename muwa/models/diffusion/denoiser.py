@@ -1,4 +1,4 @@
-"""A pipeline's UNet as a function of its weights: what fine-tuning needs, with the pipeline left as it is. All in fp32."""
+"""A pipeline's UNet as a function of its weights, in fp32, for fine-tuning. The pipeline is not changed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from torch import Tensor
 from torch.func import functional_call
 
 from muwa.models.diffusion.model import NOTHING, Diffusion
+from muwa.models.diffusion.text_encoders import prompt_only
+
+PREDICTIONS = ("epsilon", "v_prediction")
+EXTRA_CONDITIONS = (None, "text_time")  # the second is Stable Diffusion XL's
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told of n prompts.
+    """UNet conditioning for n prompts.
 
     Args:
         hidden: (n, length, d) prompt embeddings.
-        pooled: (n, p), of Stable Diffusion XL; else None.
+        pooled: (n, p) pooled prompt embeddings of Stable Diffusion XL; else None.
     """
 
     hidden: Tensor
@@ -29,96 +33,121 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def select(self, rows: Sequence[int]) -> Conditions:
-        """Those at `rows`, in that order; a row may come twice."""
+    def select(self, indices: Sequence[int]) -> Conditions:
+        """The conditioning of the prompts at `indices`, in that order; an index may come twice."""
         pooled = self.pooled
-        return Conditions(self.hidden[list(rows)], pooled[list(rows)] if pooled is not None else None)
+        return Conditions(self.hidden[list(indices)], pooled[list(indices)] if pooled is not None else None)
 
     def join(self, other: Conditions) -> Conditions:
-        """These and then `other`."""
+        """The conditioning of these prompts and then of the other's."""
         if self.pooled is None or other.pooled is None:
             return Conditions(torch.cat([self.hidden, other.hidden]))
         return Conditions(torch.cat([self.hidden, other.hidden]), torch.cat([self.pooled, other.pooled]))
 
 
+def check_denoiser(model: Diffusion) -> None:
+    """Raise if a `Denoiser` of this model cannot be made; reads configs only.
+
+    Raises:
+        ValueError: The UNet predicts neither noise nor v, or is conditioned on more than prompts and sizes.
+    """
+    prediction = model.pipeline.scheduler.config.get("prediction_type", "epsilon")
+    extra = model.pipeline.unet.config.addition_embed_type
+    if prediction not in PREDICTIONS or extra not in EXTRA_CONDITIONS:
+        raise ValueError(
+            f"{model.source}: its UNet predicts {prediction!r} and is conditioned on {extra!r} beside the "
+            "prompt; want a prediction of epsilon or v_prediction, and None or text_time, as Stable "
+            "Diffusion 1, 2 and XL have"
+        )
+
+
 class Denoiser:
     """The UNet of `model` (Stable Diffusion 1, 2, XL), called with any of its weights replaced.
 
-    Noise is added and taken away by DDIM on the noise schedule of the pipeline, whatever sampler the pipeline itself has.
+    Noise is added and removed by DDIM on the pipeline's noise schedule, whichever sampler the pipeline has.
 
     Attributes:
-        weights: Parameter name -> fp32 tensor, as they are in `model`.
-        scheduler: The DDIM scheduler; this object's own.
-        shape: Of one picture's latents: (channels, height, width).
+        weights: Parameter name -> fp32 tensor, as in `model`.
+        scheduler: The DDIM scheduler of this object.
+        shape: Of one image's latents: (channels, height, width).
 
     Raises:
-        ValueError: The UNet predicts neither noise nor v, or wants to be told what no prompt says.
+        ValueError: See `check_denoiser`.
     """
 
     def __init__(self, model: Diffusion):
+        check_denoiser(model)
         self._model, self._unet = model, model.pipeline.unet
-        own = dict(self._unet.named_parameters())
+        parameters = dict(self._unet.named_parameters())
         self.weights = {name: w.float() for name, w in model.weights("unet").items()}
-        self._base = {name: w for name, w in self.weights.items() if w.data_ptr() != own[name].data_ptr()}
+        self._replaced = {
+            name: w for name, w in self.weights.items() if w.data_ptr() != parameters[name].data_ptr()
+        }
         self.scheduler = DDIMScheduler.from_config(
             model.pipeline.scheduler.config, clip_sample=False, thresholding=False
         )
-        kind, extra = self.scheduler.config.prediction_type, self._unet.config.addition_embed_type
-        if kind not in ("epsilon", "v_prediction") or extra not in (None, "text_time"):
-            raise ValueError(
-                f"{model.source}: its UNet predicts {kind!r} and is told {extra!r} beside the prompt; want a prediction of "
-                "epsilon or v_prediction, and None or text_time, as Stable Diffusion 1, 2 and XL have"
-            )
         size, scale = self._unet.config.sample_size, model.pipeline.vae_scale_factor
         side = model.sampling.size // scale if model.sampling.size else size
         height, width = (side, side) if isinstance(side, int) else side
         self.shape: tuple[int, int, int] = (self._unet.config.in_channels, height, width)
         pixels = (height * scale, width * scale)
-        self._about = torch.tensor([[*pixels, 0, 0, *pixels]], dtype=torch.float32, device=model.device)
+        self._sizes = torch.tensor([[*pixels, 0, 0, *pixels]], dtype=torch.float32, device=model.device)
 
     def conditions(self, texts: Sequence[str]) -> Conditions:
-        """What the pipeline tells its UNet of `texts`; of an empty one, what guidance compares with."""
-        told = []
+        """UNet conditioning for `texts`. That of the empty text is what guidance compares with."""
+        each = []
         with torch.no_grad(), self._model.loaded() as loaded:
             pipeline: Any = loaded
             for text in texts:
-                found = pipeline.encode_prompt(prompt=[text], device=self._model.device, num_images_per_prompt=1,
-                                               do_classifier_free_guidance=False)  # fmt: skip
-                pooled = found[2] if self._unet.config.addition_embed_type else None
-                one = Conditions(found[0].float(), pooled.float() if pooled is not None else None)
+                embedded = pipeline.encode_prompt(prompt=[text], **prompt_only(self._model.device))
+                pooled = embedded[2] if self._unet.config.addition_embed_type else None
+                one = Conditions(embedded[0].float(), pooled.float() if pooled is not None else None)
                 if not text and pipeline.config.get("force_zeros_for_empty_prompt", False):
                     one = Conditions(0 * one.hidden, 0 * one.pooled if one.pooled is not None else None)
-                told.append(one)
-        pooled = None if told[0].pooled is None else torch.cat([one.pooled for one in told if one.pooled is not None])
-        return Conditions(torch.cat([one.hidden for one in told]), pooled)
+                each.append(one)
+        pooled = [one.pooled for one in each if one.pooled is not None]
+        return Conditions(torch.cat([one.hidden for one in each]), torch.cat(pooled) if pooled else None)
 
-    def __call__(self, x: Tensor, t: Tensor, conditions: Conditions, tuned: Mapping[str, Tensor] = NOTHING) -> Tensor:
-        """The UNet's prediction (noise or v) for latents `x` at timestep `t`, with the weights in `tuned` replaced.
+    def __call__(
+        self, x: Tensor, t: Tensor, conditions: Conditions, tuned: Mapping[str, Tensor] = NOTHING
+    ) -> Tensor:
+        """The UNet's prediction (noise or v) for latents `x` at timestep `t`.
 
         Args:
             x: (n, channels, height, width).
             t: (n,), or a scalar for all.
-            conditions: n of them.
+            conditions: For n prompts.
+            tuned: Used in place of the UNet's weights of these names.
         """
-        added = {}
+        keywords = {"encoder_hidden_states": conditions.hidden, "return_dict": False}
         if conditions.pooled is not None:
-            about = self._about.expand(len(conditions), -1)
-            added = {"added_cond_kwargs": {"text_embeds": conditions.pooled, "time_ids": about}}
-        told = {"encoder_hidden_states": conditions.hidden, "return_dict": False, **added}
-        return functional_call(self._unet, {**self._base, **tuned}, (x, t), told)[0]
+            sizes = self._sizes.expand(len(conditions), -1)
+            keywords["added_cond_kwargs"] = {"text_embeds": conditions.pooled, "time_ids": sizes}
+        return functional_call(self._unet, {**self._replaced, **tuned}, (x, t), keywords)[0]
 
     @torch.no_grad()
     def sample(
-        self, x: Tensor, conditions: Conditions, empty: Conditions, *, steps: int, guidance: float, stop: int | None = None,
+        self,
+        x: Tensor,
+        conditions: Conditions,
+        empty: Conditions,
+        *,
+        steps: int,
+        guidance: float,
+        stop: int | None = None,
         tuned: Mapping[str, Tensor] = NOTHING,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Denoise pure noise `x` by `stop` of `steps` DDIM steps with classifier-free guidance (1 is none); all when None.
+    ) -> tuple[Tensor, Tensor]:
+        """Denoise pure noise `x` with DDIM and classifier-free guidance.
 
         Args:
-            empty: One condition, of the empty prompt.
+            empty: Conditioning for the empty prompt (one row).
+            steps: DDIM steps of the whole way.
+            guidance: Weight of guidance; 1 is none.
+            stop: How many of the steps are taken; None takes all.
+            tuned: As in `__call__`.
 
         Returns:
-            (the latents; the timestep they are at, or 0 at the end).
+            (The latents; the timestep they are at, which is 0 at the end.)
         """
         self.scheduler.set_timesteps(steps, device=x.device)
         times = self.scheduler.timesteps
@@ -137,7 +166,7 @@ class Denoiser:
         return torch.randn((n, *self.shape), generator=generator).to(self._model.device)
 
     def truth(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a perfect UNet predicts for `latents` with `noise` added at timesteps `t` (n,): the noise, or v."""
+        """What a perfect UNet predicts for `latents` with `noise` added at timesteps `t` (n,)."""
         if self.scheduler.config.prediction_type == "epsilon":
             return noise
         return self.scheduler.get_velocity(latents, noise, t)
@@ -150,7 +179,7 @@ def cross_attention(model: Diffusion) -> list[str]:
         ValueError: It has none.
     """
     ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
-    found = [name for name in model.weights("unet") if name.endswith(ends)]
-    if not found:
+    names = [name for name in model.weights("unet") if name.endswith(ends)]
+    if not names:
         raise ValueError(f"{model.source}: its UNet has no cross-attention (attn2.to_k, attn2.to_v) to edit")
-    return found
+    return names

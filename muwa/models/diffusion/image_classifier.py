@@ -31,7 +31,9 @@ class ImageClassifier(Content):
 
     @abstractmethod
     def logits(self, images: Tensor, domain: str) -> Tensor:
-        """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU. A row depends on its own image only."""
+        """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU. A row depends on its own image
+        only.
+        """
 
     def check(self, requests: Sequence[ImageRequest]) -> None:
         """Raise if it has no label for a concept that is asked for; before any image is generated.
@@ -40,12 +42,13 @@ class ImageClassifier(Content):
             ValueError: Names the concept, the domain, some labels and how to choose another classifier.
         """
         for domain, concept in dict.fromkeys((one.domain, one.concept) for one in requests):
-            there = self.labels.get(domain, ())
-            if not labels_naming(there, concept):
+            labels = self.labels.get(domain, ())
+            if not labels_naming(labels, concept):
+                known = f"{len(labels)}: {', '.join(labels[:5])} ..." if labels else "0"
                 raise ValueError(
-                    f"classifier: no label for the {domain} {concept!r}; it knows {len(there)}: {', '.join(there[:5])} "
-                    "... Choose a classifier that fits the task: classifier=pipeline_clip (the pipeline's CLIP, over the "
-                    "names of the task) or classifier=unlearncanvas (its styles and classes)"
+                    f"classifier: no label for the {domain} {concept!r}; it knows {known}. Choose a "
+                    "classifier that fits the task: classifier=pipeline_clip (the pipeline's CLIP, over the "
+                    "names of the task), or classifier=unlearncanvas (its styles and classes)"
                 )
 
 
@@ -74,7 +77,8 @@ class ClipLoader(Protocol):
 class Loaded:
     """A `ClassifierLoader` with a classifier that is loaded already.
 
-    Settings that hold it enter a cache key with the classifier's weights, not with the paths they were read from.
+    Settings that hold it enter a cache key with the classifier's weights, not with the paths they were read
+    from.
     """
 
     classifier: ImageClassifier
@@ -85,17 +89,22 @@ class Loaded:
 
 
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
-    """Which labels name the concept: the one that equals it, else those that contain it (a "red star" is a "star").
+    """Which labels name the concept: the one that equals it, else those that contain it (a "red star" is a
+    "star").
 
-    >>> labels_naming(["Artist_Sketch", "Sketch"], "sketch"), labels_naming(["red star", "starfish", "blue star"], "star")
-    ({1}, {0, 2})
+    >>> labels_naming(["Artist_Sketch", "Sketch"], "sketch"), labels_naming(["red star", "starfish", "blue
+    star"], "star") ({1}, {0, 2})
     """
     same = {i for i, label in enumerate(labels) if fold(label) == fold(concept)}
     return same or {i for i, label in enumerate(labels) if f" {fold(concept)} " in f" {fold(label)} "}
 
 
-def recognised(images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1) -> list[bool]:
-    """Whether the concept that was asked for is among the classifier's first `k` guesses for each image (n, 3, h, w)."""
+def recognised(
+    images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1
+) -> list[bool]:
+    """Whether the concept that was asked for is among the classifier's first `k` guesses for each image (n,
+    3, h, w).
+    """
     hits = [False] * len(requests)
     for domain in dict.fromkeys(one.domain for one in requests):
         places = [i for i, one in enumerate(requests) if one.domain == domain]

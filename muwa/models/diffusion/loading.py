@@ -19,24 +19,43 @@ from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Samplin
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+# What `from_pretrained` raises, depending on which part of a folder is damaged. The hub's own errors are
+# OSErrors.
+LOADING_ERRORS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    OSError,
+    SafetensorError,
+)
+
 
 def load(
-    path: str = "miniature", *, clips: Mapping[str, Callable[[], Clip]], steps: int = 20, guidance: float = 4.0,
-    size: int | None = None, dtype: str = "fp32", device: str = "cpu",
-) -> Diffusion:  # fmt: skip
+    path: str,
+    *,
+    clips: Mapping[str, Callable[[], Clip]],
+    steps: int,
+    guidance: float,
+    size: int | None,
+    dtype: str,
+    device: str,
+) -> Diffusion:
     """Load a pipeline and the CLIPs of its text encoders, in eval mode.
 
     Args:
         path: "miniature", a folder that `save_pretrained` of a diffusers pipeline wrote, or a hub id.
         clips: Text encoder ("text_encoder", "text_encoder_2") -> loads the CLIP whose text tower it is.
-        steps, guidance, size: How pictures are drawn (`Sampling`).
-        dtype: Of the pipeline: "fp32" | "fp16" | "bf16". The CLIPs, gradients and deltas stay fp32.
+        steps, guidance, size: How images are sampled (`Sampling`).
+        dtype: Of the pipeline: "fp32", "fp16" or "bf16". The CLIPs, gradients and deltas stay fp32.
         device: "cpu", "cuda", ...
 
     Raises:
-        ValueError: A setting is out of range; the folder is no text-to-image pipeline with CLIP text encoders; a CLIP is
-            not its encoder.
-        FileNotFoundError: The weights are not there: says what was looked for and how to bring them.
+        ValueError: A setting is out of range; the folder is no text-to-image pipeline with CLIP text
+            encoders; a CLIP is not its encoder's.
+        FileNotFoundError: The weights are not there; says what was looked for and how to get them.
 
     No pickle is unpacked: weights are safetensors, or read with `weights_only`. A safety checker is left out.
     """
@@ -45,62 +64,81 @@ def load(
         raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
     if steps < 1 or guidance < 1 or (size is not None and size % 8):
         raise ValueError(
-            f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is none), and a size "
-            "that is a multiple of 8"
+            f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is "
+            "none), and a size that is a multiple of 8"
         )
+    pipeline = _read_pipeline(path, DTYPES[dtype])
+    encoders = _check_parts(pipeline, path)
+    if sorted(clips) != encoders:
+        raise ValueError(
+            f"model.clips: got {', '.join(clips) or 'none'}, want one for each of {', '.join(encoders)} of "
+            f"{path}"
+        )
+    pipeline.to(device)
     source = "the miniature" if path == "miniature" else f"diffusers {path}"
+    loaded = {name: clips[name]() for name in encoders}
+    return Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source)
+
+
+def _read_pipeline(path: str, dtype: torch.dtype) -> Any:
+    """The pipeline of a folder or hub id.
+
+    Raises:
+        ValueError: The folder cannot be loaded.
+        FileNotFoundError: Neither a folder nor a hub id that can be had.
+    """
     folder = MINIATURE if path == "miniature" else Path(path)
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     if folder.is_dir():
-        kinds = check_folder(folder)
-        options = options if "safety_checker" in kinds else {}
-        if not any(folder.glob("unet/diffusion_pytorch_model.[bs]*")) and any(folder.glob("unet/*.fp16.safetensors")):
+        options = options if "safety_checker" in check_folder(folder) else {}
+        full = any(folder.glob("unet/diffusion_pytorch_model.[bs]*"))
+        if not full and any(folder.glob("unet/*.fp16.safetensors")):
             options["variant"] = "fp16"
     try:
         with _quiet():
             where = str(folder) if path == "miniature" else path
-            pipeline = DiffusionPipeline.from_pretrained(where, dtype=DTYPES[dtype], **options)
-    except (
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        OSError,
-        SafetensorError,
-    ) as error:
-        # EnvironmentErrors of the hub are OSErrors; a damaged folder fails wherever its first wrong part is used
+            return DiffusionPipeline.from_pretrained(where, dtype=dtype, **options)
+    except LOADING_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if folder.is_dir():
             raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
         raise FileNotFoundError(
-            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could be fetched "
-            f"({reason}). On a machine with a network: `hf download {path}`, or give a folder with model_index.json, as "
-            "save_pretrained of a diffusers pipeline writes it."
+            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
+            f"be fetched ({reason}). On a machine with a network: `hf download {path}`, or give a folder "
+            "with model_index.json, as save_pretrained of a diffusers pipeline writes it."
         ) from error
-    there = [name for name in ENCODERS if getattr(pipeline, name, None) is not None]
-    if getattr(pipeline, "unet", None) is None or not there:
+
+
+def _check_parts(pipeline: Any, path: str) -> list[str]:
+    """The text encoders of a pipeline.
+
+    Raises:
+        ValueError: It has no UNet or no text encoder, or a component lacks weights.
+    """
+    modules = {name: getattr(pipeline, name, None) for name in COMPONENTS}
+    modules = {name: module for name, module in modules.items() if module is not None}
+    encoders = [name for name in ENCODERS if name in modules]
+    if "unet" not in modules or not encoders:
         raise ValueError(
-            f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text encoders, as Stable "
-            f"Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
+            f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text "
+            f"encoders, as Stable Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
         )
-    if sorted(clips) != there:
-        raise ValueError(
-            f"model.clips: got {', '.join(clips) or 'none'}, want one for each of {', '.join(there)} of {path}"
-        )
-    modules = {name: getattr(pipeline, name) for name in COMPONENTS if getattr(pipeline, name, None) is not None}
-    if empty := [f"{name}/{k}" for name, module in modules.items() for k, p in module.named_parameters() if p.is_meta]:
-        raise ValueError(f"model.path={path}: no weights for {', '.join(empty[:4])} ({len(empty)} are missing)")
-    pipeline.to(device)
-    return Diffusion(pipeline, {name: clips[name]() for name in there}, Sampling(steps, guidance, size), source=source)
+    empty = [
+        f"{name}/{key}"
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters()
+        if parameter.is_meta
+    ]
+    if empty:
+        raise ValueError(f"model.path={path}: no weights for {', '.join(empty[:4])} ({len(empty)} missing)")
+    return encoders
 
 
 def check_folder(folder: Path) -> set[str]:
-    """Refuse a folder that is no pipeline, or lacks a part that its index names.
+    """Raise if a folder is no pipeline, or lacks a part that its index names.
 
     Returns:
-        What the index names, whether there is one or not ("unet", "safety_checker", ...).
+        What the index names, with or without a folder of that name ("unet", "safety_checker", ...).
 
     Raises:
         FileNotFoundError: Says what was looked for and what is there.
@@ -118,6 +156,7 @@ def check_folder(folder: Path) -> set[str]:
         raise ValueError(f"{index}: want the parts of a pipeline by name, got a {type(named).__name__}")
     parts = {name for name, kind in named.items() if isinstance(kind, list) and kind[0]}
     needed = parts & {*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler"}
-    if missing := sorted(name for name in needed if not (folder / name).is_dir() or not any((folder / name).iterdir())):
+    missing = [name for name in sorted(needed) if not any((folder / name).glob("*"))]
+    if missing:
         raise FileNotFoundError(f"{folder}: model_index.json names {', '.join(missing)}, which is not there")
     return set(named)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -18,58 +19,72 @@ from muwa.models.vlm.model import Vlm
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
+# What `from_pretrained` raises, depending on which file of a folder is damaged.
+LOADING_ERRORS = (RuntimeError, LookupError, TypeError, AttributeError, OSError, SafetensorError)
 
-def load(
-    path: str = "miniature", *, clip: Callable[[], Clip], max_new_tokens: int = 16, dtype: str = "fp32",
-    device: str = "cpu",
-) -> Vlm:  # fmt: skip
+
+def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str, device: str) -> Vlm:
     """Load a model, its processor, and the CLIP that its vision tower was taken from, in eval mode.
 
     Args:
-        path: "miniature", the shipped one; a folder that `save_pretrained` of model and processor wrote, or a hub id.
+        path: "miniature" (the shipped model), a folder that `save_pretrained` of model and processor wrote,
+            or a hub id.
         clip: Loads the CLIP whose vision tower it is.
-        max_new_tokens: Of an answer (the release: 16).
-        dtype: Of the model: "fp32" | "fp16" | "bf16". The CLIP, gradients and deltas stay fp32.
+        max_new_tokens: The longest answer. SLUG's code takes 16.
+        dtype: Of the model: "fp32", "fp16" or "bf16". The CLIP, gradients and deltas stay fp32.
         device: "cpu", "cuda", ...
 
     Raises:
-        ValueError: A setting is out of range; the vision tower is no CLIP's; the CLIP is not the tower's.
-        FileNotFoundError: The weights are not there: says what was looked for and how to bring them.
+        ValueError: A setting is out of range; the vision tower is not a CLIP's; the CLIP is not the tower's.
+        FileNotFoundError: The weights are not there; says what was looked for and how to get them.
     """
     check_device(device)
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
     if max_new_tokens < 1:
         raise ValueError(f"model.max_new_tokens: got {max_new_tokens}, want at least 1")
-    shown, path = path, str(MINIATURE) if path == "miniature" else path
+    model, processor = _read_model(str(MINIATURE) if path == "miniature" else path, DTYPES[dtype])
+    _complete(processor, model.config)
+    model.to(device)
+    return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {path}")
+
+
+def _read_model(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(The model, its processor) of a folder or hub id.
+
+    Raises:
+        ValueError: The folder cannot be loaded or lacks weights, or the vision tower is not a CLIP's.
+        FileNotFoundError: Neither a whole folder nor a hub id that can be had.
+    """
     folder = Path(path)
     if folder.is_dir():
         check_folder(folder)
     try:
         with _quiet():
             _check_tower(path, AutoConfig.from_pretrained(path))
-            model, found = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=DTYPES[dtype], output_loading_info=True
+            model, loaded = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, output_loading_info=True
             )
             processor = AutoProcessor.from_pretrained(path)
-    except (RuntimeError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         if folder.is_dir():
             raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
         raise FileNotFoundError(
-            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could be fetched "
-            f"({reason}). On a machine with a network: `hf download {path}`, or give a folder with config.json, "
-            "model.safetensors and the processor's files, as save_pretrained writes them."
+            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
+            f"be fetched ({reason}). On a machine with a network: `hf download {path}`, or give a folder "
+            "with config.json, model.safetensors and the processor's files, as save_pretrained writes them."
         ) from error
-    if found["missing_keys"]:
-        raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
-    _complete(processor, model.config)
-    model.to(device)
-    return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {shown}")
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"model.path={path}: no weights for {', '.join(missing[:4])}")
+    return model, processor
 
 
 def _complete(processor: Any, config: Any) -> None:
-    """Give an older processor, saved without them, what it needs to count a picture's tokens: the model's own values."""
+    """Give a processor the settings with which it counts an image's tokens; older files lack them.
+
+    They are the model's own values.
+    """
     vision = config.vision_config
     if not hasattr(processor, "num_additional_image_tokens"):
         return
@@ -81,7 +96,7 @@ def _complete(processor: Any, config: Any) -> None:
 
 
 def _check_tower(path: str, config: Any) -> None:
-    """Refuse a model whose pictures do not go through a CLIP's tower.
+    """Raise if the vision tower of a model is not a CLIP's.
 
     Raises:
         ValueError: Says what its tower is, and what is wanted.
@@ -90,14 +105,14 @@ def _check_tower(path: str, config: Any) -> None:
     kind = getattr(vision, "model_type", None)
     if kind not in TOWERS:
         raise ValueError(
-            f"model.path={path}: a {config.model_type} with a vision tower of kind {kind or 'none'}; want one of "
-            f"{', '.join(TOWERS)}, as LLaVA-1.5 has. A tower that was trained with its language model has no text tower of "
-            "its own, so there is no CLIP to take a forget gradient on"
+            f"model.path={path}: a {config.model_type} with a vision tower of kind {kind or 'none'}; want "
+            f"one of {', '.join(TOWERS)}, as LLaVA-1.5 has. A tower that was trained with its language model "
+            "has no text tower of its own, so there is no CLIP to take a forget gradient on"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that lacks a part of a model or of its processor.
+    """Raise if a folder lacks a part of a model or of its processor.
 
     Raises:
         FileNotFoundError: Says what was looked for and what is there.
@@ -111,6 +126,6 @@ def check_folder(folder: Path) -> None:
     }
     if missing := [name for name, files in parts.items() if not there & files]:
         raise FileNotFoundError(
-            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model and processor writes them; "
-            f"{', '.join(missing)} missing, found {sorted(there)[:8]}"
+            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model and processor "
+            f"writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
         )

@@ -1,4 +1,4 @@
-"""A vision-language model of transformers, whose vision tower is edited without a second copy, and the tower's CLIP."""
+"""A vision-language model of transformers with replaceable weights, and the CLIP of its vision tower."""
 
 from __future__ import annotations
 
@@ -29,51 +29,62 @@ if TYPE_CHECKING:
 
 TOWER = "vision_tower"
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-PLAIN = "USER: <image>\n{} ASSISTANT:"  # LLaVA-1.5's, where a processor has no template of its own
+PLAIN = "USER: <image>\n{} ASSISTANT:"  # LLaVA-1.5's prompt, for a processor without a template
 _PROBE_TEXT = "What is the name of the person in this image?"
-_NOT_SAID = ("architectures", "dtype", "transformers_version")  # of a config: says nothing of what is computed
+
+# Entries of a config that change no answer.
+_WITHOUT_EFFECT = ("architectures", "dtype", "transformers_version")
 
 
 class Vlm(Content):
-    """A model that answers questions about pictures. Immutable: `edited` gives a new one that shares all unchanged weights.
+    """A model that answers questions about images.
+
+    It is immutable: `edited` returns a new one that shares all unchanged tensors.
 
     Args:
         model: Any image-text-to-text model of transformers whose vision tower is a CLIP's (or a SigLIP's).
-        processor: Its own: pictures and texts to what it takes.
-        clip: The CLIP that the tower was taken from: gradients are taken on it. Its candidates are limited to weights that
-            the model has and reads: LLaVA reads the last layer but one, so an edit after it would change nothing.
-        max_new_tokens: Of an answer; answers are greedy.
+        processor: The model's own: makes its inputs from images and texts.
+        clip: The CLIP that the tower was taken from. Gradients are taken on it. Only layers whose weights the
+            model has and reads can be edited: LLaVA reads the last layer but one, so a later edit would
+            change nothing.
+        max_new_tokens: The longest answer. Answers are greedy.
         source: Where the weights came from, for messages.
 
     Attributes:
-        unread: Names of the CLIP's vision layers that are no candidates: an edit of them would change no answer.
+        unread: Names of the CLIP's vision layers that cannot be edited: that would change no answer.
     """
 
+    observer: ClassVar[type[QuestionAnswering]] = QuestionAnswering
+
     def __init__(self, model: Any, processor: Any, clip: Clip, *, max_new_tokens: int, source: str):
-        self.model, self.processor, self.max_new_tokens, self.source = model, processor, max_new_tokens, source
+        self.model, self.processor, self.max_new_tokens, self.source = (
+            model,
+            processor,
+            max_new_tokens,
+            source,
+        )
         model.eval().requires_grad_(False)
-        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())  # the base's, but inside `loaded`
-        self._base = {name: p.detach() for name, p in self.parameters.items()}  # also inside `loaded`
+        # They hold the base weights, except while other weights are `loaded`; `_base` always does.
+        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._base = {name: p.detach() for name, p in self.parameters.items()}
         self.changes: Mapping[str, Tensor] = NOTHING
         self._digests: dict[str, str] = {}
         self.clip: Clip = clip.restricted(self._read(clip))
-        known = {layer.name for layer in self.clip.layers("tensor")}
-        every = (layer for layer in clip.layers("tensor") if layer.tower == "vision")
-        self.unread: tuple[str, ...] = tuple(layer.name for layer in every if layer.name not in known)
+        editable = {layer.name for layer in self.clip.layers("tensor")}
+        vision = (layer.name for layer in clip.layers("tensor") if layer.tower == "vision")
+        self.unread: tuple[str, ...] = tuple(name for name in vision if name not in editable)
 
     @property
     def clips(self) -> Mapping[str, Clip]:
         """The vision tower's CLIP, under the encoder "vision_tower"."""
         return {TOWER: self.clip}
 
-    observer: ClassVar[type[QuestionAnswering]] = QuestionAnswering
-
     def observe(self, run: Run) -> QuestionAnswering:
         """The answers of this model."""
         return QuestionAnswering(self, run)
 
     def patch_base(self, edit: Edit) -> Clip:
-        """The CLIP whose vision tower this is: the same patch fits the CLIP too."""
+        """The CLIP whose vision tower this is, so that the patch fits the CLIP too."""
         return self.clip
 
     def about(self) -> dict[str, object]:
@@ -82,120 +93,161 @@ class Vlm(Content):
 
     @property
     def tower(self) -> dict[str, Tensor]:
-        """Parameter name -> tensor of the vision tower, as it is now."""
+        """Parameter name -> tensor of this model's vision tower."""
         return {**{n: p for n, p in self._base.items() if f"{TOWER}." in n}, **self.changes}
 
     @property
     def device(self) -> torch.device:
-        """Where the vision tower lives."""
+        """Where the vision tower is."""
         return next(iter(self.tower.values())).device
 
     def edited(self, edit: Edit) -> Vlm:
-        """The model after `edit`, named after its CLIP: `theta' = fp32(theta) + delta`, cast back, as `muwa.patch.apply` does.
+        """The model after `edit`: `theta' = fp32(theta) + delta`, cast back, as in `muwa.patch.apply`.
+
+        Deltas have the names of the CLIP's weights.
 
         Raises:
             KeyError: A delta belongs to no weight of the vision tower.
         """
-        now = self.tower
-        deltas = names.carry(edit.deltas, now) if edit.deltas else {}
-        new = {name: (now[name].float() + d.to(now[name].device)).to(now[name].dtype) for name, d in deltas.items()}
+        tower = self.tower
+        deltas = names.carry(edit.deltas, tower) if edit.deltas else {}
+        changes = {
+            name: (tower[name].float() + delta.to(tower[name].device)).to(tower[name].dtype)
+            for name, delta in deltas.items()
+        }
         other = object.__new__(Vlm)
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k != "fingerprint"})
-        other.changes, other.clip = {**self.changes, **new}, self.clip.edited(edit)
+        other.changes, other.clip = {**self.changes, **changes}, self.clip.edited(edit)
         return other
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
-        """The transformers model with this model's weights in it, for as long as the context lasts; not for two threads."""
-        kept = []
+        """The transformers model with this model's weights in it, inside the `with` block. Not
+        thread-safe.
+        """
+        replaced: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for name, tensor in self.changes.items():
-                kept.append((self.parameters[name], self.parameters[name].data))
+                replaced.append((self.parameters[name], self.parameters[name].data))
                 self.parameters[name].data = tensor
             yield self.model
         finally:
-            for parameter, data in kept:
+            for parameter, data in replaced:
                 parameter.data = data
 
-    def prompt(self, text: str, pictures: int = 1) -> str:
-        """A question as the model was trained to read it, up to where its answer starts."""
+    def prompt(self, text: str, images: int = 1) -> str:
+        """A question about `images` images as the model was trained to read it, up to where its answer
+        starts.
+        """
         if not getattr(self.processor, "chat_template", None):
-            return PLAIN.replace("<image>\n", "<image>\n" * pictures).format(text)
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            return PLAIN.replace("<image>\n", "<image>\n" * images).format(text)
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
 
     def inputs(self, questions: Questions, answers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """What the model takes for `questions`, padded on the left; with `answers`, as if it had said them."""
-        said = (
-            [f" {answer}{self.processor.tokenizer.eos_token}" for answer in answers]
-            if answers
-            else [""] * len(questions)
-        )
-        texts = [self.prompt(text, len(own)) for text, own in zip(questions.texts, questions.images, strict=True)]
-        pictures = [[decode(image) for image in own] for own in questions.images]
+        """The model's inputs for `questions`, padded on the left.
+
+        Args:
+            answers: One for each question, put behind it with the end marker: for the loss of these answers.
+        """
         tokenizer = self.processor.tokenizer
+        endings = (
+            [f" {answer}{tokenizer.eos_token}" for answer in answers] if answers else [""] * len(questions)
+        )
+        prompts = [
+            self.prompt(text, len(images))
+            for text, images in zip(questions.texts, questions.images, strict=True)
+        ]
         tokenizer.padding_side, side = "left", tokenizer.padding_side
         try:
-            ready = self.processor(
-                text=[text + more for text, more in zip(texts, said, strict=True)], images=pictures, padding=True,
-                return_tensors="pt", add_special_tokens=not _starts(texts[0], tokenizer),
-            )  # fmt: skip
+            inputs = self.processor(
+                text=[prompt + ending for prompt, ending in zip(prompts, endings, strict=True)],
+                images=[[decode(image) for image in images] for images in questions.images],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=not _has_start(prompts[0], tokenizer),
+            )
         finally:
             tokenizer.padding_side = side
         dtype = next(iter(self.tower.values())).dtype
-        return {k: v.to(self.device, dtype) if v.is_floating_point() else v.to(self.device) for k, v in ready.items()}
+        return {
+            name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
+            for name, value in inputs.items()
+        }
 
     @torch.inference_mode()
     def answer(self, questions: Questions) -> Tensor:
         """Greedy answers to one batch: (n, max_new_tokens) tokens on the CPU, padded with the end marker."""
-        ready = self.inputs(questions)
+        inputs = self.inputs(questions)
         end = self.processor.tokenizer.eos_token_id
         with self.loaded() as model:
-            said = model.generate(
-                **ready, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1,
-                pad_token_id=end, eos_token_id=end, temperature=None, top_p=None,
-            )[:, ready["input_ids"].shape[1] :]  # fmt: skip
-        out = torch.full((len(questions), self.max_new_tokens), end)
-        out[:, : said.shape[1]] = said.cpu()
-        return out
+            generated = model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=end,
+                eos_token_id=end,
+                temperature=None,
+                top_p=None,
+            )
+        answers = generated[:, inputs["input_ids"].shape[1] :]
+        padded = torch.full((len(questions), self.max_new_tokens), end)
+        padded[:, : answers.shape[1]] = answers.cpu()
+        return padded
 
     def words(self, answers: Tensor) -> list[str]:
-        """Tokens of `answer` as text."""
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        """The tokens of `answer` as texts."""
+        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     @property
     def batch(self) -> int:
-        """Questions answered at once."""
+        """How many questions are answered at once."""
         return 32 if self.device.type == "cpu" else 64
 
     def _read(self, clip: Clip) -> frozenset[str]:
-        """Names of the CLIP's weights that the tower has and that change an answer: those with a gradient of the logits.
+        """Names of the CLIP's weights that the tower has and that change an answer.
+
+        They are found by trial: the gradient of the logits with respect to them is not zero.
 
         Raises:
             ValueError: The tower's weights are not this CLIP's.
         """
-        own = self.tower
+        tower = self.tower
         vision = {name: w for name, w in clip.weights.items() if name.startswith(("visual", "vision"))}
-        found = {name: there for name, w in vision.items() if (there := names.places(name, w, own))}
-        parts = {place: part for there in found.values() for place, part in there.items()}
-        if other := [place for place, p in own.items() if place not in parts or not same_bits(p, parts[place])]:
+        places = {name: at for name, w in vision.items() if (at := names.places(name, w, tower))}
+        expected = {place: part for at in places.values() for place, part in at.items()}
+        different = [
+            place
+            for place, tensor in tower.items()
+            if place not in expected or not same_bits(tensor, expected[place])
+        ]
+        if different:
             raise ValueError(
-                f"model.clip: {clip.source} is not the vision tower of {self.source}: {other[0]} differs ({len(other)} of "
-                f"{len(own)} do). Its gradients would be another model's; give the CLIP that the tower was taken from"
+                f"model.clip: {clip.source} is not the vision tower of {self.source}: {different[0]} differs "
+                f"({len(different)} of {len(tower)} do). Its gradients would be another model's; give the "
+                "CLIP that the tower was taken from"
             )
-        parameters = {name: self.parameters[name] for name in own}
+        read = self._with_gradient(list(tower))
+        return frozenset(name for name, at in places.items() if read & set(at))
+
+    def _with_gradient(self, weights: Sequence[str]) -> set[str]:
+        """Which of these weights change the first token of an answer."""
+        parameters = {name: self.parameters[name] for name in weights}
         try:
             with torch.enable_grad():
                 for parameter in parameters.values():
                     parameter.requires_grad_(True)
-                ready = self.inputs(Questions((_PROBE_TEXT,), ((_probe_picture(),),)))
-                self.model(**ready).logits[:, -1].float().square().sum().backward()
-            moved = {name for name, p in parameters.items() if p.grad is not None and p.grad.any()}
+                inputs = self.inputs(Questions((_PROBE_TEXT,), ((_probe_image(),),)))
+                self.model(**inputs).logits[:, -1].float().square().sum().backward()
+            return {name for name, p in parameters.items() if p.grad is not None and p.grad.any()}
         finally:
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        return frozenset(name for name, there in found.items() if moved & set(there))
 
     def _digest(self, name: str) -> str:
         if name in self.changes:
@@ -206,28 +258,31 @@ class Vlm(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights and their dtype, the config, the processor, and how long an answer may be."""
-        config = json.dumps(_said_by(self.model.config.to_dict()), sort_keys=True, default=str)
+        """SHA-256 of all weights and their dtype, the config, the processor, and how long an answer may
+        be.
+        """
+        config = json.dumps(_deciding(self.model.config.to_dict()), sort_keys=True, default=str)
         parts = [type(self.model).__name__, config, str(self.max_new_tokens)]
-        ready = self.inputs(Questions((_PROBE_TEXT,), ((_probe_picture(),),)))
-        parts += [part for key in sorted(ready) for part in (key, tensor_digest(ready[key]))]
+        inputs = self.inputs(Questions((_PROBE_TEXT,), ((_probe_image(),),)))
+        parts += [part for key in sorted(inputs) for part in (key, tensor_digest(inputs[key]))]
         return digest([*parts, fingerprint_of_digests({name: self._digest(name) for name in self._base})])
 
 
-def _said_by(config: Any) -> Any:
-    """What of a config, at any depth, decides what is said."""
+def _deciding(config: Any) -> Any:
+    """What of a config, at any depth, can change an answer."""
     if not isinstance(config, Mapping):
         return config
-    return {str(k): _said_by(v) for k, v in config.items() if str(k)[:1] != "_" and k not in _NOT_SAID}
+    keys = [key for key in config if str(key)[:1] != "_" and key not in _WITHOUT_EFFECT]
+    return {str(key): _deciding(config[key]) for key in keys}
 
 
-def _starts(text: str, tokenizer: Any) -> bool:
-    """Whether a prompt carries the start marker itself: the tokenizer is then not to add another."""
+def _has_start(text: str, tokenizer: Any) -> bool:
+    """Whether a prompt has the start marker already: the tokenizer must not add another."""
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
-def _probe_picture() -> bytes:
-    """A small picture of colour gradients, as a PNG."""
+def _probe_image() -> bytes:
+    """A small image of colour gradients, as a PNG."""
     x, y = np.meshgrid(np.arange(64, dtype=np.uint8) * 4, np.arange(64, dtype=np.uint8) * 4)
     buffer = io.BytesIO()
     Image.fromarray(np.stack([x, y, 255 - x], -1)).save(buffer, "PNG")

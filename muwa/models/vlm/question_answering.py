@@ -1,4 +1,4 @@
-"""Questions put to one model, each answered once; and which questions a task asks."""
+"""The answers that a vision-language model gives, each once, and the questions that a task asks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from muwa.models.vlm.model import Vlm
     from muwa.run import Run
 
-Wordings = Mapping[str, Sequence[str]]
+Wordings = Mapping[str, Sequence[str]]  # kind of question -> its wordings; or a name -> its aliases
 NO_ALIASES: Wordings = MappingProxyType({})
 EXAMPLES = 5  # questions a role in the report
+
+# The wordings of the report's examples.
 WORDINGS: Wordings = {
-    "identity": ("What is the name of the person in this image?", "Who is this?", "Name the person in this image."),
-    "object": ("What object is in the image?", "What is this?", "Name the object in the picture."),
+    "identity": ("What is the name of the person in this image?",),
+    "object": ("What object is in the image?",),
 }
 
 
 class QuestionAnswering:
-    """The answers of one vision-language model, each kept by its question and images: what metrics and searches look at.
+    """The answers of one vision-language model; the cache keeps each by its question and images.
 
     Args:
         model: The model, edited or not.
-        run: Its cache keeps the answers.
+        run: Its cache keeps the answers, its progress bars are shown.
     """
 
     family: ClassVar[str] = "a vision-language model (model=vlm, llava15_7b, ...)"
@@ -50,68 +52,98 @@ class QuestionAnswering:
 
     def examples(self, edited: QuestionAnswering, task: Task) -> tuple[Example, ...]:
         """A few questions of each role, one an image, with the answers of both models."""
-        first = {kind: texts[:1] for kind, texts in WORDINGS.items()}
-        asked = questions(task, task.eval, wordings=first, forget=EXAMPLES, retain=EXAMPLES, utility=EXAMPLES)
-        answers = zip(asked, self.ask(asked), edited.ask(asked), strict=True)
-        return tuple(Example(one.role, one.text, one.accepted[0], before, after) for one, before, after in answers)
+        count = EXAMPLES
+        asked = questions(task, task.eval, wordings=WORDINGS, forget=count, retain=count, utility=count)
+        rows = zip(asked, self.ask(asked), edited.ask(asked), strict=True)
+        return tuple(Example(one.role, one.text, one.accepted[0], *answers) for one, *answers in rows)
 
 
 def answered(model: Vlm, questions: Questions, *, run: Run) -> Tensor:
-    """`questions` answered in batches of like length: (n, max_new_tokens) tokens on the CPU, n > 0, in their order."""
+    """Answers to `questions`, n > 0: (n, max_new_tokens) tokens on the CPU, in their order.
+
+    Questions of like length are answered in one batch.
+    """
     order = sorted(range(len(questions)), key=lambda i: (len(questions.images[i]), len(questions.texts[i])))
     pieces = [order[i : i + model.batch] for i in range(0, len(order), model.batch)]
     bar = run.track(pieces, "answering", len(order), sizes=map(len, pieces))
-    said = torch.cat([model.answer(questions.select(piece)) for piece in bar])
-    return said[torch.tensor(order).argsort()]
+    answers = torch.cat([model.answer(questions.select(piece)) for piece in bar])
+    return answers[torch.tensor(order).argsort()]
 
 
 def questions(
-    task: Task, split: Split, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
-    forget: int | None = None, retain: int | None = None, utility: int | None = None,
-) -> list[Question]:  # fmt: skip
-    """What a task asks about the pictures of a split: of each who it is, in every wording; of unrelated ones what it is.
+    task: Task,
+    split: Split,
+    *,
+    wordings: Wordings,
+    aliases: Wordings = NO_ALIASES,
+    forget: int | None = None,
+    retain: int | None = None,
+    utility: int | None = None,
+) -> list[Question]:
+    """The questions that a task asks about the images of a split, every image in every wording.
 
     Args:
-        wordings: "identity" and "object" -> questions. LabelledImages of the forgotten and of its like are asked those of the
-            task's kind, unrelated ones those of the other.
-        aliases: Name -> what else counts as naming it.
-        forget, retain, utility: LabelledImages that are asked about, spread evenly; None: all. Forget pictures are taken name by
-            name.
+        wordings: "identity" and "object" -> questions. Images of the forget and the retain set are asked
+            about in the wordings of the task's kind, images of the utility set in those of the other kind.
+        aliases: Name -> other answers that count as the name.
+        forget, retain, utility: How many images of each set are asked about, spread evenly over its names;
+            None takes all.
+
+    Returns:
+        The questions about the forget set, then about the retain set, then about the utility set.
 
     Raises:
-        ValueError: The task's kind has no wordings, or its names are not what an answer could say (a style).
+        ValueError: There are no wordings for the task's kind, or it forgets a style, which no answer names.
+    """
+    check_wordings(task, wordings)
+    other = _other_kind(task)
+    same_kind = (*split.forget.classes.names, *split.retain.classes.names)
+    every: list[Question] = []
+    for images, known, kind, role, count in (
+        (split.forget, same_kind, task.kind, "forget", forget),
+        (split.retain, same_kind, task.kind, "retain", retain),
+        (split.utility, split.utility.classes.names, other, "utility", utility),
+    ):
+        for i in _spread(images, count):
+            name = images.classes.names[images.labels[i]]
+            accepted = (name, *aliases.get(name, ()))
+            others = _others(known, aliases, accepted)
+            every += [
+                Question(text, (images.images[i],), kind, role, accepted, others=others)
+                for text in wordings[kind]
+            ]
+    return every
+
+
+def check_wordings(task: Task, wordings: Wordings) -> None:
+    """Raise if a task cannot be asked about in these wordings.
+
+    Raises:
+        ValueError: A kind has no wordings, or the task forgets a style, which no answer names.
     """
     if task.kind not in ("identity", "object"):
         raise ValueError(
-            f"task: a {task.kind} is not asked for by name; a vision-language model wants task=celeba or task=object"
+            f"task: a {task.kind} is not asked for by name; a vision-language model wants task=celeba or "
+            "task=object"
         )
-    other = "object" if task.kind == "identity" else "identity"
-    if missing := [kind for kind in (task.kind, other) if not wordings.get(kind)]:
+    if missing := [kind for kind in (task.kind, _other_kind(task)) if not wordings.get(kind)]:
         raise ValueError(f"wordings: none for {missing[0]}; got {', '.join(wordings)}")
-    out = []
-    alike = (*split.forget.classes.names, *split.retain.classes.names)
-    for pictures, known, kind, role, count in (
-        (split.forget, alike, task.kind, "forget", forget), (split.retain, alike, task.kind, "retain", retain),
-        (split.utility, split.utility.classes.names, other, "utility", utility),
-    ):  # fmt: skip
-        for place in _spread(pictures, count):
-            name = pictures.classes.names[pictures.labels[place]]
-            accepted = (name, *aliases.get(name, ()))
-            others = _others(known, aliases, accepted)
-            image = pictures.images[place]
-            out += [Question(text, (image,), kind, role, accepted, others=others) for text in wordings[kind]]
-    return out
+
+
+def _other_kind(task: Task) -> str:
+    """The kind of the utility set."""
+    return "object" if task.kind == "identity" else "identity"
 
 
 def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) -> tuple[str, ...]:
-    """The known names and their aliases, but for the accepted; each once."""
+    """The known names and their aliases, each once, without the accepted ones."""
     every = (text for name in known for text in (name, *aliases.get(name, ())))
     return tuple(text for text in dict.fromkeys(every) if text not in accepted)
 
 
-def _spread(pictures: LabelledImages, count: int | None) -> list[int]:
-    """Places of `count` pictures, spread evenly over all in the order of their labels."""
-    order = sorted(range(len(pictures)), key=lambda i: pictures.labels[i])
+def _spread(images: LabelledImages, count: int | None) -> list[int]:
+    """Indices of `count` images, spread evenly over all in the order of their labels."""
+    order = sorted(range(len(images)), key=lambda i: images.labels[i])
     if count is None or count >= len(order):
         return order
     return [order[i * len(order) // count] for i in range(count)]
