@@ -1,45 +1,52 @@
-"""The texts that ask for a name, of any kind of task: what the text-to-image methods forget, and what they keep."""
+"""The prompts that contain a name, for any kind of task; and those that are to be kept."""
 
 from __future__ import annotations
 
-from muwa.types.data import Task
+from typing import TYPE_CHECKING
 
-# What a name becomes where a method wants a neighbour and none was given.
+if TYPE_CHECKING:
+    from muwa.types.data import Task
+
+# Kind of task -> what to generate in place of a name, where no anchor is given.
 ANCHORS = {"identity": "a person", "object": "an object", "style": "photo", "class": "object"}
 
 
-def prompts_of(task: Task, name: str) -> tuple[str, ...]:
-    """The bare name, then the task's prompt of it; of kinds "style" and "class", the prompt once with each unrelated name.
+def prompts_with(task: Task, name: str) -> tuple[str, ...]:
+    """The bare name, then the prompts of the task with it.
 
-    The same number for every name, in the same order, so that two names can be compared text by text. An empty name gives
-    the prompts without one.
+    Kinds "style" and "class" have one prompt for each name of the probe's utility images; other kinds have
+    one prompt.
+
+    Returns:
+        As many prompts for each name, in the same order: those of two names can be compared one by one. An
+        empty name gives the prompts without a name.
     """
     if task.kind in ("style", "class"):
         other = "class" if task.kind == "style" else "style"
-        shown = task.probe.utility
-        crosses = dict.fromkeys(shown.classes.names[label] for label in shown.labels)
-        texts = [task.prompts[0].format(**{task.kind: name, other: cross}) for cross in crosses]
+        images = task.probe.utility
+        others = dict.fromkeys(images.classes.names[label] for label in images.labels)
+        prompts = [task.prompts[0].format(**{task.kind: name, other: one}) for one in others]
     else:
-        texts = [task.prompts[0].format(name)]
-    return tuple(" ".join(text.split()) for text in (name, *texts))
+        prompts = [task.prompts[0].format(name)]
+    return tuple(" ".join(prompt.split()) for prompt in (name, *prompts))
 
 
-def anchored(task: Task, anchor: str) -> tuple[tuple[str, str], ...]:
-    """(text that asks for a forgotten name, the same text that asks for `anchor`), for all names.
+def prompt_pairs(task: Task, anchor: str) -> tuple[tuple[str, str], ...]:
+    """Every prompt with a forgotten name, paired with the same prompt with `anchor` in place of the name.
 
     Raises:
-        ValueError: The anchor is one of the names.
+        ValueError: The anchor is one of the forgotten names.
     """
     if anchor in task.names:
         raise ValueError(
-            f"method.anchor: got {anchor!r}, which is to be forgotten; want something else to be drawn instead"
+            f"method.anchor: got {anchor!r}, which is to be forgotten; want something else to generate"
         )
-    instead = prompts_of(task, anchor)
-    return tuple(pair for name in task.names for pair in zip(prompts_of(task, name), instead, strict=True))
+    replaced = prompts_with(task, anchor)
+    return tuple(pair for name in task.names for pair in zip(prompts_with(task, name), replaced, strict=True))
 
 
-def kept(task: Task) -> tuple[str, ...]:
-    """The empty text, and the texts that ask for the retained names: those of the probe's retain pictures."""
-    shown = task.probe.retain
-    names = dict.fromkeys(shown.classes.names[label] for label in shown.labels)
-    return ("", *(text for name in names if name not in task.names for text in prompts_of(task, name)))
+def retain_prompts(task: Task) -> tuple[str, ...]:
+    """The empty prompt, then the prompts with each name of the probe's retain images."""
+    images = task.probe.retain
+    names = dict.fromkeys(images.classes.names[label] for label in images.labels)
+    return ("", *(prompt for name in names if name not in task.names for prompt in prompts_with(task, name)))

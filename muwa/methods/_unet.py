@@ -1,129 +1,104 @@
-"""Checks of settings; and what the text-to-image methods share: fine-tuning some weights, and making it an edit."""
+"""What the methods that edit a UNet share: checks, a training loop, and the edit that is made of deltas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from muwa.layer_search.steps import Log
-from muwa.models.clip.layers import GRANULARITIES
-from muwa.models.clip.model import Clip
-from muwa.models.diffusion.model import Diffusion
-from muwa.runtime.progress import track
-from muwa.types.data import Task
+from muwa.methods._checks import refuse_gradient_file
+from muwa.methods._edits import Deltas, difference
+from muwa.methods._evaluator import norm
+from muwa.models.base import check_observer
+from muwa.models.diffusion.denoiser import cross_attention
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.edit import Edit, Move
-from muwa.types.search import Layer
 
-Tuned = dict[str, dict[str, Tensor] | list[float]]  # {"deltas": ..., "losses": one an iteration}
-
-
-def check_call(method: str, model: object, gradient_file: Path | None) -> None:
-    """Refuse what a method that edits a UNet cannot use.
-
-    Raises:
-        ValueError: A model that draws nothing, or a file of gradients.
-    """
-    if not isinstance(model, Diffusion):
-        raise ValueError(
-            f"method={method}: got a {type(model).__name__}, want a text-to-image model: the method edits a UNet"
-        )
-    if gradient_file is not None:
-        raise ValueError(
-            f"gradients: method={method} takes no gradients of a CLIP; leave gradients={gradient_file} out"
-        )
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
+    from muwa.run import Run
+    from muwa.types.data import Task
 
 
-def check_at_least(bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Check settings that have a least value: name -> (value, least).
+class Training(TypedDict):
+    """What a training gives: deltas by name of the UNet's parameter, and the loss before each step."""
 
-    Raises:
-        ValueError: Names the first that is below.
-    """
-    for key, (value, least) in bounds.items():
-        if not least <= value < float("inf"):
-            raise ValueError(f"method.{key}: got {value}, want at least {least}")
+    deltas: Deltas
+    losses: list[float]
 
 
-def check_above_zero(values: Mapping[str, float]) -> None:
-    """Check settings that must be positive.
-
-    Raises:
-        ValueError: Names the first that is not.
-    """
-    for key, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"method.{key}: got {value}, want a number above 0")
-
-
-def layers_at(model: Clip, granularity: str) -> list[Layer]:
-    """The candidates of a CLIP at a method's own granularity.
-
-    Raises:
-        ValueError: There is no such granularity.
-    """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"method.granularity: got {granularity!r}, want one of {', '.join(GRANULARITIES)}")
-    return model.layers(granularity)
-
-
-def tune(
-    weights: Mapping[str, Tensor], names: Sequence[str], optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-    loss: Callable[[Mapping[str, Tensor]], Tensor], *, iterations: int, clip: float | None = None, progress: bool = False,
-) -> Tuned:  # fmt: skip
-    """Minimise `loss(fp32 copies of the named weights)`; `weights` themselves stay as they are.
+def check_unet_method(method: str, model: Any, run: Run) -> None:
+    """Raise if a method that edits a UNet does not fit the model or the run.
 
     Args:
-        optimizer: Makes one for these tensors.
-        clip: Largest norm of a step's gradient; None leaves it.
+        method: Its name in the config ("uce").
 
-    Returns:
-        {"deltas": name -> fp32 change, for tensors that changed; "losses": before each step}.
+    Raises:
+        ValueError: The model generates no images, its UNet has no cross-attention, or the run has a gradient
+            file.
+    """
+    check_observer(f"method={method}", ImageGenerator, model)
+    refuse_gradient_file(method, run)
+    cross_attention(model)
+
+
+def train_weights(
+    start: Mapping[str, Tensor],
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    loss: Callable[[Mapping[str, Tensor]], Tensor],
+    *,
+    iterations: int,
+    max_norm: float | None = None,
+    run: Run,
+) -> Training:
+    """Minimise a loss over fp32 copies of some weights.
+
+    Args:
+        start: Parameter name -> weight before the training; it is not changed.
+        optimizer: Makes the optimizer of these tensors.
+        loss: Takes parameter name -> weight; gives a scalar.
+        max_norm: The gradient of a step is clipped to this norm; None does not clip.
 
     Raises:
         ValueError: The loss is no longer finite.
     """
-    tuned = {name: weights[name].detach().float().clone().requires_grad_() for name in names}
-    descent = optimizer(list(tuned.values()))
+    weights = {name: weight.detach().float().clone().requires_grad_() for name, weight in start.items()}
+    descent = optimizer(list(weights.values()))
     losses: list[float] = []
-    for step in track(range(iterations), "fine-tuning", iterations, show=progress):
+    for step in run.track(range(iterations), "fine-tuning", iterations):
         descent.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            value = loss(tuned)
+            value = loss(weights)
             value.backward()
         if not torch.isfinite(value):
             raise ValueError(f"method.learning_rate: the loss is {value.item()} at step {step + 1}; lower it")
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(tuned.values(), clip)
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(weights.values(), max_norm)
         descent.step()
         losses.append(value.item())
-    deltas = {name: tensor.detach() - weights[name].float() for name, tensor in tuned.items()}
-    return {"deltas": {name: delta for name, delta in deltas.items() if delta.any()}, "losses": losses}
+    return {"deltas": difference(weights, start), "losses": losses}
 
 
-def tell(task: Task, losses: Sequence[float], log: Log) -> None:
-    """Tell the loggers of a fine-tuning, live or read back: one "loss" event a step."""
+def log_losses(task: Task, losses: Sequence[float], run: Run) -> None:
+    """Log one "loss" event for each step of a training, whether it was computed or read back."""
     for step, value in enumerate(losses):
-        log("loss", {"concept": ", ".join(task.names), "step": step + 1, "loss": value})
+        run.log("loss", {"concept": ", ".join(task.names), "step": step + 1, "loss": value})
 
 
-def edit_of(
+def unet_edit(
     model: Diffusion, task: Task, deltas: Mapping[str, Tensor], layer: str, step: float, samples: int = 0
 ) -> Edit:
-    """The edit of a UNet: deltas by parameter name -> an edit, with one move for each name (they were forgotten together).
+    """The edit of a UNet, with one move for each name: all names were forgotten together.
 
     Args:
+        deltas: Parameter name of the UNet -> fp32 change.
         layer: What was edited, in words.
-        step: Of the moves: the method's own measure of how far it went.
-        samples: LabelledImages whose gradient was taken.
+        step: Of the moves: how far the edit went, in a unit of the method's choice.
+        samples: Images whose gradient was taken.
     """
     weights = model.weights("unet")
-
-    def size(of: Mapping[str, Tensor]) -> float:
-        return sum(of[name].double().square().sum().item() for name in deltas) ** 0.5
-
-    relative = size(deltas) / size(weights) if deltas else 0.0
-    moves = tuple(Move(name, "unet", layer, step, relative) for name in task.names)
+    size = norm(deltas) / norm({name: weights[name] for name in deltas}) if deltas else 0.0
+    moves = tuple(Move(name, "unet", layer, step, size) for name in task.names)
     return Edit({f"unet/{name}": delta for name, delta in deltas.items()}, moves, samples=samples)

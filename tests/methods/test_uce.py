@@ -4,8 +4,11 @@ import tiny_sd
 import torch
 
 from muwa.cache.store import Store
-from muwa.methods._prompts import kept
-from muwa.methods.uce import aligned, unlearn
+from muwa.config import part
+from muwa.methods._prompts import retain_prompts
+from muwa.methods.base import make_edit
+from muwa.methods.uce import aligned_tokens
+from muwa.run import Run
 from muwa.runtime.distributed import Distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
@@ -16,6 +19,10 @@ TARGETS = (("Ada Fox", ""), ("a photo of Ada Fox", "a photo of"))
 @pytest.fixture(scope="module")
 def model():
     return tiny_sd.diffusion()
+
+
+def uce(model, run=None, **settings):
+    return make_edit(part("method=uce", **settings), model, tiny.task(), run or Run())
 
 
 def tokens(model, target, anchor):
@@ -33,21 +40,23 @@ def naive(model, weight, erase, preserve, lamb):
     for target, anchor in TARGETS:
         for c, a in zip(*tokens(model, target, anchor), strict=True):
             left, right = left + erase * torch.outer(w @ a, c), right + erase * torch.outer(c, c)
-    for text in kept(tiny.task()):
+    for text in retain_prompts(tiny.task()):
         for k in model.embed([text])[0].double():
             left, right = left + preserve * torch.outer(w @ k, k), right + preserve * torch.outer(k, k)
     return torch.linalg.solve(right, left, left=False).float()
 
 
-def test_every_key_and_value_matrix_is_the_papers_and_nothing_else_moves(model, tmp_path):
-    edit = unlearn(model, tiny.task(), store=Store(tmp_path), erase_scale=0.7, preserve_scale=0.3, lamb=0.2)
+def test_every_key_and_value_matrix_is_the_papers_and_nothing_else_moves(model):
+    edit = uce(model, erase_scale=0.7, preserve_scale=0.3, lamb=0.2)
     weights = model.weights("unet")
     assert set(edit.deltas) == {f"unet/{name}" for name in weights if name.endswith(ENDS)}
     assert len(edit.deltas) == 14
     for name in list(weights)[:: len(weights) // 40]:
         if name.endswith(ENDS):
             want = naive(model, weights[name], 0.7, 0.3, 0.2)
-            torch.testing.assert_close(weights[name] + edit.deltas[f"unet/{name}"], want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                weights[name] + edit.deltas[f"unet/{name}"], want, rtol=1e-4, atol=1e-5
+            )
     (move,) = edit.moves
     size = sum(d.square().sum() for d in edit.deltas.values()) / sum(
         weights[name[5:]].square().sum() for name in edit.deltas
@@ -57,10 +66,8 @@ def test_every_key_and_value_matrix_is_the_papers_and_nothing_else_moves(model, 
     assert edit.searches == ()
 
 
-def test_without_anything_to_keep_the_name_has_the_anchors_keys_and_values(model, tmp_path):
-    edit = unlearn(
-        model, tiny.task(), store=Store(tmp_path), anchor="a man", preserve_scale=0, lamb=1e-6, erase_scale=10
-    )
+def test_without_anything_to_keep_the_name_has_the_anchors_keys_and_values(model):
+    edit = uce(model, anchor="a man", preserve_scale=0, lamb=1e-6, erase_scale=10)
     after = model.edited(edit).weights("unet")
     c, a = (side.float() for side in tokens(model, "a photo of Ada Fox", "a photo of a man"))
     for name, before in model.weights("unet").items():
@@ -69,8 +76,8 @@ def test_without_anything_to_keep_the_name_has_the_anchors_keys_and_values(model
             assert (c @ after[name].T - a @ before.T).norm() < 0.02 * gap.norm()
 
 
-def test_what_is_kept_hardly_changes_where_the_name_does(model, tmp_path):
-    edit = unlearn(model, tiny.task(), store=Store(tmp_path), preserve_scale=100)
+def test_what_is_kept_hardly_changes_where_the_name_does(model):
+    edit = uce(model, preserve_scale=100)
     before = model.weights("unet")
 
     def moved(c):
@@ -82,14 +89,14 @@ def test_what_is_kept_hardly_changes_where_the_name_does(model, tmp_path):
     assert moved(own.float()) > 0.1
 
 
-def test_texts_are_aligned_from_their_last_word_on(model):
+def test_prompts_are_aligned_from_their_last_word_on(model):
     ids = model.pipeline.tokenizer("a photo of Ada Fox")["input_ids"]
-    c, a = aligned(model, "a photo of Ada Fox", "a photo of")
+    c, a = aligned_tokens(model, "a photo of Ada Fox", "a photo of")
     assert len(c) == len(a) == 32 - (len(ids) - 2)
     torch.testing.assert_close(c[0], model.embed(["a photo of Ada Fox"])[0, len(ids) - 2].double())
     short = len(model.pipeline.tokenizer("a photo of")["input_ids"])
     torch.testing.assert_close(a[0], model.embed(["a photo of"])[0, short - 2].double())
-    c, a = aligned(model, "", "")
+    c, a = aligned_tokens(model, "", "")
     assert len(c) == 32
     assert torch.equal(c, a)
 
@@ -97,14 +104,14 @@ def test_texts_are_aligned_from_their_last_word_on(model):
 def test_it_is_read_back_and_the_model_stays_as_it_was(model, tmp_path):
     before = {name: weight.clone() for name, weight in model.weights("unet").items()}
     first, second = Store(tmp_path), Store(tmp_path)
-    edits = [unlearn(model, tiny.task(), store=store) for store in (first, second)]
+    edits = [uce(model, Run(store)) for store in (first, second)]
     assert second.events == {"edit": "hit"}
     assert all(torch.equal(delta, edits[1].deltas[name]) for name, delta in edits[0].deltas.items())
     assert all(torch.equal(weight, before[name]) for name, weight in model.weights("unet").items())
 
 
-def test_an_anchor_that_means_the_same_is_no_edit(model, tmp_path):
-    same = unlearn(model, tiny.task(), store=Store(tmp_path), anchor=" Ada  Fox")
+def test_an_anchor_that_means_the_same_is_no_edit(model):
+    same = uce(model, anchor=" Ada  Fox")
     assert (same.deltas, same.moves[0].relative_norm) == ({}, 0.0)
 
 
@@ -115,11 +122,14 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
         ({"erase_scale": -1}, "method.erase_scale: got -1, want a number above 0"),
         ({"preserve_scale": -1}, "method.preserve_scale: got -1, want at least 0"),
         ({"anchor": "Ada Fox"}, "method.anchor: got 'Ada Fox', which is to be forgotten"),
-        ({"gradient_file": tmp_path / "g"}, "gradients: method=uce takes no gradients"),
     ):
         with pytest.raises(ValueError, match=message):
-            unlearn(model, tiny.task(), store=store, **settings)
-    with pytest.raises(ValueError, match="method=uce: got a Clip, want a text-to-image model"):
-        unlearn(tiny.clip(), tiny.task(), store=store)
-    assert unlearn(model, tiny.task(), store=store, world=Distributed(1, 2)).moves == ()
+            uce(model, Run(store), **settings)
+    with pytest.raises(
+        ValueError, match="gradients: method=uce takes no mean gradients; leave gradients=.*g out"
+    ):
+        uce(model, Run(store, gradient_file=tmp_path / "g"))
+    with pytest.raises(ValueError, match=r"method=uce: got a CLIP .* \(tiny\), want a text-to-image model"):
+        uce(tiny.clip(), Run(store))
+    assert uce(model, Run(store, distributed=Distributed(1, 2))).moves == ()
     assert store.events == {}
