@@ -191,7 +191,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     4
     """
     group = choice.partition("=")[0]
-    cfg = _composed(choice, *more).copy()
+    cfg = composed(choice, *more).copy()
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None  # so that the rest can be made; the value given takes its place below
@@ -205,7 +205,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
 
 
 @functools.cache
-def _composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> DictConfig:
     """The config with some overrides; `paths.run` and the like, which only a launched run has, are folders under outputs/."""
     register()
     if GlobalHydra.instance().is_initialized():
