@@ -17,7 +17,9 @@ def test_cosine_equals_torchs_own_with_target_one():
         torch.nn.functional.normalize(torch.randn(5, 7, generator=torch.Generator().manual_seed(s)), dim=-1)
         for s in (1, 2)
     )
-    torch.testing.assert_close(cosine(v, t, torch.tensor(1.0)), torch.nn.CosineEmbeddingLoss()(v, t, torch.ones(5)))
+    torch.testing.assert_close(
+        cosine(v, t, torch.tensor(1.0)), torch.nn.CosineEmbeddingLoss()(v, t, torch.ones(5))
+    )
 
 
 def test_contrastive_worked_by_hand():

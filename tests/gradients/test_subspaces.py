@@ -6,21 +6,25 @@ import tiny
 import torch
 from torch.nn import functional as F
 
+from muwa.cache.store import Store
+from muwa.gradients.base import GradientSource, Recipe
+from muwa.gradients.mean import ClipGradients, mean_gradients
 from muwa.gradients.subspaces import (
+    ProjectedGradients,
     _ignores_padding,
     _token_first,
+    as_matrix,
     input_dim,
     leading,
     matrices,
-    rows,
     second_moments,
-    without,
 )
 from muwa.models.clip.model import Clip, Towers
+from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
 
-SETTINGS = {"loss": "contrastive", "batch_size": 5, "seed": 0}
+SETTINGS = {"loss": "contrastive", "batch_size": 5, "seed": 0, "run": Run()}
 
 
 def moved(model, name, delta):
@@ -49,7 +53,8 @@ def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, o
     assert 1 <= rank <= 16
     delta = 3 * torch.randn(model.weights[name].shape, generator=torch.Generator().manual_seed(0))
     found = Gradients({name: delta}, {name: torch.zeros_like(delta)}, 1, 1, {})
-    projected = without(found, {name: moment}, kind="activations", rank=rank, energy=0.5).forget[name]
+    source = ProjectedGradients(ClipGradients(), "activations", 0.5, rank)
+    projected = source.projected(found, {name: moment}).forget[name]
     assert projected.norm() > 0.2 * delta.norm()
     before = torch.cat(embeddings(model, one_pair))
     assert (torch.cat(embeddings(moved(model, name, projected), one_pair)) - before).abs().max() < 1e-4
@@ -62,12 +67,16 @@ def test_activations_are_what_the_modules_are_given():
     assert set(found) == set(matrices(model))
     given = []
     block = model._towers.model.visual.transformer.resblocks[1]
-    hook = block.mlp.c_fc.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].flatten(0, 1)))
+    hook = block.mlp.c_fc.register_forward_pre_hook(
+        lambda module, inputs: given.append(inputs[0].flatten(0, 1))
+    )
     with torch.no_grad():
         model._towers.model.encode_image(tiny.pixels(pairs.images))
     hook.remove()
     x = torch.cat(given)
-    torch.testing.assert_close(found["visual.transformer.resblocks.1.mlp.c_fc.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(
+        found["visual.transformer.resblocks.1.mlp.c_fc.weight"], x.T @ x, rtol=1e-3, atol=1e-2
+    )
     pixels = tiny.pixels(pairs.images)  # (12, 3, 32, 32) in windows of 16 x 16
     x = pixels.view(12, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5).reshape(48, 768)
     torch.testing.assert_close(found["visual.conv1.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
@@ -95,7 +104,9 @@ def test_padding_that_the_text_tower_does_not_look_at_does_not_count():
 def test_padding_counts_where_the_text_tower_looks_at_it():
     network = tiny.clip()._towers.model
     network.attn_mask = None
-    model = Clip(Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="tiny")
+    model = Clip(
+        Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="tiny"
+    )
     assert not _ignores_padding(model, tiny.tokenize(["a fox"]))
     assert _ignores_padding(tiny.clip(), tiny.tokenize(["a fox"]))
     assert not _ignores_padding(tiny.clip(), tiny.tokenize(["a photo of Ada Fox"]))  # no padding to try it on
@@ -103,7 +114,11 @@ def test_padding_counts_where_the_text_tower_looks_at_it():
 
 def test_what_attention_is_given_comes_by_token():
     by_token = _token_first(tiny.clip(), tiny.tokenize(["a fox"]))
-    want = {f"transformer.resblocks.{i}.attn.{name}" for i in (0, 1) for name in ("in_proj_weight", "out_proj.weight")}
+    want = {
+        f"transformer.resblocks.{i}.attn.{name}"
+        for i in (0, 1)
+        for name in ("in_proj_weight", "out_proj.weight")
+    }
     assert by_token == want
 
 
@@ -126,19 +141,25 @@ def test_fisher_is_the_sum_over_batches_of_gradients_squared_on_the_input_side()
 def test_the_retain_gradients_own_directions_go_out_by_hand():
     """G_r uses the input (3, 4) / 5 alone: what is left of each row of G_f is its part along (4, -3) / 5."""
     name = "transformer.resblocks.0.mlp.c_fc.weight"
-    g_f, g_r = torch.tensor([[5.0, 0.0], [0.0, 5.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
+    g_f, g_r = (
+        torch.tensor([[5.0, 0.0], [0.0, 5.0], [3.0, 4.0]]),
+        torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]]),
+    )
     found = Gradients({name: g_f, "ln_final.weight": torch.ones(2)}, {name: g_r}, 1, 1, {"seed": "0"})
-    got = without(found, None, kind="gradient", rank=1, energy=0.5)
+    first = ProjectedGradients(ClipGradients(), "gradient", 0.5, 1)
+    got = first.projected(found, None)
     torch.testing.assert_close(got.forget[name], torch.tensor([[3.2, -2.4], [-2.4, 1.8], [0.0, 0.0]]))
     assert torch.equal(got.forget["ln_final.weight"], torch.ones(2))
     assert torch.equal(found.forget[name], g_f)
     assert got.fingerprint != found.fingerprint
-    assert got.fingerprint != without(found, None, kind="gradient", rank=None, energy=0.5).fingerprint
+    assert got.fingerprint != replace(first, rank=None).projected(found, None).fingerprint
 
 
 def test_a_projection_of_open_clip_has_its_inputs_first():
     shapes = {
-        name: rows(name, tensor).shape for name, tensor in tiny.clip().weights.items() if name in matrices(tiny.clip())
+        name: as_matrix(name, tensor).shape
+        for name, tensor in tiny.clip().weights.items()
+        if name in matrices(tiny.clip())
     }
     assert shapes["visual.proj"] == (16, 32)
     assert shapes["text_projection"] == (16, 32)
@@ -155,3 +176,86 @@ def test_so_many_directions_as_hold_the_energy(energy, k):
 
 def test_something_is_always_left_to_step_along():
     assert leading(torch.eye(3), rank=9, energy=0.5).shape == (3, 2)
+
+
+RECIPE = Recipe("cosine", "contrastive", 4, 0, "fp32")
+
+
+def others(task):
+    """The retain set without the pairs that mention what is to be forgotten."""
+    return task.retain.select([i for i in range(len(task.retain)) if i not in task.mentions])
+
+
+@pytest.mark.parametrize("kind", ["fisher", "activations"])
+def test_the_moments_of_a_request_are_those_of_the_pairs_that_do_not_mention_it(kind, tmp_path):
+    model, task = tiny.clip(), tiny.task()
+    source = ProjectedGradients(ClipGradients(), kind, 0.95, None)
+    got = source.moments(model, task, RECIPE, Run(Store(tmp_path)))
+    want = second_moments(model, others(task), kind=kind, loss="contrastive", batch_size=4, seed=0, run=Run())
+    assert got.keys() == want.keys() == set(matrices(model))
+    for name, moment in want.items():
+        torch.testing.assert_close(got[name], moment, rtol=1e-3, atol=1e-3)
+    store = Store(tmp_path)
+    everything = source.moments(model, replace(task, mentions=()), RECIPE, Run(store))
+    assert store.events["subspace"] == ("hit" if kind == "activations" else "miss")  # requests share one sum
+    assert not any(torch.allclose(everything[name], got[name], rtol=1e-3, atol=1e-3) for name in got)
+
+
+def test_the_mean_retain_gradient_needs_no_moments():
+    source = ProjectedGradients(ClipGradients(), "gradient", 0.95, None)
+    assert source.moments(tiny.clip(), tiny.task(), RECIPE, Run()) is None
+
+
+def test_a_projected_source_gives_what_the_other_source_gives_without_the_leading_directions():
+    model, task = tiny.clip(), tiny.task()
+    plain = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run())
+    (got,) = ProjectedGradients(ClipGradients(), "gradient", 0.95, 2)(
+        model, task, tiny.NAMES[0], RECIPE, Run()
+    ).values()
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"  # (outputs, inputs), as it is
+    directions = torch.linalg.svd(plain.retain[name]).Vh[:2]
+    torch.testing.assert_close(
+        got.forget[name],
+        plain.forget[name] - plain.forget[name] @ directions.T @ directions,
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    assert all(torch.equal(got.retain[name], g) for name, g in plain.retain.items())
+    assert torch.equal(got.forget["visual.ln_post.bias"], plain.forget["visual.ln_post.bias"])
+    assert (got.n_forget, got.n_retain) == (plain.n_forget, plain.n_retain)
+
+
+class Nothing(GradientSource):
+    """A source on a worker rank, which refuses every model."""
+
+    def check(self, model, recipe, run):
+        raise ValueError("the inner source says no")
+
+    def __call__(self, model, task, name, recipe, run):
+        return None
+
+
+def test_where_the_other_source_gives_nothing_there_is_nothing_to_project():
+    source = ProjectedGradients(Nothing(), "activations", 0.95, None)
+    assert source(tiny.clip(), tiny.task(), tiny.NAMES[0], RECIPE, Run()) is None
+    with pytest.raises(ValueError, match="the inner source says no"):
+        source.check(tiny.clip(), RECIPE, Run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"subspace": "hessian"},
+            "method.subspace: got 'hessian', want one of gradient, fisher, activations",
+        ),
+        ({"energy": 1.0}, "method.energy: got 1.0, want a fraction above 0 and below 1"),
+        ({"energy": 0.0}, "method.energy: got 0.0"),
+        ({"rank": 0}, "method.rank: got 0, want at least 1, or null to go by energy"),
+    ],
+)
+def test_settings_of_a_projection_are_checked(settings, message):
+    source = ProjectedGradients(ClipGradients(), "activations", 0.95, None)
+    source.check(tiny.clip(), RECIPE, Run())
+    with pytest.raises(ValueError, match=message):
+        replace(source, **settings).check(tiny.clip(), RECIPE, Run())

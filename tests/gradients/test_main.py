@@ -1,0 +1,80 @@
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from muwa import config
+from muwa.gradients.__main__ import check_one_clip, from_run, main, recipe_of
+from muwa.gradients.base import GradientSource, Recipe
+from muwa.gradients.files import read_gradients
+from muwa.gradients.mean import ClipGradients, mean_gradients, origin
+from muwa.run import Run
+
+RUN = Path("run")
+RECIPE = Recipe("cosine", "contrastive", 4, 0, "fp32")
+
+
+@dataclass(frozen=True)
+class Other(GradientSource):
+    """A source that is not the CLIP's."""
+
+
+@pytest.mark.parametrize("method", ["slug", "slug_subspace"])
+def test_the_recipe_of_a_run_is_that_of_its_method(method):
+    record = config.part(f"method={method}", batch_size=4, precision="bf16", micro_batch_size=2)
+    assert recipe_of(record, RUN) == Recipe("cosine", "contrastive", 4, 0, "bf16", 2)
+
+
+def test_a_method_without_gradients_of_a_clip_has_nothing_to_export():
+    answer = config.part("method=slug", gradients=config.part("gradient_source=answer"))
+    with pytest.raises(
+        ValueError,
+        match="run: its gradients are AnswerGradients, want a run of gradient_source=clip to export",
+    ):
+        recipe_of(answer, RUN)
+    with pytest.raises(
+        ValueError, match="run: Path.*, its method, takes no mean gradients; nothing to export"
+    ):
+        recipe_of(Path("no method"), RUN)
+    with pytest.raises(ValueError, match="run: its gradients are Other"):
+        recipe_of(SimpleNamespace(recipe=RECIPE, gradients=Other()), RUN)
+
+
+def test_a_file_is_for_a_model_with_one_clip():
+    check_one_clip(SimpleNamespace(clips={"text_encoder": None}), RUN)
+    with pytest.raises(ValueError, match=r"run: its model has 2 encoders \(a, b\), want one: a file holds"):
+        check_one_clip(SimpleNamespace(clips={"a": None, "b": None}), RUN)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A finished run on the tiny model, its cache still empty."""
+
+    method = SimpleNamespace(recipe=RECIPE, gradients=ClipGradients())
+    parts = {"model": tiny.clip, "dataset": list, "task": lambda dataset: tiny.task(), "method": method}
+    cfg = SimpleNamespace(paths=SimpleNamespace(cache=str(tmp_path / "cache")))
+    monkeypatch.setattr(config, "read_run", lambda folder: cfg)
+    monkeypatch.setattr(config, "build", lambda cfg: parts)
+    return RUN
+
+
+def test_an_exported_file_holds_the_gradients_of_the_run(run, tmp_path, capsys):
+    file = tmp_path / "g.safetensors"
+    assert main(["export", str(run), str(file)]) == 0
+    assert f"{file}: " in capsys.readouterr().out
+    model, task = tiny.clip(), tiny.task()
+    got = read_gradients(file, origin(model, task, tiny.NAMES[0], RECIPE))
+    want = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run())
+    assert all(torch.equal(got.forget[name], g) for name, g in want.forget.items())
+    assert all(torch.equal(got.retain[name], g) for name, g in want.retain.items())
+
+
+def test_a_name_that_the_run_did_not_forget_is_an_error_of_one_line(run, tmp_path, capsys):
+    with pytest.raises(ValueError, match="run: --concept is 'Bo Hill', want one of Ada Fox"):
+        from_run(run, "Bo Hill")
+    assert main(["export", str(run), str(tmp_path / "g"), "--concept", "Bo Hill"]) == 2
+    assert capsys.readouterr().err == "muwa.gradients: run: --concept is 'Bo Hill', want one of Ada Fox\n"
+    assert not (tmp_path / "g").exists()
