@@ -15,8 +15,8 @@ from muwa.types.search import Search
 class LayerSearch(Protocol):
     """A frozen record of settings that searches one layer (one of each encoder) and one step.
 
-    A method checks it first, then calls `run.cached("search", search.ready(), model, gradients, task, concept, ...)`: the
-    record's fields are part of the cache key.
+    A method checks it first, then calls `run.cached("search", search.ready(), model, gradients, task,
+    concept, ...)`: the record's fields are part of the cache key.
     """
 
     def check(self, model: Editable, task: Task) -> None:
@@ -37,7 +37,7 @@ class LayerSearch(Protocol):
         """
 
     def ready(self) -> Self:
-        """The same search with what it loads in place of what loads it, so that the cache key is that of the weights.
+        """The same search with all that it needs loaded. A cache key is then made of weights, not of paths.
 
         Most searches load nothing and are ready as they are.
         """

@@ -1,28 +1,31 @@
-"""SLUG's own search: for every layer on the Pareto front, double or halve the step until the name is forgotten."""
+"""SLUG's search: on every layer of the Pareto front, double or halve the step until the name is forgotten."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from muwa.layer_search.checks import check_settings
-from muwa.layer_search.pareto import pareto
-from muwa.layer_search.scores import layer_scores
-from muwa.layer_search.steps import Log, StepEvaluator, choose, silent
-from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.progress import track
-from muwa.types.data import Split
+from muwa.layer_search.base import LayerSearch
+from muwa.layer_search.checks import check_above_0
+from muwa.layer_search.choice import choose
+from muwa.layer_search.evaluators.zero_shot import StepEvaluator
+from muwa.layer_search.pareto import ScoredLayers, scored_layers
+from muwa.layer_search.settings import ZeroShotSettings
+from muwa.models.base import Editable
+from muwa.run import Run
+from muwa.types.data import Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Evaluation, Layer, Search
 
 
 def bisection(first: float, max_evals: int) -> Generator[float, bool, None]:
-    """Yield the steps of the release's bisection; send back whether the last one forgot.
+    """Yield steps; send back whether the last one forgot.
 
-    Starts at `first`; doubles while not forgotten; once a step has forgotten, always takes the midpoint between the
-    largest step that did not and the last one that did. Stops after `max_evals` steps, never earlier.
+    The first step is `first`. It is doubled until a step forgets. From then on each step is the midpoint of
+    the largest step that did not forget and the last one that did. There are `max_evals` steps, never fewer.
 
-    Source: SLUG, section 1.6 of the facts, `unlearn_slug.py` of the release line by line, with positive steps.
+    Source: SLUG (arXiv 2407.11867), algorithm 3; docs/method.md, "Step". These are the steps of the release,
+    but positive.
 
     >>> steps = bisection(0.8, 4)
     >>> next(steps), steps.send(False), steps.send(True), round(steps.send(True), 9)
@@ -39,82 +42,12 @@ def bisection(first: float, max_evals: int) -> Generator[float, bool, None]:
             step = 2 * step if high is None else (low + high) / 2
 
 
-def pareto_bisect(
-    model: Clip,
-    gradients: Gradients,
-    probe: Split,
-    concept: str,
-    *,
-    granularity: str = "tensor",
-    rule: str = "constrained",
-    tolerance: float = 1.0,
-    first_step: float = 0.1,
-    max_evals: int = 10,
-    target: float = 0.0,
-    criterion: str = "top5",
-    towers: Sequence[str] = ("vision", "text"),
-    features: Features | None = None,
-    log: Log = silent,
-    progress: bool = False,
-) -> Search:
-    """Search every layer on each tower's Pareto front by bisection, from input to output, and choose by `rule`.
+def next_step(steps: Generator[float, bool, None], forgotten: bool) -> float | None:
+    """The next step of a bisection, or None at its end.
 
     Args:
-        probe: LabelledImages to judge on; disjoint from those that gave gradients and from those that are reported.
-        concept: The name to forget, for the record.
-        granularity: "tensor" | "qkv" | "mlp" | "head" (`muwa.models.clip.layers`).
-        rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.steps.choose`).
-        tolerance: Of "constrained": what counts as keeping as much, in standard errors of the probe's rates.
-        first_step: First step as a fraction of |theta| / |g_f|; the paper's is 0.1.
-        max_evals: Steps tried a layer; the paper's is 10.
-        target: A step is feasible when the forget accuracy is at or below it.
-        criterion: Which forget accuracy: "top5" (the paper's) or "top1".
-        towers: Which towers to search: "vision", "text" or both.
-        features: Of `model`, where decoded pictures and embeddings come from; None computes them.
-        log: Told of scores and of every evaluation.
-
-    Returns:
-        The search with its whole trace; `chosen` is None when the rule found no step.
-
-    Raises:
-        ValueError: A setting is out of range; names its key.
-
-    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3; sections 1.4 to 1.6 of the facts.
+        forgotten: Whether the last step forgot.
     """
-    check_settings(
-        model, rule=rule, criterion=criterion, target=target, first_step=first_step, max_evals=max_evals, towers=towers,
-        granularity=granularity, tolerance=tolerance,
-    )  # fmt: skip
-    candidates = {layer.name: layer for layer in model.layers(granularity)}
-    scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
-    front = tuple(name for tower in towers for name in pareto(scores, tower))
-    log("scores", {"concept": concept, "scores": scores, "front": front})
-    searched = sorted((candidates[name] for name in front), key=lambda layer: (towers.index(layer.tower), layer.depth))
-    if rule == "deepest" and searched:
-        searched = [deepest([candidates[name] for name in front])]
-    trial = StepEvaluator(
-        model, gradients, probe, searched, features, concept=concept, criterion=criterion, target=target, log=log
-    )
-    before = trial.before()
-    for _ in track(_steps(searched, trial, first_step, max_evals), f"searching {len(searched)} layers",
-                   len(searched) * max_evals, show=progress):  # fmt: skip
-        pass
-    chosen, why = choose(trial.trace, rule=rule, criterion=criterion, tolerance=tolerance, counts=trial.counts)
-    return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
-
-
-def _steps(searched: Sequence[Layer], trial: StepEvaluator, first_step: float, max_evals: int) -> Generator[Evaluation]:
-    for layer in searched:
-        steps = bisection(first_step * trial.ratio(layer), max_evals)
-        step: float | None = next(steps)
-        while step is not None:
-            row = trial(layer, step)
-            yield row
-            step = next_step(steps, row.feasible)
-
-
-def next_step(steps: Generator[float, bool, None], forgotten: bool) -> float | None:
-    """The next step of a bisection, None when it is over."""
     try:
         return steps.send(forgotten)
     except StopIteration:
@@ -122,8 +55,77 @@ def next_step(steps: Generator[float, bool, None], forgotten: bool) -> float | N
 
 
 def deepest(layers: Sequence[Layer]) -> Layer:
-    """The layer nearest its tower's output; vision before text, then the later one, where depths are equal.
+    """The layer nearest its tower's output. At equal depth, the last one of the vision tower.
 
-    Source: SLUG, section 1.5 of the facts: the release's rule for SD and VLM, which search one tower only.
+    Source: the release of SLUG, for Stable Diffusion and vision-language models (docs/method.md, "Choice").
     """
     return max(enumerate(layers), key=lambda pair: (pair[1].depth, pair[1].tower == "vision", pair[0]))[1]
+
+
+@dataclass(frozen=True)
+class ParetoBisect(ZeroShotSettings, LayerSearch):
+    """Search every layer on each tower's Pareto front by bisection, and choose a step by `rule`.
+
+    Layers are searched from input to output. Rule "deepest" searches the deepest layer of all fronts only.
+
+    Args:
+        first_step: The first step, as a fraction of |theta| / |g_f|; the paper's is 0.1.
+        max_evals: Steps that are tried a layer; the paper's is 10.
+        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
+
+    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3. Differs: the probe images are not those of the report,
+    and the rule "constrained" looks at what a step keeps (docs/method.md, "Where we differ").
+    """
+
+    first_step: float
+    max_evals: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range, or the model is no CLIP.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be.
+        """
+        self.check_settings("layer_search=pareto_bisect", model)
+        check_above_0(first_step=self.first_step, max_evals=self.max_evals)
+
+    def __call__(
+        self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
+    ) -> Search:
+        """Search a CLIP; its gradients are under the encoder ""."""
+        scored = scored_layers(model, gradients, self.granularity, self.towers)
+        run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
+        layers = self._layers(scored)
+        evaluator = StepEvaluator(
+            model.clips[""].observe(run),
+            gradients[""],
+            task.probe,
+            layers,
+            concept=concept,
+            acceptance=self.acceptance,
+        )
+        before = evaluator.before()
+        steps = self._try_steps(evaluator, layers)
+        for _ in run.track(steps, f"searching {len(layers)} layers", len(layers) * self.max_evals):
+            pass
+        trace = tuple(evaluator.trace)
+        chosen, why = choose(trace, self.acceptance)
+        return Search(
+            concept, self.rule, self.granularity, scored.scores, scored.front, before, trace, chosen, why
+        )
+
+    def _layers(self, scored: ScoredLayers) -> list[Layer]:
+        """The layers to search: tower by tower, from input to output."""
+        front = [scored.layers[""][name] for name in scored.front]
+        if self.rule == "deepest" and front:
+            return [deepest(front)]
+        return sorted(front, key=lambda layer: (self.towers.index(layer.tower), layer.depth))
+
+    def _try_steps(self, evaluator: StepEvaluator, layers: Sequence[Layer]) -> Iterator[Evaluation]:
+        for layer in layers:
+            steps = bisection(self.first_step * evaluator.ratio(layer), self.max_evals)
+            step: float | None = next(steps)
+            while step is not None:
+                row = evaluator(layer, step)
+                yield row
+                step = next_step(steps, row.feasible)

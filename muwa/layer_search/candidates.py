@@ -1,151 +1,113 @@
-"""What a search by outputs moves: one layer of each CLIP that a model holds, by the same fraction of its own norm."""
+"""Where a search by outputs starts: which layers are edited together, and their first step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from muwa.layer_search.bisection import pareto_bisect
-from muwa.layer_search.pareto import pareto
-from muwa.layer_search.scores import layer_scores
-from muwa.layer_search.steps import kept, relative_size, step_deltas
-from muwa.models.clip.model import Clip
-from muwa.patch.names import ENCODERS
+from muwa.layer_search.bisection import ParetoBisect
+from muwa.layer_search.pareto import ScoredLayers
+from muwa.layer_search.settings import OutputSettings
+from muwa.layer_search.steps import ratio
+from muwa.models.base import Editable
+from muwa.run import Run
 from muwa.types.data import Task
-from muwa.types.edit import Edit, Move
 from muwa.types.gradients import Gradients
-from muwa.types.search import Evaluation, Layer, LayerScore, Search
+from muwa.types.search import Evaluation, Layer
 
-JOIN = " + "  # between the layers of several encoders in a name
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
-
-class Holder(Protocol):
-    """A model that holds CLIPs, of which it reads one tower each: a text-to-image pipeline, a vision-language model."""
-
-    @property
-    def clips(self) -> Mapping[str, Clip]:
-        """Component ("text_encoder", "vision_tower") -> its CLIP, whose candidates are those that the model reads."""
+FEW_NAMES = 20  # among so few names the first five guesses say little
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What is moved together: one layer of each text encoder; `first` is the step to start at, of |theta| / |g_f|."""
+class StartingPoint:
+    """Layers that are edited together, one of each encoder, and the first step to try.
 
-    layers: Mapping[str, Layer]
-    first: float
-
-    @property
-    def name(self) -> str:
-        """As traces and reports say it: "transformer.resblocks.0.attn.out_proj.weight + text_encoder_2/..."."""
-        return JOIN.join(full_name(encoder, layer.name) for encoder, layer in self.layers.items())
-
-
-def full_name(encoder: str, layer: str) -> str:
-    """A layer's name among those of all components: only those of a second text encoder need its name before them."""
-    return f"{encoder}/{layer}" if encoder == ENCODERS[1] else layer
-
-
-def ratio(clip: Clip, gradients: Gradients, layer: Layer) -> float:
-    """|theta| / |g_f| over the scored parts: the step that would move the layer by its own norm.
-
-    Raises:
-        ValueError: Its forget gradient is zero.
+    Args:
+        layers: Encoder -> its layer.
+        first_step: In units of each layer's |theta| / |g_f|.
     """
 
-    def norm(of: Mapping[str, Tensor]) -> float:
-        return sum(part.of(of).double().square().sum().item() for part in layer.scored) ** 0.5
+    layers: Mapping[str, Layer]
+    first_step: float
 
-    gradient = norm(gradients.forget)
-    if gradient == 0:
-        raise ValueError(f"{layer.name}: its forget gradient is zero, no step along it can forget anything")
-    return norm(clip.weights) / gradient
-
-
-def moved(model: Holder, gradients: Mapping[str, Gradients], layers: Mapping[str, Layer], step: float) -> Edit:
-    """The edit that moves one layer of each encoder by the same fraction `step` of its |theta| / |g_f|."""
-    deltas: dict[str, Tensor] = {}
-    for encoder, layer in layers.items():
-        clip = model.clips[encoder]
-        own = step_deltas(clip, gradients[encoder], layer, step * ratio(clip, gradients[encoder], layer))
-        deltas |= {full_name(encoder, name): delta for name, delta in own.items()}
-    return Edit(deltas, ())
+    @property
+    def depth(self) -> float:
+        """The mean depth of the layers, in [0, 1] from a tower's input to its output."""
+        return sum(layer.depth for layer in self.layers.values()) / len(self.layers)
 
 
-def edit_of(search: Search, model: Holder, gradients: Mapping[str, Gradients]) -> Edit:
-    """The edit that a search on generations chose; an edit without deltas when it chose none."""
-    if search.chosen is None:
-        return Edit({}, (), (search,))
-    row = search.trace[search.chosen]
-    layers = {}
-    for encoder, full in zip(model.clips, row.layer.split(JOIN), strict=True):
-        name = full.rpartition("/")[2]
-        layers[encoder] = next(one for one in model.clips[encoder].layers(search.granularity) if one.name == name)
-    edit, moves = moved(model, gradients, layers, row.step), []
-    for encoder, layer in layers.items():
-        clip = model.clips[encoder]
-        own = {
-            name.rpartition("/")[2]: d
-            for name, d in edit.deltas.items()
-            if full_name(encoder, name.rpartition("/")[2]) == name
-        }
-        step = row.step * ratio(clip, gradients[encoder], layer)
-        moves.append(
-            Move(search.concept, layer.tower, full_name(encoder, layer.name), step, relative_size(clip, layer, own))
-        )
-    return Edit(edit.deltas, tuple(moves), (search,))
+def starting_points(
+    search: OutputSettings,
+    model: Editable,
+    gradients: Mapping[str, Gradients],
+    task: Task,
+    concept: str,
+    scored: ScoredLayers,
+) -> list[StartingPoint]:
+    """What to search, the best first.
 
+    With two encoders, the best layers of both are the first pair, the second best of both the second pair,
+    and so on.
 
-def deepest_of(candidate: Candidate) -> float:
-    """How deep a candidate's layers sit: the mean of their depths."""
-    return sum(layer.depth for layer in candidate.layers.values()) / len(candidate.layers)
-
-
-def tower_of(clip: Clip, granularity: str) -> str:
-    """The tower that a held CLIP's candidates are in: "text" or "vision"."""
-    return clip.layers(granularity)[0].tower
-
-
-def scored(
-    model: Holder, gradients: Mapping[str, Gradients], granularity: str
-) -> tuple[dict[str, LayerScore], dict[str, list[str]]]:
-    """Scores of all candidates, and each encoder's front."""
-    scores: dict[str, LayerScore] = {}
-    fronts = {}
-    for encoder, clip in model.clips.items():
-        found = gradients[encoder]
-        own = layer_scores(clip.weights, found.forget, found.retain, clip.layers(granularity))
-        fronts[encoder] = pareto(own, tower_of(clip, granularity))
-        scores |= {full_name(encoder, name): score for name, score in own.items()}
-    return scores, fronts
-
-
-def candidates_of(
-    model: Holder, gradients: Mapping[str, Gradients], task: Task, concept: str, fronts: Mapping[str, Sequence[str]],
-    start: str, first_step: float, granularity: str,
-) -> list[Candidate]:  # fmt: skip
-    """What to search, best first: of each encoder one layer of its front, with the relative step to start at."""
-    ranked: dict[str, list[tuple[Layer, float]]] = {}
-    for encoder, clip in model.clips.items():
-        layers = {layer.name: layer for layer in clip.layers(granularity)}
-        ranked[encoder] = [(layers[name], first_step) for name in fronts[encoder]]
-        if start == "ratio":
-            continue
-        criterion = "top5" if len(task.probe.forget.classes.names) > 20 else "top1"  # of few names, five are no few
-        found = pareto_bisect(clip, gradients[encoder], task.probe, concept, granularity=granularity,
-                              towers=(tower_of(clip, granularity),),
-                              criterion=criterion)  # fmt: skip
-        best: dict[str, Evaluation] = {}
-        for row in found.trace:
-            if row.feasible and (row.layer not in best or kept(row) > kept(best[row.layer])):
-                best[row.layer] = row
-        order = sorted(best.values(), key=lambda row: -kept(row))
-        steps = [(layers[row.layer], row.step / ratio(clip, gradients[encoder], layers[row.layer])) for row in order]
-        ranked[encoder] = steps or ranked[encoder]
-    out = []
+    Args:
+        scored: The scores and fronts of the model's layers.
+    """
+    ranked = {}
+    for encoder, layers in scored.layers.items():
+        front = [(layers[name], search.first_step) for name in scored.fronts[encoder]]
+        ranked[encoder] = front
+        if search.start == "clip":
+            clip = model.clips[encoder]
+            best = _best_of_clip(search.granularity, clip, gradients[encoder], task, concept)
+            ranked[encoder] = [(layers[name], step) for name, step in best] or front
+    points = []
     for together in zip(*ranked.values(), strict=False):
-        out.append(Candidate({encoder: layer for encoder, (layer, _) in zip(ranked, together, strict=True)},
-                             max(first for _, first in together)))  # fmt: skip
-    return out
+        edited = {encoder: layer for encoder, (layer, _) in zip(ranked, together, strict=True)}
+        points.append(StartingPoint(edited, max(step for _, step in together)))
+    return points
+
+
+def _best_of_clip(
+    granularity: str, clip: Clip, gradients: Gradients, task: Task, concept: str
+) -> list[tuple[str, float]]:
+    """Search the CLIP of one encoder by zero-shot accuracy, without any output of the whole model.
+
+    Returns:
+        (layer name, relative step) of the feasible step that keeps most on each layer, the best layer first.
+        Layers without a feasible step are left out.
+    """
+    layers = {layer.name: layer for layer in clip.layers(granularity)}
+    towers = [layer.tower for layer in layers.values()]
+    names = len(task.probe.forget.classes.names)
+    search = clip_search(granularity, towers[0], "top5" if names > FEW_NAMES else "top1")
+    found = search(clip, {"": gradients}, task, concept, run=Run())
+    best: dict[str, Evaluation] = {}
+    for row in found.trace:
+        name = row.candidate.layers[""]
+        if row.feasible and (name not in best or row.kept > best[name].kept):
+            best[name] = row
+    order = sorted(best, key=lambda name: -best[name].kept)
+    return [(name, best[name].step / ratio(clip, gradients, layers[name])) for name in order]
+
+
+def clip_search(granularity: str, tower: str, criterion: str) -> ParetoBisect:
+    """The search of a CLIP that ranks the layers of one encoder.
+
+    Its settings are the paper's: steps from 0.1 |theta| / |g_f|, ten a layer, until no forget image is
+    recognised. They are not those of the search by outputs: those limit how many outputs are generated, and
+    this search generates none.
+    """
+    return ParetoBisect(
+        granularity=granularity,
+        rule="constrained",
+        tolerance=1.0,
+        target=0.0,
+        criterion=criterion,
+        towers=(tower,),
+        first_step=0.1,
+        max_evals=10,
+    )

@@ -1,59 +1,125 @@
-"""The settings of a search, held against the model before anything is computed."""
+"""Checks of settings that several searches have. Each raises before anything is computed."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from muwa.models.clip.model import Clip
+from muwa.layer_search.pareto import TOWERS
+from muwa.models.base import Editable, Observer, check_observer
 
-CHOICES = {"rule": ("constrained", "paper", "deepest"), "criterion": ("top1", "top5")}
-TOWERS = ("vision", "text")
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
-
-def check_search(model: Clip, search: Callable[..., object]) -> None:
-    """`check_settings` for a search function whose settings are bound (`functools.partial`) or its own defaults."""
-    parameters = inspect.signature(search).parameters.values()
-    check_settings(model, **{p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty})
+Z = 1.959964  # standard normal quantile of a 95 % interval
 
 
-def check_settings(model: Clip, **settings: Any) -> None:
-    """Refuse settings that no search can work with.
+def check_family(search: str, wanted: type[Observer], model: Editable) -> None:
+    """Raise if a search does not look at what the model gives.
 
     Args:
-        settings: Any keywords of the functions in `muwa.layer_search`; those that are not given are not checked.
+        search: "layer_search=grid".
+        wanted: The kind of observer that it looks at.
 
     Raises:
-        ValueError: Names the key, what it was and what it may be.
+        ValueError: Names the model that it got, the models that it wants, and the searches that fit.
     """
-    for key, choices in CHOICES.items():
-        if settings.get(key, choices[0]) not in choices:
-            raise ValueError(f"layer_search.{key}: got {settings[key]!r}, want one of {', '.join(choices)}")
-    if not 0 <= settings.get("target", 0) < 1:
-        raise ValueError(f"layer_search.target: got {settings['target']}, want a forget accuracy in [0, 1)")
-    if settings.get("tolerance", 0) < 0:
-        raise ValueError(f"layer_search.tolerance: got {settings['tolerance']}, want 0 or more standard errors")
-    for key, least in (("first_step", 0), ("max_evals", 0)):
-        if settings.get(key, 1) <= least:
-            raise ValueError(f"layer_search.{key}: got {settings[key]}, want more than {least}")
-    towers = settings.get("towers", TOWERS)
+    try:
+        check_observer(search, wanted, model)
+    except ValueError as error:
+        raise ValueError(f"{error}; take {model.observer.search}") from None
+
+
+def check_at_least_1(**settings: float) -> None:
+    """Raise if a count is below 1.
+
+    Raises:
+        ValueError: Names the key and what it was.
+    """
+    for key, value in settings.items():
+        if value < 1:
+            raise ValueError(f"layer_search.{key}: got {value}, want at least 1")
+
+
+def check_above_0(**settings: float) -> None:
+    """Raise if a setting is not positive.
+
+    Raises:
+        ValueError: Names the key and what it was.
+    """
+    for key, value in settings.items():
+        if value <= 0:
+            raise ValueError(f"layer_search.{key}: got {value}, want more than 0")
+
+
+def check_between_0_and_1(**settings: float) -> None:
+    """Raise if a rate is not in (0, 1).
+
+    Raises:
+        ValueError: Names the key and what it was.
+    """
+    for key, value in settings.items():
+        if not 0 < value < 1:
+            raise ValueError(f"layer_search.{key}: got {value}, want a rate in (0, 1)")
+
+
+def check_towers(towers: Sequence[str]) -> None:
+    """Raise if no tower is searched, or an unknown one.
+
+    Raises:
+        ValueError: Says what it got and what there is.
+    """
     if not towers or not set(towers) <= set(TOWERS):
         raise ValueError(f"layer_search.towers: got {list(towers)}, want some of {', '.join(TOWERS)}")
-    for one, other in (("step", "relative_step"), ("steps", "relative_steps")):
-        if one in settings and (settings[one] is None) == (settings[other] is None):
-            raise ValueError(f"layer_search: give exactly one of {one} (lambda) and {other} (of |theta| / |g_f|)")
-    candidates = [layer.name for layer in model.layers(settings.get("granularity", "tensor"))]
-    _check_layers(settings, candidates)
 
 
-def _check_layers(settings: Mapping[str, Any], candidates: list[str]) -> None:
-    asked = [settings["layer"]] if "layer" in settings else settings.get("layers") or ()
-    for name in asked:
+def check_one_kind_of_step(**settings: object) -> None:
+    """Raise if both or neither of two settings are given: the first is a lambda, the second a relative step.
+
+    Raises:
+        ValueError: Names both keys.
+    """
+    step, relative_step = settings
+    if (settings[step] is None) == (settings[relative_step] is None):
+        raise ValueError(
+            f"layer_search: give exactly one of {step} (lambda) and {relative_step} (of |theta| / |g_f|)"
+        )
+
+
+def check_layers(clip: Clip, granularity: str, names: Sequence[str] = ()) -> None:
+    """Raise if the granularity is unknown, or one of `names` is no layer at this granularity.
+
+    Raises:
+        ValueError: Lists the granularities, or names the nearest layers.
+    """
+    candidates = [layer.name for layer in clip.layers(granularity)]
+    for name in names:
         if name not in candidates:
             near = difflib.get_close_matches(name, candidates, 4, 0.3)
             raise ValueError(
                 f"layer_search.layer: {name!r} is not one of the {len(candidates)} candidates at "
-                f"granularity={settings.get('granularity', 'tensor')}. Nearest: {', '.join(near) or candidates[0]}."
+                f"granularity={granularity}. Nearest: {', '.join(near) or candidates[0]}."
             )
+
+
+def check_enough(key: str, samples: int, forget_at_most: float) -> None:
+    """Raise if there are so few forget samples that no step could be feasible.
+
+    A step is feasible if the upper end of Wilson's 95 % interval of the forget rate is at most
+    `forget_at_most`. At a rate of 0 that upper end is z^2 / (n + z^2).
+
+    Args:
+        key: What gives the number of samples, for the message.
+        samples: Images of the concept, or questions about it.
+
+    Raises:
+        ValueError: Says how many are needed.
+    """
+    upper = Z**2 / (samples + Z**2)
+    if upper > forget_at_most:
+        least = int(Z**2 * (1 - forget_at_most) / forget_at_most) + 1
+        raise ValueError(
+            f"{key}={samples}: even with none recognised the 95 % interval reaches {upper:.2f}, above "
+            f"forget_at_most={forget_at_most}: no step could be feasible. Take at least {least}"
+        )

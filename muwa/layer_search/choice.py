@@ -20,9 +20,9 @@ class Acceptance:
         rule: One of `RULES`; `choose` says what they do.
         criterion: One of `CRITERIA`: the forget rate that decides.
         target: A step is feasible if that rate is at most this; in [0, 1).
-        tolerance: Rule "constrained" treats steps as equally good if they keep at most this many standard errors less than
-            the best step. Smaller differences are due to the choice of probe images. A step that only just forgets on
-            them may not forget on other images. 0 takes the best step as it is.
+        tolerance: Rule "constrained" treats steps as equally good if they keep at most this many standard
+            errors less than the best step. Smaller differences are due to the choice of probe images. A step
+            that only just forgets on them may not forget on other images. 0 takes the best step as it is.
     """
 
     rule: str
@@ -51,7 +51,7 @@ def kept_rate(retain: float, utility: float) -> float:
 
 
 def kept_error(retain: float, utility: float, counts: tuple[int, int]) -> float:
-    """`Evaluation.kept_error`: the standard error of `kept_rate`, from the binomial variances of the two rates.
+    """`Evaluation.kept_error`: the standard error of `kept_rate`, from the binomial variances of both rates.
 
     Args:
         counts: How many retain and how many utility samples the rates are of.
@@ -67,17 +67,19 @@ def choose(trace: Sequence[Evaluation], acceptance: Acceptance) -> tuple[int | N
     """Choose one evaluation of a trace by `acceptance.rule`, and say why.
 
     The rules:
-        "constrained": Among the feasible steps, find the one that keeps most. Of all feasible steps that keep at most
-            `tolerance` standard errors less, take the one with the lowest `closeness`. None if no step is feasible.
+        "constrained": Among the feasible steps, find the one that keeps most. Of all feasible steps that keep
+            at most `tolerance` standard errors less, take the one with the lowest `closeness`. None if no
+            step is feasible.
         "paper": The lowest forget rate, then the highest `kept`, feasible or not.
-        "deepest": The last step that was tried, feasible or not. The search then tries the deepest front layer only.
+        "deepest": The last step that was tried, feasible or not. The search then tries the deepest front
+            layer only.
 
     Returns:
         (index into `trace`, or None if nothing was chosen; the reason, in one sentence).
 
-    Source: SLUG (arXiv 2407.11867), algorithm 1 for "paper"; its release's code for Stable Diffusion and vision-language
-    models for "deepest". The one-standard-error rule is that of Breiman et al. 1984, section 3.4.3 (there for pruning
-    trees).
+    Source: SLUG (arXiv 2407.11867), algorithm 1 for "paper"; its release's code for Stable Diffusion and
+    vision-language models for "deepest". The one-standard-error rule is that of Breiman et al. 1984, section
+    3.4.3 (there for pruning trees).
     """
     if not trace:
         return None, "Nothing was tried: no layer is on the front."
@@ -110,6 +112,6 @@ def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str)
     best = min((i for i in feasible if trace[i].kept >= least), key=lambda i: trace[i].closeness)
     return best, (
         f"Of the feasible steps that keep most ({most.kept:.1%} of retain and utility, or at most "
-        f"{acceptance.tolerance:g} standard errors less) the one that forgets deepest; it keeps {trace[best].kept:.1%}; "
-        f"{note}."
+        f"{acceptance.tolerance:g} standard errors less) the one that forgets deepest; it keeps "
+        f"{trace[best].kept:.1%}; {note}."
     )

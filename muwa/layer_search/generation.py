@@ -1,86 +1,80 @@
-"""Search a layer and a step of the text encoder by what the pipeline draws: same prompts, same seeds, before and after."""
+"""Search a layer and a step of the text encoders by the images generated before and after the edit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
 
-from muwa.cache.store import Store
-from muwa.layer_search.by_outputs import by_outputs, check_outputs, check_pictures
-from muwa.layer_search.evaluators.images import ImageEvaluator
-from muwa.layer_search.steps import Log, silent
-from muwa.models.diffusion.image_generation import ImageClassifier
-from muwa.models.diffusion.model import Diffusion
+from muwa.layer_search.base import LayerSearch
+from muwa.layer_search.by_outputs import by_outputs
+from muwa.layer_search.checks import check_at_least_1, check_enough
+from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
+from muwa.layer_search.settings import OutputSettings
+from muwa.models.base import Editable
+from muwa.models.diffusion.image_classifier import ImageClassifier
+from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Search
 
 
-def generation(
-    model: Diffusion,
-    gradients: Mapping[str, Gradients],
-    task: Task,
-    concept: str,
-    *,
-    classifier: ImageClassifier,
-    start: str = "clip",
-    candidates: int | None = 3,
-    granularity: str = "tensor",
-    rule: str = "constrained",
-    tolerance: float = 1.0,
-    first_step: float = 0.1,
-    max_evals: int = 6,
-    pictures: int = 12,
-    retain_pictures: int = 36,
-    sampling_steps: int = 8,
-    forget_at_most: float = 0.25,
-    lost_at_most: float = 0.1,
-    confirmations: int = 3,
-    store: Store | None = None,
-    log: Log = silent,
-    progress: bool = False,
-) -> Search:
-    """Bisect the step of each candidate layer until the concept is no longer drawn and the others still are.
+@dataclass(frozen=True)
+class Generation(OutputSettings, LayerSearch):
+    """Bisect the step of each candidate until the concept is no longer generated and the others still are.
+
+    A candidate is a layer; with two text encoders (XL) it is one layer of each. Both are moved by the same
+    fraction of their |theta| / |g_f|. Prompts come from the probe split, and seeds start at 0; a report is to
+    use other seeds.
 
     Args:
-        gradients: Text encoder -> gradients of its CLIP. With two encoders (XL) a candidate is one layer of each, moved by
-            the same fraction of their |theta| / |g_f|.
-        task: For `concept` alone. Prompts come from its probe split, seeds from 0; a report is to use others.
-        classifier: Says what a picture shows; never the model under test.
-        start: "clip": search the CLIP first (no drawing), take its best layers and start at their steps: the fast path.
-            "ratio": all layers on the front, from `first_step`, as the paper does.
-        candidates: How many layers (pairs, of XL) are searched at most; None all.
-        first_step: First step as a fraction of |theta| / |g_f|.
-        max_evals: Steps tried a candidate.
-        pictures, retain_pictures: Drawn for each step: of the concept; of other and of unrelated ones together.
-        sampling_steps: While searching; the model's own number confirms.
-        forget_at_most: A step is feasible when the 95 % interval of the concept's recognition lies below this.
-        lost_at_most: A candidate's search stops early when it is feasible and the interval of the share of pictures that
-            were recognised before and are not now lies below this: the paper's 10 points, as an interval.
-        confirmations: How many chosen steps are drawn again, with all sampling steps and fresh seeds, until one holds.
-        rule, tolerance, granularity, log: As in `pareto_bisect`.
+        classifier: Says what an image shows, or loads what does. It is never the model under test.
+        pictures: Images of the concept that are generated for each step.
+        retain_pictures: Other images that are generated for each step: two thirds of the same kind, one third
+            unrelated.
+        sampling_steps: While searching. A confirmation takes the model's own number, and fresh seeds.
+        Others: As in `muwa.layer_search.settings.OutputSettings`.
 
-    Returns:
-        The search; the last evaluations of its trace are the confirmations. `chosen` is None when none held.
-
-    Raises:
-        ValueError: A setting is out of range; the classifier has no label for a concept.
-
-    Source: SLUG, section 1.6 of the facts: stop when the target is gone and the others stay within 10 points. Differs: the
-    release judges each step on three unseeded pictures of each kind, by points; here n is given, seeds are fixed, the
-    comparison is paired, and intervals decide.
+    Source: SLUG (arXiv 2407.11867), algorithm 3 and section 4.2: stop when the concept is gone and the others
+    are within 10 points. Differs: the release judges each step on three unseeded images of each set, by
+    points. Here the numbers are given, seeds are fixed, each image is compared with its own image before, and
+    intervals decide.
     """
-    check_outputs(
-        model, start=start, rule=rule, tolerance=tolerance, first_step=first_step, max_evals=max_evals,
-        granularity=granularity, forget_at_most=forget_at_most, lost_at_most=lost_at_most,
-        counts={"pictures": pictures, "retain_pictures": retain_pictures, "sampling_steps": sampling_steps,
-                "confirmations": confirmations},
-    )  # fmt: skip
-    check_pictures("layer_search.pictures", pictures, forget_at_most)
-    judge = ImageEvaluator(
-        model, gradients, task, classifier, store, pictures, retain_pictures, sampling_steps, forget_at_most, progress
-    )
-    return by_outputs(
-        model, gradients, task, concept, judge, start=start, candidates=candidates, granularity=granularity, rule=rule,
-        tolerance=tolerance, first_step=first_step, max_evals=max_evals, lost_at_most=lost_at_most,
-        confirmations=confirmations, log=log, progress=progress,
-    )  # fmt: skip
+
+    classifier: ImageClassifier | Callable[[], ImageClassifier]
+    pictures: int
+    retain_pictures: int
+    sampling_steps: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Load the classifier. Raise if it does not know a concept, or a setting does not fit.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be.
+            FileNotFoundError: The classifier's weights are missing.
+        """
+        self.check_settings("layer_search=generation", ImageGenerator, model)
+        check_at_least_1(
+            pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
+        )
+        check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
+        for name in task.names:
+            self.loaded.check(probe_requests(self, task.only(name), fresh=False))
+
+    @cached_property
+    def loaded(self) -> ImageClassifier:
+        """The classifier, loaded at most once."""
+        return self.classifier if isinstance(self.classifier, ImageClassifier) else self.classifier()
+
+    def ready(self) -> Self:
+        """The same search with its classifier loaded: the cache key is then made of its weights."""
+        return replace(self, classifier=self.loaded)
+
+    def __call__(
+        self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
+    ) -> Search:
+        """Search the text encoders of a pipeline; gradients are under their names."""
+        evaluator = ImageEvaluator(self, model, gradients, task, run)
+        return by_outputs(self, evaluator, model, gradients, task, concept, run=run)

@@ -1,103 +1,114 @@
-"""Given layers and steps: one of each (`fixed`) or every pair (`grid`). Scores and front are still computed and kept."""
+"""Given layers and steps: every pair (`Grid`), or one of each (`Fixed`). Layers are scored for the record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from muwa.layer_search.checks import check_settings
-from muwa.layer_search.pareto import pareto
-from muwa.layer_search.scores import layer_scores
-from muwa.layer_search.steps import Log, StepEvaluator, choose, silent
-from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.progress import track
-from muwa.types.data import Split
+from muwa.layer_search.base import LayerSearch
+from muwa.layer_search.checks import check_one_kind_of_step
+from muwa.layer_search.choice import choose
+from muwa.layer_search.evaluators.zero_shot import StepEvaluator
+from muwa.layer_search.pareto import scored_layers
+from muwa.layer_search.settings import ZeroShotSettings
+from muwa.models.base import Editable
+from muwa.run import Run
+from muwa.types.data import Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Search
 
 
-def grid(
-    model: Clip,
-    gradients: Gradients,
-    probe: Split,
-    concept: str,
-    *,
-    granularity: str = "tensor",
-    rule: str = "constrained",
-    tolerance: float = 1.0,
-    layers: Sequence[str] | None = None,
-    steps: Sequence[float] | None = None,
-    relative_steps: Sequence[float] | None = (0.05, 0.1, 0.2, 0.4),
-    target: float = 0.0,
-    criterion: str = "top5",
-    towers: Sequence[str] = ("vision", "text"),
-    features: Features | None = None,
-    log: Log = silent,
-    progress: bool = False,
-) -> Search:
-    """Try every given step on every given layer and choose by `rule`.
+@dataclass(frozen=True)
+class Grid(ZeroShotSettings, LayerSearch):
+    """Try every given step on every given layer, and choose by `rule`.
 
     Args:
-        layers: Names at this granularity; the layers on the Pareto front when None.
-        steps: lambda in `theta + lambda * g_f`, as `edit.step` of results.json says it.
+        layers: Names of layers at this granularity; None takes the layers on the Pareto front.
+        steps: The lambdas in `theta + lambda * g_f`, as `edit.step` of results.json gives them.
         relative_steps: The same as fractions of |theta| / |g_f|. Exactly one of the two is given.
-        Others: as in `muwa.layer_search.bisection.pareto_bisect`.
-
-    Raises:
-        ValueError: A layer is unknown (names the nearest), both or neither kind of step is given, or a setting is
-            out of range.
+        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
     """
-    check_settings(
-        model, rule=rule, criterion=criterion, target=target, towers=towers, granularity=granularity, layers=layers,
-        steps=steps, relative_steps=relative_steps, tolerance=tolerance,
-    )  # fmt: skip
-    candidates = {layer.name: layer for layer in model.layers(granularity)}
-    scores = layer_scores(model.weights, gradients.forget, gradients.retain, list(candidates.values()))
-    front = tuple(name for tower in towers for name in pareto(scores, tower))
-    log("scores", {"concept": concept, "scores": scores, "front": front})
-    tried = [candidates[name] for name in (front if layers is None else layers)]
-    trial = StepEvaluator(
-        model, gradients, probe, tried, features, concept=concept, criterion=criterion, target=target, log=log
-    )
-    before = trial.before()
-    pairs = [
-        (layer, step if steps is not None else step * trial.ratio(layer))
-        for layer in tried
-        for step in (steps if steps is not None else relative_steps or ())
-    ]
-    for layer, step in track(pairs, f"trying {len(pairs)} edits", len(pairs), show=progress):
-        trial(layer, step)
-    chosen, why = choose(trial.trace, rule=rule, criterion=criterion, tolerance=tolerance, counts=trial.counts)
-    return Search(concept, rule, granularity, scores, front, before, tuple(trial.trace), chosen, why)
+
+    layers: Sequence[str] | None
+    steps: Sequence[float] | None
+    relative_steps: Sequence[float] | None
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range, a layer is unknown, or the model is no CLIP.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be; of an unknown layer the nearest names.
+        """
+        self.check_settings("layer_search=grid", model, self.layers or ())
+        check_one_kind_of_step(steps=self.steps, relative_steps=self.relative_steps)
+
+    def __call__(
+        self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
+    ) -> Search:
+        """Search a CLIP; its gradients are under the encoder ""."""
+        scored = scored_layers(model, gradients, self.granularity, self.towers)
+        run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
+        layers = [scored.layers[""][name] for name in (scored.front if self.layers is None else self.layers)]
+        evaluator = StepEvaluator(
+            model.clips[""].observe(run),
+            gradients[""],
+            task.probe,
+            layers,
+            concept=concept,
+            acceptance=self.acceptance,
+        )
+        before = evaluator.before()
+        if self.steps is not None:
+            pairs = [(layer, step) for layer in layers for step in self.steps]
+        else:
+            relative = self.relative_steps or ()
+            pairs = [(layer, step * evaluator.ratio(layer)) for layer in layers for step in relative]
+        for layer, step in run.track(pairs, f"trying {len(pairs)} edits", len(pairs)):
+            evaluator(layer, step)
+        trace = tuple(evaluator.trace)
+        chosen, why = choose(trace, self.acceptance)
+        return Search(
+            concept, self.rule, self.granularity, scored.scores, scored.front, before, trace, chosen, why
+        )
 
 
-def fixed(
-    model: Clip,
-    gradients: Gradients,
-    probe: Split,
-    concept: str,
-    *,
-    layer: str,
-    granularity: str = "tensor",
-    rule: str = "paper",
-    tolerance: float = 1.0,
-    step: float | None = None,
-    relative_step: float | None = None,
-    target: float = 0.0,
-    criterion: str = "top5",
-    towers: Sequence[str] = ("vision", "text"),
-    features: Features | None = None,
-    log: Log = silent,
-    progress: bool = False,
-) -> Search:
-    """One given step on one given layer: judged, and taken whether feasible or not unless `rule` is "constrained".
+@dataclass(frozen=True)
+class Fixed(ZeroShotSettings, LayerSearch):
+    """Try one given step on one given layer. Only the rule "constrained" refuses a step that is not feasible.
 
     Args:
-        step, relative_step: As in `grid`, one number; exactly one of the two.
+        layer: Its name at this granularity.
+        step: The lambda in `theta + lambda * g_f`, as `edit.step` of results.json gives it.
+        relative_step: The same as a fraction of |theta| / |g_f|. Exactly one of the two is given.
+        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
     """
-    return grid(
-        model, gradients, probe, concept, granularity=granularity, rule=rule, layers=[layer],
-        steps=None if step is None else [step], relative_steps=None if relative_step is None else [relative_step],
-        tolerance=tolerance, target=target, criterion=criterion, towers=towers, features=features, log=log,
-        progress=progress,
-    )  # fmt: skip
+
+    layer: str
+    step: float | None
+    relative_step: float | None
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range, the layer is unknown, or the model is no CLIP.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be; of an unknown layer the nearest names.
+        """
+        self.check_settings("layer_search=fixed", model, [self.layer])
+        check_one_kind_of_step(step=self.step, relative_step=self.relative_step)
+
+    def __call__(
+        self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
+    ) -> Search:
+        """Search a CLIP; its gradients are under the encoder ""."""
+        grid = Grid(
+            self.granularity,
+            self.rule,
+            self.tolerance,
+            self.target,
+            self.criterion,
+            self.towers,
+            layers=[self.layer],
+            steps=None if self.step is None else [self.step],
+            relative_steps=None if self.relative_step is None else [self.relative_step],
+        )
+        return grid(model, gradients, task, concept, run=run)

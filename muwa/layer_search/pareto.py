@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from muwa.types.search import LayerScore
+from muwa.layer_search.scores import layer_scores
+from muwa.patch.names import full_name
+from muwa.types.search import Layer, LayerScore
+
+if TYPE_CHECKING:
+    from muwa.models.base import Editable
+    from muwa.types.gradients import Gradients
+
+TOWERS = ("vision", "text")
 
 
 def pareto(scores: Mapping[str, LayerScore], tower: str) -> list[str]:
     """Layers of `tower` that no other layer of it beats in both scores, by falling importance.
 
-    A layer is beaten when another has strictly larger importance *and* strictly smaller alignment; ties in either
-    never beat, so equal layers stay on the front together. O(n log n).
+    A layer is beaten when another has strictly larger importance *and* strictly smaller alignment. Ties in
+    either never beat, so equal layers stay on the front together. O(n log n).
 
     Args:
         scores: Layer name -> score.
         tower: "vision" or "text": each tower has its own front.
 
     Returns:
-        Names on the front; empty when the tower has no candidate. A layer with zero importance is never on it.
+        Names on the front; empty when the tower has no candidate. A layer with zero importance is never on
+        it.
 
-    Source: SLUG, section 1.4 of the facts (the release's rule, which compares all pairs).
+    Source: SLUG (arXiv 2407.11867), algorithm 2. Dominance is that of the release, which compares all pairs.
 
     >>> s = lambda i, a: LayerScore(i, a, a, 1.0, 1.0, 1.0, "text")
     >>> pareto({"a": s(3.0, 0.5), "b": s(2.0, 0.5), "c": s(1.0, 0.6), "d": s(1.0, 0.1)}, "text")
     ['a', 'b', 'd']
     """
-    mine = [(score.importance, score.alignment, name) for name, score in scores.items() if score.tower == tower]
+    mine = [
+        (score.importance, score.alignment, name) for name, score in scores.items() if score.tower == tower
+    ]
     ranked = sorted((row for row in mine if row[0] > 0), key=lambda row: (-row[0], row[1]))
     front, least, tied, level = [], float("inf"), float("inf"), float("inf")
     for importance, alignment, name in ranked:
@@ -36,3 +49,42 @@ def pareto(scores: Mapping[str, LayerScore], tower: str) -> list[str]:
             front.append(name)
         tied = min(tied, alignment)
     return front
+
+
+@dataclass(frozen=True)
+class ScoredLayers:
+    """All layers of a model that may be edited, with their scores.
+
+    Args:
+        layers: Encoder -> layer name -> layer.
+        scores: Layer name, with the encoder's before it where `full_name` says so -> score.
+        fronts: Encoder -> names on the fronts of its towers.
+    """
+
+    layers: Mapping[str, Mapping[str, Layer]]
+    scores: Mapping[str, LayerScore]
+    fronts: Mapping[str, tuple[str, ...]]
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """The fronts of all encoders, in the names that `scores` has."""
+        return tuple(full_name(encoder, name) for encoder, names in self.fronts.items() for name in names)
+
+
+def scored_layers(
+    model: Editable, gradients: Mapping[str, Gradients], granularity: str, towers: Sequence[str] = TOWERS
+) -> ScoredLayers:
+    """Score every layer of every encoder, and find the fronts of `towers`, in their order.
+
+    Args:
+        gradients: Encoder -> the gradients of its CLIP.
+        granularity: What counts as one layer (`muwa.models.clip.layers`).
+    """
+    layers, scores, fronts = {}, {}, {}
+    for encoder, clip in model.clips.items():
+        layers[encoder] = {layer.name: layer for layer in clip.layers(granularity)}
+        forget, retain = gradients[encoder].forget, gradients[encoder].retain
+        of_encoder = layer_scores(clip.weights, forget, retain, list(layers[encoder].values()))
+        fronts[encoder] = tuple(name for tower in towers for name in pareto(of_encoder, tower))
+        scores |= {full_name(encoder, name): score for name, score in of_encoder.items()}
+    return ScoredLayers(layers, scores, fronts)

@@ -1,4 +1,4 @@
-"""Score each layer as the single one to edit: how much the forget loss depends on it, how little the retain loss does."""
+"""Score each layer as the one to edit: how much the forget loss depends on it, how little the retain loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from muwa.types.search import Layer, LayerScore, Part
 
 
 def layer_scores(
-    weights: Mapping[str, Tensor], forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], layers: Sequence[Layer]
+    weights: Mapping[str, Tensor],
+    forget: Mapping[str, Tensor],
+    retain: Mapping[str, Tensor],
+    layers: Sequence[Layer],
 ) -> dict[str, LayerScore]:
     """importance = |g_f| / |theta|,   alignment = |cos(g_f, g_r)|, norms over all scored parts of a layer.
 
@@ -28,12 +31,14 @@ def layer_scores(
         KeyError: A parameter has no gradient; names it.
         ValueError: Shapes differ, or a layer's weights are all zero; names the layer.
 
-    Source: SLUG (arXiv 2407.11867), section 1.3 of the facts; |cos| as in the release (the paper's formula is signed).
-    Differs: the release adds 1e-6 to the product of norms; a layer with a zero gradient scores 0 instead of failing.
+    Source: SLUG (arXiv 2407.11867), layer importance and gradient alignment; docs/method.md, "Scores". The
+    absolute cosine is that of the release; the paper's formula keeps the sign. Differs: the release adds 1e-6
+    to the product of norms. A layer with a zero gradient scores 0 here; the release fails.
 
     >>> import torch
     >>> one = {"w": torch.ones(4)}
-    >>> got = layer_scores(one, {"w": 3 * torch.ones(4)}, one, [Layer("w", "text", 1.0, (Part("w"),), (Part("w"),))])
+    >>> layer = Layer("w", "text", 1.0, (Part("w"),), (Part("w"),))
+    >>> got = layer_scores(one, {"w": 3 * torch.ones(4)}, one, [layer])
     >>> got["w"].importance, got["w"].alignment
     (3.0, 1.0)
     """
@@ -57,13 +62,20 @@ def _score(
         retain2 += g_r.square().sum().item()
         dot += (g_f * g_r).sum().item()
     if theta2 == 0:
-        raise ValueError(f"{layer.name}: its weights are all zero, so its importance |g_f| / |theta| is not defined")
+        raise ValueError(
+            f"{layer.name}: its weights are all zero, so its importance |g_f| / |theta| is not defined"
+        )
     norms = (forget2 * retain2) ** 0.5
     cosine = max(-1.0, min(1.0, dot / norms)) if norms else 0.0
     return LayerScore(
-        importance=(forget2 / theta2) ** 0.5, alignment=abs(cosine), cosine=cosine, weight_norm=theta2**0.5,
-        forget_norm=forget2**0.5, retain_norm=retain2**0.5, tower=layer.tower,
-    )  # fmt: skip
+        importance=(forget2 / theta2) ** 0.5,
+        alignment=abs(cosine),
+        cosine=cosine,
+        weight_norm=theta2**0.5,
+        forget_norm=forget2**0.5,
+        retain_norm=retain2**0.5,
+        tower=layer.tower,
+    )
 
 
 def _part(part: Part, of: Mapping[str, Tensor]) -> Tensor:

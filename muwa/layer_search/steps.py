@@ -1,4 +1,4 @@
-"""A step along the forget gradient: what it adds to the weights, how large it is, and the edit that a search chose."""
+"""A step along the forget gradient: what it adds to the weights, its size, and the edit of a search."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def step_deltas(clip: Clip, gradients: Gradients, layer: Layer, step: float) -> dict[str, Tensor]:
     """`step * g_f` on the edited parts of one layer: parameter name -> fp32 delta, zero outside those parts.
 
-    This is the only place where a sign meets a weight. `g_f` is the gradient of the forget loss, and `step > 0` raises
-    that loss.
+    This is the only place where a sign meets a weight. `g_f` is the gradient of the forget loss: a positive
+    step raises that loss.
     """
     deltas: dict[str, Tensor] = {}
     for part in layer.edited:
@@ -40,7 +40,7 @@ def relative_size(clip: Clip, layer: Layer, deltas: Mapping[str, Tensor]) -> flo
 
 
 def ratio(clip: Clip, gradients: Gradients, layer: Layer) -> float:
-    """|theta| / |g_f| over the scored parts: the lambda that moves the layer by its own norm. It is the unit `RELATIVE`.
+    """|theta| / |g_f| over the scored parts: the lambda that moves a layer by its own norm (unit `RELATIVE`).
 
     Raises:
         ValueError: The layer's forget gradient is zero, so no step along it changes anything.
@@ -80,19 +80,20 @@ def edit_layers(
     Args:
         gradients: Encoder -> the gradients of its CLIP.
         layers: Encoder -> its layer.
-        step: The lambda of every layer (unit `LAMBDA`), or a fraction of each layer's |theta| / |g_f| (unit `RELATIVE`).
+        step: The lambda of every layer (unit `LAMBDA`), or a fraction of each layer's |theta| / |g_f| (unit
+            `RELATIVE`).
         concept: For the record.
 
     Returns:
-        The edit, with one move a layer. The step of a move is a lambda. Deltas and layers of a second text encoder have
-        its name before theirs.
+        The edit, with one move a layer. The step of a move is a lambda. Deltas and layers of a second text
+        encoder have its name before theirs.
 
     Raises:
         ValueError: The unit is neither, or a layer's forget gradient is zero.
     """
     if unit not in (LAMBDA, RELATIVE):
         raise ValueError(
-            f"step_unit: got {unit!r}, want {LAMBDA!r} or {RELATIVE!r}: no step along a gradient has this unit"
+            f"step_unit: got {unit!r}, want {LAMBDA!r} or {RELATIVE!r}, the units of a step along a gradient"
         )
     deltas: dict[str, Tensor] = {}
     moves = []
@@ -126,9 +127,10 @@ def _layer(model: Editable, encoder: str, name: str, search: Search) -> Layer:
 
 
 def add_edits(edits: Iterable[Edit]) -> Edit:
-    """Several edits that were found on the same original model, added up: deltas of a shared tensor are summed.
+    """Several edits, found on the same original model, added up: deltas of a shared tensor are summed.
 
-    Source: SLUG (arXiv 2407.11867), several names at once: each has its own layer, and all are edited jointly.
+    Source: SLUG (arXiv 2407.11867), several names at once: each has its own layer, and all are edited
+    jointly.
     """
     total = Edit({}, ())
     for edit in edits:

@@ -1,102 +1,187 @@
-"""What a search asks of each candidate edit: how well the probe pictures are still recognised."""
+"""Steps on one layer of a CLIP, judged by zero-shot accuracy on the probe images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from muwa.eval.clip.ranks import own_cosine, top_k
+from muwa.layer_search.choice import Acceptance, kept_error, kept_rate
 from muwa.layer_search.remaining_layers import RemainingLayers
-from muwa.models.clip.embeddings import Features, ensemble, picture_batch, token_batches
-from muwa.models.clip.model import Clip
+from muwa.layer_search.steps import candidate_of, ratio, relative_size, step_deltas
+from muwa.models.clip.embeddings import Features, ensemble, image_batch, token_batches
 from muwa.types.data import Classes, LabelledImages, Split
-from muwa.types.search import Layer
+from muwa.types.search import LAMBDA, NOTHING_EDITED, Candidate, Evaluation, Layer
 
-KINDS = ("forget", "retain", "utility")
+if TYPE_CHECKING:
+    from muwa.types.gradients import Gradients
 
 
-class Judge:
-    """Zero-shot accuracy on a probe split, of models that differ from one another in one tower.
+class StepEvaluator:
+    """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace.
 
     Args:
-        model: The unedited model.
-        probe: LabelledImages that give no gradient and that no report is made on.
-        features: Where the unedited model's pixels and embeddings come from.
-        layers: What is going to be edited: towers without any are encoded once, or read back.
+        features: The embeddings of the unedited model. The log of their run is called with "evaluation" for
+            every step.
+        gradients: Of that model.
+        probe: Images that give no gradient and that no report is made on.
+        layers: What will be tried, in that order. By rising depth is fastest: a tower is then gone through
+            once.
+        concept: The name to forget, for the log.
+        acceptance: Says which steps are feasible.
     """
 
-    def __init__(self, model: Clip, probe: Split, features: Features, layers: Sequence[Layer]):
-        self._model, self._layers = model, layers
-        self._pictures = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
-        self._classes: dict[str, Classes] = {p.classes.fingerprint: p.classes for p in self._pictures.values()}
-        self._features = features
-        self._suffixes = {tower: self._suffix(tower) for tower in ("vision", "text") if self._edits(tower)}
-        vision, text = self._suffixes.get("vision"), self._suffixes.get("text")
-        self._images = self._by_kind(vision.base) if vision else {
-            kind: features.images(pictures) for kind, pictures in self._pictures.items()
-        }  # fmt: skip
-        self._prompts = self._by_classes(text.base) if text else {
-            key: features.classes(classes) for key, classes in self._classes.items()
-        }  # fmt: skip
+    def __init__(
+        self,
+        features: Features,
+        gradients: Gradients,
+        probe: Split,
+        layers: Sequence[Layer],
+        *,
+        concept: str,
+        acceptance: Acceptance,
+    ):
+        self._clip, self._gradients, self._run = features.model, gradients, features.run
+        self._zero_shot = ZeroShotEvaluator(features, probe, layers)
+        self._concept, self._acceptance = concept, acceptance
+        self._counts = len(probe.retain), len(probe.utility)
+        self._current: tuple[Layer, Callable[[float], Tensor]] | None = None
+        self.trace: list[Evaluation] = []
 
-    def suffix(self, tower: str) -> RemainingLayers:
-        """The probe inputs of a tower that is edited, carried to the layers."""
-        return self._suffixes[tower]
+    def ratio(self, layer: Layer) -> float:
+        """|theta| / |g_f| of a layer (`muwa.layer_search.steps.ratio`)."""
+        return ratio(self._clip, self._gradients, layer)
+
+    def before(self) -> Evaluation:
+        """The unedited model on the probe images."""
+        return self._evaluation(self._zero_shot(), NOTHING_EDITED, 0.0, 0.0)
+
+    def __call__(self, layer: Layer, step: float) -> Evaluation:
+        """Evaluate `theta + step * g_f` on one layer. It is also logged and added to the trace."""
+        if self._current is None or self._current[0] != layer:
+            deltas = partial(step_deltas, self._clip, self._gradients, layer)
+            embed = self._zero_shot.remaining_layers(layer.tower)(layer, deltas, self.ratio(layer))
+            self._current = layer, embed
+        size = relative_size(self._clip, layer, step_deltas(self._clip, self._gradients, layer, step))
+        rates = self._zero_shot(layer.tower, self._current[1](step))
+        row = self._evaluation(rates, candidate_of({"": layer}), step, size)
+        self.trace.append(row)
+        self._run.log("evaluation", {"concept": self._concept, **row.record()})
+        return row
+
+    def _evaluation(
+        self, rates: Mapping[str, float], candidate: Candidate, step: float, size: float
+    ) -> Evaluation:
+        edited = candidate is not NOTHING_EDITED
+        forgotten = rates[f"forget_{self._acceptance.criterion}"]
+        retain, utility = rates["retain_top1"], rates["utility_top1"]
+        return Evaluation(
+            candidate=candidate,
+            iteration=1 + sum(row.candidate == candidate for row in self.trace) if edited else 0,
+            step=step,
+            step_unit=LAMBDA,
+            relative_norm=size,
+            feasible=forgotten <= self._acceptance.target,
+            forgotten=forgotten,
+            kept=kept_rate(retain, utility),
+            kept_error=kept_error(retain, utility, self._counts),
+            closeness=rates["forget_cosine"],
+            metrics=rates,
+        )
+
+
+class ZeroShotEvaluator:
+    """Zero-shot rates on a probe split, of models that differ from one another in one tower.
+
+    Args:
+        features: The embeddings and decoded images of the unedited model.
+        probe: Images that give no gradient and that no report is made on.
+        layers: What will be edited. A tower without any of them is encoded once, or its embeddings are read
+            back.
+    """
+
+    def __init__(self, features: Features, probe: Split, layers: Sequence[Layer]):
+        self._clip, self._features, self._layers = features.model, features, layers
+        self._probe = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
+        self._classes: dict[str, Classes] = {
+            some.classes.fingerprint: some.classes for some in self._probe.values()
+        }
+        self._remaining = {tower: self._inputs(tower) for tower in ("vision", "text") if self._edited(tower)}
+        vision, text = self._remaining.get("vision"), self._remaining.get("text")
+        if vision:
+            self._images = self._by_set(vision.base)
+        else:
+            self._images = {name: features.images(images) for name, images in self._probe.items()}
+        if text:
+            self._prompts = self._by_classes(text.base)
+        else:
+            self._prompts = {key: features.classes(classes) for key, classes in self._classes.items()}
+
+    def remaining_layers(self, tower: str) -> RemainingLayers:
+        """The probe inputs of an edited tower, carried to the layers."""
+        return self._remaining[tower]
 
     def __call__(self, tower: str = "", embeddings: Tensor | None = None) -> dict[str, float]:
-        """Rates in [0, 1] with `embeddings` in place of those of `tower`'s inputs (`suffix`); of the unedited without.
+        """The rates (see `rates`) with other embeddings for one tower; of the unedited model without.
 
-        Returns:
-            forget_top1, forget_top5, forget_cosine (mean cosine to the own name), retain_top1, utility_top1.
+        Args:
+            embeddings: What `remaining_layers(tower)` gives for an edit: (n, d), of length 1.
         """
-        images = self._by_kind(embeddings) if tower == "vision" and embeddings is not None else self._images
-        prompts = self._by_classes(embeddings) if tower == "text" and embeddings is not None else self._prompts
-        return rates(self._pictures, images, prompts)
+        images, prompts = self._images, self._prompts
+        if embeddings is not None and tower == "vision":
+            images = self._by_set(embeddings)
+        if embeddings is not None and tower == "text":
+            prompts = self._by_classes(embeddings)
+        return rates(self._probe, images, prompts)
 
-    def _edits(self, tower: str) -> list[Layer]:
+    def _edited(self, tower: str) -> list[Layer]:
         return [layer for layer in self._layers if layer.tower == tower]
 
-    def _suffix(self, tower: str) -> RemainingLayers:
+    def _inputs(self, tower: str) -> RemainingLayers:
         if tower == "vision":
-            pixels = [self._features.pixels(pictures) for pictures in self._pictures.values() if len(pictures)]
-            batches = list(torch.cat(pixels).split(picture_batch(self._model)))
+            pixels = [self._features.pixels(images) for images in self._probe.values() if len(images)]
+            batches = list(torch.cat(pixels).split(image_batch(self._clip)))
         else:
             prompts = [prompt for classes in self._classes.values() for prompt in classes.prompts()]
-            batches, self._back = token_batches(self._model, self._model.tokenize(prompts))
-        return RemainingLayers(self._model, tower, batches, self._edits(tower))
+            batches, self._order = token_batches(self._clip, self._clip.tokenize(prompts))
+        return RemainingLayers(self._clip, tower, batches, self._edited(tower))
 
-    def _by_kind(self, images: Tensor) -> Mapping[str, Tensor]:
-        return dict(zip(self._pictures, images.split([len(p) for p in self._pictures.values()]), strict=True))
+    def _by_set(self, images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._probe, images.split([len(some) for some in self._probe.values()]), strict=True))
 
-    def _by_classes(self, prompts: Tensor) -> Mapping[str, Tensor]:
-        each = prompts[self._back].split([len(c.names) * len(c.templates) for c in self._classes.values()])
-        parts = zip(self._classes.items(), each, strict=True)
+    def _by_classes(self, prompts: Tensor) -> dict[str, Tensor]:
+        sizes = [len(classes.names) * len(classes.templates) for classes in self._classes.values()]
+        parts = zip(self._classes.items(), prompts[self._order].split(sizes), strict=True)
         return {key: ensemble(part, len(classes.templates)) for (key, classes), part in parts}
 
 
 def rates(
-    pictures: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
+    probe: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Rates in [0, 1] of the pictures of each kind (`KINDS`), from embeddings.
+    """Zero-shot rates in [0, 1] of a forget, a retain and a utility set, from embeddings.
 
     Args:
-        images: Kind -> (n, d) of its pictures.
+        probe: "forget", "retain" and "utility" -> the images.
+        images: The same keys -> (n, d) embeddings of these images.
         prompts: Fingerprint of `Classes` -> (names, d), its classifier.
 
     Returns:
-        forget_top1, forget_top5, forget_cosine (mean cosine to the own name), retain_top1, utility_top1.
+        forget_top1, forget_top5, forget_cosine (the mean cosine of a forget image to its own name),
+        retain_top1 and utility_top1. A rate of no images is 0.
     """
-    found = {}
-    for kind, some in pictures.items():
-        features, weights = images[kind], prompts[some.classes.fingerprint]
+    values = {}
+    for name, some in probe.items():
+        features, classifier = images[name], prompts[some.classes.fingerprint]
         labels = torch.tensor(some.labels, dtype=torch.long)
-        found[f"{kind}_top1"] = _mean(top_k(features, weights, labels, 1))
-        if kind == "forget":
-            found["forget_top5"] = _mean(top_k(features, weights, labels, 5))
-            found["forget_cosine"] = _mean(own_cosine(features, weights, labels))
-    return found
+        values[f"{name}_top1"] = _mean(top_k(features, classifier, labels, 1))
+        if name == "forget":
+            values["forget_top5"] = _mean(top_k(features, classifier, labels, 5))
+            values["forget_cosine"] = _mean(own_cosine(features, classifier, labels))
+    return values
 
 
 def _mean(values: Tensor) -> float:

@@ -1,0 +1,89 @@
+"""Which outputs of a model (generated images, answers) are right, and the evaluation of a step by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from muwa.eval.statistics import wilson
+from muwa.layer_search.choice import kept_error, kept_rate
+from muwa.types.search import RELATIVE, Candidate, Evaluation
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Whether each output of one model is right.
+
+    Args:
+        right: One value an output.
+        roles: The same number of "forget", "retain" and "utility": which set each output is about.
+    """
+
+    right: Sequence[bool]
+    roles: Sequence[str]
+
+    def of(self, role: str) -> list[bool]:
+        """Those of one set."""
+        return [right for right, its_role in zip(self.right, self.roles, strict=True) if its_role == role]
+
+    def rate(self, role: str) -> float:
+        """The rate of right outputs in one set, in [0, 1]; 0 for an empty set."""
+        return sum(self.of(role)) / max(1, len(self.of(role)))
+
+    def lost(self, before: Hits) -> float:
+        """How much of the retain and utility sets was lost.
+
+        Args:
+            before: The same outputs of the unedited model.
+
+        Returns:
+            The upper end of Wilson's 95 % interval of a rate: of the outputs of both sets that were right
+            before, those that are not right now.
+        """
+        rows = zip(self.right, before.right, self.roles, strict=True)
+        lost = [not right for right, was_right, role in rows if was_right and role != "forget"]
+        return wilson(sum(lost), len(lost))[1]
+
+
+def evaluation(
+    hits: Hits,
+    candidate: Candidate,
+    step: float,
+    size: float,
+    *,
+    forget_at_most: float,
+    forget_top5: float,
+    closeness: float,
+) -> Evaluation:
+    """The evaluation of one step; its iteration is 0 until the search numbers it.
+
+    Args:
+        hits: Of the edited model.
+        candidate, step, size: What was edited, how far (unit `RELATIVE`), and |delta| / |theta|.
+        forget_at_most: The step is feasible if the upper end of the forget rate's 95 % interval is at most
+            this.
+        forget_top5: The forget rate among the first five guesses, where there are any.
+        closeness: How close the forget outputs still are to their name.
+    """
+    forget = hits.of("forget")
+    retain, utility = hits.rate("retain"), hits.rate("utility")
+    metrics: Mapping[str, float] = {
+        "forget_top1": hits.rate("forget"),
+        "forget_top5": forget_top5,
+        "forget_cosine": closeness,
+        "retain_top1": retain,
+        "utility_top1": utility,
+    }
+    return Evaluation(
+        candidate=candidate,
+        iteration=0,
+        step=step,
+        step_unit=RELATIVE,
+        relative_norm=size,
+        feasible=wilson(sum(forget), len(forget))[1] <= forget_at_most,
+        forgotten=hits.rate("forget"),
+        kept=kept_rate(retain, utility),
+        kept_error=kept_error(retain, utility, (len(hits.of("retain")), len(hits.of("utility")))),
+        closeness=closeness,
+        metrics=metrics,
+    )

@@ -1,0 +1,128 @@
+"""Settings that several layer searches have, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muwa.layer_search.checks import (
+    check_above_0,
+    check_at_least_1,
+    check_between_0_and_1,
+    check_family,
+    check_layers,
+    check_towers,
+)
+from muwa.layer_search.choice import Acceptance
+from muwa.models.base import Editable, Observer
+from muwa.models.clip.embeddings import Features
+
+STARTS = ("clip", "ratio")
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """Settings of a search that judges each step by zero-shot accuracy on the probe images.
+
+    Args:
+        granularity: "tensor" | "qkv" | "mlp" | "head": what counts as one layer (`muwa.models.clip.layers`).
+        rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.choice.choose`).
+        tolerance: Used by the rule "constrained": how many standard errors less still count as keeping as
+            much.
+        target: A step is feasible if its forget accuracy is at most this.
+        criterion: Which forget accuracy that is: "top5" (the paper's) or "top1".
+        towers: Which towers are searched, in this order: "vision", "text" or both.
+    """
+
+    granularity: str
+    rule: str
+    tolerance: float
+    target: float
+    criterion: str
+    towers: Sequence[str]
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """When a step counts as forgetting, and how one of the steps is chosen."""
+        return Acceptance(self.rule, self.criterion, self.target, self.tolerance)
+
+    def check_settings(self, search: str, model: Editable, layers: Sequence[str] = ()) -> None:
+        """Raise if one of these settings is out of range or does not fit the model.
+
+        Args:
+            search: For the message: "layer_search=grid".
+            layers: Names of layers that the search is to try.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be.
+        """
+        check_family(search, Features, model)
+        self.acceptance.check()
+        check_towers(self.towers)
+        for clip in model.clips.values():
+            check_layers(clip, self.granularity, layers)
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Settings of a search that judges each step by what the edited model generates or answers.
+
+    Args:
+        start: "clip": search the CLIP first, without any output. Take its best layers and start at their
+            steps. This is the fast way. "ratio": try all layers on the front, from `first_step`, as the paper
+            does.
+        candidates: How many layers (pairs of layers with two text encoders) are searched at most; None for
+            all.
+        granularity: As in `ZeroShotSettings`.
+        rule, tolerance: As in `ZeroShotSettings`; the rates are those of the outputs.
+        first_step: Used by start "ratio": the first step, as a fraction of |theta| / |g_f|.
+        max_evals: Steps that are tried a candidate.
+        forget_at_most: A step is feasible if the upper end of Wilson's 95 % interval of the forget rate is at
+            most this.
+        lost_at_most: The search of a candidate ends early at a feasible step that lost little. Of the other
+            outputs that were right before the edit, some rate is wrong after it. The upper end of its Wilson
+            interval is to be at most this. The paper's rule is 10 points; this is the same rule with an
+            interval.
+        confirmations: How many chosen steps are evaluated again, with more and other samples, until one
+            holds.
+    """
+
+    start: str
+    candidates: int | None
+    granularity: str
+    rule: str
+    tolerance: float
+    first_step: float
+    max_evals: int
+    forget_at_most: float
+    lost_at_most: float
+    confirmations: int
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """How one of the steps is chosen. An output has one best guess, so the criterion is top-1."""
+        return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance)
+
+    def check_settings(self, search: str, observer: type[Observer], model: Editable) -> None:
+        """Raise if one of these settings is out of range or does not fit the model.
+
+        Args:
+            search: For the message: "layer_search=generation".
+            observer: What the search looks at.
+
+        Raises:
+            ValueError: Names the key, what it was and what it may be.
+        """
+        check_family(search, observer, model)
+        if self.start not in STARTS:
+            raise ValueError(f"layer_search.start: got {self.start!r}, want one of {', '.join(STARTS)}")
+        if self.candidates is not None and self.candidates < 1:
+            raise ValueError(
+                f"layer_search.candidates: got {self.candidates}, want at least 1, or null for all layers"
+            )
+        check_at_least_1(confirmations=self.confirmations)
+        check_between_0_and_1(forget_at_most=self.forget_at_most, lost_at_most=self.lost_at_most)
+        self.acceptance.check()
+        check_above_0(first_step=self.first_step, max_evals=self.max_evals)
+        for clip in model.clips.values():
+            check_layers(clip, self.granularity)
