@@ -1,9 +1,9 @@
-"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for rates, by resampling for the rest.
+"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for rates, resampled otherwise.
 
-A resample takes as many samples as there are, with replacement. There are `RESAMPLES` of them, and the interval is
-the percentile interval of Efron & Tibshirani (1993), chapter 13. The seed is fixed, so the same samples give the
-same interval. Where all resamples agree, they say nothing about new samples: a rate then has Wilson's interval
-(`rate_interval`), another mean has none.
+A resample takes as many samples as there are, with replacement. There are `RESAMPLES` of them, and the
+interval is the percentile interval of Efron & Tibshirani (1993), chapter 13. The seed is fixed, so the same
+samples give the same interval. Where all resamples agree, they say nothing about new samples: a rate then has
+Wilson's interval (`rate_interval`), another mean has none.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def share(rates: Tensor, reading: Reading) -> Metric:
     """The mean of one rate an image, with Wilson's interval of as many independent images.
 
-    Several tries on one image make one rate, so they do not count as more images than there are. No images give the
-    value 0 with the interval (0, 1).
+    Several tries on one image make one rate, so they do not count as more images than there are. No images
+    give the value 0 with the interval (0, 1).
 
     Args:
         rates: (n,) in [0, 1].
@@ -80,9 +80,10 @@ def interval(draws: Array) -> tuple[float, float]:
 
 
 def rate_interval(draws: Array, value: float, n: int) -> tuple[float, float]:
-    """The `interval` of a value in [0, 1], widened to hold the value; Wilson's of `n` samples where resamples agree.
+    """The `interval` of a value in [0, 1], widened to hold it; Wilson's of `n` samples where resamples agree.
 
-    Every resample of 8 right answers has 8 right answers, yet the next may be wrong: 8 of 8 show 68 % or more.
+    Every resample of 8 right answers has 8 right answers, yet the next may be wrong: 8 of 8 show 68 % or
+    more.
 
     >>> [round(x, 3) for x in rate_interval(np.ones(RESAMPLES), 1.0, 8)]
     [0.676, 1.0]
@@ -96,8 +97,9 @@ def rate_interval(draws: Array, value: float, n: int) -> tuple[float, float]:
 def area(positive: Tensor, negative: Tensor, reading: Reading) -> Metric:
     """AUC: how often a positive sample scores higher than a negative one; a tie counts half. 0.5 is chance.
 
-    Positive and negative samples are resampled separately. Where all resamples agree, as when the two never overlap,
-    the interval is Wilson's of as many samples as the smaller side has: 8 against 792 show no more than 8 of 8 do.
+    Positive and negative samples are resampled separately. Where all resamples agree, as when the two never
+    overlap, the interval is Wilson's of as many samples as the smaller side has: 8 against 792 show no more
+    than 8 of 8 do.
 
     Args:
         positive: (p,) scores, p > 0.
@@ -115,8 +117,8 @@ def area(positive: Tensor, negative: Tensor, reading: Reading) -> Metric:
 def caught(positive: Tensor, negative: Tensor, rate: float, reading: Reading) -> Metric:
     """The rate of positive samples above the score that at most `rate` of the negative ones exceed.
 
-    With fewer than 1 / rate negative samples that score is their highest: no false alarm at all. The interval is
-    Wilson's of the positive samples. The negative samples, and so the threshold, are taken as given.
+    With fewer than 1 / rate negative samples that score is their highest: no false alarm at all. The interval
+    is Wilson's of the positive samples. The negative samples, and so the threshold, are taken as given.
 
     Args:
         positive: (p,) scores, p > 0.

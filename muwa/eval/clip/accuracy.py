@@ -1,69 +1,119 @@
-"""Zero-shot accuracy on what was to be forgotten, on its neighbours, and on everything else."""
+"""Zero-shot accuracy on the forget set, on the retain set, and on the utility set."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import counts, rate_interval, wilson
+from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+_FORGET_LABELS = {1: "the model's first guess", 5: "among the model's first five guesses"}
 
 
-def forget(features: Features, task: Task) -> dict[str, Metric]:
-    """`forget/top1`, `forget/top5`: pictures of the forgotten names, recognised among all names. Lower is better.
+@dataclass(frozen=True)
+class Forget(Measure):
+    """`forget/top1`, `forget/top5`: images of the forgotten, recognised among all names. Lower is better.
 
-    Source: SLUG's FA@1 and FA@5. Differs: on pictures that the search never saw.
+    Source: SLUG's FA@1 and FA@5. Differs: on images that the search never saw.
     """
-    reads = "share of held-out pictures of the forgotten whose own name is among the model's first {k} of {n} names"
-    return {f"forget/top{k}": accuracy(features, task.eval.forget, k, "lower", reads) for k in (1, 5)}
+
+    observes: ClassVar[type[Observer]] = Features
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        images = task.eval.forget
+        what = "fraction of held-out images of the forgotten whose right name is among the model's first"
+        return {
+            f"forget/top{k}": accuracy(
+                features,
+                images,
+                k,
+                Reading(
+                    f"{what} {k} of {len(images.classes.names)} names",
+                    better="lower",
+                    role="forgotten",
+                    in_objective=k == 1,
+                    label=label,
+                ),
+            )
+            for k, label in _FORGET_LABELS.items()
+        }
 
 
-def retain(features: Features, task: Task) -> dict[str, Metric]:
-    """`retain/top1`, `retain/top5`: pictures of the other names, recognised among all names. Higher is better.
+@dataclass(frozen=True)
+class Retain(Measure):
+    """`retain/top1`, `retain/top5`: images of the other names, recognised among all names. Higher is better.
 
     Source: SLUG's TA_CA: the mean over names of each name's accuracy.
     """
-    reads = (
-        "share of held-out pictures of the other names whose own name is among the first {k} of {n} (mean over names)"
-    )
-    return {f"retain/top{k}": accuracy(features, task.eval.retain, k, "higher", reads) for k in (1, 5)}
+
+    observes: ClassVar[type[Observer]] = Features
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        images = task.eval.retain
+        what = "fraction of held-out images of the other names whose right name is among the first"
+        readings = {
+            k: Reading(
+                f"{what} {k} of {len(images.classes.names)} (mean over names)",
+                role="kept",
+                in_objective=k == 1,
+                label="The other names" if k == 1 else "",
+            )
+            for k in (1, 5)
+        }
+        return {f"retain/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
 
 
-def utility(features: Features, task: Task) -> dict[str, Metric]:
-    """`utility/top1`: zero-shot classification of pictures that have nothing to do with the request. Higher is better.
+@dataclass(frozen=True)
+class Utility(Measure):
+    """`utility/top1`: zero-shot classification of images unrelated to the request. Higher is better.
 
     Source: SLUG's TA_IN (ImageNet zero-shot) with the templates of the task.
     """
-    reads = "share of held-out unrelated pictures given their right class, of {n} (mean over classes)"
-    return {"utility/top1": accuracy(features, task.eval.utility, 1, "higher", reads)}
+
+    observes: ClassVar[type[Observer]] = Features
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        images = task.eval.utility
+        text = (
+            f"fraction of held-out unrelated images given their right class, of {len(images.classes.names)}"
+        )
+        reading = Reading(
+            f"{text} (mean over classes)", role="kept", in_objective=True, label="Everything else"
+        )
+        return {"utility/top1": accuracy(features, images, 1, reading)}
 
 
-def accuracy(features: Features, pictures: LabelledImages, k: int, better: str, reads: str) -> Metric:
-    """Top-k accuracy, the mean over names of each name's, with its interval (`over_names`); n is the number of pictures.
-
-    Args:
-        reads: How to read it, with {k} and {n} for k and the number of names.
-    """
-    labels = torch.tensor(pictures.labels, dtype=torch.long)
-    hits = top_k(features.images(pictures), features.classes(pictures.classes), labels, k)
-    return Metric(*over_names(hits, labels), better, reads.format(k=k, n=len(pictures.classes.names)))
+def accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
+    """Top-k accuracy: the mean over names of each name's, with the interval of `over_names`; n: images."""
+    labels = torch.tensor(images.labels, dtype=torch.long)
+    hits = top_k(features.images(images), features.classes(images.classes), labels, k)
+    return Metric(*over_names(hits, labels), reading)
 
 
 def over_names(hits: Tensor, labels: Tensor) -> tuple[float, int, float, float]:
-    """(the mean over names of each name's share of hits, pictures, both ends of its 95 % interval).
+    """(the mean over names of each name's hit rate, number of images, both ends of its 95 % interval).
 
-    Of one name the interval is Wilson's of its pictures. Of several it is that of resampled names, each with its pictures:
-    those of one name are recognised or missed together, and a name with many pictures counts no more than one with few.
-    Few names resample coarsely, and not at all where all have the same share: it is never narrower than Wilson's of all
-    pictures.
+    With one name the interval is Wilson's of its images. With several it comes from resampled names, each
+    with all its images: images of one name are recognised or missed together, and each name counts the same
+    however many images it has. Few names resample coarsely, and not at all where their rates are equal. So
+    the interval is never narrower than Wilson's of all images.
 
     Args:
-        hits: (n,) bool, a picture each.
-        labels: (n,) its name.
+        hits: (n,) bool, one an image.
+        labels: (n,) the name of each image.
     """
     value, n = mean_over_classes(hits, labels), len(hits)
     names, place = labels.unique(return_inverse=True)
@@ -75,9 +125,9 @@ def over_names(hits: Tensor, labels: Tensor) -> tuple[float, int, float, float]:
 
 
 def mean_over_classes(hits: Tensor, labels: Tensor) -> float:
-    """The mean over classes of each class's mean; 0 when there are no pictures.
+    """The mean over classes of each class's mean; 0 when there are no images.
 
-    >>> mean_over_classes(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 1])) == (2 / 3 + 1) / 2
+    >>> mean_over_classes(torch.tensor([True, False, True]), torch.tensor([0, 0, 1])) == (1 / 2 + 1) / 2
     True
     """
     each = [hits[labels == label].double().mean().item() for label in labels.unique()]

@@ -1,12 +1,13 @@
-"""Is the forgotten still recognised in altered pictures: mirrored, cropped, blurred, compressed, noisy, in other styles?"""
+"""Is the forgotten still recognised in altered images: mirrored, cropped, blurred, noisy, in other styles?"""
 
 from __future__ import annotations
 
 import io
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,91 +15,124 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from muwa.data.samples import decode
+from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import beside, share, spread
 from muwa.miniature.draw import stylise
 from muwa.miniature.population import STYLES
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features, Tower, image_features, prepared
 from muwa.types.data import LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
-_READS = {
-    "flip": "mirrored", "crop": "cropped", "blur": "blurred", "jpeg": "badly compressed", "noise": "with noise",
+Change = Callable[[Image.Image], Image.Image]
+
+_SECTION = "In altered images"
+_TEXTS = {
+    "flip": "mirrored",
+    "crop": "cropped",
+    "blur": "blurred",
+    "jpeg": "badly compressed",
+    "noise": "noisy",
     "style": "in other styles",
-}  # fmt: skip
+}
 
 
-def alterations(
-    features: Features, task: Task, *, crop: float = 0.8, blur: float = 0.02, jpeg: int = 15, noise: float = 0.1,
-    styles: Sequence[str] = STYLES, others: int | None = 200, seed: int = 0,
-) -> dict[str, Metric]:  # fmt: skip
-    """`altered/<kind>`: top-1 accuracy on altered pictures of the forgotten. Lower is better; `_others`: of other names.
+@dataclass(frozen=True)
+class Alterations(Measure):
+    """`altered/<kind>`: top-1 accuracy on altered images of the forgotten; `_others`: of other names.
+
+    Lower is better for the forgotten, higher for the other names.
 
     Args:
-        crop: Side of the middle that is left, of the whole; in (0, 1].
-        blur: Standard deviation of the Gaussian, of the shorter side.
+        crop: Side of the middle that is left, as a fraction of the whole side; in [0.05, 1].
+        blur: Standard deviation of the Gaussian, as a fraction of the shorter side; in [0, 1].
         jpeg: Quality, 1 to 95.
-        noise: Standard deviation of the noise, of the whole range.
-        styles: Of `muwa.miniature.draw.stylise`; the mean over them; none leaves them out.
-        others: LabelledImages of other names, evenly over all; None takes all.
-        seed: Of the noise.
+        noise: Standard deviation of the noise, as a fraction of the range of values; in [0, 1].
+        styles: Names of `muwa.miniature.draw.stylise`. The metric is the mean over them; an empty list leaves
+            it out.
+        others: Number of images of other names, evenly over all; None takes all.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: A setting is out of range or a style is unknown; before any compute.
+        ValueError: A setting is out of range or a style is unknown (`check`).
     """
-    bounds = {"crop": (crop, 0.05, 1), "blur": (blur, 0, 1), "jpeg": (jpeg, 1, 95), "noise": (noise, 0, 1)}
-    for key, (value, low, high) in bounds.items():
-        if not low <= value <= high:
-            raise ValueError(f"eval.alterations.{key}: got {value}, want {low} to {high}")
-    if wrong := [style for style in styles if style not in STYLES]:
-        raise ValueError(f"eval.alterations.styles: got {wrong[0]!r}, want some of {', '.join(STYLES)}")
-    made: dict[str, Callable[[Image.Image], Image.Image]] = {
-        "flip": ImageOps.mirror, "crop": partial(cropped, share=crop), "blur": partial(blurred, share=blur),
-        "jpeg": partial(compressed, quality=jpeg), "noise": partial(noisy, size=noise, seed=seed),
-    }  # fmt: skip
-    found: dict[str, Metric] = {}
-    for role, pictures in (("", task.eval.forget), ("_others", spread(task.eval.retain, others))):
-        for kind, change in made.items():
-            found[f"altered/{kind}{role}"] = _metric(kind, role, _hits(features, altered(pictures, change)))
-        each = [_hits(features, altered(pictures, partial(styled, style=style))) for style in styles]
-        if each:
-            found[f"altered/style{role}"] = _metric("style", role, torch.stack(each).mean(0))
-    return beside(found)
+
+    observes: ClassVar[type[Observer]] = Features
+
+    crop: float
+    blur: float
+    jpeg: int
+    noise: float
+    styles: Sequence[str]
+    others: int | None
+    seed: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range or a style is unknown."""
+        bounds = {"crop": (0.05, 1), "blur": (0, 1), "jpeg": (1, 95), "noise": (0, 1)}
+        for key, (low, high) in bounds.items():
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"eval.alterations.{key}: got {getattr(self, key)}, want {low} to {high}")
+        if wrong := [style for style in self.styles if style not in STYLES]:
+            raise ValueError(f"eval.alterations.styles: got {wrong[0]!r}, want some of {', '.join(STYLES)}")
+        spread(task.eval.retain, self.others)
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        changes: dict[str, Change] = {
+            "flip": ImageOps.mirror,
+            "crop": partial(cropped, fraction=self.crop),
+            "blur": partial(blurred, fraction=self.blur),
+            "jpeg": partial(compressed, quality=self.jpeg),
+            "noise": partial(noisy, size=self.noise, seed=self.seed),
+        }
+        metrics: dict[str, Metric] = {}
+        for suffix, images in (("", task.eval.forget), ("_others", spread(task.eval.retain, self.others))):
+            others = bool(suffix)
+            for kind, change in changes.items():
+                hits = _hits(features, altered(images, change))
+                metrics[f"altered/{kind}{suffix}"] = share(hits, _reading(kind, others=others))
+            each = [_hits(features, altered(images, partial(styled, style=style))) for style in self.styles]
+            if each:
+                mean = torch.stack(each).mean(0)
+                metrics[f"altered/style{suffix}"] = share(mean, _reading("style", others=others))
+        return beside(metrics)
 
 
-def altered(pictures: LabelledImages, change: Callable[[Image.Image], Image.Image]) -> LabelledImages:
-    """The same pictures after `change`, as PNG bytes."""
-    return replace(pictures, images=tuple(_png(change(decode(image))) for image in pictures.images))
+def altered(images: LabelledImages, change: Change) -> LabelledImages:
+    """The same images after `change`, as PNG bytes."""
+    return replace(images, images=tuple(_png(change(decode(image))) for image in images.images))
 
 
-def cropped(image: Image.Image, share: float) -> Image.Image:
-    """The middle, `share` of each side, at the size of the whole."""
+def cropped(image: Image.Image, fraction: float) -> Image.Image:
+    """The middle, `fraction` of each side, scaled up to the size of the whole."""
     w, h = image.size
-    x, y = w * (1 - share) / 2, h * (1 - share) / 2
+    x, y = w * (1 - fraction) / 2, h * (1 - fraction) / 2
     return image.resize((w, h), Image.Resampling.BICUBIC, box=(x, y, w - x, h - y))
 
 
-def blurred(image: Image.Image, share: float) -> Image.Image:
-    """A Gaussian blur of `share` of the shorter side."""
-    return image.filter(ImageFilter.GaussianBlur(share * min(image.size)))
+def blurred(image: Image.Image, fraction: float) -> Image.Image:
+    """A Gaussian blur whose standard deviation is `fraction` of the shorter side."""
+    return image.filter(ImageFilter.GaussianBlur(fraction * min(image.size)))
 
 
 def compressed(image: Image.Image, quality: int) -> Image.Image:
-    """Through JPEG and back."""
+    """The image after JPEG compression."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return decode(buffer.getvalue())
 
 
 def noisy(image: Image.Image, size: float, seed: int) -> Image.Image:
-    """Gaussian noise of `size` on every value, by `seed` and the picture itself."""
+    """Gaussian noise on every value, of standard deviation `size` of the range; set by seed and image."""
     values = np.asarray(image, np.float32) / 255
     rng = np.random.default_rng([seed, zlib.crc32(image.tobytes())])
     return _image(values + size * rng.standard_normal(values.shape, np.float32))
 
 
 def styled(image: Image.Image, style: str) -> Image.Image:
-    """In one of the miniature's styles."""
+    """The image in one of the miniature's styles."""
     return _image(stylise(np.asarray(image, np.float32) / 255, style))
 
 
@@ -112,20 +146,17 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _hits(features: Features, pictures: LabelledImages) -> Tensor:
-    """(n,) 1 where a picture's own name is first; the altered pixels themselves are kept nowhere."""
-    if not len(pictures):
+def _hits(features: Features, images: LabelledImages) -> Tensor:
+    """(n,) 1 where an image's own name is first. The pixels of altered images are not kept in the cache."""
+    if not len(images):
         return torch.zeros(0)
-    tower, pixels = Tower(features.model, "vision"), partial(prepared, features.model.prepare)
-    free = {"pixels": pixels, "progress": features.progress}
-    if features.store is None:
-        images = image_features(tower, pictures, pixels=pixels)
-    else:
-        images = features.store.rows("features", image_features, tower, pictures, _free=free)
-    return top_k(images, features.classes(pictures.classes), torch.tensor(pictures.labels), 1).double()
+    free = {"pixels": partial(prepared, features.model.prepare), "run": features.run}
+    tower = Tower(features.model, "vision")
+    embeddings = features.run.cached_rows("features", image_features, tower, images, _free=free)
+    return top_k(embeddings, features.classes(images.classes), torch.tensor(images.labels), 1).double()
 
 
-def _metric(kind: str, role: str, rates: Tensor) -> Metric:
-    who = "the other names" if role else "the forgotten"
-    reads = f"share of held-out pictures of {who} recognised first when {_READS[kind]}"
-    return share(rates, "higher" if role else "lower", reads)
+def _reading(kind: str, *, others: bool) -> Reading:
+    who = "the other names" if others else "the forgotten"
+    text = f"fraction of held-out images of {who} recognised first when {_TEXTS[kind]}"
+    return Reading(text, better="higher" if others else "lower", section=_SECTION)

@@ -1,6 +1,9 @@
-"""Does the model still know how sure it may be? Calibration error and Brier score of its zero-shot guesses."""
+"""Is the model as sure as it is right? Calibration error and Brier score of its zero-shot guesses."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -8,53 +11,83 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_calibration_error
 
-from muwa.eval.statistics import drawn, mean
+from muwa.eval.base import Measure
+from muwa.eval.statistics import mean, resamples
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+_SECTION = "Calibration"
+_RESAMPLES = 300  # of the calibration error
 
 
-def calibration(features: Features, task: Task, *, bins: int = 15) -> dict[str, Metric]:
-    """`calibration/<part>_ece` in [0, 1] and `calibration/<part>_brier` in [0, 2], of retain and utility. Lower is better.
+@dataclass(frozen=True)
+class Calibration(Measure):
+    """`calibration/<part>_ece` in [0, 1] and `calibration/<part>_brier` in [0, 2], of retain and utility set.
 
-        ECE   = sum over bins of share of pictures * |accuracy - mean confidence|        Brier = mean of sum (p - truth)^2
+        ECE   = sum over bins of (images in the bin / all images) * |accuracy - mean confidence|
+        Brier = mean over images of sum over names (p - truth)^2
 
-    p is the softmax over all names at the model's temperature; confidence is its largest value.
+    p is the softmax over all names at the model's temperature; confidence is its largest value. Lower is
+    better.
 
     Args:
-        bins: Of equal width, over the confidence.
+        bins: Number of bins of equal width, over the confidence.
 
     Raises:
-        ValueError: `bins` is below 1.
+        ValueError: `bins` is below 1 (`check`).
 
-    Sources: Guo et al. (arXiv 1706.04599), section 2 (torchmetrics' l1 norm); Brier (1950). The interval of the ECE is
-    normal with the standard deviation of its resamples, whose mean is too high.
+    Sources: Guo et al. (arXiv 1706.04599), section 2 (torchmetrics' l1 norm); Brier (1950). The interval of
+    the ECE is normal, with the standard deviation of its resamples: their mean is too high to take their
+    quantiles.
     """
-    if bins < 1:
-        raise ValueError(f"eval.calibration.bins: got {bins}, want at least 1")
-    found: dict[str, Metric] = {}
-    for part, who in (("retain", "of the other names"), ("utility", "that are unrelated")):
-        pictures: LabelledImages = getattr(task.eval, part)
-        p, labels = probabilities(features, pictures), torch.tensor(pictures.labels, dtype=torch.long)
-        error = (
-            f"gap between confidence and accuracy on held-out pictures {who} ({bins} bins; 0: as sure as it is right)"
-        )
-        found[f"calibration/{part}_ece"] = calibration_error(p, labels, bins, error)
-        score = (
-            f"squared error of the probabilities on held-out pictures {who}, summed over names (0: certain and right)"
-        )
-        found[f"calibration/{part}_brier"] = mean(brier(p, labels), "lower", score)
-    return found
+
+    observes: ClassVar[type[Observer]] = Features
+
+    bins: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if `bins` is below 1."""
+        if self.bins < 1:
+            raise ValueError(f"eval.calibration.bins: got {self.bins}, want at least 1")
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        metrics: dict[str, Metric] = {}
+        for part, which in (("retain", "images of other names"), ("utility", "unrelated images")):
+            images: LabelledImages = getattr(task.eval, part)
+            p, labels = probabilities(features, images), torch.tensor(images.labels, dtype=torch.long)
+            error = Reading(
+                f"gap between confidence and accuracy on held-out {which} "
+                f"({self.bins} bins; 0: as sure as it is right)",
+                better="lower",
+                section=_SECTION,
+            )
+            score = Reading(
+                f"squared error of the probabilities on held-out {which}, "
+                "summed over names (0: certain and right)",
+                better="lower",
+                unit="squared error",
+                section=_SECTION,
+            )
+            metrics[f"calibration/{part}_ece"] = calibration_error(p, labels, self.bins, error)
+            metrics[f"calibration/{part}_brier"] = mean(brier(p, labels), score)
+        return metrics
 
 
-def probabilities(features: Features, pictures: LabelledImages) -> Tensor:
+def probabilities(features: Features, images: LabelledImages) -> Tensor:
     """(n, names) softmax at the model's temperature, in double."""
     scale = features.model.scale.cpu().double()
-    return (scale * (features.images(pictures) @ features.classes(pictures.classes).T)).softmax(-1)
+    return (scale * (features.images(images) @ features.classes(images.classes).T)).softmax(-1)
 
 
 def brier(p: Tensor, labels: Tensor) -> Tensor:
-    """(n,) `sum over names (p - truth)^2` of each picture.
+    """(n,) `sum over names (p - truth)^2` of each image.
+
+    Args:
+        p: (n, names) probabilities.
+        labels: (n,) the right name of each image.
 
     >>> brier(torch.tensor([[0.75, 0.25]]), torch.tensor([0])).tolist()
     [0.125]
@@ -62,16 +95,23 @@ def brier(p: Tensor, labels: Tensor) -> Tensor:
     return (p - F.one_hot(labels, p.shape[1])).square().sum(1)
 
 
-def calibration_error(p: Tensor, labels: Tensor, bins: int, reads: str) -> Metric:
-    """ECE of the first guesses; 0 without an interval when there are none."""
+def calibration_error(p: Tensor, labels: Tensor, bins: int, reading: Reading) -> Metric:
+    """ECE of the first guesses; 0 without an interval when there are none.
+
+    Args:
+        p: (n, names) probabilities.
+        labels: (n,) the right name of each image.
+    """
     if not len(p):
-        return Metric(0.0, 0, None, None, "lower", reads)
+        return Metric(0.0, 0, reading=reading)
     confidence, guess = p.max(1)
     right = (guess == labels).long()
 
     def error(rows: np.ndarray | slice) -> float:
-        one = binary_calibration_error(confidence[rows], right[rows], bins, "l1", validate_args=False)
-        return float(one)
+        return float(binary_calibration_error(confidence[rows], right[rows], bins, "l1", validate_args=False))
 
-    value, sd = error(slice(None)), float(np.std([error(rows) for rows in drawn(len(p))[:300]]))
-    return Metric(value, len(p), max(0.0, value - 1.96 * sd), min(1.0, value + 1.96 * sd), "lower", reads)
+    value = error(slice(None))
+    deviation = float(np.std([error(rows) for rows in resamples(len(p))[:_RESAMPLES]]))
+    return Metric(
+        value, len(p), max(0.0, value - 1.96 * deviation), min(1.0, value + 1.96 * deviation), reading
+    )

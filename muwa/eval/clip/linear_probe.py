@@ -1,8 +1,10 @@
-"""Is the forgotten still in the features? A linear classifier on the frozen vision tower, trained to find it."""
+"""Is the forgotten still in the features? A linear classifier on the frozen vision tower is to find it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,69 +13,96 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from muwa.eval.clip.mia import accuracy, trained_on
-from muwa.eval.clip.retrained_models import load_twins
+from muwa.eval.base import Measure
+from muwa.eval.clip.mia import balanced_accuracy, trained_on
+from muwa.eval.clip.retrained_models import check_retrained, load_retrained
 from muwa.eval.statistics import area, of_others
+from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+_SECTION = "A linear probe of the image features"
 
 
-def linear_probe(features: Features, task: Task, *, c: float = 1.0, twins: Sequence[str] = ()) -> dict[str, Metric]:
-    """`probe/auc`, `probe/balanced_accuracy`: the forgotten against the other names, from image features alone.
+@dataclass(frozen=True)
+class LinearProbe(Measure):
+    """`probe/auc`, `probe/balanced_accuracy`: the forgotten against other names, from image features alone.
 
-    Logistic regression on standardised features is trained on the pictures of the forget pairs against those of the retain
-    pairs (which do not name the forgotten), and judged on held-out pictures of both. 0.5 is chance. Lower is better, but a
-    model that never saw the person tells faces apart too: with `twins`, `probe/retrained_auc` is what is to be reached.
+    Logistic regression on standardised features learns to tell the images of the forget pairs from those of
+    the retain pairs that do not name the forgotten. It is tested on held-out images of both. 0.5 is chance.
+    Lower is better, but a model that never saw the person tells faces apart too: with retrained models,
+    `probe/retrained_auc` is the value to be reached.
 
     Args:
         c: Inverse strength of the penalty on the weights.
-        twins: Folders of models trained without the forgotten (`python -m muwa.miniature.twins`).
+        retrained: Folders of models trained without the forgotten (`python -m muwa.miniature.twins`); may be
+            empty.
 
     Raises:
-        ValueError: `c` is not above 0; a side has no pictures; a twin is another kind of model or without somebody else.
+        ValueError: `c` is not above 0; a side has no images; a retrained model is another kind of model or
+            was trained without another name (`check`).
 
-    Source: linear probes of CLIP (arXiv 2103.00020), section 3.2. Differs: one name against all others, one fixed `c`.
+    Source: linear probes of CLIP (arXiv 2103.00020), section 3.2. Differs: one name against all others, one
+    fixed `c`.
     """
-    if not 0 < c < float("inf"):
-        raise ValueError(f"eval.linear_probe.c: got {c}, want a number above 0")
-    known, other = trained_on(task), _retained(task)
-    for what, pictures in (("forget pairs", known), ("retain pairs", other), ("eval pictures", task.eval.forget),
-                           ("eval pictures of other names", task.eval.retain)):  # fmt: skip
-        if not len(pictures):
-            raise ValueError(f"eval.linear_probe: got 0 {what}, want at least 1; leave linear_probe out of eval=[...]")
-    models = load_twins(features.model, twins, "eval.linear_probe.twins", names=task.names)
-    yes, no = _scores(features, task, known, other, c)
-    reads = (
-        "held-out pictures of the forgotten told from those of others by a linear classifier on frozen image features"
-    )
-    found = {
-        "probe/auc": area(yes, no, "lower", f"how often {reads}; 0.5 is chance"),
-        "probe/balanced_accuracy": accuracy(yes, no, f"balanced accuracy: {reads}; 0.5 is chance"),
-    }
-    if models:
-        each = [_scores(Features(m, features.store, progress=features.progress), task, known, other, c) for m in models]
-        apart = [torch.stack(side).mean(0) for side in zip(*each, strict=True)]
-        reads = (
-            f"the same of {len(models)} models that never saw the forgotten (their mean score): what is to be reached"
-        )
-        found["probe/retrained_auc"] = area(apart[0], apart[1], "neither", reads)
-    return found
+
+    observes: ClassVar[type[Observer]] = Features
+
+    c: float
+    retrained: Sequence[str]
+
+    def check(self, model: Any, task: Task) -> None:
+        """Raise if `c` is not above 0, a side has no images, or a retrained model does not fit."""
+        if not 0 < self.c < float("inf"):
+            raise ValueError(f"eval.linear_probe.c: got {self.c}, want a number above 0")
+        for what, images in (
+            ("forget pairs", trained_on(task)),
+            ("retain pairs", _images_of_others(task)),
+            ("eval images", task.eval.forget),
+            ("eval images of other names", task.eval.retain),
+        ):
+            if not len(images):
+                raise ValueError(
+                    f"eval.linear_probe: got 0 {what}, want at least 1; leave linear_probe out of eval=[...]"
+                )
+        check_retrained(model, self.retrained, task.names, "eval.linear_probe.retrained")
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        yes, no = self._scores(features, task)
+        probe = "a linear classifier on frozen image features"
+        often = f"how often {probe} tells held-out images of the forgotten from others; 0.5 is chance"
+        text = f"balanced accuracy of {probe}, held-out images of the forgotten against others; 0.5 is chance"
+        metrics = {
+            "probe/auc": area(yes, no, _area(often, "lower")),
+            "probe/balanced_accuracy": balanced_accuracy(yes, no, Reading(text, "lower", section=_SECTION)),
+        }
+        if self.retrained:
+            models = load_retrained(features.model, self.retrained)
+            each = [self._scores(Features(model, features.run), task) for model in models]
+            yes, no = (torch.stack(side).mean(0) for side in zip(*each, strict=True))
+            text = f"the same for {len(models)} models that never saw the forgotten: the value to be reached"
+            metrics["probe/retrained_auc"] = area(yes, no, _area(text, "neither"))
+        return metrics
+
+    def _scores(self, features: Features, task: Task) -> tuple[Tensor, Tensor]:
+        """(decision values of held-out images of the forgotten, of others); above 0 means "the forgotten"."""
+        known, other = trained_on(task), _images_of_others(task)
+        x = torch.cat([features.images(known), features.images(other)]).double().numpy()
+        truth = np.repeat([1, 0], [len(known), len(other)])
+        regression = LogisticRegression(C=self.c, class_weight="balanced", max_iter=2000)
+        probe = make_pipeline(StandardScaler(), regression).fit(x, truth)
+        asked = (features.images(images).double().numpy() for images in (task.eval.forget, task.eval.retain))
+        yes, no = (torch.from_numpy(probe.decision_function(one)) for one in asked)
+        return yes, no
 
 
-def _retained(task: Task) -> LabelledImages:
-    """Their pictures, without labels that mean anything."""
+def _area(text: str, better: str) -> Reading:
+    return Reading(text, better, unit="auc", section=_SECTION)
+
+
+def _images_of_others(task: Task) -> LabelledImages:
+    """The images of the retain pairs that do not name the forgotten; their labels mean nothing."""
     pairs = of_others(task)
     return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
-
-
-def _scores(features: Features, task: Task, known: LabelledImages, other: LabelledImages, c: float) -> tuple[Tensor, Tensor]:
-    """(decision values of the held-out pictures of the forgotten, of the others); above 0 means "the forgotten"."""
-    x = torch.cat([features.images(known), features.images(other)]).double().numpy()
-    truth = np.repeat([1, 0], [len(known), len(other)])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, class_weight="balanced", max_iter=2000)).fit(
-        x, truth
-    )
-    asked = (task.eval.forget, task.eval.retain)
-    yes, no = (torch.from_numpy(probe.decision_function(features.images(one).double().numpy())) for one in asked)
-    return yes, no

@@ -1,8 +1,10 @@
-"""Membership inference: can the model's behaviour tell the pairs it was trained on from pictures it never saw?"""
+"""Membership inference: does the model's behaviour tell the pairs it was trained on from unseen images?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,102 +15,161 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.neighbours import surprise
 from muwa.eval.clip.ranks import own_cosine
 from muwa.eval.statistics import area, caught, counts, rate_interval
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import RATE, Metric, Reading
 
 Array = np.ndarray
 Attack = Callable[
     [Array, Array, Array], Array
-]  # (known values (n, k), whether members (n,), asked (m, k)) -> scores (m,)
+]  # (known (n, k), whether members (n,), asked (m, k)) -> scores (m,)
 _CHANCE = "0.5 is chance, 1 is certain"
+_SECTION = "Membership inference: were the forget pairs trained on?"
 
 
-def mia(
-    features: Features, task: Task, *, folds: int = 10, seeds: int = 10, false_positives: float = 0.01, seed: int = 0
-) -> dict[str, Metric]:
-    """`mia/<attack>_auc` and `mia/<attack>_tpr`: forget pairs (members) against pictures no model saw. Lower is better.
+@dataclass(frozen=True)
+class MembershipInference(Measure):
+    """`mia/<attack>_auc` and `mia/<attack>_tpr`: forget pairs (members) against images that no model saw.
 
-        logistic      regression on two values a picture: the cosine with its bare name; the cross-entropy of that name
-                      among all names, at the model's temperature
-        likelihood    log N(z; members) - log N(z; others), z the log odds of the own name (LiRA's score)
+        logistic      regression on two values of an image: the cosine with its bare name; the cross-entropy
+                      of that name among all names, at the model's temperature
+        likelihood    log N(z; members) - log N(z; non-members), z the log odds of the own name (LiRA's score)
 
-    Each is fitted on all folds but one and asked on that one, over `seeds` shufflings, whose scores are averaged; a higher
-    score says "member" and the side is learnt, so a model that pushed the members *away* is caught as well. Non-members are
-    the held-out pictures of the same names (probe and eval), with the same bare-name captions.
+    Each attack is fitted on all folds but one and applied to that one, over `seeds` shufflings; the scores
+    are averaged. A higher score says "member". The direction is learnt, so a model that pushed the members
+    *away* is caught as well. Non-members are the held-out images of the same names (probe and eval), with the
+    same bare-name captions.
 
-    And as the release does it, with the cosine alone: `mia/release_auc` and `mia/release_accuracy` (balanced), of forget
-    pairs against unrelated held-out pictures. That tells people from other pictures, not members from non-members.
+    And as the release does it, with the cosine alone: `mia/release_auc` and `mia/release_accuracy`
+    (balanced), for forget pairs against unrelated held-out images. That tells people from other images, not
+    members from non-members.
+
+    Lower is better everywhere.
 
     Args:
-        folds: As many as the smaller side has pictures, at most.
-        seeds: Shufflings.
-        false_positives: Share of non-members that `_tpr` lets pass for members; with fewer than its inverse, none.
-        seed: First of the shufflings.
+        folds: Folds of the cross-validation; at most as many as the smaller side has images.
+        seeds: Number of shufflings.
+        false_positives: Rate of non-members that `_tpr` takes for members; with fewer non-members than its
+            inverse, none.
+        seed: The first of the shufflings' seeds.
 
     Raises:
-        ValueError: A count is out of range, or a side has fewer than two pictures.
+        ValueError: A count is out of range, or a side has fewer than two images (`check`).
 
-    Sources: SLUG (arXiv 2407.11867): logistic regression, 10 seeds, 10 folds; Carlini et al. (arXiv 2112.03570), sections 3
-    and 4. Differs: one normal distribution a side instead of one a sample from shadow models, which would need many
-    trainings. Training pairs may differ from held-out pictures in more than membership (styles, crops): read the change.
+    Sources: SLUG (arXiv 2407.11867): logistic regression, 10 seeds, 10 folds; Carlini et al. (arXiv
+    2112.03570), sections 3 and 4. Differs: one normal distribution a side, where they fit one a sample from
+    shadow models, which takes many trainings. Training pairs may differ from held-out images in more than
+    membership (styles, crops): read the change.
     """
-    for key, value, least in (("folds", folds, 2), ("seeds", seeds, 1)):
-        if value < least:
-            raise ValueError(f"eval.mia.{key}: got {value}, want at least {least}")
-    if not 0 < false_positives < 1:
-        raise ValueError(f"eval.mia.false_positives: got {false_positives}, want more than 0 and less than 1")
-    members, held_out = trained_on(task), bare(task.probe.forget, task.eval.forget)
-    for what, pictures in (("forget pairs", members), ("held-out pictures of the forgotten", held_out)):
-        if len(pictures) < 2:
-            raise ValueError(f"eval.mia: got {len(pictures)} {what}, want at least 2; leave mia out of eval=[...]")
-    sides = [torch.stack([_cosine(features, one), surprise(features, one)], 1) for one in (members, held_out)]
-    found: dict[str, Metric] = {}
-    for name, attack, values in (
-        ("logistic", logistic, sides),
-        ("likelihood", likelihood, [log_odds(x) for x in sides]),
-    ):
-        yes, no = scores(attack, values[0], values[1], folds=folds, seeds=range(seed, seed + seeds))
-        who = f"({name} attack; members: forget pairs, others: held-out pictures of the same names)"
-        reads = f"how often a member scores higher than a picture that was never trained on {who}: {_CHANCE}"
-        found[f"mia/{name}_auc"] = area(yes, no, "lower", reads)
-        reads = f"share of members caught while {false_positives:.0%} of the others at most are accused {who}"
-        found[f"mia/{name}_tpr"] = caught(yes, no, false_positives, "lower", reads)
-    unrelated = bare(task.eval.utility)
-    if len(unrelated) < 2:
-        return found
-    yes, no = scores(logistic, sides[0][:, :1], _cosine(features, unrelated)[:, None], folds=folds,
-                     seeds=range(seed, seed + seeds))  # fmt: skip
-    against = "forget pairs against unrelated held-out pictures, as the paper's release does it"
-    found["mia/release_auc"] = area(yes, no, "lower", f"how often a forget pair scores higher: {against}. {_CHANCE}")
-    found["mia/release_accuracy"] = accuracy(yes, no, f"balanced accuracy of the attack: {against}. {_CHANCE}")
-    return found
+
+    observes: ClassVar[type[Observer]] = Features
+
+    folds: int
+    seeds: int
+    false_positives: float
+    seed: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a count is out of range, or a side has fewer than two images."""
+        for key, least in (("folds", 2), ("seeds", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"eval.mia.{key}: got {getattr(self, key)}, want at least {least}")
+        if not 0 < self.false_positives < 1:
+            raise ValueError(
+                f"eval.mia.false_positives: got {self.false_positives}, want more than 0 and less than 1"
+            )
+        for what, images in (
+            ("forget pairs", trained_on(task)),
+            ("held-out images of the forgotten", bare(task.probe.forget, task.eval.forget)),
+        ):
+            if len(images) < 2:
+                raise ValueError(
+                    f"eval.mia: got {len(images)} {what}, want at least 2; leave mia out of eval=[...]"
+                )
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        sides = [
+            torch.stack([_cosine(features, images), surprise(features, images)], 1)
+            for images in (trained_on(task), bare(task.probe.forget, task.eval.forget))
+        ]
+        metrics: dict[str, Metric] = {}
+        for name, attack, (members, others) in (
+            ("logistic", logistic, sides),
+            ("likelihood", likelihood, [log_odds(side) for side in sides]),
+        ):
+            metrics |= self._attacked(name, *self._scores(attack, members, others))
+        unrelated = bare(task.eval.utility)
+        if len(unrelated) < 2:
+            return metrics
+        against = f"forget pairs against unrelated held-out images, as the paper's release does it. {_CHANCE}"
+        yes, no = self._scores(logistic, sides[0][:, :1], _cosine(features, unrelated)[:, None])
+        return metrics | {
+            "mia/release_auc": area(
+                yes, no, _reading(f"how often a forget pair scores higher: {against}", unit="auc")
+            ),
+            "mia/release_accuracy": balanced_accuracy(
+                yes, no, _reading(f"balanced accuracy of the attack: {against}")
+            ),
+        }
+
+    def _scores(self, attack: Attack, members: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """`scores` with the settings of this measure."""
+        return scores(
+            attack, members, others, folds=self.folds, seeds=range(self.seed, self.seed + self.seeds)
+        )
+
+    def _attacked(self, name: str, yes: Tensor, no: Tensor) -> dict[str, Metric]:
+        """AUC and true-positive rate of an attack, from the scores of members and non-members."""
+        who = f"({name} attack; members: forget pairs, others: held-out images of the same names)"
+        often = f"how often a member scores higher than an image that was never trained on {who}: {_CHANCE}"
+        most = f"while at most {self.false_positives:.0%} of the others are accused"
+        rate = f"fraction of members caught {most} {who}"
+        return {
+            f"mia/{name}_auc": area(yes, no, _reading(often, unit="auc")),
+            f"mia/{name}_tpr": caught(yes, no, self.false_positives, _reading(rate)),
+        }
+
+
+def _reading(text: str, *, unit: str = RATE) -> Reading:
+    return Reading(text, better="lower", unit=unit, section=_SECTION)
 
 
 def trained_on(task: Task) -> LabelledImages:
-    """The forget pairs as pictures labelled with their names, to be captioned with the bare name."""
+    """The forget pairs as images labelled with their names, to be captioned with the bare name."""
     classes = Classes(task.eval.forget.classes.names, ("{}",))
-    rows = [(k, i, classes.names.index(n)) for n in task.names
-            for k, i in zip(task.forget[n].keys, task.forget[n].images, strict=True)]  # fmt: skip
+    rows = [
+        (key, image, classes.names.index(name))
+        for name in task.names
+        for key, image in zip(task.forget[name].keys, task.forget[name].images, strict=True)
+    ]
     keys, images, labels = zip(*rows, strict=True) if rows else ((), (), ())
     return LabelledImages(keys, images, labels, classes)
 
 
 def bare(*parts: LabelledImages) -> LabelledImages:
-    """Several sets of the same classes as one, captioned with the bare name."""
-    join = [tuple(x for part in parts for x in getattr(part, field)) for field in ("keys", "images", "labels")]
+    """Several sets of images with the same classes as one, captioned with the bare name."""
+    join = [
+        tuple(x for part in parts for x in getattr(part, field)) for field in ("keys", "images", "labels")
+    ]
     return LabelledImages(join[0], join[1], join[2], Classes(parts[0].classes.names, ("{}",)))
 
 
 def scores(
     attack: Attack, members: Tensor, others: Tensor, *, folds: int, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """(scores of the members, of the others): each by an attack that was fitted without it, the mean over `seeds`.
+    """(scores of the members, of the others): each by an attack fitted without it; the mean over `seeds`.
 
-    Folds keep the shares of both sides, so that a fold's prior gives nothing away.
+    Folds are stratified, so that the prior of a fold gives nothing away.
+
+    Args:
+        members: (n, k) values of each member.
+        others: (m, k) values of each non-member.
     """
     values = torch.cat([members, others]).double().numpy()
     truth = np.repeat([1, 0], [len(members), len(others)])
@@ -121,35 +182,47 @@ def scores(
 
 
 def logistic(known: Array, truth: Array, asked: Array) -> Array:
-    """Decision values of logistic regression on standardised values, both sides weighing the same; 0 is undecided."""
+    """Decision values of a logistic regression on standardised values that weighs both sides equally."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     return model.fit(known, truth).decision_function(asked)
 
 
 def likelihood(known: Array, truth: Array, asked: Array) -> Array:
-    """Log ratio of two normal densities of one value, fitted to members and others."""
-    spread = max(known.std() * 1e-3, 1e-9)
+    """Log ratio of two normal densities of one value, fitted to members and non-members."""
+    least = max(known.std() * 1e-3, 1e-9)
     sides = [known[truth == side, 0] for side in (1, 0)]
-    yes, no = (norm.logpdf(asked[:, 0], side.mean(), max(side.std(), spread)) for side in sides)
+    yes, no = (norm.logpdf(asked[:, 0], side.mean(), max(side.std(), least)) for side in sides)
     return yes - no
 
 
 def log_odds(values: Tensor) -> Tensor:
-    """(n, 1) `log(p / (1 - p))` of p = exp(-cross-entropy), the second column; finite whatever p is."""
+    """(n, 1) `log(p / (1 - p))`, p = exp(-cross-entropy); finite whatever p is.
+
+    Args:
+        values: (n, 2); the second column is the cross-entropy, in nats.
+    """
     loss = values[:, 1:].double().clamp(1e-15)
     return -loss - torch.log(-torch.expm1(-loss))
 
 
-def accuracy(members: Tensor, others: Tensor, reads: str) -> Metric:
-    """Balanced accuracy of the sign of the scores, both sides resampled apart; Wilson's interval of as many samples as the
-    smaller side has where all resamples agree, as when every answer is right (`rate_interval`)."""
+def balanced_accuracy(members: Tensor, others: Tensor, reading: Reading) -> Metric:
+    """Balanced accuracy of the sign of the scores; the two sides are resampled separately.
+
+    Where all resamples agree, as when every answer is right, the interval is Wilson's of as many samples as
+    the smaller side has (`rate_interval`).
+
+    Args:
+        members: (n,) scores; above 0 is right.
+        others: (m,) scores; 0 or below is right.
+    """
     right = (members > 0).double().numpy(), (others <= 0).double().numpy()
     value = float(np.mean([side.mean() for side in right]))
     draws = np.mean([counts(len(side), i) @ side / len(side) for i, side in enumerate(right)], 0)
     smaller = min(len(members), len(others))
-    return Metric(value, len(members) + len(others), *rate_interval(draws, value, smaller), "lower", reads)
+    return Metric(value, len(members) + len(others), *rate_interval(draws, value, smaller), reading)
 
 
-def _cosine(features: Features, pictures: LabelledImages) -> Tensor:
-    labels = torch.tensor(pictures.labels, dtype=torch.long)
-    return own_cosine(features.images(pictures), features.classes(pictures.classes), labels)
+def _cosine(features: Features, images: LabelledImages) -> Tensor:
+    """(n,) the cosine of each image with its own name."""
+    labels = torch.tensor(images.labels, dtype=torch.long)
+    return own_cosine(features.images(images), features.classes(images.classes), labels)

@@ -1,6 +1,9 @@
-"""Does forgetting harm look-alikes? Retained names by how like the forgotten they are."""
+"""Does forgetting harm look-alikes? Accuracy on the other names, by their similarity to the forgotten."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -8,91 +11,121 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.accuracy import over_names
 from muwa.eval.clip.ranks import top_k
-from muwa.eval.statistics import drawn, interval
+from muwa.eval.statistics import interval, resamples
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
-BINS = ("nearest", "near", "middle", "far", "farthest")
+GROUPS = ("nearest", "near", "middle", "far", "farthest")
 BY = ("pictures", "names")
+_SECTION = "Look-alikes"
 
 
-def neighbours(features: Features, task: Task, *, by: str = "pictures") -> dict[str, Metric]:
-    """`neighbours/nearest` .. `neighbours/farthest`: retain top-1 in five groups of names, from the look-alikes on.
+@dataclass(frozen=True)
+class Neighbours(Measure):
+    """`neighbours/nearest` .. `neighbours/farthest`: retain top-1 in five groups of names, look-alikes first.
 
-    And `neighbours/correlation`: Spearman's, over the retained names, of likeness with harm, in [-1, 1]. Harm is the rise of
-    a name's mean cross-entropy (among all names, at the model's temperature, in nats) over the unedited model's. Positive:
-    look-alikes suffered more. 0 without an interval where nothing rose or fell, as for the unedited model.
+    And `neighbours/correlation`: Spearman's correlation over the retained names, in [-1, 1], of similarity
+    with harm. Harm is the rise of a name's mean cross-entropy over the unedited model's (among all names, at
+    the model's temperature, in nats). A positive correlation means that look-alikes suffered more. It is 0
+    without an interval where nothing rose or fell, as for the unedited model.
+
+    Groups have equal numbers of names, as far as that goes. With fewer than five names a group may be empty;
+    its n is 0. Intervals of groups come from resampled names (`over_names`).
 
     Args:
-        by: Likeness by the *unedited* model: cosine of mean "pictures" of both, or of their "names" as text. Of several
-            forgotten names the nearest counts.
+        by: Similarity by the *unedited* model: cosine of the mean "pictures" of two names, or of their
+            "names" as text. With several forgotten names the nearest counts.
 
     Raises:
-        ValueError: Another `by`; before any compute.
-
-    Groups are of equal numbers of names, as far as that goes; a group that is empty, with fewer than five names, has n 0.
-    Their intervals are of resampled names (`over_names`).
+        ValueError: Another `by` (`check`).
     """
-    if by not in BY:
-        raise ValueError(f"eval.neighbours.by: got {by!r}, want one of {', '.join(BY)}")
-    others, classes = task.eval.retain, task.eval.retain.classes
-    labels = torch.tensor(others.labels, dtype=torch.long)
-    names = labels.unique()
-    original = Features(features.model.unedited, features.store, progress=features.progress)
-    likeness = _likeness(original, task, names, by)
-    hits = top_k(features.images(others), features.classes(classes), labels, 1)
-    found: dict[str, Metric] = {}
-    for label, group in zip(BINS, np.array_split(np.argsort(-likeness.numpy(), kind="stable"), len(BINS)), strict=True):
-        mine = torch.isin(labels, names[group])
-        reads = (
-            f"share of held-out pictures recognised among the fifth of the other names that is {label} to the forgotten"
-        )
-        found[f"neighbours/{label}"] = Metric(*over_names(hits[mine], labels[mine]), "higher", reads)
-    rise = surprise(features, others) - surprise(original, others)
-    harm = torch.stack([rise[labels == name].mean() for name in names]) if len(names) else torch.zeros(0)
-    return found | {"neighbours/correlation": correlation(likeness, harm)}
+
+    observes: ClassVar[type[Observer]] = Features
+
+    by: str
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if `by` is unknown."""
+        if self.by not in BY:
+            raise ValueError(f"eval.neighbours.by: got {self.by!r}, want one of {', '.join(BY)}")
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        images = task.eval.retain
+        labels = torch.tensor(images.labels, dtype=torch.long)
+        names = labels.unique()
+        unedited = Features(features.model.unedited, features.run)
+        similarity = _similarity(unedited, task, names, self.by)
+        hits = top_k(features.images(images), features.classes(images.classes), labels, 1)
+        groups = np.array_split(np.argsort(-similarity.numpy(), kind="stable"), len(GROUPS))
+        metrics: dict[str, Metric] = {}
+        for group, members in zip(GROUPS, groups, strict=True):
+            inside = torch.isin(labels, names[members])
+            text = (
+                f"fraction of held-out images recognised, {group} of 5 groups by similarity to the forgotten"
+            )
+            reading = Reading(text, section=_SECTION)
+            metrics[f"neighbours/{group}"] = Metric(*over_names(hits[inside], labels[inside]), reading)
+        rise = surprise(features, images) - surprise(unedited, images)
+        harm = torch.stack([rise[labels == name].mean() for name in names]) if len(names) else torch.zeros(0)
+        return metrics | {"neighbours/correlation": correlation(similarity, harm)}
 
 
-def correlation(likeness: Tensor, harm: Tensor) -> Metric:
-    """Spearman's rank correlation with its interval, over resampled names; 0 without one where either is constant."""
-    reads = "rank correlation, over other names, of likeness to the forgotten with how much worse they are recognised"
-    pair = np.stack([likeness.double().numpy(), harm.double().numpy()])
+def correlation(similarity: Tensor, harm: Tensor) -> Metric:
+    """Spearman's rank correlation with an interval over resampled names; 0 without one if a side is constant.
+
+    Args:
+        similarity: (names,) to the forgotten.
+        harm: (names,) rise of cross-entropy, in nats.
+    """
+    reading = Reading(
+        "rank correlation, over the other names, of similarity to the forgotten with how much worse they are "
+        "recognised",
+        better="neither",
+        unit="correlation",
+        section=_SECTION,
+    )
+    pair = np.stack([similarity.double().numpy(), harm.double().numpy()])
     if pair.shape[1] < 3 or not pair.std(1).all():
-        return Metric(0.0, pair.shape[1], None, None, "neither", reads)
-    draws = ranked(*pair[:, drawn(pair.shape[1])])
+        return Metric(0.0, pair.shape[1], reading=reading)
+    draws = ranked(*pair[:, resamples(pair.shape[1])])
     low, high = interval(draws[np.isfinite(draws)])
-    return Metric(float(ranked(pair[:1], pair[1:])[0]), pair.shape[1], low, high, "neither", reads)
+    return Metric(float(ranked(pair[:1], pair[1:])[0]), pair.shape[1], low, high, reading)
 
 
 def ranked(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(b,) Spearman's correlation of each row of (b, n) with its like; NaN where one is constant."""
+    """(b,) Spearman's correlation of each row of x (b, n) with that of y; NaN where one is constant."""
     a, b = (rankdata(side, axis=1) for side in (x, y))
     a, b = (side - side.mean(1, keepdims=True) for side in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
 
 
-def surprise(features: Features, pictures: LabelledImages) -> Tensor:
-    """(n,) cross-entropy of each picture's own name among all names, at the model's temperature, in nats."""
-    logits = features.model.scale.cpu().double() * (features.images(pictures) @ features.classes(pictures.classes).T)
-    return F.cross_entropy(logits, torch.tensor(pictures.labels, dtype=torch.long), reduction="none")
+def surprise(features: Features, images: LabelledImages) -> Tensor:
+    """(n,) cross-entropy of each image's own name among all names, at the model's temperature, in nats."""
+    logits = features.model.scale.cpu().double() * (
+        features.images(images) @ features.classes(images.classes).T
+    )
+    return F.cross_entropy(logits, torch.tensor(images.labels, dtype=torch.long), reduction="none")
 
 
-def _likeness(original: Features, task: Task, names: Tensor, by: str) -> Tensor:
-    """(names,) the cosine of each retained name with the forgotten one nearest to it."""
-    weights = original.classes(task.eval.retain.classes)
+def _similarity(unedited: Features, task: Task, names: Tensor, by: str) -> Tensor:
+    """(names,) the cosine of each retained name with the forgotten name nearest to it."""
+    weights = unedited.classes(task.eval.retain.classes)
     forgotten = torch.tensor(task.eval.forget.labels, dtype=torch.long).unique()
     if by == "names":
         sides = weights[names], weights[forgotten]
     else:
-        sides = _centres(original, task.eval.retain, names), _centres(original, task.eval.forget, forgotten)
+        sides = _centres(unedited, task.eval.retain, names), _centres(unedited, task.eval.forget, forgotten)
     return (sides[0] @ sides[1].T).amax(1) if len(names) and len(forgotten) else torch.zeros(len(names))
 
 
-def _centres(features: Features, pictures: LabelledImages, names: Tensor) -> Tensor:
-    """(names, d) each name's mean picture, of length 1."""
-    images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)
-    return F.normalize(torch.stack([images[labels == name].mean(0) for name in names]), dim=-1)
+def _centres(features: Features, images: LabelledImages, names: Tensor) -> Tensor:
+    """(names, d) the mean embedding of each name's images, of length 1."""
+    embeddings, labels = features.images(images), torch.tensor(images.labels, dtype=torch.long)
+    return F.normalize(torch.stack([embeddings[labels == name].mean(0) for name in names]), dim=-1)

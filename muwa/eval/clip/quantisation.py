@@ -1,52 +1,80 @@
-"""Does the forgotten come back when the weights are rounded, as they are when a model is made small or fast?"""
+"""Does the forgotten come back when the weights are rounded, as they are to make a model small or fast?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.accuracy import accuracy
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
 BITS = {"int8": 8, "int4": 4}
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_TRANSPOSED = ("visual.proj", "text_projection")  # open_clip multiplies by these from the right: channels are columns
+KINDS = (*BITS, *CASTS)
+_TRANSPOSED = (
+    "visual.proj",
+    "text_projection",
+)  # open_clip multiplies by these from the right: channels are columns
+_SECTION = "With rounded weights"
 
 
-def quantisation(
-    features: Features, task: Task, *, kinds: Sequence[str] = ("int8", "int4", "bf16", "fp16")
-) -> dict[str, Metric]:
-    """`quantised/<kind>_forget_top5` (lower is better) and `quantised/<kind>_retain_top1` of the model, rounded.
+@dataclass(frozen=True)
+class Quantisation(Measure):
+    """`quantised/<kind>_forget_top5` (lower is better), `quantised/<kind>_retain_top1` of the rounded model.
 
     Args:
-        kinds: Some of int8, int4 (`rounded`), bf16, fp16 (weights cast there and back; activations stay fp32).
+        kinds: Some of int8, int4 (`rounded`), bf16, fp16 (weights cast there and back; activations stay
+            fp32).
 
     Raises:
-        ValueError: Another kind; before any compute.
+        ValueError: Another kind (`check`).
 
-    Source: Zhang et al. (arXiv 2410.16454): 4-bit rounding brings back what some methods only hid. Differs: weights of a
-    CLIP, rounded to the nearest, without calibration data.
+    Source: Zhang et al. (arXiv 2410.16454): 4-bit rounding brings back what some methods only hid. Differs:
+    weights of a CLIP, rounded to the nearest, without calibration data.
     """
-    if wrong := [kind for kind in kinds if kind not in (*BITS, *CASTS)]:
-        raise ValueError(f"eval.quantisation.kinds: got {wrong[0]!r}, want some of {', '.join((*BITS, *CASTS))}")
-    found: dict[str, Metric] = {}
-    for kind in kinds:
-        model = features.model.with_weights(converted(features.model.weights, kind))
-        seen = Features(model, features.store, progress=features.progress)
-        after = f" after its weights were rounded to {kind}"
-        forgotten = "share of held-out pictures of the forgotten whose own name is among the first {k} of {n}" + after
-        others = "share of held-out pictures of the other names recognised among {n} names" + after
-        found[f"quantised/{kind}_forget_top5"] = accuracy(seen, task.eval.forget, 5, "lower", forgotten)
-        found[f"quantised/{kind}_retain_top1"] = accuracy(seen, task.eval.retain, 1, "higher", others)
-    return found
+
+    observes: ClassVar[type[Observer]] = Features
+
+    kinds: Sequence[str]
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a kind of rounding is unknown."""
+        if wrong := [kind for kind in self.kinds if kind not in KINDS]:
+            raise ValueError(f"eval.quantisation.kinds: got {wrong[0]!r}, want some of {', '.join(KINDS)}")
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        metrics: dict[str, Metric] = {}
+        for kind in self.kinds:
+            model = features.model.with_weights(converted(features.model.weights, kind))
+            of_rounded = Features(model, features.run)
+            after = f"after the model's weights were rounded to {kind}"
+            of_forgotten = Reading(
+                "fraction of held-out images of the forgotten whose right name is among the first 5 of "
+                f"{len(task.eval.forget.classes.names)} {after}",
+                better="lower",
+                section=_SECTION,
+            )
+            of_others = Reading(
+                "fraction of held-out images of the other names recognised among "
+                f"{len(task.eval.retain.classes.names)} names {after}",
+                section=_SECTION,
+            )
+            metrics[f"quantised/{kind}_forget_top5"] = accuracy(of_rounded, task.eval.forget, 5, of_forgotten)
+            metrics[f"quantised/{kind}_retain_top1"] = accuracy(of_rounded, task.eval.retain, 1, of_others)
+        return metrics
 
 
 def converted(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Those of `weights` that `kind` changes, rounded and fp32 again; integers leave vectors (biases, norms) alone."""
+    """The weights that `kind` changes, rounded, in fp32; integers leave vectors (biases, norms) alone."""
     if kind in CASTS:
         return {name: tensor.to(CASTS[kind]).to(tensor.dtype) for name, tensor in weights.items()}
     return {
@@ -61,7 +89,7 @@ def rounded(weight: Tensor, bits: int, channel: int = 0) -> Tensor:
 
     Args:
         weight: Any shape of two dimensions or more.
-        channel: The dimension that each has its own scale along: the output channels.
+        channel: The dimension of the output channels; each channel has its own scale.
 
     >>> rounded(torch.tensor([[1.0, -7.0, 3.4], [0.0, 0.0, 0.0]]), 4).tolist()
     [[1.0, -7.0, 3.0], [0.0, 0.0, 0.0]]

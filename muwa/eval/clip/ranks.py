@@ -1,4 +1,4 @@
-"""Zero-shot recognition from embeddings: who is in the first k, and how close a picture is to its own name."""
+"""Zero-shot recognition from embeddings: is an image's class among its first k, and how close is it?"""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from torch import Tensor
 
 
 def top_k(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether each picture's own class is among its `k` nearest: fewer than `k` classes are at least as near.
+    """Whether each image's own class is among its `k` nearest: fewer than `k` others are at least as near.
 
-    A tie counts against the picture, so that a model whose embeddings collapsed does not pass for one that knows.
+    A tie counts against the image, so that a model whose embeddings collapsed does not seem to recognise
+    anything.
 
     Args:
-        features: (n, d) picture embeddings of length 1.
+        features: (n, d) image embeddings of length 1.
         classes: (c, d) class embeddings of length 1.
-        labels: (n,) index of each picture's class.
-        k: >= 1; with fewer than k + 1 classes every answer would be right, so k is then cut to c - 1 (at least 1).
+        labels: (n,) index of each image's class.
+        k: >= 1. With fewer than k + 1 classes every answer would be right, so k is then cut to c - 1 (at
+            least 1).
 
     Returns:
         (n,) bool.
@@ -30,18 +32,29 @@ def top_k(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def among_first(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The same from similarities (n, c) of each row with each column: is a row's own column among its first `k`?
+    """`top_k` from similarities: (n,) bool, whether each row's own column is among its first `k`.
+
+    Args:
+        logits: (n, c) similarity of each row with each column.
+        labels: (n,) each row's own column.
+        k: As in `top_k`.
 
     >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([1, 0]), 2).tolist()
     [True, True]
     >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([1, 0]), 1).tolist()
     [False, False]
     """
-    own = logits.gather(1, labels[:, None])
-    nearer = (~(logits < own)).sum(1) - 1  # the own column is no farther than itself; NaN is never farther
+    right = logits.gather(1, labels[:, None])
+    nearer = (~(logits < right)).sum(1) - 1  # minus the right column itself; NaN counts as nearer
     return nearer < max(1, min(k, logits.shape[1] - 1))
 
 
 def own_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
-    """(n,) cosine in [-1, 1] between each picture and the embedding of its own class."""
+    """(n,) cosine in [-1, 1] between each image and the embedding of its own class.
+
+    Args:
+        features: (n, d) image embeddings of length 1.
+        classes: (c, d) class embeddings of length 1.
+        labels: (n,) index of each image's class.
+    """
     return (features * classes[labels]).sum(-1)

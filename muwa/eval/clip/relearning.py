@@ -1,162 +1,211 @@
-"""How fast is the forgotten back? The model is fine-tuned on a few pictures of it, or on pictures of others only."""
+"""How fast does the forgotten come back in fine-tuning on a few of its images, or on images of others?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import counts, interval, of_others
-from muwa.gradients.losses import Loss, contrastive, cosine
-from muwa.models.clip.embeddings import Features, Tower, class_features, picture_batch, prepared
+from muwa.gradients.losses import by_name
+from muwa.models.base import Editable, Observer
+from muwa.models.clip.embeddings import Features, Tower, class_features, image_batch, prepared
 from muwa.models.clip.model import Clip
-from muwa.runtime.progress import track
+from muwa.run import Run
 from muwa.types.data import Classes, LabelledImages, Pairs, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
 
-def relearning(
-    features: Features, task: Task, *, shots: Sequence[int] = (1, 5, 20), others: bool = True, steps: int = 100,
-    every: int = 1, learning_rate: float = 1e-5, weight_decay: float = 0.1, batch_size: int = 32, seed: int = 0,
-) -> dict[str, Metric]:  # fmt: skip
-    """`relearn/steps_<shots>`, `relearn/steps_others`: AdamW steps until half of what was known is known again.
+@dataclass(frozen=True)
+class Relearning(Measure):
+    """`relearn/steps_<shots>`, `relearn/steps_others`: AdamW steps until half of what was known is back.
 
-    All weights are tuned. It is back at the first step at which at least half as many of its eval pictures are recognised
-    (top 1 among all names) as by the unedited model. Higher is better; the value is `steps` where that never came. An
-    unedited model needs 0.
+    All weights are fine-tuned. The forgotten is back at the first step at which at least half as many of its
+    eval images are recognised (top 1 among all names) as by the unedited model. Higher is better. The value
+    is `steps`, and capped, where that never came. An unedited model needs 0 steps.
 
-        shots     on that many forget pairs, all of them each step: mean(1 - cosine)
+        shots     on that many forget pairs, all of them in each step: mean(1 - cosine)
         others    on `batch_size` retain pairs a step that do not name the forgotten: CLIP's contrastive loss
 
+    The interval comes from resampled eval images, along one fine-tuning; it ends at `steps` too.
+
     Args:
-        shots: How many pairs (of each forgotten name), one fine-tuning for each; no more than there are.
-        others: Whether to try pairs of others as well.
-        steps: The cap.
-        every: Steps between looks; each encodes the eval pictures and all names anew.
-        batch_size: Of the others, and of the shots where those are more.
+        shots: Numbers of pairs of each forgotten name, one fine-tuning for each; at most as many as there
+            are.
+        others: Whether to fine-tune on pairs of others as well.
+        steps: The most steps of a fine-tuning.
+        every: Steps between evaluations; each encodes the eval images and all names anew.
+        learning_rate, weight_decay: Of AdamW.
+        batch_size: Pairs a step, of the others; and of the shots where those are more.
         seed: Of which pairs.
 
-    The interval is of resampled eval pictures, along one fine-tuning; at the cap it is cut off.
-
     Raises:
-        ValueError: A setting is out of range, or hardly a pair is of others; before any compute.
-            The loss is no longer finite.
+        ValueError: A setting is out of range, or fewer than two pairs are of others (`check`). The loss is no
+            longer finite.
 
-    Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies near: Hu et
-    al. (arXiv 2406.13356). Differs: steps instead of epochs.
+    Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies
+    near: Hu et al. (arXiv 2406.13356). Differs: steps instead of epochs.
     """
-    for key, value, least in (
-        ("steps", steps, 1),
-        ("every", every, 1),
-        ("batch_size", batch_size, 2),
-        ("shots", min(shots, default=1), 1),
-    ):
-        if value < least:
-            raise ValueError(f"eval.relearning.{key}: got {value}, want at least {least}")
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"eval.relearning.learning_rate: got {learning_rate}, want a number above 0")
-    kept = of_others(task)
-    if others and len(kept) < 2:  # a contrastive loss compares pairs
-        raise ValueError(
-            f"eval.relearning.others: got {len(kept)} retain pairs that do not name the forgotten, want at least 2; set "
-            f"eval.relearning.others=false"
-        )
-    original = Features(features.model.unedited, features.store, progress=features.progress)
-    known = recognised(original, task.eval.forget)
-    runs = {str(shot): (_first(task, shot, seed), "cosine") for shot in shots}
-    if others:
-        runs["others"] = (kept, "contrastive")
-    found: dict[str, Metric] = {}
-    for name, (pairs, loss) in runs.items():
-        settings: dict[str, Any] = {
-            "loss": loss, "known": int(known.sum()), "steps": steps, "every": every, "learning_rate": learning_rate,
-            "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed,
-        }  # fmt: skip
-        if features.store is None:
-            hits = relearn(features.model, pairs, task.eval.forget, progress=features.progress, **settings)
-        else:
-            free = {"progress": features.progress}
-            hits = features.store.get(
-                "relearning", relearn, features.model, pairs, task.eval.forget, **settings, _free=free
+
+    observes: ClassVar[type[Observer]] = Features
+
+    shots: Sequence[int]
+    others: bool
+    steps: int
+    every: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a setting is out of range, or fewer than two pairs are of others."""
+        for key, value, least in (
+            ("steps", self.steps, 1),
+            ("every", self.every, 1),
+            ("batch_size", self.batch_size, 2),
+            ("shots", min(self.shots, default=1), 1),
+        ):
+            if value < least:
+                raise ValueError(f"eval.relearning.{key}: got {value}, want at least {least}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(
+                f"eval.relearning.learning_rate: got {self.learning_rate}, want a number above 0"
             )
-        found[f"relearn/steps_{name}"] = steps_until_back(hits, known, steps, every, _reads(name, len(pairs), steps))
-    return found
+        n = len(of_others(task))
+        if self.others and n < 2:  # a contrastive loss compares pairs
+            raise ValueError(
+                f"eval.relearning.others: got {n} retain pairs that do not name the forgotten, want at "
+                "least 2; set eval.relearning.others=false"
+            )
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        model, run, images = features.model, features.run, task.eval.forget
+        known = recognised(Features(model.unedited, run), images)
+        trials = {str(shots): (first_pairs(task, shots, self.seed), "cosine") for shots in self.shots}
+        if self.others:
+            trials["others"] = (of_others(task), "contrastive")
+        metrics: dict[str, Metric] = {}
+        for name, (pairs, loss) in trials.items():
+            tuning = FineTuning(
+                loss=loss,
+                enough=int(known.sum()),
+                steps=self.steps,
+                every=self.every,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+            hits = run.cached("relearning", relearn, model, pairs, images, tuning, _free={"run": run})
+            metrics[f"relearn/steps_{name}"] = steps_until_back(
+                hits, known, self.steps, self.every, reading(name, len(pairs), self.steps)
+            )
+        return metrics
 
 
-def relearn(
-    model: Clip, pairs: Pairs, judged: LabelledImages, *, loss: str, known: int, steps: int, every: int, learning_rate: float,
-    weight_decay: float, batch_size: int, seed: int, progress: bool = False,
-) -> Tensor:  # fmt: skip
-    """Fine-tune a copy of `model` on `pairs` and look at `judged` every few steps, until `known` of them are recognised.
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of one fine-tuning.
 
     Args:
-        loss: "cosine" or "contrastive".
-        known: When to stop: by then every resample of the pictures has an answer, or hardly any has not.
+        loss: "cosine" | "contrastive" (`muwa.gradients.losses`).
+        enough: Stop once so many images are recognised. With as many as the unedited model knew, hardly a
+            resample of the images is left without an answer.
+        steps, every, learning_rate, weight_decay, batch_size: As in `Relearning`.
+        seed: Of the order of the pairs.
+    """
+
+    loss: str
+    enough: int
+    steps: int
+    every: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    seed: int
+
+
+def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: FineTuning, *, run: Run) -> Tensor:
+    """Fine-tune a copy of `model` on `pairs`, and evaluate it on `images` every few steps.
 
     Returns:
-        (1 + looks, pictures) bool: which are recognised first of all names, before the first step and at each look.
+        (1 + evaluations, images) bool: which images are recognised first of all names, before the first step
+        and at each evaluation.
+
+    Raises:
+        ValueError: The loss is no longer finite.
     """
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in model.weights.items()}
-    descent = torch.optim.AdamW(leaves.values(), lr=learning_rate, weight_decay=weight_decay)
-    measure: Loss = {"cosine": cosine, "contrastive": contrastive}[loss]
-    tokens, asked = model.tokenize(list(pairs.captions)), prepared(model.prepare, judged)
-    rng, order = np.random.default_rng(seed), np.zeros(0, int)
-    hits = [_seen(model, leaves, asked, judged)]
-    for step in track(range(steps), "relearning", steps, show=progress):
-        if int(hits[-1].sum()) >= known:
+    optimiser = torch.optim.AdamW(leaves.values(), lr=tuning.learning_rate, weight_decay=tuning.weight_decay)
+    tokens, pixels = model.tokenize(list(pairs.captions)), prepared(model.prepare, images)
+    batches = _batches(len(pairs), tuning)
+    hits = [_recognised_with(model, leaves, pixels, images)]
+    for step in run.track(range(tuning.steps), "relearning", tuning.steps):
+        if int(hits[-1].sum()) >= tuning.enough:
             break
-        if len(order) < min(batch_size, len(pairs)):
-            order = rng.permutation(len(pairs))
-        rows, order = order[:batch_size].tolist(), order[batch_size:]
-        pixels = prepared(model.prepare, _pictures(pairs.select(rows)))
+        rows = next(batches)
+        batch = prepared(model.prepare, _unlabelled(pairs.select(rows)))
         with torch.enable_grad():
-            v = model.encode("vision", model.prepare.scale(pixels.to(model.device)), leaves)
+            v = model.encode("vision", model.prepare.scale(batch.to(model.device)), leaves)
             t = model.encode("text", tokens[rows], leaves)
-            value = measure(v, t, leaves["logit_scale"].exp())
-            descent.zero_grad(set_to_none=True)
+            value = by_name(tuning.loss)(v, t, leaves["logit_scale"].exp())
+            optimiser.zero_grad(set_to_none=True)
             value.backward()
         if not torch.isfinite(value):
-            raise ValueError(f"eval.relearning.learning_rate: the loss is {value.item()} at step {step + 1}; lower it")
-        descent.step()
-        if (step + 1) % every == 0 or step + 1 == steps:
-            hits.append(_seen(model, leaves, asked, judged))
+            raise ValueError(
+                f"eval.relearning.learning_rate: the loss is {value.item()} at step {step + 1}; lower it"
+            )
+        optimiser.step()
+        if (step + 1) % tuning.every == 0 or step + 1 == tuning.steps:
+            hits.append(_recognised_with(model, leaves, pixels, images))
     return torch.stack(hits)
 
 
-def steps_until_back(hits: Tensor, known: Tensor, cap: int, every: int, reads: str) -> Metric:
-    """The first step at which half as many pictures are recognised as were `known`, or `cap`.
+def steps_until_back(hits: Tensor, known: Tensor, cap: int, every: int, reading: Reading) -> Metric:
+    """The first step at which half as many images are recognised as were `known`, or `cap`.
 
     Args:
-        hits: (1 + looks, n) bool of `relearn`, `every` steps apart.
+        hits: (1 + evaluations, n) bool of `relearn`, `every` steps apart.
         known: (n,) bool: which the unedited model recognises.
 
     Returns:
-        The metric; n is the number of pictures. Where nothing was known, nothing can come back: `cap` without an interval.
+        The metric; n is the number of images. It is capped where the forgotten never came back. Where nothing
+        was known, nothing can come back: `cap`, without an interval.
     """
     seen, was = hits.double().numpy(), known.double().numpy()
     if not was.sum():
-        return Metric(float(cap), len(was), None, None, "higher", f"{reads} The unedited model knew none of them.")
+        unknown = replace(reading, text=f"{reading.text} The unedited model knew none of them.")
+        return Metric(float(cap), len(was), reading=unknown, capped=True)
 
-    def first(weights: np.ndarray) -> np.ndarray:
-        back = weights @ seen.T >= np.maximum((weights @ was)[:, None] / 2, 1e-9)  # (resamples, 1 + looks)
+    def is_back(weights: np.ndarray) -> np.ndarray:
+        """(resamples, 1 + evaluations) bool: whether the forgotten is back at each evaluation."""
+        return weights @ seen.T >= np.maximum((weights @ was)[:, None] / 2, 1e-9)
+
+    def first(back: np.ndarray) -> np.ndarray:
+        """(resamples,) the first step at which it is back."""
         return np.where(back.any(1), np.minimum(back.argmax(1) * every, cap), cap)
 
-    value = float(first(np.ones((1, len(was))))[0])
-    return Metric(value, len(was), *interval(first(counts(len(was)))), "higher", reads)
+    every_image = is_back(np.ones((1, len(was))))
+    value, capped = float(first(every_image)[0]), not every_image.any()
+    return Metric(value, len(was), *interval(first(is_back(counts(len(was))))), reading, capped)
 
 
-def recognised(features: Features, pictures: LabelledImages) -> Tensor:
-    """(n,) bool: whose own name is first of all names."""
-    labels = torch.tensor(pictures.labels, dtype=torch.long)
-    return top_k(features.images(pictures), features.classes(pictures.classes), labels, 1)
+def recognised(features: Features, images: LabelledImages) -> Tensor:
+    """(n,) bool: the images whose own name is first of all names."""
+    labels = torch.tensor(images.labels, dtype=torch.long)
+    return top_k(features.images(images), features.classes(images.classes), labels, 1)
 
 
-def _first(task: Task, shots: int, seed: int) -> Pairs:
-    """`shots` forget pairs of each name, by `seed`; those of fewer shots are among those of more."""
+def first_pairs(task: Task, shots: int, seed: int) -> Pairs:
+    """`shots` forget pairs of each name, by `seed`; the pairs of fewer shots are among those of more."""
     parts = []
     for name in task.names:
         pairs = task.forget[name]
@@ -166,23 +215,43 @@ def _first(task: Task, shots: int, seed: int) -> Pairs:
     return Pairs(keys, images, captions)
 
 
-def _pictures(pairs: Pairs) -> LabelledImages:
+def reading(name: str, n: int, cap: int) -> Reading:
+    """How to read `relearn/steps_<name>` of a fine-tuning on `n` pairs, for `cap` steps at most."""
+    what = "pairs of others only" if name == "others" else f"{n} forget pairs"
+    return Reading(
+        f"steps of fine-tuning on {what} until half of the held-out images that the unedited model knew are "
+        f"known again; {cap}: not within so many.",
+        unit="steps",
+        section="Relearning",
+    )
+
+
+def _batches(n: int, tuning: FineTuning) -> Iterator[list[int]]:
+    """Indices of the pairs of each step: a new order once fewer than a batch are left."""
+    rng, order = np.random.default_rng(tuning.seed), np.zeros(0, int)
+    while True:
+        if len(order) < min(tuning.batch_size, n):
+            order = rng.permutation(n)
+        batch, order = order[: tuning.batch_size], order[tuning.batch_size :]
+        yield batch.tolist()
+
+
+def _unlabelled(pairs: Pairs) -> LabelledImages:
+    """The images of `pairs`; their labels mean nothing."""
     return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
 
 
 @torch.inference_mode()
-def _seen(model: Clip, leaves: dict[str, Tensor], pixels: Tensor, judged: LabelledImages) -> Tensor:
-    """(n,) bool: which of the judged pictures the model recognises with these weights."""
+def _recognised_with(
+    model: Clip, leaves: Mapping[str, Tensor], pixels: Tensor, images: LabelledImages
+) -> Tensor:
+    """(n,) bool: which of the images the model recognises with these weights.
+
+    Args:
+        pixels: (n, 3, h, w) uint8 of `images`.
+    """
     tuned = model.with_weights({name: leaf.detach() for name, leaf in leaves.items()})
-    batches = (tuned.prepare.scale(batch.to(tuned.device)) for batch in pixels.split(picture_batch(tuned)))
-    images = torch.cat([tuned.encode("vision", batch).cpu() for batch in batches])
-    names = class_features(Tower(tuned, "text"), judged.classes)
-    return top_k(images, names, torch.tensor(judged.labels, dtype=torch.long), 1)
-
-
-def _reads(name: str, n: int, steps: int) -> str:
-    what = "pairs of others only" if name == "others" else f"{n} forget pairs"
-    return (
-        f"steps of fine-tuning on {what} until half of the held-out pictures that the unedited model knew are known again; "
-        f"{steps}: not within so many."
-    )
+    batches = (tuned.prepare.scale(batch.to(tuned.device)) for batch in pixels.split(image_batch(tuned)))
+    embeddings = torch.cat([tuned.encode("vision", batch).cpu() for batch in batches])
+    names = class_features(Tower(tuned, "text"), images.classes, run=Run())
+    return top_k(embeddings, names, torch.tensor(images.labels, dtype=torch.long), 1)

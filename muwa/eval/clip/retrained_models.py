@@ -1,4 +1,4 @@
-"""Twins: models trained from nothing without the forgotten, in open_clip's folder layout. The exact answer."""
+"""Models retrained from nothing without the forgotten, the exact answer, in open_clip's folder layout."""
 
 from __future__ import annotations
 
@@ -12,89 +12,116 @@ from muwa.models.clip.model import Clip
 from muwa.models.clip.open_clip import load
 
 HOW = "python -m muwa.miniature.twins --without NAME --seeds 0 1 --out DIR"
+CARD = "twin.json"  # beside the weights; folders written by earlier versions have it too
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a twin says of itself, in `twin.json` beside its weights: trained without whom, by which seed, for how long."""
+    """What the folder of a retrained model says about it, beside the weights.
+
+    Args:
+        without: The name that it was trained without.
+        seed: Of the training.
+        epochs: Length of the training.
+    """
 
     without: str
     seed: int
     epochs: int
 
     def write(self, folder: Path) -> None:
-        """Write it into a twin's folder."""
-        (folder / "twin.json").write_text(json.dumps(asdict(self)) + "\n")
+        """Write the card into the folder of a retrained model."""
+        (folder / CARD).write_text(json.dumps(asdict(self)) + "\n")
 
 
-def load_twins(
-    model: Clip, folders: Sequence[str], key: str, *, names: Sequence[str] | None = None, least: int = 0
-) -> list[Clip]:
-    """The models in `folders`, on the model's device.
-
-    Args:
-        key: Of the config, for messages.
-        names: What is forgotten; None where that is not known yet: then the twins are compared with each other alone.
-        least: How many are needed.
+def load_retrained(model: Clip, folders: Sequence[str]) -> list[Clip]:
+    """The models in `folders`, on the device of `model`.
 
     Raises:
-        ValueError: There are fewer; a folder is given twice, holds no model or no `twin.json`; a model differs from `model`
-            in more than its weights; twins are of another person, of one seed or of unlike epochs. Says the command.
+        ValueError, FileNotFoundError: open_clip cannot load a folder.
+    """
+    device = str(model.device)
+    return [load(f"local-dir:{folder}", None, device=device, seed=0) for folder in folders]
+
+
+def check_retrained(
+    model: Clip, folders: Sequence[str], names: Sequence[str], key: str, *, least: int = 0
+) -> None:
+    """Raise if the models in `folders` cannot serve as `model` retrained without the forgotten.
+
+    Args:
+        names: The names that are forgotten.
+        key: The setting, for messages.
+        least: How many retrained models are needed.
+
+    Raises:
+        ValueError: There are fewer. A folder is given twice, or holds no model or no card. A model differs
+            from `model` in more than its weights. Models were trained without another name, from one seed, or
+            for unequal numbers of epochs. Says the command that makes them.
     """
     if len(folders) < least:
         raise ValueError(
-            f"{key}: got {len(folders)} models retrained without the forgotten, want at least {least}; of the "
-            f"miniature they are made by `{HOW}` (48 minutes each on two cores), then {key}=[DIR/...,DIR/...]"
+            f"{key}: got {len(folders)} models retrained without the forgotten, want at least {least}; for "
+            f"the miniature make them by `{HOW}` (48 minutes each on two cores), then {key}=[DIR/...,DIR/...]"
         )
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
-        raise ValueError(f"{key}: got the same folder twice in {list(folders)}, want models of different seeds")
-    twins = []
+        raise ValueError(
+            f"{key}: got the same folder twice in {list(folders)}, want models of different seeds"
+        )
     for folder in folders:
         try:
-            twin = load(f"local-dir:{folder}", device=str(model.device))
+            (retrained,) = load_retrained(model, [folder])
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(
                 f"{key}: got {folder}, want a folder that open_clip loads; make one: {HOW} ({error})"
             ) from error
-        if twin.spec != model.spec:
+        if retrained.spec != model.spec:
             raise ValueError(
-                f"{key}: {folder} differs from {model.source} in architecture or tokenizer, want the same model retrained; "
-                f"only of the miniature is there a command: {HOW}"
+                f"{key}: {folder} differs from {model.source} in architecture or tokenizer, want the same "
+                f"model retrained; only for the miniature is there a command: {HOW}"
             )
-        twins.append(twin)
-    _check_cards([_card(folder, key) for folder in folders], folders, key, names)
-    return twins
+    cards = {folder: _card(folder, key) for folder in folders}
+    if cards:
+        _check_names(cards, names, key)
+        _check_seeds(list(cards.values()), key)
 
 
 def _card(folder: str, key: str) -> Card:
+    """The card in `folder`."""
     try:
-        return Card(**json.loads((Path(folder) / "twin.json").read_text()))
+        return Card(**json.loads((Path(folder) / CARD).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{key}: got {folder}, which does not say without whom it was trained, want a twin with its twin.json; "
-            f"make one: {HOW} (where the twin itself is there, that writes the file alone)"
+            f"{key}: got {folder}, which does not say without whom it was trained, want a retrained model "
+            f"with its {CARD}; make one: {HOW} (if the weights are there already, that writes the file alone)"
         ) from error
 
 
-def _check_cards(cards: Sequence[Card], folders: Sequence[str], key: str, names: Sequence[str] | None) -> None:
-    if names is not None and folders and len(names) != 1:
+def _check_names(cards: dict[str, Card], names: Sequence[str], key: str) -> None:
+    """Raise unless every model was trained without the one name that is forgotten."""
+    if len(names) != 1:
         raise ValueError(
-            f"{key}: got twins for {len(names)} forgotten names ({', '.join(names)}), want one name: a twin is trained "
-            f"without one person; forget one, or give no twins"
+            f"{key}: got retrained models for {len(names)} forgotten names ({', '.join(names)}), want one "
+            "name: each is trained without one name; forget one, or give no retrained models"
         )
-    for folder, card in zip(folders, cards, strict=True):
-        if names is not None and fold(card.without) != fold(names[0]):
+    for folder, card in cards.items():
+        if fold(card.without) != fold(names[0]):
             raise ValueError(
-                f"{key}: {folder} was trained without {card.without}, want one without {names[0]}, who is forgotten; "
-                "make it: " + HOW.replace("NAME", f'"{names[0]}"')
+                f"{key}: {folder} was trained without {card.without}, want one without {names[0]}, who is "
+                "forgotten; make it: " + HOW.replace("NAME", f'"{names[0]}"')
             )
-    if len({card.epochs for card in cards}) > 1:
+
+
+def _check_seeds(cards: Sequence[Card], key: str) -> None:
+    """Raise unless the models were trained for equally many epochs, from different seeds."""
+    epochs, seeds = ([getattr(card, field) for card in cards] for field in ("epochs", "seed"))
+    if len(set(epochs)) > 1:
         raise ValueError(
-            f"{key}: got twins of {', '.join(str(card.epochs) for card in cards)} epochs, want all of the same; make them "
-            f"alike: {HOW} --epochs {max(card.epochs for card in cards)}"
+            f"{key}: got retrained models of {', '.join(map(str, epochs))} epochs, want equal numbers; make "
+            f"them: {HOW} --epochs {max(epochs)}"
         )
-    if len({card.seed for card in cards}) < len(cards):
+    if len(set(seeds)) < len(cards):
         raise ValueError(
-            f"{key}: got twins of the seeds {', '.join(str(card.seed) for card in cards)}, want seeds that differ; "
-            f"make them: {HOW}"
+            f"{key}: got retrained models of the seeds {', '.join(map(str, seeds))}, want seeds that "
+            f"differ; make them: {HOW}"
         )

@@ -1,57 +1,86 @@
-"""Retrieval over held-out pairs of pictures and names: from the picture to its name, from the name to its pictures."""
+"""Retrieval over held-out images and names: from an image to its name, and from a name to its images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import share
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+_SECTION = "Retrieval of images and names"
 
 
-def retrieval(features: Features, task: Task, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Metric]:
-    """`retrieval/image_to_text_<k>`, `retrieval/text_to_image_<k>` of the other names; `forget_...` of the forgotten.
+@dataclass(frozen=True)
+class Retrieval(Measure):
+    """`retrieval/image_to_text_<k>`, `text_to_image_<k>` of other names; `forget_...` of the forgotten.
 
-    The pool is all eval pictures of both, and all names. A name has several pictures, so a hit is
+    The pool is all eval images of both, and all names. A name has several images, so a hit is
 
-        image to text    the picture's own name is among the first k names
-        text to image    *any* picture of the name is among the first k pictures; a tie counts against it
+        image to text    the image's own name is among the first k names
+        text to image    *any* image of the name is among the first k images; a tie counts against it
 
-    Higher is better for the others, lower for the forgotten. n is the number of queries: pictures, or names.
+    Higher is better for the other names, lower for the forgotten. n is the number of queries: images, or
+    names.
 
     Args:
-        ks: How many of the ranking count.
+        ks: How many places of the ranking count; one pair of metrics for each.
 
     Raises:
-        ValueError: A k below 1.
+        ValueError: A k is below 1 (`check`).
+
+    Source: CLIP (arXiv 2103.00020), appendix E.1.
     """
-    if wrong := [k for k in ks if k < 1]:
-        raise ValueError(f"eval.retrieval.ks: got {wrong[0]}, want numbers of at least 1")
-    parts = {"": task.eval.retain, "forget_": task.eval.forget}
-    weights = features.classes(task.eval.retain.classes)
-    images = {role: features.images(pictures) for role, pictures in parts.items()}
-    labels = {role: torch.tensor(pictures.labels, dtype=torch.long) for role, pictures in parts.items()}
-    pool, whose = torch.cat(list(images.values())), torch.cat(list(labels.values()))
-    found: dict[str, Metric] = {}
-    for role, who, better in (("", "other", "higher"), ("forget_", "forgotten", "lower")):
-        ranks = first_hit(weights[labels[role].unique()] @ pool.T, labels[role].unique()[:, None] == whose)
-        for k in ks:
-            hits = top_k(images[role], weights, labels[role], k).double()
-            reads = f"share of held-out pictures of {who} names whose name is among the first {k}"
-            found[f"retrieval/{role}image_to_text_{k}"] = share(hits, better, reads)
-        for k in ks:
-            reads = f"share of {who} names with a picture of theirs among the first {k} of {len(whose)} pictures"
-            found[f"retrieval/{role}text_to_image_{k}"] = share((ranks <= k).double(), better, reads)
-    return found
+
+    observes: ClassVar[type[Observer]] = Features
+
+    ks: Sequence[int]
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a k is below 1."""
+        if wrong := [k for k in self.ks if k < 1]:
+            raise ValueError(f"eval.retrieval.ks: got {wrong[0]}, want numbers of at least 1")
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        sets = {"": task.eval.retain, "forget_": task.eval.forget}
+        weights = features.classes(task.eval.retain.classes)
+        images = {prefix: features.images(some) for prefix, some in sets.items()}
+        labels = {prefix: torch.tensor(some.labels, dtype=torch.long) for prefix, some in sets.items()}
+        pool, labels_of_pool = torch.cat(list(images.values())), torch.cat(list(labels.values()))
+        metrics: dict[str, Metric] = {}
+        for prefix, which, better in (("", "other", "higher"), ("forget_", "forgotten", "lower")):
+            names = labels[prefix].unique()
+            places = first_hit(weights[names] @ pool.T, names[:, None] == labels_of_pool)
+            for k in self.ks:
+                hits = top_k(images[prefix], weights, labels[prefix], k).double()
+                text = f"fraction of held-out images of {which} names whose name is among the first {k}"
+                metrics[f"retrieval/{prefix}image_to_text_{k}"] = share(hits, _reading(text, better))
+            for k in self.ks:
+                text = (
+                    f"fraction of {which} names with one of their images among the first {k} of {len(pool)}"
+                )
+                metrics[f"retrieval/{prefix}text_to_image_{k}"] = share(
+                    (places <= k).double(), _reading(text, better)
+                )
+        return metrics
+
+
+def _reading(text: str, better: str) -> Reading:
+    return Reading(text, better, section=_SECTION)
 
 
 def first_hit(similarities: Tensor, right: Tensor) -> Tensor:
-    """(q,) at which place of each query's ranking, from 1, its first right one stands.
+    """(q,) the place in each query's ranking, from 1, of its first right candidate; a tie counts against it.
 
     Args:
         similarities: (q, n) of each query with each candidate.
@@ -60,5 +89,9 @@ def first_hit(similarities: Tensor, right: Tensor) -> Tensor:
     >>> first_hit(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[False, True, True]])).tolist()
     [2]
     """
-    best = similarities.masked_fill(~right, float("-inf")).amax(1, keepdim=True) if right.numel() else similarities
+    best = (
+        similarities.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
+        if right.numel()
+        else similarities
+    )
     return 1 + (~(similarities < best) & ~right).sum(1)

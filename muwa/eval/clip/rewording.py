@@ -1,30 +1,26 @@
-"""Is the forgotten still recognised under other words: another template, half of the name, a typo, a description?"""
+"""Is the forgotten still recognised in other words: another template, half of the name, a typo?"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import among_first, top_k
 from muwa.eval.statistics import beside, share, spread
+from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
-TEMPLATES = ("{}", "a photo of {}", "a portrait of {}", "this is {}")
-SENTENCES = (
-    "somebody who is known by the name of {}",
-    "in this picture you can see {}, as everybody knows",
-    "the name of whoever is shown here is {}",
-)
-NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
-_READS = {
+_SECTION = "In other words"
+_TEXTS = {
     "template": "asked for in other templates",
     "sentence": "asked for in whole sentences",
     "first": "by the first name alone",
@@ -35,56 +31,81 @@ _READS = {
 }
 
 
-def rewording(
-    features: Features, task: Task, *, templates: Sequence[str] = TEMPLATES, sentences: Sequence[str] = SENTENCES,
-    typos: int = 3, descriptions: Mapping[str, Sequence[str]] = NONE, others: int | None = 200, seed: int = 0,
-) -> dict[str, Metric]:  # fmt: skip
-    """`reworded/<kind>`: top-1 accuracy on the forgotten in other words. Lower is better; `_others`: of the other names.
+@dataclass(frozen=True)
+class Rewording(Measure):
+    """`reworded/<kind>`: top-1 accuracy on the forgotten in other words; `reworded/<kind>_others`: on others.
 
         template, sentence    every name in another prompt; the mean over prompts
-        first, last, upper    the picture's own name so, beside the other names as they are
+        first, last, upper    the image's own name so, beside the other names as they are
         typo                  the same with a letter lost, doubled or swapped; the mean over `typos` of them
-        description           the same with `descriptions` in place of the name, of the forgotten only
+        description           the same with `descriptions` in place of the name, for the forgotten only
+
+    Lower is better for the forgotten, higher for the other names. With a tokenizer that folds case, `upper`
+    is the plain question. Only one name at a time is cut, so names that share a word do not tie under `first`
+    or `last`.
 
     Args:
         templates, sentences: Prompts with {} for the name.
-        descriptions: Name -> texts that describe it and are used as they stand; left out where a forgotten name has none.
-        others: LabelledImages of other names, evenly over all; None takes all.
-        seed: Of the typos.
-
-    A tokenizer that folds case makes `upper` the plain question. Names that share a word tie under `first` or `last` with
-    nobody: only one name at a time is cut.
+        typos: Number of misspellings of each name.
+        descriptions: Name -> texts that describe it and are used as they stand. Left out where a forgotten
+            name has none.
+        others: Number of images of other names, evenly over all; None takes all.
+        seed: Seed of the typos.
 
     Raises:
-        ValueError: A prompt has no {}, a count is out of range, or a described name is not one of the forgotten.
+        ValueError: A prompt has no {}, a count is out of range, or a described name is not a forgotten one
+            (`check`).
     """
-    if wrong := [text for text in (*templates, *sentences) if "{}" not in text]:
-        raise ValueError(f"eval.rewording: got the prompt {wrong[0]!r}, want {{}} in it for the name")
-    if typos < 1:
-        raise ValueError(f"eval.rewording.typos: got {typos}, want at least 1")
-    if unknown := [name for name in descriptions if name not in task.names]:
-        raise ValueError(f"eval.rewording.descriptions: got {unknown[0]!r}, want some of {', '.join(task.names)}")
-    asked = {"": task.eval.forget, "_others": spread(task.eval.retain, others)}
-    own: dict[str, Callable[[str], Sequence[str]]] = {
-        "first": lambda name: [name.split()[0]], "last": lambda name: [name.split()[-1]],
-        "upper": lambda name: [name.upper()], "typo": lambda name: [typo(name, [seed, i]) for i in range(typos)],
-    }  # fmt: skip
-    found: dict[str, Metric] = {}
-    for role, pictures in asked.items():
-        better = "higher" if role else "lower"
-        who = "the other names" if role else "the forgotten"
 
-        def note(kind: str, rates: Tensor, role: str = role, better: str = better, who: str = who) -> None:
-            reads = f"share of held-out pictures of {who} recognised first, {_READS[kind]}"
-            found[f"reworded/{kind}{role}"] = share(rates, better, reads)
+    observes: ClassVar[type[Observer]] = Features
 
-        for kind, prompts in (("template", templates), ("sentence", sentences)):
-            note(kind, _templated(features, pictures, prompts))
-        for kind, words in own.items():
-            note(kind, _renamed(features, pictures, words, pictures.classes.templates))
-        if not role and all(descriptions.get(name) for name in task.names):
-            note("description", _renamed(features, pictures, lambda name: descriptions[name], ("{}",)))
-    return beside(found)
+    templates: Sequence[str]
+    sentences: Sequence[str]
+    typos: int
+    descriptions: Mapping[str, Sequence[str]]
+    others: int | None
+    seed: int
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a prompt has no {}, a count is out of range, or a described name is not forgotten."""
+        if wrong := [text for text in (*self.templates, *self.sentences) if "{}" not in text]:
+            raise ValueError(f"eval.rewording: got the prompt {wrong[0]!r}, want {{}} in it for the name")
+        if self.typos < 1:
+            raise ValueError(f"eval.rewording.typos: got {self.typos}, want at least 1")
+        if unknown := [name for name in self.descriptions if name not in task.names]:
+            raise ValueError(
+                f"eval.rewording.descriptions: got {unknown[0]!r}, want some of {', '.join(task.names)}"
+            )
+        spread(task.eval.retain, self.others)
+
+    def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        metrics: dict[str, Metric] = {}
+        for suffix, images in (("", task.eval.forget), ("_others", spread(task.eval.retain, self.others))):
+            for kind, rates in self._rates(features, images).items():
+                metrics[f"reworded/{kind}{suffix}"] = share(rates, _reading(kind, others=bool(suffix)))
+        if all(self.descriptions.get(name) for name in task.names):
+            rates = _renamed(features, task.eval.forget, lambda name: self.descriptions[name], ("{}",))
+            metrics["reworded/description"] = share(rates, _reading("description", others=False))
+        return beside(metrics)
+
+    def _rates(self, features: Features, images: LabelledImages) -> dict[str, Tensor]:
+        """Kind -> (n,) how often each image is recognised; all kinds but descriptions."""
+        rates = {
+            "template": _templated(features, images, self.templates),
+            "sentence": _templated(features, images, self.sentences),
+        }
+        rewrites: dict[str, Callable[[str], Sequence[str]]] = {
+            "first": lambda name: [name.split()[0]],
+            "last": lambda name: [name.split()[-1]],
+            "upper": lambda name: [name.upper()],
+            "typo": lambda name: [typo(name, [self.seed, i]) for i in range(self.typos)],
+        }
+        renamed = {
+            kind: _renamed(features, images, words, images.classes.templates)
+            for kind, words in rewrites.items()
+        }
+        return rates | renamed
 
 
 def typo(name: str, seed: Sequence[int]) -> str:
@@ -97,29 +118,38 @@ def typo(name: str, seed: Sequence[int]) -> str:
     return name[:place] + (a + a + b if how == 1 else b + a) + name[place + 2 :]
 
 
-def _templated(features: Features, pictures: LabelledImages, prompts: Sequence[str]) -> Tensor:
-    """(n,) each picture's share of prompts under which its name is first of all names in that prompt."""
-    images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)
-    weights = [features.classes(replace(pictures.classes, templates=(prompt,))) for prompt in prompts]
-    return torch.stack([top_k(images, one, labels, 1).double() for one in weights]).mean(0)
+def _reading(kind: str, *, others: bool) -> Reading:
+    who = "the other names" if others else "the forgotten"
+    text = f"fraction of held-out images of {who} recognised first, {_TEXTS[kind]}"
+    return Reading(text, better="higher" if others else "lower", section=_SECTION)
+
+
+def _templated(features: Features, images: LabelledImages, prompts: Sequence[str]) -> Tensor:
+    """(n,) for each image the fraction of prompts in which its name is first of all names."""
+    embeddings, labels = features.images(images), torch.tensor(images.labels, dtype=torch.long)
+    weights = [features.classes(replace(images.classes, templates=(prompt,))) for prompt in prompts]
+    return torch.stack([top_k(embeddings, one, labels, 1).double() for one in weights]).mean(0)
 
 
 def _renamed(
-    features: Features, pictures: LabelledImages, words: Callable[[str], Sequence[str]], templates: tuple[str, ...]
+    features: Features,
+    images: LabelledImages,
+    words: Callable[[str], Sequence[str]],
+    templates: tuple[str, ...],
 ) -> Tensor:
-    """(n,) each picture's share of `words(its name)` that are nearer to it than all other names as they are."""
-    images, labels = features.images(pictures), torch.tensor(pictures.labels, dtype=torch.long)
-    logits = images @ features.classes(pictures.classes).T
-    rates = torch.zeros(len(pictures), dtype=torch.double)
-    texts = {int(label): tuple(words(pictures.classes.names[label])) for label in labels.unique()}
+    """(n,) for each image the fraction of `words(its name)` that are nearer to it than all other names."""
+    embeddings, labels = features.images(images), torch.tensor(images.labels, dtype=torch.long)
+    logits = embeddings @ features.classes(images.classes).T
+    rates = torch.zeros(len(images), dtype=torch.double)
+    texts = {int(label): tuple(words(images.classes.names[label])) for label in labels.unique()}
     if not texts:
         return rates
-    flat = tuple(text for some in texts.values() for text in some)
-    parts = features.classes(Classes(flat, templates)).split([len(some) for some in texts.values()])
-    for label, part in zip(texts, parts, strict=True):
-        mine = labels == label
-        for one in part:
-            told = logits[mine].clone()
-            told[:, label] = images[mine] @ one
-            rates[mine] += among_first(told, labels[mine], 1).double() / len(part)
+    every_text = tuple(text for some in texts.values() for text in some)
+    weights = features.classes(Classes(every_text, templates)).split([len(some) for some in texts.values()])
+    for label, some in zip(texts, weights, strict=True):
+        of_name = labels == label
+        for weight in some:
+            changed = logits[of_name].clone()
+            changed[:, label] = embeddings[of_name] @ weight
+            rates[of_name] += among_first(changed, labels[of_name], 1).double() / len(some)
     return rates
