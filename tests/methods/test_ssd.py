@@ -4,12 +4,11 @@ import tiny
 import torch
 
 from muwa.cache.store import Store
-from muwa.gradients.mean import Recipe
-from muwa.methods._selection import retain_pairs
-from muwa.methods.ssd import STRENGTHS, dampened, importance_sum, importances, unlearn
-from muwa.runtime.distributed import ALONE
-
-OWN = {"world": ALONE, "progress": False}
+from muwa.config import part
+from muwa.gradients.base import BatchLoss
+from muwa.methods._edits import retain_pairs
+from muwa.methods.ssd import STRENGTHS, Importances, dampened, importance_sum, importances
+from muwa.run import Run
 
 
 def squares(model, pairs, kind, size, seed=0):
@@ -26,9 +25,10 @@ def test_dampening_worked_by_hand():
     equal to alpha F_r is not above it; a factor above 1 is cut to 1."""
     theta = torch.tensor([4.0, 4.0, -8.0, 1.0, 2.0])
     f, r = torch.tensor([32.0, 32.0, 1.0, 20.0, 0.0]), torch.tensor([2.0, 8.0, 0.0, 2.0, 0.0])
-    got = dampened({"w": theta}, {"w": f}, {"w": r}, 10.0, 4.0)["w"]
+    both = Importances({"w": f}, {"w": r})
+    got = dampened({"w": theta}, both, 10.0, 4.0)["w"]
     assert got.tolist() == [-3.0, 0.0, 8.0, 0.0, 0.0]
-    assert dampened({"w": theta}, {"w": f}, {"w": r}, 10.0, 100.0)["w"].tolist() == [0.0, 0.0, 8.0, 0.0, 0.0]
+    assert dampened({"w": theta}, both, 10.0, 100.0)["w"].tolist() == [0.0, 0.0, 8.0, 0.0, 0.0]
 
 
 def test_the_strengths_are_the_releases():
@@ -38,36 +38,36 @@ def test_the_strengths_are_the_releases():
 @pytest.mark.parametrize("kind", ["cosine", "contrastive"])
 def test_importances_are_those_of_plain_loops(kind):
     model, pairs = tiny.clip(), tiny.pairs(7)
-    got = importance_sum(model, pairs, loss=kind, batch_size=3, seed=0)
+    got = importance_sum(model, pairs, BatchLoss(kind, 3, 0, "fp32"), run=Run())
     assert all(square.min() >= 0 for square in got.values())
     assert sum(bool(square.any()) for square in got.values()) > len(got) / 2
     tiny.same_gradients(got, squares(model, pairs, kind, 3), 1e-4)
 
 
 def test_leaving_out_pairs_is_taking_them_out_of_their_batches(tmp_path):
-    model, task, recipe = tiny.clip(), tiny.task(), Recipe("contrastive", "contrastive", 4, 0)
-    got, n = importances(
-        model, task.retain, task.mentions, "contrastive", recipe, store=Store(tmp_path), side="retain", **OWN
-    )
+    model, task, loss = tiny.clip(), tiny.task(), BatchLoss("contrastive", 4, 0, "fp32")
+    got = importances("retain", model, task.retain, loss, without=task.mentions, run=Run(Store(tmp_path)))
     net, want = naive.network(model), {name: torch.zeros_like(w) for name, w in model.weights.items()}
     for batch in naive.batches(12, 4, 0):
         left = [i for i in batch if i not in task.mentions]
         for name, g in naive.gradient(net, task.retain, left, "contrastive").items():
             want[name] += len(left) * g * g / 10
-    assert n == 10
     tiny.same_gradients(got, want, 1e-4)
 
 
 def test_the_edit_is_the_naive_one(tmp_path):
     model, task, store = tiny.clip(), tiny.task(), Store(tmp_path)
-    edit = unlearn(model, task, store=store, batch_size=12, rule="first", strengths=[0.5], forget_loss="contrastive")
+    ssd = part("method=ssd", batch_size=12, rule="first", strengths=[0.5], forget_loss="contrastive")
+    edit = ssd(model, task, Run(store))
     f = {name: x / 6 for name, x in squares(model, task.forget["Ada Fox"], "contrastive", 12).items()}
     net, kept = naive.network(model), [i for i in naive.batches(12, 12, 0)[0] if i not in task.mentions]
     r = {name: g * g for name, g in naive.gradient(net, task.retain, kept, "contrastive").items()}
     moved = 0
     for name, theta in model.weights.items():
         want, border = torch.zeros_like(theta), torch.zeros_like(theta, dtype=torch.bool)
-        each = zip(f[name].flatten().tolist(), r[name].flatten().tolist(), theta.flatten().tolist(), strict=True)
+        each = zip(
+            f[name].flatten().tolist(), r[name].flatten().tolist(), theta.flatten().tolist(), strict=True
+        )
         for i, (ff, rr, t) in enumerate(each):
             border.view(-1)[i] = abs(ff - 10 * rr) <= 1e-2 * ff or ff < 1e-9  # there rounding decides
             if ff > 10 * rr:
@@ -81,9 +81,9 @@ def test_the_edit_is_the_naive_one(tmp_path):
 
 def test_retain_importances_are_shared_by_names_and_one_sweep_serves_both_rules(tmp_path):
     model, task = tiny.clip(), tiny.task()
-    unlearn(model, task, store=Store(tmp_path), batch_size=4)
+    part("method=ssd", batch_size=4)(model, task, Run(Store(tmp_path)))
     store = Store(tmp_path)
-    edit = unlearn(model, task, store=store, batch_size=4, rule="first")
+    edit = part("method=ssd", batch_size=4, rule="first")(model, task, Run(store))
     assert set(store.events.values()) == {"hit"}
     assert [row.step for row in edit.searches[0].trace] == list(STRENGTHS)
     assert retain_pairs(task).fingerprint != task.retain.fingerprint
