@@ -182,9 +182,10 @@ def importance_sum(
 def dampened(weights: Mapping[str, Tensor], importances: Importances, alpha: float, c: float) -> Deltas:
     """What dampening adds to the weights: `theta (min(1, c F_r / F_f) - 1)` where F_f > alpha F_r, else 0.
 
-    >>> theta, f, r = torch.tensor([4.0, 4.0, -8.0]), torch.tensor([32.0, 32.0, 1.0]), torch.tensor([2.0, 8.0,
-    0.0]) >>> dampened({"w": theta}, Importances({"w": f}, {"w": r}), 10.0, 4.0)["w"].tolist() [-3.0, 0.0,
-    8.0]
+    >>> theta = torch.tensor([4.0, 4.0, -8.0])
+    >>> f, r = torch.tensor([32.0, 32.0, 1.0]), torch.tensor([2.0, 8.0, 0.0])
+    >>> dampened({"w": theta}, Importances({"w": f}, {"w": r}), 10.0, 4.0)["w"].tolist()
+    [-3.0, 0.0, 8.0]
     """
     deltas = {}
     for name, theta in weights.items():
