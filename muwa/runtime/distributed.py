@@ -1,6 +1,7 @@
-"""Several processes that take one gradient together: `torchrun --nproc-per-node N launch.py ...`.
+"""Several processes that compute one gradient together: `torchrun --nproc-per-node N launch.py ...`.
 
-Each rank has its share of every batch; rank 0 alone reads and writes the cache, searches, evaluates and reports.
+Each rank takes its share of every batch. The main rank (rank 0) alone reads and writes the cache, searches,
+evaluates and reports; the worker ranks help with the gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # the others wait in a collective while rank 0 searches; torchrun ends them if one dies
+# Worker ranks wait in a collective while the main rank searches. Torchrun ends them if a process dies.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,20 @@ class Distributed:
         return self.rank == 0
 
     def share(self, n: int, rank: int | None = None) -> range:
-        """The places in a batch of `n` that belong to a rank (this one by default): contiguous, no place in two."""
+        """The positions in a batch of `n` that a rank (by default this one) computes.
+
+        Each share is contiguous; together they cover the batch once.
+        """
         rank = self.rank if rank is None else rank
         return range(n * rank // self.size, n * (rank + 1) // self.size)
 
     def gather(self, rows: Tensor, n: int) -> Tensor:
-        """All ranks' rows of a batch of `n`, each rank giving those of its `share`: (n, d), without a graph."""
+        """The rows of a whole batch, (n, d), without a graph.
+
+        Args:
+            rows: The rows of this rank's `share`.
+            n: Rows of the batch.
+        """
         if self.size == 1:
             return rows.detach()
         counts = [len(self.share(n, rank)) for rank in range(self.size)]
@@ -49,13 +59,13 @@ class Distributed:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Put the sum over ranks into each tensor, in place."""
+        """Sum each tensor over all ranks, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
+        """The `value` of the main rank, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -68,23 +78,25 @@ ALONE = Distributed()
 
 @contextmanager
 def join(device: str) -> Iterator[Distributed]:
-    """Join the processes that torchrun started, while the context lasts; gives `ALONE` when it started none.
+    """Join the processes that torchrun started, within this context. Without torchrun it yields `ALONE`.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL; each process takes the GPU of its local rank).
 
     Raises:
-        ValueError: A GPU is named ("cuda:1"), so that all processes would take the same one.
+        ValueError: The device is one GPU ("cuda:1"): all processes would take the same one.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
     if device.startswith("cuda:"):
-        raise ValueError(f"runtime.device={device}: torchrun gives each process its own GPU; say runtime.device=cuda")
+        raise ValueError(
+            f"runtime.device={device}: torchrun gives each process its own GPU; say runtime.device=cuda"
+        )
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Distributed(dist.get_rank(), size)
     finally:

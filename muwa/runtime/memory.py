@@ -1,4 +1,4 @@
-"""The most memory that was in use at once, of a stretch of a process' life."""
+"""The peak memory of a process since the last reset."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: str) -> None:
-    """From here on `peak_memory` is of what is still to come. Where the kernel has no such reset (anything but Linux, or a
-    container that forbids it), it stays the peak of the process since it began."""
+    """Reset the peak that `peak_memory` gives.
+
+    Outside Linux, and in a container that forbids it, this has no effect: the peak is that since the process
+    started.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+    """
     with suppress(OSError):
         _RESET.write_text("5")
     if device.startswith("cuda"):
@@ -23,7 +29,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: the peak of resident memory; of a GPU the peak of allocated device memory is added.
+    """Bytes: the peak of resident memory; with a GPU, plus the peak of allocated GPU memory.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
@@ -34,6 +40,6 @@ def peak_memory(device: str) -> int:
 def _resident() -> int:
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):  # the kernel's high-water mark, in kB
+            if line.startswith("VmHWM:"):  # peak resident set size, in kB
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

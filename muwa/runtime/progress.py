@@ -1,4 +1,4 @@
-"""One progress bar for everything that takes long: what, how far, rate, time left. Written to stderr."""
+"""The progress bar of everything that takes long: label, position, rate and remaining time, on stderr."""
 
 from __future__ import annotations
 
@@ -6,33 +6,50 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 T = TypeVar("T")
 
 
 class _Rate(ProgressColumn):
-    """Items a second, averaged over the last seconds."""
+    """Units per second, averaged over the last seconds."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.1f}/s" if speed else "", style="progress.data.speed")
 
 
-def track(items: Iterable[T], what: str, total: int, *, show: bool, sizes: Iterable[int] | None = None) -> Iterator[T]:
-    """Yield `items` with a progress bar that says `what` is being done.
+def track(
+    items: Iterable[T], what: str, total: int, *, show: bool, sizes: Iterable[int] | None = None
+) -> Iterator[T]:
+    """Yield `items` with a progress bar.
 
     Args:
-        total: How many units there are in all.
-        show: False draws nothing; neither does a stderr that is no terminal.
-        sizes: How many units each item counts for; one each when None.
+        what: The label of the bar.
+        total: The number of units of all items together.
+        show: False shows no bar. A stderr that is no terminal never shows one.
+        sizes: The units of each item; None counts one for each.
     """
     console = Console(stderr=True)
     if not show or not console.is_terminal:
         yield from items
         return
-    columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         counts = iter(sizes) if sizes is not None else None

@@ -10,28 +10,31 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from muwa.cache.store import Store
+from muwa.gradients.base import Recipe
 from muwa.gradients.files import write_gradients
-from muwa.gradients.mean import Recipe, gradients
+from muwa.gradients.mean import mean_gradients
+from muwa.run import Run
 from muwa.runtime.distributed import ALONE, Distributed, join
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 import tiny
 from muwa.cache.store import Store
+from muwa.gradients.base import Recipe
 from muwa.gradients.files import write_gradients
-from muwa.gradients.mean import Recipe, gradients
-from muwa.runtime.distributed import world
+from muwa.gradients.mean import mean_gradients
+from muwa.run import Run
+from muwa.runtime.distributed import join
 
 out, micro = Path(sys.argv[1]), int(sys.argv[2]) or None
 with join("cpu") as ranks:
     store = Store(out / "cache")
+    recipe = Recipe("cosine", "contrastive", 5, 0, "fp32", micro)
     for turn in range(2):
-        found = gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 5, 0), store=store,
-                          world=ranks, micro_batch_size=micro)
+        found = mean_gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], recipe, Run(store, distributed=ranks))
         assert (found is None) == (not ranks.is_main)
         if found is not None:
             write_gradients(out / f"{turn}.safetensors", found)
@@ -43,7 +46,13 @@ def torchrun(processes, *command, cwd=ROOT, **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-addr=127.0.0.1"]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--master-addr=127.0.0.1",
+    ]
     done = subprocess.run([*run, f"--master-port={port}", *command], cwd=cwd, text=True, capture_output=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -79,12 +88,14 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, micro):
     """Batches of 5 are shared 2 and 3, the last one of 2 pairs 1 and 1; both with whole shares and in parts of one pair."""
     (tmp_path / "program.py").write_text(PROGRAM)
     torchrun(2, str(tmp_path / "program.py"), str(tmp_path), str(micro))
-    recipe = Recipe("cosine", "contrastive", 5, 0)
-    one = gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], recipe, store=Store(tmp_path / "own"))
+    recipe = Recipe("cosine", "contrastive", 5, 0, "fp32")
+    one = mean_gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], recipe, Run())
     write_gradients(tmp_path / "one.safetensors", one)
     want, got = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "0.safetensors")
     tiny.same_gradients(got, want)
-    again = load_file(tmp_path / "1.safetensors")  # the second turn is read back, and no rank waits for another
+    again = load_file(
+        tmp_path / "1.safetensors"
+    )  # the second turn is read back, and no rank waits for another
     assert all(torch.equal(again[name], got[name]) for name in got)
     assert "'partial'" in (tmp_path / "events0").read_text()
 
