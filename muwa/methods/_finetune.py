@@ -19,7 +19,7 @@ from torch import Tensor
 from muwa.gradients.losses import by_name
 from muwa.gradients.mean import plan
 from muwa.methods._checks import check_above_zero, check_at_least
-from muwa.methods._edits import Deltas, difference, edit_of
+from muwa.methods._edits import Deltas, difference, edit_of, forget_pairs, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, Selection, Selects, cached_trace, deltas_of, search_of
 from muwa.methods._training_state import resume, save
@@ -79,6 +79,15 @@ class Phase:
     pairs: Pairs
     loss: str
     sign: int = 1
+
+
+def ascent_and_descent(task: Task, forget_loss: str, retain_loss: str) -> list[Phase]:
+    """The phases of GAFT: ascent on all forget pairs, then descent on the retain pairs.
+
+    Raises:
+        ValueError: There are no such pairs.
+    """
+    return [Phase(forget_pairs(task), forget_loss, -1), Phase(retain_pairs(task), retain_loss)]
 
 
 @dataclass(frozen=True)

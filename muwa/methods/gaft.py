@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
-from muwa.methods._edits import forget_pairs, retain_pairs
-from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned
+from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -64,13 +63,10 @@ class GAFT(Method):
         check_fine_tuning(self)
         for loss in (self.forget_loss, self.retain_loss):
             by_name(loss)
-        phases(task, self.forget_loss, self.retain_loss)
+        ascent_and_descent(task, self.forget_loss, self.retain_loss)
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
         """See `Method`."""
-        return fine_tuned(self, model, task, phases(task, self.forget_loss, self.retain_loss), run)
-
-
-def phases(task: Task, forget_loss: str, retain_loss: str) -> list[Phase]:
-    """The two passes of an epoch: ascent on the forget pairs, then descent on the retain pairs."""
-    return [Phase(forget_pairs(task), forget_loss, -1), Phase(retain_pairs(task), retain_loss)]
+        return fine_tuned(
+            self, model, task, ascent_and_descent(task, self.forget_loss, self.retain_loss), run
+        )

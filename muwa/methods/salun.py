@@ -13,9 +13,8 @@ from torch import Tensor
 from muwa.gradients.base import Recipe
 from muwa.gradients.files import read_gradients
 from muwa.gradients.mean import forget_sum, origin
-from muwa.methods._finetune import check_fine_tuning, fine_tuned
+from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned
 from muwa.methods.base import Method
-from muwa.methods.gaft import phases
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run
@@ -80,16 +79,16 @@ class SalUn(Method):
         if not 0 < self.share <= 1:
             raise ValueError(f"method.share: got {self.share}, want a share of all weights in (0, 1]")
         _ = self.recipe  # this record raises for an unknown loss
-        phases(task, self.forget_loss, self.retain_loss)
+        ascent_and_descent(task, self.forget_loss, self.retain_loss)
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
         """See `Method`. All ranks take g_f together."""
         gradient = forget_gradient(model, task, self.recipe, run)
         if gradient is None:
             return Edit({}, ())
-        both = phases(task, self.forget_loss, self.retain_loss)
-        edit = fine_tuned(self, model, task, both, run, mask=largest(gradient, self.share))
-        return replace(edit, samples=edit.samples + len(both[0].pairs))
+        phases = ascent_and_descent(task, self.forget_loss, self.retain_loss)
+        edit = fine_tuned(self, model, task, phases, run, mask=largest(gradient, self.share))
+        return replace(edit, samples=edit.samples + len(phases[0].pairs))
 
 
 def forget_gradient(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
