@@ -176,7 +176,8 @@ def evaluate_each(
         what: What is done, for the progress bar ("dampening").
         candidate: What is edited, for the record.
     """
-    run, trace = evaluator.features.run, []
+    run = evaluator.features.run
+    trace: list[Evaluation] = []
     for step, deltas in run.track(edits, what, total):
         trace.append(evaluator(deltas, len(trace) + 1, step, candidate))
         run.log("evaluation", trace[-1].record())
