@@ -1,7 +1,7 @@
-"""The bridge to Hydra: the typed root of the config, the check of every part's keywords, and the sweep's pages.
+"""The bridge to Hydra: the typed root of the config, the parts that it configures, and the pages of a sweep.
 
-The only module beside launch.py that imports hydra or omegaconf. Group nodes are `_target_` partials: the signature of
-the function they name is their schema, and `check` holds every keyword against it before anything is computed.
+This is the only module beside launch.py that imports hydra or omegaconf. A group's node names a class or a
+function (`_target_`); its signature is the schema. Every keyword is checked against it before any compute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 RECORDS = (
     "task",
@@ -50,7 +49,7 @@ STAGES = ("curate", "unlearn", "eval", "report")
 
 @dataclass
 class Paths:
-    """Where things are kept; all are settings of this machine and enter no cache key."""
+    """Folders of this machine; they enter no cache key."""
 
     outputs: str = MISSING
     cache: str = MISSING
@@ -107,9 +106,9 @@ def register() -> None:
 
 
 def adapt_command_line() -> None:
-    """Rewrite `sys.argv` before Hydra reads it: settings by their present names, and no folders for worker ranks.
+    """Rewrite `sys.argv` before Hydra reads it: present names of settings, and no folders for worker ranks.
 
-    All processes of a torchrun have the same command line; only the main rank is to have a folder and a log.
+    All processes of a torchrun have the same command line, but only the main rank has a folder and a log.
     """
     sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
     if _is_worker():
@@ -123,7 +122,7 @@ def adapt_command_line() -> None:
 
 
 def present_name(override: str) -> str:
-    """An override with the present name of its setting, where the setting had another name before; says so on stderr.
+    """The override with the present name of its setting. If the name was an old one, say so on stderr.
 
     >>> present_name("seed=1"), present_name("eval.canvas.seeds=2")
     ('seed=1', 'eval.canvas.seeds=2')
@@ -142,10 +141,10 @@ def _is_worker() -> bool:
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
-    """Make the parts of a composed config: methods, searches, gradient sources and metrics as records, the rest as partials.
+    """The parts of a composed config: task, method and metrics as records, the others as partials.
 
     Raises:
-        ValueError: A keyword does not fit its function, a stage is unknown, or a value is missing (`???`); gives the key.
+        ValueError: A keyword does not fit, a stage is unknown, or a value is missing (`???`); gives the key.
     """
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
@@ -161,7 +160,9 @@ def build(cfg: DictConfig) -> dict[str, Any]:
 
 
 def made(part: Any) -> Any:
-    """Call the partials of classes in `part`, at any depth: they are records of settings. Other partials stay as they are.
+    """`part` with every partial of a class called, at any depth: those classes are records of settings.
+
+    Other partials stay: they load something when they are called.
 
     Raises:
         ValueError: A record refuses one of its settings; says which.
@@ -177,7 +178,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     """One part of the config with the defaults of conf/, for use from Python.
 
     Args:
-        choice: "group=file" as on the command line ("method=ga", "task=celeba", "layer_search=grid", "eval=[forget]").
+        choice: "group=file" as on the command line: "method=ga", "layer_search=grid", "eval=[forget]".
         more: Further overrides, for settings that other settings are made of ("dataset.root=DIR").
         changed: Settings with other values, of any type.
 
@@ -206,7 +207,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
 
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
-    """The config with some overrides; `paths.run` and the like, which only a launched run has, are folders under outputs/."""
+    """The config of launch.py with some overrides. The folders that only a launched run has are outputs/."""
     register()
     if GlobalHydra.instance().is_initialized():
         raise ValueError("config.part: Hydra is running already; take the parts that config.build makes")
@@ -215,17 +216,22 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def check(parts: Mapping[str, Any]) -> None:
-    """Bind the keywords of every partial to its function's signature, nested ones too.
+    """Raise if a keyword of a partial does not fit the function or class that it names; nested ones too.
 
     Raises:
         ValueError: Gives the key, the function and what does not fit: before any compute.
     """
     for key, part in parts.items():
+        group = key.partition(".")[0]
         if isinstance(part, Mapping):
             check({f"{key}.{name}": inner for name, inner in part.items()})
         elif isinstance(part, partial):
+            signature = inspect.signature(part.func)
+            bind = (
+                signature.bind if inspect.isclass(part.func) and group in RECORDS else signature.bind_partial
+            )
             try:
-                inspect.signature(part.func).bind_partial(*part.args, **part.keywords)
+                bind(*part.args, **part.keywords)
             except TypeError as error:
                 where = f"{part.func.__module__}.{part.func.__qualname__}"
                 raise ValueError(f"{key}: {where}() {error}") from error
@@ -239,14 +245,14 @@ def check(parts: Mapping[str, Any]) -> None:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The whole config as plain values, for provenance and dashboards, and the `command` that makes this run again."""
+    """The whole config as plain values, for provenance and dashboards, with the `command` of this run."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {**{str(key): value for key, value in plain.items()}, "command": _command()}
 
 
 def _command() -> str:
-    """What to type for this run; for one of a multirun, whose process a launcher started, this run alone."""
+    """The command that makes this run again; one run of a multirun is a command of its own."""
     words = sys.argv
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         words = ["launch.py", *HydraConfig.get().overrides.task]
@@ -272,9 +278,9 @@ def read_run(run: Path) -> DictConfig:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a single run with the message of a caller's mistake instead of a traceback (HYDRA_FULL_ERROR=1 shows it).
+    """End a single run with one line where the input was wrong. HYDRA_FULL_ERROR=1 shows the traceback.
 
-    In a multirun the error is raised on, so that the other runs go on and Hydra reports it at the end.
+    In a multirun the error is raised: the other runs go on, and Hydra reports it at the end.
     """
     try:
         yield
@@ -286,10 +292,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 class SweepPages(Callback):
-    """Writes sweep.csv and sweep.html beside the runs of a multirun, anew after each run: also when a later one fails.
+    """Writes sweep.csv and sweep.html beside the runs of a multirun, again after each run.
 
-    Runs side by side end at any time, on any machine: each leaves how it ended in its folder and then writes the pages
-    under a lock, so the last to end leaves them whole, whether or not the process that launched it still lives.
+    Runs side by side may end at any time, on any machine. Each notes in its folder how it ended, then writes the
+    pages under a lock. So the last run leaves them complete, even if the launching process is gone.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
