@@ -77,9 +77,7 @@ def recipe_of(method: Any, folder: Path) -> Recipe:
         ValueError: It took none, or none of a CLIP.
     """
     if not isinstance(method, TakesGradients):
-        raise ValueError(
-            f"{folder}: {type(method).__name__}, its method, takes no mean gradients; nothing to export"
-        )
+        raise ValueError(f"{folder}: its method ({type(method).__name__}) takes no mean gradients to export")
     if not isinstance(method.gradients, ClipGradients):
         raise ValueError(
             f"{folder}: its gradients are {type(method.gradients).__name__}, "

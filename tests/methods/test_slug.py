@@ -1,5 +1,4 @@
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import tiny
@@ -7,18 +6,48 @@ import tiny_vlm
 import torch
 
 from muwa.cache.store import Store
+from muwa.config import part
+from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.files import write_gradients
-from muwa.gradients.mean import Recipe, gradients
-from muwa.layer_search.answering import answering
-from muwa.layer_search.bisection import pareto_bisect
-from muwa.layer_search.evaluators.zero_shot import Judge
-from muwa.layer_search.grid import fixed
-from muwa.methods.slug import norms, unlearn
+from muwa.gradients.mean import mean_gradients
+from muwa.layer_search.base import LayerSearch
+from muwa.methods.base import make_edit
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
+from muwa.runtime.distributed import Distributed
 from muwa.types.data import Split
 
-SEARCH = partial(pareto_bisect, max_evals=3, rule="paper")
-SETTINGS = {"layer_search": SEARCH, "batch_size": 4}
+SEARCH = part("layer_search=pareto_bisect", max_evals=3, rule="paper")
+RECIPE = Recipe("cosine", "contrastive", 4, 0, "fp32")
+
+
+def slug(**changed):
+    """SLUG with small batches and a short search, but for what is changed."""
+    return part("method=slug", **{"layer_search": SEARCH, "batch_size": 4, **changed})
+
+
+def step(**changed):
+    """A search that takes a given step on the visual projection."""
+    return part("layer_search=fixed", **{"layer": "visual.proj", **changed})
+
+
+def edit_by(model, task, run, **changed):
+    return make_edit(slug(**changed), model, task, run)
+
+
+def two_names():
+    """The tiny task for two names."""
+    names = tiny.NAMES[:2]
+    probe, eval_ = (
+        Split(
+            tiny.pictures([0, 0, 1, 1], start=start),
+            tiny.pictures([2, 3, 4], start=start + 10),
+            tiny.pictures([5, 6], start=start + 20),
+        )
+        for start in (50, 70)
+    )
+    forget = {name: tiny.pairs(6, names=(name,)) for name in names}
+    return replace(tiny.task(), names=names, forget=forget, mentions=(0, 1, 8, 9), probe=probe, eval=eval_)
 
 
 def same(a, b):
@@ -29,164 +58,199 @@ def same(a, b):
 
 
 def test_the_edit_is_the_chosen_step_along_the_forget_gradient(tmp_path):
-    model, task = tiny.clip(), tiny.task()
-    edit = unlearn(model, task, store=Store(tmp_path), **SETTINGS)
-    found = gradients(model, task, tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path))
+    model, task, run = tiny.clip(), tiny.task(), Run(Store(tmp_path))
+    edit = edit_by(model, task, run)
+    gradients = mean_gradients(model, task, tiny.NAMES[0], RECIPE, run)
     (move,) = edit.moves
     chosen = edit.searches[0].trace[edit.searches[0].chosen]
-    assert (move.layer, move.step) == (chosen.layer, chosen.step)
+    assert ({"": move.layer}, move.step) == (chosen.candidate.layers, chosen.step)
     assert list(edit.deltas) == [move.layer]
-    torch.testing.assert_close(edit.deltas[move.layer], move.step * found.forget[move.layer])
+    torch.testing.assert_close(edit.deltas[move.layer], move.step * gradients.forget[move.layer])
 
 
-def test_a_second_time_everything_is_read_back_and_told_alike(tmp_path):
-    told = [], []
+def test_a_second_run_reads_everything_from_the_cache_and_logs_the_same(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
+    logs = [], []
     edits = [
-        unlearn(
-            tiny.clip(),
-            tiny.task(),
-            store=store,
-            log=lambda event, row, rows=rows: rows.append((event, row)),
-            **SETTINGS,
-        )
-        for store, rows in ((first, told[0]), (second, told[1]))
+        edit_by(tiny.clip(), tiny.task(), Run(store, lambda event, row, rows=rows: rows.append((event, row))))
+        for store, rows in ((first, logs[0]), (second, logs[1]))
     ]
     same(*edits)
     assert set(second.events.values()) == {"hit"}
-    assert [event for event, _ in told[0]] == [event for event, _ in told[1]]
-    assert told[0] == told[1]
+    events = [event for event, _ in logs[0]]
+    assert events == ["gradients", "scores", *["evaluation"] * len(edits[0].searches[0].trace)]
+    assert logs[0] == logs[1]
+
+
+def test_the_log_has_the_norms_of_every_parameter_and_the_pairs_of_each_mean(tmp_path):
+    rows = {}
+    run = Run(Store(tmp_path), rows.__setitem__)
+    edit_by(tiny.clip(), tiny.task(), run)
+    gradients = mean_gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], RECIPE, run)
+    logged = rows["gradients"]
+    assert (logged["concept"], logged["n"]) == (tiny.NAMES[0], [6, 10])
+    assert set(logged["norms"]) == set(tiny.clip().weights)
+    want = gradients.forget["visual.proj"].square().sum().sqrt().item()
+    assert logged["norms"]["visual.proj"]["forget"] == pytest.approx(want)
 
 
 def test_several_names_each_get_a_layer_and_a_step_on_the_original_model(tmp_path):
-    task = tiny.task()
-    names = tiny.NAMES[:2]
-    split = [Split(tiny.pictures([0, 0, 1, 1], start=start), tiny.pictures([2, 3, 4], start=start + 10),
-                   tiny.pictures([5, 6], start=start + 20)) for start in (50, 70)]  # fmt: skip
-    both = replace(task, names=names, forget={name: tiny.pairs(6, names=(name,)) for name in names},
-                   mentions=(0, 1, 8, 9), probe=split[0], eval=split[1])  # fmt: skip
-    store = Store(tmp_path)
-    edit = unlearn(tiny.clip(), both, store=store, **SETTINGS)
-    alone = [unlearn(tiny.clip(), both.only(name), store=store, **SETTINGS) for name in names]
+    both, run = two_names(), Run(Store(tmp_path))
+    edit = edit_by(tiny.clip(), both, run)
+    alone = [edit_by(tiny.clip(), both.only(name), run) for name in both.names]
     assert edit.moves == alone[0].moves + alone[1].moves
     for name, delta in edit.deltas.items():
         want = sum(one.deltas[name] for one in alone if name in one.deltas)
         assert torch.equal(delta, want)
 
 
+def test_samples_are_the_pairs_of_each_pass(tmp_path):
+    """6 forget pairs a name; 12 retain pairs less 2 or 4 that mention a name, counted once."""
+    fixed = step(relative_step=0.1)
+    assert edit_by(tiny.clip(), tiny.task(), Run(), layer_search=fixed).samples == 6 + 10
+    assert edit_by(tiny.clip(), two_names(), Run(), layer_search=fixed).samples == 6 + 6 + 8
+
+
 def test_gradients_from_a_file_give_the_same_edit(tmp_path):
-    model, task, store = tiny.clip(), tiny.task(), Store(tmp_path / "c")
-    want = unlearn(model, task, store=store, **SETTINGS)
-    found = gradients(model, task, tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=store)
-    write_gradients(tmp_path / "g", found)
-    fresh = Store(tmp_path / "other")
-    same(unlearn(model, task, store=fresh, gradient_file=tmp_path / "g", **SETTINGS), want)
-    assert set(fresh.events) == {"search", "pixels"}
+    model, task, run = tiny.clip(), tiny.task(), Run(Store(tmp_path / "c"))
+    want = edit_by(model, task, run)
+    write_gradients(tmp_path / "g", mean_gradients(model, task, tiny.NAMES[0], RECIPE, run))
+    fresh = Run(Store(tmp_path / "other"), gradient_file=tmp_path / "g")
+    same(edit_by(model, task, fresh), want)
+    assert set(fresh.store.events) == {"search", "pixels"}
     with pytest.raises(ValueError, match="seed: file has 0, this run has 1"):
-        unlearn(model, task, store=fresh, gradient_file=tmp_path / "g", seed=1, **SETTINGS)
+        edit_by(model, task, fresh, seed=1)
 
 
-def test_norms_are_told_for_every_parameter(tmp_path):
-    found = gradients(
-        tiny.clip(), tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path)
-    )
-    told = norms(found)
-    assert set(told) == set(tiny.clip().weights)
-    assert told["visual.proj"]["forget"] == pytest.approx(found.forget["visual.proj"].square().sum().sqrt().item())
+def test_a_file_with_the_gradients_of_one_name_is_refused_for_two(tmp_path):
+    model, task, run = tiny.clip(), two_names(), Run(Store(tmp_path / "c"), gradient_file=tmp_path / "g")
+    write_gradients(tmp_path / "g", mean_gradients(model, task, task.names[0], RECIPE, run))
+    with pytest.raises(ValueError, match="computed from something else"):
+        edit_by(model, task, run)
 
 
 def test_wrong_settings_stop_before_any_gradient(tmp_path):
     store = Store(tmp_path)
     for settings, message in (
-        ({"layer_search": partial(pareto_bisect, rule="best")}, "layer_search.rule"),
+        ({"layer_search": replace(SEARCH, rule="best")}, "layer_search.rule: got 'best'"),
         ({"forget_loss": "l2"}, "loss: got 'l2', want one of cosine, contrastive"),
-        ({"retain_loss": "l2"}, "loss: got 'l2'"),
+        ({"retain_loss": "l2"}, "loss: got 'l2', want one of cosine, contrastive"),
         ({"batch_size": 0}, "method.batch_size: got 0, want at least 1"),
+        ({"precision": "fp8"}, "method.precision: got 'fp8', want one of fp32, bf16"),
+        (
+            {"micro_batch_size": 0},
+            "method.micro_batch_size: got 0, want at least 1, or null for whole batches",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            unlearn(tiny.clip(), tiny.task(), store=store, **settings)
+            edit_by(tiny.clip(), tiny.task(), Run(store), **settings)
     assert store.events == {}
 
 
 def test_another_name_or_setting_is_another_search_on_the_same_retain_gradient(tmp_path):
     task = tiny.task()
-    step = partial(fixed, layer="visual.proj", relative_step=0.1)
-    unlearn(tiny.clip(), task, store=Store(tmp_path), layer_search=step, batch_size=4)
+    edit_by(tiny.clip(), task, Run(Store(tmp_path)), layer_search=step(relative_step=0.1))
     other = Store(tmp_path)
-    edit = unlearn(tiny.clip(), task, store=other, layer_search=partial(step, relative_step=0.2), batch_size=4)
+    edit = edit_by(tiny.clip(), task, Run(other), layer_search=step(relative_step=0.2))
     assert other.events.pop("search") == "miss"
     assert set(other.events.values()) == {"hit"}
     assert edit.moves[0].relative_norm == pytest.approx(0.2, rel=1e-4)
-    bo = replace(task, names=tiny.NAMES[1:2], forget={"Bo Hill": tiny.pairs(6, names=tiny.NAMES[1:2])}, mentions=(1, 9),
-                 probe=replace(task.probe, forget=tiny.pictures([1, 1])))  # fmt: skip
+    bo = replace(
+        task,
+        names=tiny.NAMES[1:2],
+        forget={"Bo Hill": tiny.pairs(6, names=tiny.NAMES[1:2])},
+        mentions=(1, 9),
+        probe=replace(task.probe, forget=tiny.pictures([1, 1])),
+    )
     second = Store(tmp_path)
-    edit = unlearn(tiny.clip(), bo, store=second, layer_search=step, batch_size=4)
+    edit = edit_by(tiny.clip(), bo, Run(second), layer_search=step(relative_step=0.1))
     assert [move.concept for move in edit.moves] == ["Bo Hill"]
     assert second.events["search"] == "miss"
-    assert "hit" in second.events.values()  # the retain gradient of all pairs
+    assert second.events["gradients/forget"] == "miss"
+    assert second.events["gradients/retain"] == "hit"  # the sum over all retain pairs
 
 
-def test_nothing_feasible_is_an_edit_without_deltas_and_the_search_is_kept(tmp_path):
-    never = partial(fixed, layer="visual.proj", relative_step=1e-6, rule="constrained")
+def test_without_a_feasible_step_the_edit_has_no_deltas_but_its_search(tmp_path):
     known = next(label for label in range(8) if recognised(label))
     name = tiny.NAMES[known]
-    probe = Split(tiny.pictures([known] * 3), tiny.pictures([(known + 1) % 8]), tiny.pictures([(known + 2) % 8]))
-    task = replace(tiny.task(), names=(name,), forget={name: tiny.pairs(6, names=(name,))}, probe=probe, eval=probe)
-    edit = unlearn(tiny.clip(), task, store=Store(tmp_path), layer_search=never, batch_size=4)
+    probe = Split(
+        tiny.pictures([known] * 3), tiny.pictures([(known + 1) % 8]), tiny.pictures([(known + 2) % 8])
+    )
+    task = replace(
+        tiny.task(), names=(name,), forget={name: tiny.pairs(6, names=(name,))}, probe=probe, eval=probe
+    )
+    never = step(relative_step=1e-6, rule="constrained")
+    edit = edit_by(tiny.clip(), task, Run(), layer_search=never)
     assert (edit.deltas, edit.moves) == ({}, ())
     assert len(edit.searches[0].trace) == 1
     assert "No feasible step" in edit.searches[0].why
 
 
 def recognised(label):
-    """Whether the random model has one of three pictures of a name among its first five."""
-    pictures = tiny.pictures([label] * 3)
-    return Judge(tiny.clip(), Split(pictures, pictures, pictures), Features(tiny.clip()), [])()["forget_top5"] > 0
+    """Whether the random model has one of three images of a name among its first five."""
+    images, features = tiny.pictures([label] * 3), Features(tiny.clip(), Run())
+    scores = features.images(images) @ features.classes(images.classes).T
+    return bool((scores.topk(5).indices == label).any())
 
 
-def test_a_file_of_one_names_gradients_is_not_taken_for_two(tmp_path):
-    model, store = tiny.clip(), Store(tmp_path / "c")
-    names = tiny.NAMES[:2]
-    task = replace(tiny.task(), names=names, forget={name: tiny.pairs(6, names=(name,)) for name in names},
-                   probe=replace(tiny.split(), forget=tiny.pictures([0, 1]), retain=tiny.pictures([2, 3])))  # fmt: skip
-    recipe = Recipe("cosine", "contrastive", 4, 0)
-    write_gradients(tmp_path / "g", gradients(model, task, names[0], recipe, store=store))
-    with pytest.raises(ValueError, match="computed from something else"):
-        unlearn(model, task, store=store, gradient_file=tmp_path / "g", **SETTINGS)
-
-
-def test_the_model_is_left_as_it_was(tmp_path):
+def test_the_model_is_left_as_it_was():
     model = tiny.clip()
-    step = partial(fixed, layer="visual.proj", relative_step=0.5)
-    assert unlearn(model, tiny.task(), store=Store(tmp_path), layer_search=step, batch_size=4).deltas
+    assert edit_by(model, tiny.task(), Run(), layer_search=step(relative_step=0.5)).deltas
     base = tiny.clip().weights
     assert all(torch.equal(weight, base[name]) for name, weight in model.weights.items())
 
 
-ASKING = partial(answering, wordings=tiny_vlm.WORDINGS, start="ratio", forget_at_most=0.5, retain_pictures=9, max_evals=2,
-                 candidates=1, rule="paper")  # fmt: skip
-
-
 def test_a_vision_language_model_is_edited_in_its_tower_by_either_gradient(tmp_path):
     model, task = tiny_vlm.vlm(), tiny.task()
+    asking = part(
+        "layer_search=answering",
+        wordings=tiny_vlm.WORDINGS,
+        aliases={},
+        start="ratio",
+        forget_at_most=0.5,
+        retain_pictures=9,
+        max_evals=2,
+        candidates=1,
+        rule="paper",
+    )
     edits = {}
-    for gradient in ("clip", "answer"):
-        store = Store(tmp_path / gradient)
-        edits[gradient] = unlearn(model, task, store=store, layer_search=ASKING, batch_size=4, gradient=gradient)
-        (move,) = edits[gradient].moves
+    for name in ("clip", "answer"):
+        source = part(f"gradient_source={name}")
+        edits[name] = edit_by(model, task, Run(Store(tmp_path)), layer_search=asking, gradients=source)
+        (move,) = edits[name].moves
         assert move.tower == "vision"
         assert move.layer in {layer.name for layer in model.clip.layers("tensor")}
-        assert model.edited(edits[gradient]).changes
-    ways = [edits[way].searches[0].scores for way in ("clip", "answer")]
-    assert ways[0].keys() == ways[1].keys()
-    assert ways[0] != ways[1]
+        assert model.edited(edits[name]).changes
+    scores = [edits[name].searches[0].scores for name in ("clip", "answer")]
+    assert scores[0].keys() == scores[1].keys()
+    assert scores[0] != scores[1]
 
 
-def test_a_gradient_or_a_search_that_the_model_has_not_is_refused(tmp_path):
-    store = Store(tmp_path)
-    with pytest.raises(ValueError, match=r"method\.gradient: got 'text', want clip or answer"):
-        unlearn(tiny.clip(), tiny.task(), store=store, gradient="text", **SETTINGS)
-    with pytest.raises(ValueError, match="only a vision-language model"):
-        unlearn(tiny.clip(), tiny.task(), store=store, gradient="answer", **SETTINGS)
-    with pytest.raises(ValueError, match="wants layer_search=answering"):
-        unlearn(tiny_vlm.vlm(), tiny.task(), store=store, **SETTINGS)
+def test_a_source_or_a_search_that_does_not_fit_the_model_is_refused(tmp_path):
+    run, answer = Run(Store(tmp_path)), part("gradient_source=answer")
+    with pytest.raises(
+        ValueError, match="gradient_source=answer: got a CLIP .*, want a vision-language model"
+    ):
+        edit_by(tiny.clip(), tiny.task(), run, gradients=answer)
+    with pytest.raises(
+        ValueError, match="layer_search=pareto_bisect: got a vision-language model .*, want a CLIP"
+    ):
+        edit_by(tiny_vlm.vlm(), tiny.task(), run)
+    assert run.store.events == {}
+
+
+def test_worker_ranks_take_gradients_and_search_nothing():
+    class Worker(GradientSource):
+        def __call__(self, model, task, name, recipe, run):
+            taken.append(name)
+
+    @dataclass(frozen=True)
+    class Never(LayerSearch):
+        def __call__(self, model, gradients, task, concept, *, run):
+            raise AssertionError("a worker rank searches")
+
+    taken = []
+    method = slug(gradients=Worker(), layer_search=Never())
+    edit = make_edit(method, tiny.clip(), two_names(), Run(distributed=Distributed(1, 2)))
+    assert (edit.deltas, edit.searches, edit.samples) == ({}, (), 0)
+    assert taken == list(tiny.NAMES[:2])
