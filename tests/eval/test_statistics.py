@@ -4,34 +4,37 @@ import tiny
 import torch
 from sklearn.metrics import roc_auc_score
 
-from muwa.eval.clip.accuracy import wilson
 from muwa.eval.statistics import (
+    RESAMPLES,
     area,
     beside,
     caught,
     counts,
-    drawn,
     mean,
     of_others,
     rate_interval,
+    resamples,
     share,
     spread,
+    wilson,
 )
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+READING = Reading("r", better="lower", unit="auc", section="s")
 
 
 def test_an_area_is_counted_in_pairs():
     """Pairs of (3, 1) and (2, 1, 0): 3 beats all three, 1 ties with one and beats one: 4.5 of 6."""
-    found = area(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0, 0.0]), "lower", "r")
+    found = area(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0, 0.0]), READING)
     assert found.value == pytest.approx(4.5 / 6)
-    assert (found.n, found.better, found.reads) == (5, "lower", "r")
+    assert (found.n, found.reading) == (5, READING)
     assert 0 <= found.low < found.value < found.high <= 1
 
 
 def test_an_area_is_that_of_scikit_learn_and_so_are_its_resamples():
     rng = np.random.default_rng(1)
     yes, no = rng.normal(0.5, 1, 30).round(1), rng.normal(0, 1, 50).round(1)
-    found = area(torch.tensor(yes), torch.tensor(no), "lower", "")
+    found = area(torch.tensor(yes), torch.tensor(no), READING)
     truth = [1] * 30 + [0] * 50
     assert found.value == pytest.approx(roc_auc_score(truth, [*yes, *no]))
     weights = np.concatenate([counts(30), counts(50, 1)], 1)
@@ -42,15 +45,15 @@ def test_an_area_is_that_of_scikit_learn_and_so_are_its_resamples():
 
 def test_few_negatives_allow_no_false_alarm():
     yes, no = torch.tensor([5.0, 3.0, 1.0, 4.0]), torch.tensor([3.0, 2.0, 0.0])
-    assert caught(yes, no, 0.01, "lower", "").value == 0.5  # 5 and 4 are above 3; 3 is not
-    assert caught(yes, no, 0.34, "lower", "").value == 0.75  # one false alarm of three: above 2
+    assert caught(yes, no, 0.01, READING).value == 0.5  # 5 and 4 are above 3; 3 is not
+    assert caught(yes, no, 0.34, READING).value == 0.75  # one false alarm of three: above 2
 
 
 def test_what_is_caught_has_wilsons_interval_of_the_positive_samples():
     """z^2 = 3.841: 2 of 2 are 2 / (2 + z^2) = 0.342 or more, 0 of 72 are z^2 / (72 + z^2) = 0.051 or less."""
-    found = caught(torch.tensor([2.0, 3.0]), torch.zeros(200), 0.01, "lower", "")
+    found = caught(torch.tensor([2.0, 3.0]), torch.zeros(200), 0.01, READING)
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.3424, 1.0), abs=5e-5)
-    found = caught(torch.zeros(72), torch.ones(8), 0.01, "lower", "")
+    found = caught(torch.zeros(72), torch.ones(8), 0.01, READING)
     assert (found.value, found.low, found.high) == pytest.approx((0.0, 0.0, 0.0507), abs=5e-5)
 
 
@@ -60,9 +63,9 @@ def test_what_is_caught_has_wilsons_interval_of_the_positive_samples():
 def test_an_area_is_no_surer_than_its_smaller_side(shift, value, low, high):
     """8 against 792 that never overlap: 8 / (8 + z^2) = 0.6756. All tied: 1/2 -+ z / 2 / sqrt(8 + z^2) = 0.2152 and 0.7848."""
     few, many = torch.full((8,), shift), torch.zeros(792)
-    found = area(few, many, "lower", "")
+    found = area(few, many, READING)
     assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=5e-5)
-    turned = area(many, few, "lower", "")
+    turned = area(many, few, READING)
     assert (turned.low, turned.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
@@ -71,39 +74,40 @@ def test_an_interval_holds_its_value():
     assert rate_interval(np.array([1 / 3, 1 / 3 + 1e-16]), 1 / 3, 3) == wilson(1, 3)  # equal but for rounding
 
 
-def test_a_share_is_of_pictures_not_of_tries():
-    found = share(torch.tensor([1.0, 0.5, 0.0, 0.0]), "lower", "r")
-    assert (found.value, found.n) == (0.375, 4)
+def test_a_share_counts_images_not_tries():
+    found = share(torch.tensor([1.0, 0.5, 0.0, 0.0]), READING)
+    assert (found.value, found.n, found.reading) == (0.375, 4, READING)
     assert (found.low, found.high) == wilson(1.5, 4)
-    assert share(torch.zeros(0), "lower", "").high == 1.0
+    assert share(torch.zeros(0), READING).high == 1.0
 
 
-def test_a_mean_has_the_spread_of_its_resamples():
+def test_a_mean_has_the_interval_of_its_resamples():
     values = torch.tensor([0.0, 1.0] * 50)
-    found = mean(values, "higher", "")
+    found = mean(values, READING)
     assert found.value == 0.5
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.05, rel=0.15)
-    assert mean(torch.zeros(0), "higher", "").low is None
+    assert mean(torch.zeros(0), READING) == Metric(0.0, 0, None, None, READING)
 
 
 def test_one_sample_says_nothing_of_the_spread():
-    found = mean(torch.tensor([0.25]), "higher", "r")
-    assert (found.value, found.n, found.low, found.high) == (0.25, 1, None, None)
+    found = mean(torch.tensor([0.25]), READING)
+    assert found == Metric(0.25, 1, None, None, READING)
 
 
 def test_resamples_are_as_large_as_the_samples_and_the_same_each_time():
     assert (counts(7).sum(1) == 7).all()
     assert (counts(7) == counts(7)).all()
-    assert drawn(7).max() < 7
+    assert resamples(7).max() < 7
+    assert resamples(7).shape == counts(7).shape == (RESAMPLES, 7)
 
 
-def test_pictures_are_spread_evenly():
-    pictures = tiny.pictures([1, 2, 3, 4, 5, 6])
-    assert spread(pictures, 3).labels == (1, 3, 5)
-    assert spread(pictures, None) is pictures
-    assert spread(pictures, 6) is pictures
-    with pytest.raises(ValueError, match="got 0 pictures to look at"):
-        spread(pictures, 0)
+def test_images_are_spread_evenly():
+    images = tiny.pictures([1, 2, 3, 4, 5, 6])
+    assert spread(images, 3).labels == (1, 3, 5)
+    assert spread(images, None) is images
+    assert spread(images, 6) is images
+    with pytest.raises(ValueError, match="got 0 images to look at"):
+        spread(images, 0)
 
 
 def test_pairs_of_others_do_not_name_the_forgotten():

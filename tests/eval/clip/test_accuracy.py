@@ -4,21 +4,25 @@ import tiny
 import torch
 
 from muwa.cache.store import Store
-from muwa.eval.clip.accuracy import forget, mean_over_classes, over_names, retain, utility, wilson
+from muwa.eval.clip.accuracy import Forget, Retain, Utility, mean_over_classes, over_names
+from muwa.eval.statistics import wilson
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 from muwa.types.data import Split
 
 
 @pytest.fixture
 def features(tmp_path):
-    return Features(tiny.clip(), Store(tmp_path), progress=False)
+    return Features(tiny.clip(), Run(Store(tmp_path)))
 
 
 def logits(pictures):
     """(n, names) cosines, each picture and prompt encoded by itself."""
     model = tiny.clip()
     images = torch.cat([model.encode("vision", tiny.pixels([image])) for image in pictures.images])
-    names = torch.cat([model.encode("text", tiny.tokenize([prompt])) for prompt in pictures.classes.prompts()])
+    names = torch.cat(
+        [model.encode("text", tiny.tokenize([prompt])) for prompt in pictures.classes.prompts()]
+    )
     return (images @ names.T).detach().numpy()
 
 
@@ -28,11 +32,11 @@ def test_accuracies_are_those_of_a_sorted_list_of_names(features):
     scores = logits(pictures)
     right = scores.argmax(1) == np.array(pictures.labels)
     top1 = np.mean([right[np.array(pictures.labels) == label].mean() for label in set(pictures.labels)])
-    assert retain(features, tiny.judged(split))["retain/top1"].value == pytest.approx(top1)
-    assert utility(features, tiny.judged(split))["utility/top1"].value == pytest.approx(top1)
+    assert Retain()(features, tiny.judged(split))["retain/top1"].value == pytest.approx(top1)
+    assert Utility()(features, tiny.judged(split))["utility/top1"].value == pytest.approx(top1)
     one = tiny.pictures([3] * 6)
     k5 = np.mean([3 in row.argsort()[::-1][:5] for row in logits(one)])
-    found = forget(features, tiny.judged(Split(one, pictures, pictures)))
+    found = Forget()(features, tiny.judged(Split(one, pictures, pictures)))
     assert found["forget/top5"].value == pytest.approx(k5)
     assert [metric.n for metric in found.values()] == [6, 6]
 
@@ -40,19 +44,40 @@ def test_accuracies_are_those_of_a_sorted_list_of_names(features):
 def test_every_metric_says_what_is_better_and_how_to_read_it(features):
     split = tiny.split()
     found = {
-        **forget(features, tiny.judged(split)),
-        **retain(features, tiny.judged(split)),
-        **utility(features, tiny.judged(split)),
+        **Forget()(features, tiny.judged(split)),
+        **Retain()(features, tiny.judged(split)),
+        **Utility()(features, tiny.judged(split)),
     }
     assert list(found) == ["forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1"]
-    assert [metric.better for metric in found.values()] == ["lower"] * 2 + ["higher"] * 3
-    assert all("8" in metric.reads for metric in found.values())
+    readings = [metric.reading for metric in found.values()]
+    assert [one.better for one in readings] == ["lower"] * 2 + ["higher"] * 3
+    assert all("8" in one.text for one in readings)
     assert all(metric.low <= metric.high for metric in found.values())
+
+
+def test_first_guesses_are_in_the_objective_and_have_a_verdict(features):
+    """The headline's words; top-5 of the forgotten has a verdict of its own, top-5 of the other names has none."""
+    found = {
+        **Forget()(features, tiny.task()),
+        **Retain()(features, tiny.task()),
+        **Utility()(features, tiny.task()),
+    }
+    fields = {name: (m.reading.role, m.reading.in_objective, m.reading.label) for name, m in found.items()}
+    assert fields == {
+        "forget/top1": ("forgotten", True, "the model's first guess"),
+        "forget/top5": ("forgotten", False, "among the model's first five guesses"),
+        "retain/top1": ("kept", True, "The other names"),
+        "retain/top5": ("kept", False, ""),
+        "utility/top1": ("kept", True, "Everything else"),
+    }
+    assert {(m.reading.unit, m.reading.section, m.reading.gone_at) for m in found.values()} == {
+        ("rate", "", 0.0)
+    }
 
 
 def test_no_pictures_is_no_accuracy_and_no_certainty(features):
     nothing = tiny.pictures([])
-    found = retain(features, tiny.judged(Split(nothing, nothing, nothing)))["retain/top1"]
+    found = Retain()(features, tiny.judged(Split(nothing, nothing, nothing)))["retain/top1"]
     assert (found.value, found.n, found.low, found.high) == (0.0, 0, 0.0, 1.0)
 
 
@@ -129,7 +154,7 @@ def test_an_interval_holds_its_value_whatever_the_numbers_of_pictures(seed):
 def test_the_metric_has_that_interval(features):
     pictures = tiny.pictures([1, 1, 2, 3, 4, 5, 5, 5, 6, 7])
     right = torch.tensor(logits(pictures).argmax(1) == np.array(pictures.labels))
-    found = retain(features, tiny.judged(Split(pictures, pictures, pictures)))["retain/top1"]
+    found = Retain()(features, tiny.judged(Split(pictures, pictures, pictures)))["retain/top1"]
     assert (found.value, found.n, found.low, found.high) == over_names(right, torch.tensor(pictures.labels))
 
 
@@ -137,9 +162,9 @@ def test_no_pictures_of_any_kind_is_no_error(features):
     nothing = tiny.pictures([])
     split = Split(nothing, nothing, nothing)
     for metric in {
-        **forget(features, tiny.judged(split)),
-        **retain(features, tiny.judged(split)),
-        **utility(features, tiny.judged(split)),
+        **Forget()(features, tiny.judged(split)),
+        **Retain()(features, tiny.judged(split)),
+        **Utility()(features, tiny.judged(split)),
     }.values():
         assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, 0.0, 1.0)
 
@@ -148,7 +173,7 @@ def test_a_model_whose_embeddings_are_nan_recognises_nobody(tmp_path):
     model = tiny.clip()
     broken = model.with_weights({"visual.proj": torch.full_like(model.weights["visual.proj"], float("nan"))})
     try:
-        found = retain(Features(broken, Store(tmp_path), progress=False), tiny.task())
+        found = Retain()(Features(broken, Run(Store(tmp_path))), tiny.task())
     except ValueError:
         return
     assert found["retain/top1"].value == 0.0

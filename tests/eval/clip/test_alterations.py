@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,11 +7,19 @@ import tiny
 from PIL import Image
 
 from muwa.cache.store import Store
+from muwa.config import part
 from muwa.data.samples import decode
 from muwa.eval.clip import alterations as module
-from muwa.eval.clip.alterations import alterations, altered, blurred, compressed, cropped, noisy, styled
+from muwa.eval.clip.alterations import altered, blurred, compressed, cropped, noisy, styled
+from muwa.eval.clip.ranks import top_k
 from muwa.miniature.population import STYLES
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
+
+
+def alterations(**changed):
+    return replace(part("eval=[alterations]")["alterations"], **changed)
+
 
 CHECKED = Image.fromarray((np.indices((40, 60)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
 
@@ -47,18 +56,20 @@ def test_what_is_judged_is_the_altered_picture(tmp_path):
     mine = type(one)(one.keys, (buffer.getvalue(),), one.labels, one.classes)
     flipped = altered(mine, module.ImageOps.mirror)
     assert np.array_equal(np.asarray(decode(flipped.images[0])), half[:, ::-1])
-    found = alterations(Features(tiny.clip(), Store(tmp_path)), tiny.task(), others=4)
+    found = alterations(others=4)(Features(tiny.clip(), Run(Store(tmp_path))), tiny.task())
     kinds = ["flip", "crop", "blur", "jpeg", "noise", "style"]
     assert list(found) == [name for kind in kinds for name in (f"altered/{kind}", f"altered/{kind}_others")]
     assert (found["altered/flip"].n, found["altered/flip_others"].n) == (2, 4)
-    assert alterations(Features(tiny.clip()), tiny.task(), others=4) == found
+    assert {name: metric.reading.better for name, metric in found.items()} == {
+        name: "higher" if name.endswith("_others") else "lower" for name in found
+    }
+    assert {metric.reading.section for metric in found.values()} == {"In altered images"}
+    assert alterations(others=4)(Features(tiny.clip(), Run()), tiny.task()) == found
 
 
 def test_a_change_that_changes_nothing_changes_nothing():
-    from muwa.eval.clip.ranks import top_k
-
-    features, task = Features(tiny.clip()), tiny.task()
-    found = alterations(features, task, crop=1.0, noise=0.0, styles=[], others=None)
+    features, task = Features(tiny.clip(), Run()), tiny.task()
+    found = alterations(crop=1.0, noise=0.0, styles=[], others=None)(features, task)
     hits = top_k(features.images(task.eval.retain), features.classes(task.eval.retain.classes),
                  module.torch.tensor(task.eval.retain.labels), 1)  # fmt: skip
     plain = hits.double().mean().item()
@@ -68,6 +79,9 @@ def test_a_change_that_changes_nothing_changes_nothing():
 
 def test_settings_are_checked_before_any_compute():
     with pytest.raises(ValueError, match="eval.alterations.jpeg: got 0, want 1 to 95"):
-        alterations(Features(tiny.clip()), tiny.task(), jpeg=0)
+        alterations(jpeg=0).check(tiny.clip(), tiny.task())
     with pytest.raises(ValueError, match="eval.alterations.styles: got 'cubist', want some of sketch"):
-        alterations(Features(tiny.clip()), tiny.task(), styles=["cubist"])
+        alterations(styles=["cubist"]).check(tiny.clip(), tiny.task())
+    with pytest.raises(ValueError, match="eval: got 0 images to look at"):
+        alterations(others=0).check(tiny.clip(), tiny.task())
+    alterations().check(tiny.clip(), tiny.task())

@@ -2,8 +2,9 @@ import pytest
 import tiny
 import torch
 
-from muwa.eval.clip.quantisation import converted, quantisation, rounded
+from muwa.eval.clip.quantisation import Quantisation, converted, rounded
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 
 
 def test_rounding_worked_by_hand():
@@ -46,16 +47,24 @@ def test_casts_change_every_weight_but_by_little():
 
 
 def test_the_metric_is_of_the_rounded_model():
-    found = quantisation(Features(tiny.clip()), tiny.task(), kinds=("int4", "fp16"))
+    found = Quantisation(kinds=("int4", "fp16"))(Features(tiny.clip(), Run()), tiny.task())
     assert list(found) == ["quantised/int4_forget_top5", "quantised/int4_retain_top1", "quantised/fp16_forget_top5",
                            "quantised/fp16_retain_top1"]  # fmt: skip
-    assert [metric.better for metric in found.values()] == ["lower", "higher"] * 2
-    assert "rounded to int4" in found["quantised/int4_retain_top1"].reads
+    assert [metric.reading.better for metric in found.values()] == ["lower", "higher"] * 2
+    assert "rounded to int4" in found["quantised/int4_retain_top1"].reading.text
     whole = tiny.clip()
     nothing = {name: torch.zeros_like(w) for name, w in whole.weights.items() if name == "visual.proj"}
-    assert quantisation(Features(whole.with_weights(nothing)), tiny.task())["quantised/int8_retain_top1"].value == 0
+    assert (
+        Quantisation(kinds=("int8",))(Features(whole.with_weights(nothing), Run()), tiny.task())[
+            "quantised/int8_retain_top1"
+        ].value
+        == 0
+    )
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="eval.quantisation.kinds: got 'int2', want some of int8, int4, bf16, fp16"):
-        quantisation(Features(tiny.clip()), tiny.task(), kinds=("int2",))
+    with pytest.raises(
+        ValueError, match="eval.quantisation.kinds: got 'int2', want some of int8, int4, bf16, fp16"
+    ):
+        Quantisation(kinds=("int8", "int2")).check(tiny.clip(), tiny.task())
+    Quantisation(kinds=("int8", "int4", "bf16", "fp16")).check(tiny.clip(), tiny.task())

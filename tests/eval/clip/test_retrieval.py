@@ -2,8 +2,9 @@ import pytest
 import tiny
 import torch
 
-from muwa.eval.clip.retrieval import first_hit, retrieval
+from muwa.eval.clip.retrieval import Retrieval, first_hit
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 
 
 def test_the_first_right_one_by_hand():
@@ -22,7 +23,7 @@ def test_recalls_are_those_of_sorted_lists():
     v = torch.cat([model.encode("vision", tiny.pixels([image])) for image in images])
     t = torch.cat([model.encode("text", tiny.tokenize([f"{name}."])) for name in tiny.NAMES])
     table = (v @ t.T).tolist()
-    found = retrieval(Features(model), task, ks=(1, 3))
+    found = Retrieval(ks=(1, 3))(Features(model, Run()), task)
     for k in (1, 3):
         names = [sorted(range(8), key=lambda c, row=row: -row[c])[:k] for row in table]
         hits = [label in row for label, row in zip(whose, names, strict=True)]
@@ -35,11 +36,15 @@ def test_recalls_are_those_of_sorted_lists():
 
 
 def test_queries_are_counted_and_directions_said():
-    found = retrieval(Features(tiny.clip()), tiny.task())
+    found = Retrieval(ks=(1, 5, 10))(Features(tiny.clip(), Run()), tiny.task())
     assert len(found) == 12
     assert (found["retrieval/image_to_text_5"].n, found["retrieval/text_to_image_5"].n) == (7, 7)
-    assert (found["retrieval/forget_image_to_text_1"].n, found["retrieval/forget_text_to_image_1"].n) == (2, 1)
-    assert found["retrieval/forget_image_to_text_1"].better == "lower"
-    assert found["retrieval/text_to_image_10"].better == "higher"
-    with pytest.raises(ValueError, match="eval.retrieval.ks: got 0"):
-        retrieval(Features(tiny.clip()), tiny.task(), ks=(0,))
+    assert (found["retrieval/forget_image_to_text_1"].n, found["retrieval/forget_text_to_image_1"].n) == (
+        2,
+        1,
+    )
+    assert found["retrieval/forget_image_to_text_1"].reading.better == "lower"
+    assert found["retrieval/text_to_image_10"].reading.better == "higher"
+    with pytest.raises(ValueError, match="eval.retrieval.ks: got 0, want numbers of at least 1"):
+        Retrieval(ks=(1, 0)).check(tiny.clip(), tiny.task())
+    Retrieval(ks=(1,)).check(tiny.clip(), tiny.task())

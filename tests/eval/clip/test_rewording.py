@@ -1,19 +1,30 @@
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
-from muwa.eval.clip.rewording import rewording, typo
+from muwa.config import part
+from muwa.eval.clip.accuracy import Retain
+from muwa.eval.clip.rewording import typo
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
+
+
+def rewording(**changed):
+    return replace(part("eval=[rewording]")["rewording"], **changed)
 
 
 def test_every_way_is_asked_of_the_forgotten_and_of_others():
-    found = rewording(Features(tiny.clip()), tiny.task(), others=3, descriptions={"Ada Fox": ["a red thing"]})
+    found = rewording(others=3, descriptions={"Ada Fox": ["a red thing"]})(
+        Features(tiny.clip(), Run()), tiny.task()
+    )
     kinds = ["template", "sentence", "first", "last", "upper", "typo"]
     pairs = [name for kind in kinds for name in (f"reworded/{kind}", f"reworded/{kind}_others")]
     assert list(found) == [*pairs, "reworded/description"]
     assert {metric.n for name, metric in found.items() if "_others" in name} == {3}
-    assert found["reworded/typo"].better == "lower"
-    assert found["reworded/typo_others"].better == "higher"
+    assert found["reworded/typo"].reading.better == "lower"
+    assert found["reworded/typo_others"].reading.better == "higher"
 
 
 def cosines(picture, texts):
@@ -30,7 +41,7 @@ def test_half_a_name_stands_beside_the_others_as_they_are():
             texts = [*asked]
             texts[label] = f"{tiny.NAMES[label].split()[place]}."
             rates.append(float(cosines(image, texts).argmax() == label))
-        found = rewording(Features(tiny.clip()), task, others=None)[f"reworded/{word}_others"]
+        found = rewording(others=None)(Features(tiny.clip(), Run()), task)[f"reworded/{word}_others"]
         assert found.value == pytest.approx(sum(rates) / len(rates))
 
 
@@ -40,17 +51,17 @@ def test_a_template_is_that_of_all_names():
         float(cosines(image, [prompt.format(name) for name in tiny.NAMES]).argmax() == label)
         for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) for prompt in prompts
     ]  # fmt: skip
-    found = rewording(Features(tiny.clip()), task, templates=prompts, others=None)["reworded/template_others"]
+    found = rewording(templates=prompts, others=None)(Features(tiny.clip(), Run()), task)[
+        "reworded/template_others"
+    ]
     assert found.value == pytest.approx(sum(rates) / len(rates))
     assert found.n == 7
 
 
 def test_capitals_change_nothing_where_the_tokenizer_folds_case():
-    from muwa.eval.clip.accuracy import retain
-
-    model = Features(tiny.clip())
-    found = rewording(model, tiny.task(), others=None)["reworded/upper_others"]
-    assert found.value == pytest.approx(retain(model, tiny.task())["retain/top1"].value)
+    model = Features(tiny.clip(), Run())
+    found = rewording(others=None)(model, tiny.task())["reworded/upper_others"]
+    assert found.value == pytest.approx(Retain()(model, tiny.task())["retain/top1"].value)
 
 
 @pytest.mark.parametrize("i", range(12))
@@ -71,10 +82,13 @@ def test_the_kinds_of_typos_all_occur():
 
 
 def test_settings_are_checked():
-    features, task = Features(tiny.clip()), tiny.task()
+    model, task = tiny.clip(), tiny.task()
     with pytest.raises(ValueError, match="eval.rewording: got the prompt 'a photo', want {} in it"):
-        rewording(features, task, templates=("a photo",))
+        rewording(templates=("a photo",)).check(model, task)
     with pytest.raises(ValueError, match="eval.rewording.typos: got 0"):
-        rewording(features, task, typos=0)
+        rewording(typos=0).check(model, task)
     with pytest.raises(ValueError, match="eval.rewording.descriptions: got 'Bo Hill', want some of Ada Fox"):
-        rewording(features, task, descriptions={"Bo Hill": ["x"]})
+        rewording(descriptions={"Bo Hill": ["x"]}).check(model, task)
+    with pytest.raises(ValueError, match="eval: got 0 images to look at"):
+        rewording(others=0).check(model, task)
+    rewording(descriptions={"Ada Fox": ["x"]}).check(model, task)

@@ -6,9 +6,11 @@ import tiny
 import torch
 
 from muwa.cache.store import Store
-from muwa.eval.clip.similarity import matched, matrix
+from muwa.config import part
+from muwa.eval.clip.similarity import MatchedSimilarity, matrix
 from muwa.eval.measure import evaluate
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 from muwa.types.data import Split
 
 
@@ -20,13 +22,16 @@ def cosine(image, name):
 
 @pytest.fixture
 def features(tmp_path):
-    return Features(tiny.clip(), Store(tmp_path), progress=False)
+    return Features(tiny.clip(), Run(Store(tmp_path)))
 
 
 def test_the_mean_is_over_pictures_and_their_own_names(features):
     split = tiny.split()
-    found = matched(features, tiny.judged(split))
-    values = [cosine(i, tiny.NAMES[label]) for i, label in zip(split.retain.images, split.retain.labels, strict=True)]
+    found = MatchedSimilarity()(features, tiny.judged(split))
+    values = [
+        cosine(i, tiny.NAMES[label])
+        for i, label in zip(split.retain.images, split.retain.labels, strict=True)
+    ]
     metric = found["retain/cosine"]
     assert metric.value == pytest.approx(statistics.mean(values), abs=1e-6)
     half = 1.96 * statistics.stdev(values) / math.sqrt(7)
@@ -36,14 +41,19 @@ def test_the_mean_is_over_pictures_and_their_own_names(features):
 
 def test_one_picture_may_have_any_cosine(features):
     nothing, one = tiny.pictures([]), tiny.pictures([1])
-    metric = matched(features, tiny.judged(Split(nothing, one, nothing)))["retain/cosine"]
+    metric = MatchedSimilarity()(features, tiny.judged(Split(nothing, one, nothing)))["retain/cosine"]
     assert metric.value == pytest.approx(cosine(one.images[0], tiny.NAMES[1]), abs=1e-6)
     assert (metric.n, metric.low, metric.high) == (1, -1.0, 1.0)
 
 
 def test_nothing_to_match_is_said_by_n(features):
     nothing = tiny.pictures([])
-    assert matched(features, tiny.judged(Split(nothing, tiny.pictures([1]), nothing)))["forget/cosine"].n == 0
+    assert (
+        MatchedSimilarity()(features, tiny.judged(Split(nothing, tiny.pictures([1]), nothing)))[
+            "forget/cosine"
+        ].n
+        == 0
+    )
 
 
 def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(features):
@@ -59,7 +69,8 @@ def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(featur
 
 def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
-    found = evaluate(tiny.clip(), tiny.task(), store=first)
+    measures = part("eval=[forget,retain,utility,similarity]")
+    found = evaluate(tiny.clip().observe(Run(first)), tiny.task(), measures)
     assert set(found) == {
         "forget/top1",
         "forget/top5",
@@ -69,9 +80,9 @@ def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
         "forget/cosine",
         "retain/cosine",
     }
-    assert evaluate(tiny.clip(), tiny.task(), store=second) == found
+    assert evaluate(tiny.clip().observe(Run(second)), tiny.task(), measures) == found
     assert second.events == {"features": "hit"}
-    assert list(evaluate(tiny.clip(), tiny.task(), store=second, metrics=[matched])) == [
+    assert list(evaluate(tiny.clip().observe(Run()), tiny.task(), {"similarity": MatchedSimilarity()})) == [
         "forget/cosine",
         "retain/cosine",
     ]
@@ -79,16 +90,17 @@ def test_evaluate_is_all_metrics_and_reads_features_back(tmp_path):
 
 def test_no_pictures_have_no_interval(features):
     nothing = tiny.pictures([])
-    for metric in matched(features, tiny.judged(Split(nothing, nothing, nothing))).values():
+    for metric in MatchedSimilarity()(features, tiny.judged(Split(nothing, nothing, nothing))).values():
         assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, None, None)
 
 
 def test_lower_is_better_for_the_forgotten_only(features):
-    found = matched(features, tiny.task())
-    assert {name: metric.better for name, metric in found.items()} == {
+    found = MatchedSimilarity()(features, tiny.task())
+    assert {name: metric.reading.better for name, metric in found.items()} == {
         "forget/cosine": "lower",
         "retain/cosine": "higher",
     }
+    assert {metric.reading.unit for metric in found.values()} == {"cosine"}
 
 
 @pytest.mark.parametrize("names", [7, 10, 100])
