@@ -1,9 +1,10 @@
-"""The figures of a report. Each function draws on a figure of its own; nothing global is touched, no window opened."""
+"""The figures of a report. Each function makes a new figure, touches no global state and opens no window."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,27 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from muwa.types.metric import Metric
-from muwa.types.search import Search
+from muwa.report.runs import Variant
+from muwa.types.metric import RATE, Metric
+from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Search
 
-# Okabe and Ito's palette: told apart by colour-blind readers.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
-_TOWERS = {"vision": BLUE, "text": ORANGE}
-_NO_RATE = re.compile(
-    r"/(cosine|clip_score|fid|kid|perception|cognition|correlation|steps_\w+)$|_brier$|auc$|_similarity(_floor)?$"
+TOWER_COLOURS = {"vision": BLUE, "text": ORANGE}
+SIZE = "‖Δθ‖ / ‖θ‖, %"  # how far a step went
+_BARS = 16  # a figure of more rates shows those under the report's first heading
+
+# Rates of a search by the name that its evaluations give them: name, label, colour, line style.
+SEARCH_RATES = (
+    ("forget_top5", "forget top-5", RED, "-"),
+    ("forget_top1", "forget top-1", RED, ":"),
+    ("retain_top1", "retain top-1", BLUE, "-"),
+    ("utility_top1", "utility top-1", GREEN, "-"),
 )
-_BARS = 16  # more than so many accuracies are the table's; the figure then shows the main ones
-_MAIN = ("forget/", "retain/", "utility/")
 
 
 def short(layer: str) -> str:
-    """A layer's name for a label: the tower's prefix and `.weight` taken off.
+    """A layer's name for a label, without the tower's prefix and without `.weight`.
 
     >>> short("visual.transformer.resblocks.3.attn.in_proj_weight")
     '3.attn.in_proj'
@@ -35,19 +42,36 @@ def short(layer: str) -> str:
     return re.sub(r"[._]weight", "", name)
 
 
-def is_rate(metric: str) -> bool:
-    """Whether a metric, by its name, is a share in [0, 1] and shown in per cent.
+def short_candidate(candidate: Candidate) -> str:
+    """A candidate for a label: its tower, unless that is both, and its layers.
 
-    >>> is_rate("forget/top1"), is_rate("retain/cosine"), is_rate("quality/fid")
-    (True, False, False)
-    >>> is_rate("mia/logistic_auc"), is_rate("relearn/steps_5"), is_rate("gap/forget_similarity_floor")
-    (False, False, False)
+    >>> short_candidate(Candidate({"": "visual.transformer.resblocks.3.attn.in_proj_weight"}, "vision"))
+    'vision 3.attn.in_proj'
     """
-    return not _NO_RATE.search(metric)
+    layers = " + ".join(map(short, candidate.names or candidate.layers.values()))
+    return layers if candidate.tower == BOTH_TOWERS else f"{candidate.tower} {layers}"
+
+
+def search_rates(search: Search) -> list[tuple[str, str, str, str, list[float]]]:
+    """(name, label, colour, line style, a rate each evaluation) of what a search's figure and table show.
+
+    They are those of `SEARCH_RATES` that every evaluation has. A search without any of them shows `forgotten`
+    and `kept`.
+    """
+    rows = search.trace
+    rates = [
+        (name, label, colour, style, [row.metrics[name] for row in rows])
+        for name, label, colour, style in SEARCH_RATES
+        if all(name in row.metrics for row in rows)
+    ]
+    return rates or [
+        ("forgotten", "forget", RED, "-", [row.forgotten for row in rows]),
+        ("kept", "kept", BLUE, "-", [row.kept for row in rows]),
+    ]
 
 
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """A figure of `width` x `height` inches and its (rows, columns) axes, in the house's look."""
+    """A figure of `width` x `height` inches and its (rows, columns) axes, in the style of all reports."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -60,33 +84,57 @@ def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
 
 
 def pareto(search: Search) -> Figure:
-    """Importance against alignment of every layer, one panel a tower; the front joined and named, the choice ringed."""
-    towers = [tower for tower in _TOWERS if any(s.tower == tower for s in search.scores.values())]
+    """Importance against alignment of every layer, one panel a tower.
+
+    The layers of the front are joined and named, those that were edited ringed.
+    """
+    towers = list(dict.fromkeys(score.tower for score in search.scores.values()))
+    towers.sort(key=[*TOWER_COLOURS, *towers].index)
     figure, axes = blank(5.2 * len(towers), 4.4, 1, len(towers))
-    chosen = search.trace[search.chosen].layer if search.chosen is not None else None
+    chosen: set[str] = set()
+    if search.chosen is not None:
+        candidate = search.trace[search.chosen].candidate
+        chosen = {*candidate.names, *candidate.layers.values()}
     for axis, tower in zip(axes.flat, towers, strict=True):
         mine = {name: s for name, s in search.scores.items() if s.tower == tower and s.importance > 0}
-        axis.scatter([s.alignment for s in mine.values()], [s.importance for s in mine.values()], s=16, c="#c2c2c2")
         front = sorted((name for name in search.front if name in mine), key=lambda name: mine[name].alignment)
-        x, y = [mine[name].alignment for name in front], [mine[name].importance for name in front]
-        axis.plot(x, y, "-o", color=_TOWERS[tower], markersize=5, linewidth=1.2)
-        axis.set_yscale("log")
-        axis.set_title(f"{tower} tower: {len(mine)} layers, {len(front)} on the front", fontsize=10, loc="left")
-        axis.set_xlabel("alignment  |cos(g_f, g_r)|   (lower: safer)", fontsize=9)
-        axis.set_ylabel("importance  |g_f| / |θ|   (higher: stronger)", fontsize=9)
-        widest = max((s.alignment for s in mine.values()), default=1.0)
-        axis.set_xlim(-0.04 * widest, widest * 1.06)
-        bottom, top = axis.get_ylim()
-        axis.set_ylim(bottom, top * (top / bottom) ** 0.08)
-        _label(axis, front, x, y, chosen)
-        if chosen in mine:
-            axis.scatter([mine[chosen].alignment], [mine[chosen].importance], s=150, facecolors="none", edgecolors=RED,
-                         linewidths=1.8)  # fmt: skip
+        axis.set_title(
+            f"{tower} tower: {len(mine)} layers, {len(front)} on the front", fontsize=10, loc="left"
+        )
+        _scores(axis, mine, front, chosen, TOWER_COLOURS.get(tower, GREEN))
     return figure
 
 
-def _label(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float], chosen: str | None) -> None:
-    """Name the points of a front at the right of the panel, by falling height, joined to their points by thin lines."""
+def _scores(
+    axis: Any, scores: Mapping[str, LayerScore], front: Sequence[str], chosen: set[str], colour: str
+) -> None:
+    """One panel of `pareto`: the layers of one tower."""
+    axis.scatter(
+        [s.alignment for s in scores.values()], [s.importance for s in scores.values()], s=16, c="#c2c2c2"
+    )
+    x, y = [scores[name].alignment for name in front], [scores[name].importance for name in front]
+    axis.plot(x, y, "-o", color=colour, markersize=5, linewidth=1.2)
+    axis.set_yscale("log")
+    axis.set_xlabel("alignment  |cos(g_f, g_r)|   (lower: safer)", fontsize=9)
+    axis.set_ylabel("importance  |g_f| / |θ|   (higher: stronger)", fontsize=9)
+    widest = max((s.alignment for s in scores.values()), default=1.0)
+    axis.set_xlim(-0.04 * widest, widest * 1.06)
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(bottom, top * (top / bottom) ** 0.08)
+    _label(axis, front, x, y, chosen)
+    rings = [scores[name] for name in scores if name in chosen]
+    axis.scatter(
+        [s.alignment for s in rings],
+        [s.importance for s in rings],
+        s=150,
+        facecolors="none",
+        edgecolors=RED,
+        linewidths=1.8,
+    )
+
+
+def _label(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float], chosen: set[str]) -> None:
+    """Name the points of a front right of the panel, from top to bottom, with thin lines to their points."""
     if not names:
         return
     low, high = np.log(axis.get_ylim())
@@ -100,66 +148,80 @@ def _label(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[floa
         places = np.maximum(places, lifted)
     for place, i in zip(places, order, strict=True):
         axis.annotate(
-            short(names[i]), (x[i], y[i]), xytext=(1.02, place), textcoords="axes fraction", fontsize=7.5, va="center",
-            color=RED if names[i] == chosen else "#333333", annotation_clip=False,
+            short(names[i]),
+            (x[i], y[i]),
+            xytext=(1.02, place),
+            textcoords="axes fraction",
+            fontsize=7.5,
+            va="center",
+            color=RED if names[i] in chosen else "#333333",
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "#bdbdbd", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
-        )  # fmt: skip
+        )
 
 
 def trace(search: Search) -> Figure:
-    """What each step did, a panel a layer: accuracies on the probe pictures against the relative size of the step."""
-    layers = list(dict.fromkeys(row.layer for row in search.trace))
-    columns = min(4, max(1, len(layers)))
-    rows = -(-len(layers) // columns) or 1
+    """What each step did, one panel a candidate: rates on the probe set against the size of the step."""
+    panels: dict[tuple[str, str], list[int]] = {}  # candidate -> its places in the trace
+    for i, row in enumerate(search.trace):
+        panels.setdefault((row.candidate.tower, row.candidate.name), []).append(i)
+    columns = min(4, max(1, len(panels)))
+    rows = -(-len(panels) // columns) or 1
     figure, axes = blank(max(6.2, 3.1 * columns), 2.5 * rows + 0.5, rows, columns)  # room for the legend
-    lines = (("forget_top5", "forget top-5", RED, "-"), ("forget_top1", "forget top-1", RED, ":"),
-             ("retain_top1", "retain top-1", BLUE, "-"), ("utility_top1", "utility top-1", GREEN, "-"))  # fmt: skip
-    chosen = search.trace[search.chosen] if search.chosen is not None else None
-    for axis, layer in zip(axes.flat, layers, strict=False):
-        moved = (row for row in search.trace if row.layer == layer and row.relative_norm > 0)
-        mine = sorted(moved, key=lambda row: row.relative_norm)
-        x = [100 * row.relative_norm for row in mine]
-        for key, label, colour, style in lines:
-            axis.plot(x, [100 * getattr(row, key) for row in mine], style, color=colour, linewidth=1.3, marker="o",
-                      markersize=2.5, label=label)  # fmt: skip
-        feasible = [100 * row.relative_norm for row in mine if row.feasible]
-        if feasible:
-            axis.axvspan(min(feasible), max(x) * 1.05, color=GREEN, alpha=0.07, linewidth=0)
-        if chosen is not None and chosen.layer == layer:
-            axis.axvline(
-                100 * chosen.relative_norm, color="#222222", linewidth=1.2, linestyle="--", label="chosen step"
-            )
-        axis.set_xscale("log")
-        axis.set_ylim(-4, 104)
-        tower = next(row.tower for row in search.trace if row.layer == layer)
-        axis.set_title(short(layer) if tower == "both" else f"{tower} {short(layer)}", fontsize=8.5, loc="left")
-        axis.set_xticks(*_ticks(x))
-        axis.minorticks_off()
-    for axis in list(axes.flat)[len(layers) :]:
+    handles: dict[str, Any] = {}
+    for axis, places in zip(axes.flat, panels.values(), strict=False):
+        _steps(axis, search, places)
+        axis.set_title(short_candidate(search.trace[places[0]].candidate), fontsize=8.5, loc="left")
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
-    figure.supxlabel(
-        f"size of the step, % of the norm of {'the layer' if search.scores else 'what it changes'} (log)", fontsize=9
-    )
-    figure.supylabel("accuracy on probe pictures, %", fontsize=9)
+        place = {"loc": "outside upper center", "ncols": 5}
+        figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, **place)
+    figure.supxlabel(f"size of the step, {SIZE} (log)", fontsize=9)
+    figure.supylabel("rate on the probe set, %", fontsize=9)
     return figure
 
 
+def _steps(axis: Any, search: Search, places: Sequence[int]) -> None:
+    """One panel of `trace`: the evaluations of one candidate, given by their places in the trace."""
+
+    def size(row: Evaluation) -> float:
+        return 100 * row.relative_norm
+
+    moved = [i for i in places if search.trace[i].relative_norm > 0]
+    order = sorted(moved, key=lambda i: search.trace[i].relative_norm)
+    x = [size(search.trace[i]) for i in order]
+    for _, label, colour, style, rates in search_rates(search):
+        y = [100 * rates[i] for i in order]
+        axis.plot(x, y, style, color=colour, linewidth=1.3, marker="o", markersize=2.5, label=label)
+    feasible = [size(search.trace[i]) for i in order if search.trace[i].feasible]
+    if feasible:
+        axis.axvspan(min(feasible), max(x) * 1.05, color=GREEN, alpha=0.07, linewidth=0)
+    if search.chosen is not None and search.chosen in places:
+        at = size(search.trace[search.chosen])
+        axis.axvline(at, color="#222222", linewidth=1.2, linestyle="--", label="chosen step")
+    axis.set_xscale("log")
+    axis.set_ylim(-4, 104)
+    axis.set_xticks(*_ticks(x))
+    axis.minorticks_off()
+
+
 def _ticks(x: Sequence[float]) -> tuple[list[float], list[str]]:
-    """Three or so round places for a logarithmic axis."""
+    """Up to three places and their labels for a logarithmic axis."""
     if not x or min(x) <= 0:
         return [], []
     places = np.geomspace(min(x), max(x), 3) if max(x) > min(x) else np.array([x[0]])
     return places.tolist(), [f"{place:.0f}" if place >= 10 else f"{place:.2g}" for place in places]
 
 
-def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: Sequence[Sequence[float]],
-               forgotten: Sequence[str]) -> Figure:  # fmt: skip
-    """Mean cosine of each name's pictures (row) with each name (column), before and after on one scale."""
+def similarity(
+    names: Sequence[str],
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    forgotten: Sequence[str],
+) -> Figure:
+    """Mean cosine of each name's images (row) with each name (column), before and after on one scale."""
     size = 0.28 * len(names) + 2.2
     figure, axes = blank(2 * size + 1, size + 0.4, 1, 2)
     every = np.array([before, after], float)
@@ -169,7 +231,9 @@ def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: S
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(names)), names if axis is axes.flat[0] else [""] * len(names), fontsize=7)
-        for tick, name in zip([*axis.get_xticklabels(), *axis.get_yticklabels()], [*names, *names], strict=True):
+        for tick, name in zip(
+            [*axis.get_xticklabels(), *axis.get_yticklabels()], [*names, *names], strict=True
+        ):
             if name in forgotten:
                 tick.set_color(RED)
                 tick.set_fontweight("bold")
@@ -177,11 +241,16 @@ def similarity(names: Sequence[str], before: Sequence[Sequence[float]], after: S
     return figure
 
 
+def rates_of(metrics: Mapping[str, Metric]) -> list[str]:
+    """The names of the metrics that are rates in [0, 1]."""
+    return [name for name, metric in metrics.items() if metric.reading.unit == RATE]
+
+
 def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
-    """Every accuracy before and after, with its 95 % interval; of many, those of forget, retain and utility."""
-    names = [name for name in before if is_rate(name)]
+    """Rates before and after, with their 95 % intervals; of many, those under the report's first heading."""
+    names = rates_of(before)
     if len(names) > _BARS:
-        names = [name for name in names if name.startswith(_MAIN)] or names[:_BARS]
+        names = [name for name in names if not before[name].reading.section] or names[:_BARS]
     figure, axes = blank(6.4, 0.62 * len(names) + 1.0)
     axis = axes[0, 0]
     for shift, metrics, colour, label in ((0.19, before, GREY, "before"), (-0.19, after, BLUE, "after")):
@@ -194,48 +263,60 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
             high = 100 * (metric.high if metric.high is not None else metric.value)
             axis.plot([low, high], [place, place], color="#333333", linewidth=1)
             axis.text(max(value, high) + 1.5, place, f"{value:.1f}", va="center", fontsize=8)
-    axis.set_yticks(np.arange(len(names))[::-1], [f"{name}  (n={after[name].n})" for name in names], fontsize=9)
+    axis.set_yticks(
+        np.arange(len(names))[::-1], [f"{name}  (n={after[name].n})" for name in names], fontsize=9
+    )
     axis.set_xlim(0, 112)
-    axis.set_xlabel("accuracy on held-out pictures, % (line: 95 % interval)", fontsize=9)
+    axis.set_xlabel("rate on held-out data, % (line: 95 % interval)", fontsize=9)
     figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def kept_against_forgotten(variants: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def kept_against_forgotten(
+    variants: Mapping[Variant, tuple[Sequence[float], Sequence[float]]], forget_rate: str
+) -> Figure:
     """The runs of a sweep: a point a variant, the mean over its runs, with one standard deviation as bars.
 
     Args:
-        variants: "method (setting=value, ...)" -> (forget/top5 after in per cent, change of what is kept in points), a
-            value a run. The last setting is the marker's shape, all before it its colour; one line joins a colour.
+        variants: Variant -> (forget rate after the edit in per cent, change of what is kept in points), one
+            value a run. The last setting decides the marker, the method and the other settings the colour. A
+            line joins the points of a colour.
+        forget_rate: The name of the forget rate, for the axis.
     """
     figure, axes = blank(8.6, 4.6)
     axis = axes[0, 0]
-    split = {label: re.fullmatch(r"(.*?)(?:(, | \()([^,(]+)\))?", label) for label in variants}
-    named = {label: (found[1] + ")" * (found[2] == ", "), found[3] or "") for label, found in split.items() if found}
-    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(name for name, _ in named.values()))}
-    shapes = {last: "os^Dvp*hX"[i % 9] for i, last in enumerate(dict.fromkeys(last for _, last in named.values()))}
+    series = {variant: replace(variant, settings=variant.settings[:-1]).label for variant in variants}
+    last = {variant: variant.settings[-1] if variant.settings else "" for variant in variants}
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(series.values()))}
+    markers = {setting: "os^Dvp*hX"[i % 9] for i, setting in enumerate(dict.fromkeys(last.values()))}
     means: dict[str, list[tuple[float, float]]] = {name: [] for name in colours}
-    for i, (label, values) in enumerate(variants.items()):
-        name, last = named[label]
+    for i, (variant, values) in enumerate(variants.items()):
         x, y = (float(np.mean(each)) for each in values)
-        wide, high = (float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values)
-        means[name].append((x, y))
-        axis.errorbar(x, y, xerr=[[min(wide, x)], [min(wide, 100 - x)]], yerr=high, fmt=shapes[last], color=colours[name],
-                      markerfacecolor="none", markersize=10 - 5 * i / len(variants), elinewidth=0.6, capsize=2)  # fmt: skip
+        means[series[variant]].append((x, y))
+        marker, colour = markers[last[variant]], colours[series[variant]]
+        _point(axis, values, fmt=marker, color=colour, markersize=10 - 5 * i / len(variants))
     for name, points in means.items():
         axis.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.2, label=name)
-    for last in filter(None, shapes):
-        axis.plot([], [], shapes[last], color="#666666", markerfacecolor="none", label=last)
+    for setting in filter(None, markers):
+        axis.plot([], [], markers[setting], color="#666666", markerfacecolor="none", label=setting)
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, max(20.0, axis.get_xlim()[1]))
-    axis.set_xlabel("forget/top5 after, %   (left: forgotten)", fontsize=9)
+    axis.set_xlabel(f"{forget_rate} after, %   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change of retain and utility top-1, points", fontsize=9)
     figure.legend(fontsize=7, loc="outside right upper")
     return figure
 
 
+def _point(axis: Any, values: tuple[Sequence[float], Sequence[float]], **style: Any) -> None:
+    """A mean with one standard deviation as bars; the horizontal bar ends where rates do, at 0 and 100."""
+    x, y = (float(np.mean(each)) for each in values)
+    wide, high = (float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values)
+    ends = [[min(wide, x)], [min(wide, 100 - x)]]
+    axis.errorbar(x, y, xerr=ends, yerr=high, markerfacecolor="none", elinewidth=0.6, capsize=2, **style)
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG. The file appears when it is complete, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.stem}.draft.png")
     figure.savefig(draft, facecolor="white")

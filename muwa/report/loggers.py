@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: a JSON lines file, and W&B. The only module that imports wandb."""
+"""The loggers of a run: a JSON lines file, and Weights & Biases. The only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from muwa.report.record import answers
 from muwa.types.report import Report
 
 log = logging.getLogger(__name__)
 
-PLOTS = ("pareto", "trace", "metrics", "similarity")  # figures of numbers alone; `drawings` holds pictures
+PLOTS = (
+    "pareto",
+    "trace",
+    "metrics",
+    "similarity",
+)  # figures of numbers; `examples` holds images and is not sent
 
 
 class Logger(Protocol):
-    """Told of events while a run goes on, and of the report at its end (None when it made none)."""
+    """Receives the events of a run as they happen, and the report at its end."""
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
-        """Take one event: "config", "gradients", "scores", "evaluation", "metrics"."""
+        """Receive one event: "config", "gradients", "scores", "evaluation", "loss" or "metrics"."""
 
     def close(self, report: Report | None) -> None:
-        """The run is over."""
+        """The run has ended; `report` is None when it made none."""
 
 
 class Loggers:
-    """Several loggers as one; a `with` block closes them however it ends, with the `report` if one was set."""
+    """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set."""
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = loggers
@@ -43,13 +49,13 @@ class Loggers:
             logger.close(self.report)
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
-        """Pass one event on to each."""
+        """Pass one event on to each logger."""
         for logger in self._loggers:
             logger.log(event, row)
 
 
 class Jsonl:
-    """One line an event, written at once: {"time": UTC, "event": ..., and the event's own fields}."""
+    """A file with one JSON line an event, written at once: "time" (UTC), "event" and the event's fields."""
 
     def __init__(self, path: str):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -73,26 +79,40 @@ def _plain(value: object) -> object:
 
 
 class Wandb:
-    """A W&B run: config, gradient norms and layer scores as tables, the report's plots, each evaluation of the search as a
-    step, metrics before and after with their intervals and the cost in the summary, the patch as an artifact. Offline
-    unless told otherwise.
+    """A W&B run, offline unless `mode` says otherwise.
 
-    Of the figures only plots are sent (`PLOTS`), never pictures: a sheet of drawings may show the forgotten.
-    Whatever goes wrong inside W&B switches this logger off with a warning; the run goes on.
+    It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
+    step. At the end it receives the metrics before and after with their intervals, the cost, the plots
+    (`PLOTS`), a table of answers, and the patch as an artifact. Images are never sent: they may show the forget
+    set.
+
+    An error inside W&B switches this logger off with a warning, and the run goes on.
 
     Args:
-        folder: The run's folder: W&B's files go to `folder/wandb`, figures and patch are taken from it.
-        group: Runs of one sweep share it.
+        folder: The run's folder. W&B writes to `folder/wandb`; figures and patch are read from `folder`.
+        group: The group in W&B, shared by the runs of a sweep.
         mode: "offline", "online" or "disabled".
     """
 
     def __init__(
-        self, *, project: str, group: str | None, name: str | None, mode: str, folder: str, tags: Sequence[str]
+        self,
+        *,
+        project: str,
+        group: str | None,
+        name: str | None,
+        mode: str,
+        folder: str,
+        tags: Sequence[str],
     ):
         self._folder = Path(folder)
         self._arguments: dict[str, Any] = {
-            "project": project, "group": group, "name": name, "mode": mode, "dir": folder, "tags": list(tags),
-        }  # fmt: skip
+            "project": project,
+            "group": group,
+            "name": name,
+            "mode": mode,
+            "dir": folder,
+            "tags": list(tags),
+        }
         self._run: Any = None
         self._off = False
 
@@ -109,7 +129,9 @@ class Wandb:
             return
         try:
             action(*arguments)
-        except Exception as error:  # whatever W&B does (no package, disk, network, service), the experiment goes on
+        except (
+            Exception
+        ) as error:  # no package, disk, network or service: whatever fails in W&B, the run goes on
             self._off = True
             log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, error)
 
@@ -129,12 +151,14 @@ class Wandb:
         elif event == "scores":
             front = set(row["front"])
             rows = [
-                [name, s.tower, s.importance, s.alignment, s.cosine, name in front] for name, s in row["scores"].items()
+                [name, s.tower, s.importance, s.alignment, s.cosine, name in front]
+                for name, s in row["scores"].items()
             ]
             columns = ["layer", "tower", "importance", "alignment", "cosine", "on front"]
             self._table(f"scores/{row['concept']}", columns, rows)
         elif event == "evaluation":
-            self._run.log({f"search/{key}": value for key, value in row.items()})
+            flat = {key: value for key, value in row.items() if not isinstance(value, Mapping)}
+            self._run.log({f"search/{key}": value for key, value in flat.items()})
         elif event == "metrics":
             self._run.log({f"{row['when']}/{key}": value for key, value in row.items() if key != "when"})
 
@@ -153,11 +177,11 @@ class Wandb:
             plots = _plots(self._folder / "figures")
             if plots:
                 self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
-            if report.said:
+            if said := answers(report.examples):
                 rows = [
-                    [s.question.role, s.question.text, s.question.accepted[0], s.before, s.after] for s in report.said
+                    [one[key] for key in ("role", "question", "expected", "before", "after")] for one in said
                 ]
-                self._table("answers", ["of", "question", "right answer", "before", "after"], rows)
+                self._table("answers", ["set", "question", "right answer", "before", "after"], rows)
         patch = self._folder / "patch.safetensors"
         if patch.is_file():
             artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")
@@ -167,17 +191,22 @@ class Wandb:
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """The objective, each metric before and after (`_n`, `_better`, and of its 95 % interval `_low`, `_high`), the cost."""
-    found: dict[str, Any] = {"objective": report.objective}
+    """The objective, the cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
+    summary: dict[str, Any] = {"objective": report.objective}
     for when, metrics in (("before", report.before), ("after", report.after)):
         for name, metric in metrics.items():
             key = f"{when}/{name}"
-            found |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.better}
+            summary |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.reading.better}
             if metric.low is not None and metric.high is not None:
-                found |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
-    return found | {f"cost/{name}": value for name, value in report.cost.items()}
+                summary |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
+    return summary | {f"cost/{name}": value for name, value in report.cost.items()}
 
 
 def _plots(folder: Path) -> list[Path]:
-    """The plots of a report's figures; one of several has a number behind its name."""
-    return [path for kind in PLOTS for path in sorted(folder.glob("*.png")) if path.stem.partition("_")[0] == kind]
+    """The files of the report's plots: <kind>.png, or <kind>_1.png, ... where there are several."""
+    return [
+        path
+        for kind in PLOTS
+        for pattern in ("", "_*")
+        for path in sorted(folder.glob(f"{kind}{pattern}.png"))
+    ]

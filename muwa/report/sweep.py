@@ -1,4 +1,4 @@
-"""A multirun as one table: sweep.csv and sweep.html beside its runs, one row a run, mean ± std."""
+"""A sweep as one table: sweep.csv and sweep.html beside its runs, one row a run, with mean ± std."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock
-from matplotlib.figure import Figure
 
 from muwa.report import figures
-from muwa.report.page import environment, write_text
-from muwa.report.tables.methods import REPEATED, write_methods_table
-from muwa.report.tables.unlearncanvas import write_canvas_table
-from muwa.report.tables.vlm import write_vlm_table
+from muwa.report.runs import REPEATED, Results, SweptRun
+from muwa.report.tables import methods, unlearncanvas, vlm
+from muwa.report.text import environment, write_text
+from muwa.report.verdicts import is_gone, still_there
+from muwa.types.metric import RATE
 
+TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
 _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of conf/config.yaml that some methods read
-_CHANGES = ("retain/top1", "retain/top5", "utility/top1", "retain/ira", "retain/cra")
 
 
 def write_sweep(folder: Path) -> None:
-    """Write sweep.csv and sweep.html from the runs below `folder` (`*/results.json`, `*/.hydra/overrides.yaml`).
+    """Write sweep.csv, sweep.html and the tables that apply, from the runs in `folder`.
 
-    A run without results keeps its row: it failed, or it is unfinished: at work, in a queue, or killed.
+    A run is a subfolder with `.hydra/overrides.yaml`. A run without results.json has a row too: it failed, or
+    it is unfinished (at work, in a queue, or killed).
     """
     if not folder.is_dir():
         return
@@ -37,57 +38,62 @@ def write_sweep(folder: Path) -> None:
 
 
 def end_run(run: Path, *, done: bool) -> None:
-    """Leave word in a run's folder that it ended by itself."""
+    """Note in a run's folder that it ended by itself, and whether it succeeded."""
     write_text(run / ".hydra" / "status.txt", "done" if done else "failed")
 
 
 def _write(folder: Path) -> None:
-    rows = read_runs(folder)
-    if not rows:
+    runs = read_runs(folder)
+    if not runs:
         return
+    rows = list(map(row_of, runs))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "sweep.csv", text.getvalue())
-    page = environment().get_template("sweep.html").render(
-        name=folder.parent.parent.name, columns=columns, rows=rows, summary=summary(rows, columns), headline=headline(rows),
-        figure=_figure(rows),
-    )  # fmt: skip
+    page = (
+        environment()
+        .get_template("sweep.html")
+        .render(
+            name=folder.parent.parent.name,
+            columns=columns,
+            rows=rows,
+            summary=summary(runs),
+            headline=headline(runs),
+            figure=_figure(runs),
+        )
+    )
     write_text(folder / "sweep.html", page)
-    finished = [(own, json.loads((run / "results.json").read_text())) for run, own in swept(folder)
-                if (run / "results.json").is_file()]  # fmt: skip
-    for write in (write_canvas_table, write_vlm_table, write_methods_table):
-        write(folder, finished)
+    finished = [run for run in runs if run.results]
+    for table in TABLES:
+        if table.applies(finished):
+            table.write(folder, finished)
 
 
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """One row a run, in the order of their numbers: what was swept, the edit, metrics before, after and their change.
+def read_runs(folder: Path) -> list[SweptRun]:
+    """The runs of a sweep, in the order of their numbers.
 
-    Accuracies keep their unit ([0, 1]); columns named "change ..." are in points.
+    A setting that several methods share (`learning_rate`) counts as not given where the run's method does not
+    read it. It counts as not swept where the runs that read it agree.
     """
-    rows = []
-    for run, overrides in swept(folder):
-        row: dict[str, Any] = {"run": run.name, **overrides}
-        results, status = run / "results.json", run / ".hydra" / "status.txt"
-        row["status"] = status.read_text() if status.is_file() else "unfinished"
-        row |= _result(json.loads(results.read_text())) if results.is_file() else {}
-        rows.append(row)
-    return rows
-
-
-def swept(folder: Path) -> list[tuple[Path, dict[str, str]]]:
-    """(run's folder, what was swept and its value there, "" where a run has none), in the order of their numbers.
-
-    A setting of all methods (`learning_rate`) that a run's own method does not read counts as not given there, and as not
-    swept where the others agree.
-    """
-    runs = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
-    every = [_overrides(run) for run in runs]
-    values = {key: {one.get(key) for one in every} for key in dict.fromkeys(k for one in every for k in one)}
+    places = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
+    given = list(map(_overrides, places))
+    values = {
+        key: {one.get(key) for one in given} for key in dict.fromkeys(key for one in given for key in one)
+    }
     keys = [key for key, found in values.items() if len(found - ({None} if key in _SHARED else set())) > 1]
-    return [(run, {key: one.get(key, "") for key in keys}) for run, one in zip(runs, every, strict=True)]
+    return [
+        _read(run, {key: one.get(key, "") for key in keys}) for run, one in zip(places, given, strict=True)
+    ]
+
+
+def _read(run: Path, swept: Mapping[str, str]) -> SweptRun:
+    results, status = run / "results.json", run / ".hydra" / "status.txt"
+    if results.is_file():
+        return SweptRun(swept, json.loads(results.read_text()), run.name)
+    return SweptRun(swept, {}, run.name, status.read_text() if status.is_file() else "unfinished")
 
 
 def _order(run: Path) -> tuple[int, str]:
@@ -95,75 +101,148 @@ def _order(run: Path) -> tuple[int, str]:
 
 
 def _overrides(run: Path) -> dict[str, str]:
+    """Setting -> value, as given on the command line, of the settings that the run's config reads."""
     listed = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or []
-    found = dict(one.lstrip("+~").split("=", 1) for one in listed if "=" in one)
+    given = dict(one.lstrip("+~").split("=", 1) for one in listed if "=" in one)
     config = run / ".hydra" / "config.yaml"
     text = config.read_text() if config.is_file() else ""
-    return {key: value for key, value in found.items() if key not in _SHARED or f"${{{key}}}" in text}
+    return {key: value for key, value in given.items() if key not in _SHARED or f"${{{key}}}" in text}
 
 
-def _result(found: dict[str, Any]) -> dict[str, Any]:
-    before, after = found["metrics"]["before"], found["metrics"]["after"]
-    row = {
-        "status": "done", "names": ", ".join(found["task"]["names"]), "tower": found["edit"]["tower"],
-        "layer": found["edit"]["layer"], "step": found["edit"]["step"], "relative_norm": found["edit"]["relative_norm"],
+def row_of(run: SweptRun) -> dict[str, Any]:
+    """One row of sweep.csv: what was swept, the edit, each metric before and after, the change of each rate.
+
+    Rates are in [0, 1], their changes in points. Results of earlier versions do not say which metrics are
+    rates: they have no changes.
+    """
+    row: dict[str, Any] = {"run": run.name, **run.swept, "status": run.status}
+    if not run.results:
+        return row
+    found = run.results
+    before, after, edit = found["metrics"]["before"], found["metrics"]["after"], found["edit"]
+    row |= {
+        "names": ", ".join(found["task"]["names"]),
+        "tower": edit["tower"],
+        "layer": edit["layer"],
+        "step": edit["step"],
+        "relative_norm": edit["relative_norm"],
         "feasible": all(search["feasible"] for search in found["search"]),
-    }  # fmt: skip
+    }
     for name in after:
         row |= {f"before {name}": before[name]["value"], f"after {name}": after[name]["value"]}
-        if figures.is_rate(name):
-            row[f"change {name}"] = 100 * (after[name]["value"] - before[name]["value"])
+        if after[name].get("unit") == RATE:
+            row[f"change {name}"] = _points(found, name)
     return {**row, "objective": found["objective"], "seconds": found["seconds"].get("total")}
 
 
-def summary(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str, str]:
-    """Column -> "mean ± sample std" over the runs that are done, of columns of numbers; none where runs are not alike."""
-    found: dict[str, str] = {}
-    if not _alike(rows):
-        return found
-    for column in columns:
-        values = [v for row in rows if isinstance(v := row.get(column), int | float) and not isinstance(v, bool)]
-        if values and column != "run":
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            found[column] = f"{statistics.mean(values):.4g} ± {spread:.2g}"
-    return found
+def summary(runs: Sequence[SweptRun]) -> dict[str, str]:
+    """Column of `row_of` -> "mean ± sample std" over the finished runs, for columns of numbers.
 
-
-def _alike(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether only requests and seeds were swept: a mean over methods or their settings is of nothing."""
-    return all(key in ("run", *REPEATED) for row in rows for key in list(row)[: list(row).index("status")])
-
-
-def headline(rows: Sequence[dict[str, Any]]) -> str:
-    """The sweep in a sentence or two, with mean changes where the runs are alike."""
-    done = [row for row in rows if row["status"] == "done"]
-    text = f"{len(done)} of {len(rows)} runs are done."
-    gone = [row for row in done if row.get("after forget/top5") == 0]
-    if done and "after forget/top5" in done[0]:
-        text += f" {len(gone)} of {len(done)} reach forget/top5 = 0."
-    for name in _CHANGES if _alike(rows) else ():
-        values = [row[f"change {name}"] for row in done if f"change {name}" in row]
+    Empty where methods or their settings were swept: a mean over those means nothing.
+    """
+    if not _alike(runs):
+        return {}
+    rows = list(map(row_of, runs))
+    cells: dict[str, str] = {}
+    for column in dict.fromkeys(key for row in rows for key in row):
+        values = [
+            v for row in rows if isinstance(v := row.get(column), int | float) and not isinstance(v, bool)
+        ]
         if values:
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            text += f" Mean change of {name}: {statistics.mean(values):+.2f} ± {spread:.2f} points."
+            cells[column] = f"{statistics.mean(values):.4g} ± {_std(values):.2g}"
+    return cells
+
+
+def _alike(runs: Sequence[SweptRun]) -> bool:
+    """Whether the runs differ only in what was forgotten and in the seed."""
+    return all(key in REPEATED for run in runs for key in run.swept)
+
+
+def headline(runs: Sequence[SweptRun]) -> str:
+    """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates."""
+    done = [run.results for run in runs if run.results]
+    text = f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs are done."
+    names = _of_role(done, "forgotten")
+    if names:
+        forgot = sum(_forgot(found, names) for found in done)
+        text += f" {forgot} of {len(done)} forgot ({', '.join(_goal(done[0], name) for name in names)})."
+    for name in _of_role(done, "kept") if _alike(runs) else ():
+        changes = [_points(found, name) for found in done]
+        text += f" Mean change of {name}: {statistics.mean(changes):+.2f} ± {_std(changes):.2f} points."
     return text
 
 
-def _figure(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Forgetting against keeping, a dot a run, as an embedded PNG."""
-    done = [row for row in rows if "after forget/top5" in row and "change retain/top1" in row]
-    if not done:
+def _of_role(results: Sequence[Results], role: str) -> list[str]:
+    """The rates with this role that a report gives a verdict on, in all of the results.
+
+    None where results of earlier versions, which do not say roles, are among them.
+    """
+    every = [found["metrics"]["after"] for found in results]
+    return [
+        name
+        for name in (every[0] if every else ())
+        if all(name in metrics and _has_role(metrics[name], role) for metrics in every)
+    ]
+
+
+def _has_role(metric: Mapping[str, Any], role: str) -> bool:
+    return metric.get("role") == role and metric["unit"] == RATE and metric["label"] != ""
+
+
+def _forgot(found: Results, names: Sequence[str]) -> bool:
+    """Whether each of these rates says that what was to be forgotten is gone."""
+    metrics = [found["metrics"]["after"][name] for name in names]
+    return all(is_gone(metric["value"], metric["better"], metric["gone_at"]) for metric in metrics)
+
+
+def _goal(found: Results, name: str) -> str:
+    """What a rate must be to count as forgotten.
+
+    >>> _goal({"metrics": {"after": {"forget/ua": {"better": "higher", "gone_at": 0.05}}}}, "forget/ua")
+    'forget/ua ≥ 95 %'
+    """
+    metric = found["metrics"]["after"][name]
+    if metric["better"] == "higher":
+        return f"{name} ≥ {100 * (1 - metric['gone_at']):.4g} %"
+    return f"{name} ≤ {100 * metric['gone_at']:.4g} %" if metric["gone_at"] else f"{name} = 0"
+
+
+def _highest(found: Results, names: Sequence[str]) -> float:
+    """The highest rate, over these metrics, at which what was to be forgotten is still there."""
+    metrics = [found["metrics"]["after"][name] for name in names]
+    return max(still_there(metric["value"], metric["better"]) for metric in metrics)
+
+
+def _points(found: Results, name: str) -> float:
+    """The change of a rate in percentage points."""
+    return 100 * (found["metrics"]["after"][name]["value"] - found["metrics"]["before"][name]["value"])
+
+
+def _std(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _figure(runs: Sequence[SweptRun]) -> str | None:
+    """Forgetting against keeping, a dot a run, as an embedded PNG; None where rates of one kind are missing.
+
+    Each run stands at the highest of its forget rates.
+    """
+    done = [run.results for run in runs if run.results]
+    forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")
+    if not forget or not kept:
         return None
-    figure: Figure
     figure, axes = figures.blank(7.2, 4.2)
     axis = axes[0, 0]
-    for name, colour, marker in (("retain/top1", figures.BLUE, "o"), ("utility/top1", figures.GREEN, "s")):
-        if f"change {name}" in done[0]:
-            axis.scatter([100 * row["after forget/top5"] for row in done], [row[f"change {name}"] for row in done],
-                         c=colour, marker=marker, s=34, alpha=0.8, label=f"{name}")  # fmt: skip
+    still = [100 * _highest(found, forget) for found in done]
+    for i, name in enumerate(kept):
+        colour = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.GREY)[i % 4]
+        changes = [_points(found, name) for found in done]
+        axis.scatter(still, changes, c=colour, marker="os^D"[i % 4], s=34, alpha=0.8, label=name)
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, 104)
-    axis.set_xlabel("forget/top5 after, %   (left: forgotten)", fontsize=9)
+    highest = "highest of " if len(forget) > 1 else ""
+    axis.set_xlabel(f"still there after, %: {highest}{', '.join(forget)}   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change, points   (up: kept)", fontsize=9)
     axis.legend(fontsize=8)
     buffer = io.BytesIO()

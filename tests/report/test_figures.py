@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib import image
-from report.test_page import report
+from report.finished import OTHERS, report
 
 from muwa.report import figures
+from muwa.report.runs import Variant
+from muwa.types.metric import Metric, Reading
+from muwa.types.search import Candidate
 
 
 def pixels(figure, path):
@@ -31,18 +36,45 @@ def test_the_trace_has_a_line_a_rate_and_marks_the_choice(tmp_path):
     assert list(lines["chosen step"]) == [0, 1]
 
 
+def test_a_search_of_other_rates_shows_what_was_forgotten_and_kept(tmp_path):
+    (search,) = report(tmp_path).edit.searches
+    rows = tuple(replace(row, metrics={"heard": 0.3}) for row in search.trace)
+    axis = figures.trace(replace(search, trace=rows, chosen=None)).axes[0]
+    assert {line.get_label(): list(line.get_ydata()) for line in axis.lines} == {
+        "forget": [50, 0],
+        "kept": [85, 85],
+    }
+
+
+def test_a_candidate_of_two_encoders_is_ringed_in_both(tmp_path):
+    (search,) = report(tmp_path).edit.searches
+    (score,) = search.scores.values()
+    names = ("blocks.1.weight", "text_encoder_2/blocks.2.weight")
+    scores = {name: replace(score, tower="text") for name in (*names, "other")}
+    candidate = Candidate(
+        {"text_encoder": "blocks.1.weight", "text_encoder_2": "blocks.2.weight"}, "text", names
+    )
+    rows = tuple(replace(row, candidate=candidate) for row in search.trace)
+    both = replace(search, scores=scores, front=tuple(scores), trace=rows)
+    panel = figures.pareto(both).axes[0]
+    named = {text.get_text(): text.get_color() for text in panel.texts}
+    assert named == {"1": figures.RED, "text_encoder_2/2": figures.RED, "other": "#333333"}
+    assert len(panel.collections[-1].get_offsets()) == 2  # the rings
+    assert figures.trace(both).axes[0].get_title(loc="left") == "text 1 + text_encoder_2/2"
+
+
 def test_variants_share_a_colour_by_method_and_a_shape_by_their_last_setting():
     runs = {
-        "slug (pick=a, k=1)": ([0.0, 50.0], [-1.0, -3.0]),
-        "slug (pick=a, k=2)": ([0.0], [-4.0]),
-        "ga": ([100.0], [0.0]),
+        Variant("slug", ("pick=a", "k=[1, 2]")): ([0.0, 50.0], [-1.0, -3.0]),
+        Variant("slug", ("pick=a", "k=2")): ([0.0], [-4.0]),
+        Variant("ga"): ([100.0], [0.0]),
     }
-    figure = figures.kept_against_forgotten(runs)
+    figure = figures.kept_against_forgotten(runs, "forget/top5")
     lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
-    assert list(lines) == ["slug (pick=a)", "ga", "k=1", "k=2"]
+    assert list(lines) == ["slug (pick=a)", "ga", "k=[1, 2]", "k=2"]
     assert list(lines["slug (pick=a)"].get_xdata()) == [25, 0]
     assert list(lines["slug (pick=a)"].get_ydata()) == [-2, -4]
-    assert lines["k=1"].get_marker() != lines["k=2"].get_marker()
+    assert lines["k=[1, 2]"].get_marker() != lines["k=2"].get_marker()
     wide = figure.axes[0].collections[0].get_segments()[0][:, 0]
     assert wide == pytest.approx([0, 25 + 1250**0.5])  # the bar of 0 and 50 ends at 0, where accuracies do
 
@@ -68,10 +100,18 @@ def test_labels_are_short(name, label):
     assert figures.short(name) == label
 
 
-def test_of_many_accuracies_the_bars_show_the_main_ones(tmp_path):
-    from muwa.types.metric import Metric
+def test_only_rates_have_bars(tmp_path):
+    cosine = {"forget/cosine": Metric(0.2, 2, reading=Reading("", "lower", "cosine"))}
+    assert figures.rates_of({**report(tmp_path).before, **cosine}) == ["forget/top1", "retain/top1"]
 
+
+def test_of_many_rates_the_bars_show_those_under_the_first_heading(tmp_path):
     one = report(tmp_path)
-    many = {f"altered/{i}": Metric(0.5, 4) for i in range(20)}
+    many = {
+        f"forget/{i}": Metric(0.5, 4, reading=replace(OTHERS, section="In altered images")) for i in range(20)
+    }
     axis = figures.bars({**one.before, **many}, {**one.after, **many}).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["forget/top1  (n=2)", "retain/top1  (n=7)"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "forget/top1  (n=2)",
+        "retain/top1  (n=7)",
+    ]

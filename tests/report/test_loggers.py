@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from report.test_page import report
+from report.finished import report
 
 from muwa import config, pipeline
 from muwa.report.loggers import Jsonl, Loggers, Wandb
+from muwa.types.example import Example
 
 wandb = pytest.importorskip("wandb")
 SMALL = (
@@ -90,21 +91,33 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_plots_are_sent_but_no_pictures_and_numbers_have_their_intervals(tmp_path):
-    for name in ("pareto_1", "trace", "drawings", "metrics", "similarity", "anything"):
+def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path):
+    for name in ("pareto_1", "trace", "examples", "metrics", "similarity", "anything"):
         (tmp_path / "figures").mkdir(exist_ok=True)
         (tmp_path / "figures" / f"{name}.png").write_bytes(tiny.png(0))
-    told = Wandb(project="p", group=None, name=None, mode="offline", folder=str(tmp_path), tags=[])
-    told.log("config", {"report": {"show_forget": True}})
-    told.close(replace(report(tmp_path), cost={"seconds": 1.5, "bytes": 7}))
+    logger = Wandb(project="p", group=None, name=None, mode="offline", folder=str(tmp_path), tags=[])
+    logger.log("config", {"report": {"show_forget": True}})
+    logger.log("evaluation", {"concept": "Ada Fox", "step": 2.0, "layers": {"": "visual.proj"}})
+    said = (Example("forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"),)
+    logger.close(replace(report(tmp_path), cost={"seconds": 1.5, "bytes": 7}, examples=said))
     sent = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "wandb").rglob("media/images/**/*.png")}
     assert sent == {"pareto_1", "trace", "metrics", "similarity"}
-    found = {}
+    (answers,) = (tmp_path / "wandb").rglob("media/table/answers*.json")
+    assert json.loads(answers.read_text()) == {
+        "columns": ["set", "question", "right answer", "before", "after"],
+        "data": [["forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"]],
+    }
+    found, steps = {}, {}
     for record in whole_records(tmp_path):
+        items = record.history.item if record.WhichOneof("record_type") == "history" else ()
+        steps |= {
+            "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items if "search" in str(i)
+        }
         items = record.summary.update if record.WhichOneof("record_type") == "summary" else ()
         found |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-    told = {key: found[f"after/forget/top1{key}"] for key in ("", "_n", "_low", "_high", "_better")}
-    assert told == {"": 0.0, "_n": 2, "_low": 0.0, "_high": 0.7, "_better": "lower"}
+    assert steps == {"search/concept": "Ada Fox", "search/step": 2.0}  # no nested layers
+    sent = {key: found[f"after/forget/top1{key}"] for key in ("", "_n", "_low", "_high", "_better")}
+    assert sent == {"": 0.0, "_n": 2, "_low": 0.0, "_high": 0.7, "_better": "lower"}
     assert (found["before/retain/top1_low"], found["cost/seconds"], found["cost/bytes"]) == (0.6, 1.5, 7)
 
 

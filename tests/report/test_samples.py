@@ -1,51 +1,62 @@
-"""ImageEvaluator before and after, side by side."""
+"""Example images before and after an edit, side by side."""
 
-import dataclasses
-
-import tiny
-import tiny_sd
+import numpy as np
 import torch
-from eval.images.test_requests import styles
 
-from muwa.models.diffusion.image_generation import ImageGenerator
-from muwa.report.samples import SEED, gallery, sheet
-from muwa.types.edit import Edit
-from muwa.types.image_requests import Prompts
+from muwa.report import figures
+from muwa.report.samples import sheet, with_images
+from muwa.types.example import Example
 
 
-def edited():
-    generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(128, 128, generator=generator) / 4
-    return tiny_sd.diffusion().edited(Edit({"transformer.resblocks.1.attn.out_proj.weight": delta}, ()))
+def image(value: int) -> torch.Tensor:
+    """One colour, 2 rows of 4 pixels."""
+    return torch.full((3, 2, 4), value, dtype=torch.uint8)
 
 
-def test_the_same_prompts_and_seeds_by_both_models() -> None:
-    before, after = tiny_sd.diffusion(), edited()
-    shown = gallery(ImageGenerator(before), ImageGenerator(after), tiny.task(), each=2)
-    assert [one.ask.role for one in shown] == ["forget"] * 2 + ["retain"] * 2 + ["cross"] * 2
-    assert [one.ask.seed for one in shown[:2]] == [SEED, SEED + 1]
-    for one in shown:
-        prompt = Prompts((one.ask.text,), (one.ask.seed,))
-        for shown_one, model in ((one.before, before), (one.after, after)):  # alone in its batch: but for rounding
-            assert (shown_one.int() - model.draw(prompt)[0].int()).abs().max() <= 1
+EXAMPLES = (
+    Example("forget", "A photo of Ada Fox", "Ada Fox", image(1), image(2)),
+    Example("forget", "A portrait of Bo Hill", "Bo Hill", image(3), image(4)),
+    Example("retain", "A photo of Cy Reed", "Cy Reed", image(5), image(6)),
+    Example("utility", "A red star on a long and winding road", "red star", image(7), image(8)),
+)
 
 
-def test_a_styles_pictures_are_shown_once() -> None:
-    shown = gallery(ImageGenerator(tiny_sd.diffusion()), ImageGenerator(edited()), styles(), each=3)
-    assert {one.ask.role for one in shown} == {"forget", "retain"}
-    assert all(one.ask.domain == "style" for one in shown)
+def shown(show_forget: bool) -> list[list[int]]:
+    """The colour of each place of the sheet, row by row; 0 where it is empty."""
+    axes = sheet(EXAMPLES, show_forget=show_forget).axes
+    colours = [int(np.asarray(axis.images[0].get_array())[0, 0, 0]) if axis.images else 0 for axis in axes]
+    return [colours[i : i + 2] for i in range(0, len(colours), 2)]
 
 
-def test_pictures_of_the_forgotten_are_not_shown_unless_asked() -> None:
-    shown = gallery(ImageGenerator(tiny_sd.diffusion()), ImageGenerator(edited()), tiny.task(), each=2)
+def test_before_stands_above_after_a_column_a_prompt() -> None:
+    assert shown(True) == [[1, 3], [2, 4], [5, 0], [6, 0], [7, 0], [8, 0]]
 
-    def images(show: bool) -> list[torch.Tensor]:
-        return [torch.tensor(axis.images[0].get_array()) for axis in sheet(shown, show_forget=show).axes if axis.images]
 
-    secret = [one.before.permute(1, 2, 0) for one in shown if one.ask.role == "forget"]
-    assert any(torch.equal(image, secret[0]) for image in images(True))
-    assert not any(torch.equal(image, one) for image in images(False) for one in secret)
-    kept = [one.after.permute(1, 2, 0) for one in shown if one.ask.role == "retain"]
-    assert any(torch.equal(image, kept[0]) for image in images(False))
-    alone = dataclasses.replace(shown[0])
-    assert len([axis for axis in sheet((alone,), show_forget=False).axes if axis.images]) == 2
+def test_images_of_the_forget_set_are_grey_unless_asked_for() -> None:
+    assert shown(False) == [[225, 225], [225, 225], [5, 0], [6, 0], [7, 0], [8, 0]]
+    first = sheet(EXAMPLES, show_forget=False).axes[0]
+    assert "not shown" in [text.get_text() for text in first.texts]
+    assert np.asarray(first.images[0].get_array()).shape == (2, 4, 3)
+
+
+def test_headings_name_the_set_and_what_was_forgotten() -> None:
+    axes = sheet(EXAMPLES, show_forget=True).axes
+    headings = {
+        text.get_text(): text.get_color() for axis in axes for text in axis.texts if text.get_fontsize() == 9
+    }
+    assert headings == {
+        "Forget set: Ada Fox, Bo Hill": figures.RED,
+        "Retain set: others of the same kind": "#222222",
+        "Utility set: everything else": "#222222",
+    }
+    assert axes[0].get_title() == "\n\n\nA photo of Ada Fox"
+    assert axes[8].get_title() == "\n\nA red star on a long\nand winding road"
+
+
+def test_a_set_without_examples_takes_no_room() -> None:
+    assert len(sheet(EXAMPLES[:1], show_forget=True).axes) == 2
+
+
+def test_only_examples_with_images_are_shown() -> None:
+    answer = Example("forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill")
+    assert with_images((answer, *EXAMPLES)) == EXAMPLES

@@ -1,4 +1,4 @@
-"""The runs of a sweep over methods as tables: a row a method (mean ± std over what was forgotten), a row a metric."""
+"""The tables of a sweep over methods: a row a method (mean ± std over its requests), or a row a metric."""
 
 from __future__ import annotations
 
@@ -13,91 +13,95 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from muwa.report import figures
-from muwa.report.page import write_text
+from muwa.report.runs import (
+    REPEATED,
+    Results,
+    SweptRun,
+    Variant,
+    Variants,
+    grouped,
+    unedited,
+    value_of,
+    variant_of,
+)
+from muwa.report.text import write_text
 
-ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")
+ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")  # of SLUG's tables
+FORGOTTEN = "forget/top5"  # at 0 a run counts as having forgotten
+KEPT = ("retain/top1", "utility/top1")
 COSTS: dict[str, tuple[str, float]] = {
-    "seconds": ("seconds", 1), "memory GB": ("peak_memory_bytes", 1e-9), "samples": ("samples", 1),
-    "parameters": ("parameters", 1), "stored MB": ("bytes", 1e-6),
-}  # fmt: skip
-REPEATED = ("task.identity", "task.object", "task.concept", "seed")  # what rows are means over
-_KEPT = ("retain/top1", "utility/top1")
+    "seconds": ("seconds", 1),
+    "memory GB": ("peak_memory_bytes", 1e-9),
+    "samples": ("samples", 1),
+    "parameters": ("parameters", 1),
+    "stored MB": ("bytes", 1e-6),
+}
+COMPARED = ("method", "layer_search", "forget_target")  # groups of settings whose sweep gives evidence.*
 
-Run = tuple[Mapping[str, str], Mapping[str, Any]]  # (what was swept, results.json)
-Variants = Mapping[str, Sequence[Mapping[str, Any]]]  # label -> results.json of its runs
-Forgotten = dict[tuple[str, ...], dict[str, Mapping[str, Any]]]  # request -> seed -> results.json
+Requests = dict[tuple[str, ...], dict[str, Results]]  # request -> seed -> results.json
+Pair = tuple[Results, Results]
 
 
-def write_methods_table(folder: Path, runs: Sequence[Run]) -> None:
-    """Write table.csv, .md, .tex and .png of several runs with accuracies, and paired.* of several variants.
+def applies(runs: Sequence[SweptRun]) -> bool:
+    """Whether there is something to compare: two runs or more."""
+    return len(runs) > 1
 
-    And evidence.*, every metric, where a method or a setting of one was swept.
+
+def write(folder: Path, runs: Sequence[SweptRun]) -> None:
+    """Write table.* and paired.*, where all runs have accuracies, and evidence.*, which holds every metric.
+
+    paired.* wants several variants; evidence.* a method, or a setting of one, that was swept.
     """
-    if len(runs) < 2:
-        return
     variants = grouped(runs)
-    if all(set(ACCURACIES) <= set(found["metrics"]["after"]) for _, found in runs):
+    if all(set(ACCURACIES) <= set(run.results["metrics"]["after"]) for run in runs):
         _write(folder / "table", *accuracies(variants))
         figures.save(_figure(variants), folder / "table.png")
         if len(variants) > 1:
             _write(folder / "paired", *paired(runs))
-    if any(key.split(".")[0] in ("method", "layer_search", "forget_target") for swept, _ in runs for key in swept):
+    if any(key.split(".")[0] in COMPARED for run in runs for key in run.swept):
         _write(folder / "evidence", *evidence(variants))
 
 
-def label_of(swept: Mapping[str, str], run: Mapping[str, Any]) -> str:
-    """A run's method with the settings that were swept, but for what was forgotten and the seed."""
-    own = {key: value for key, value in swept.items() if key not in REPEATED}
-    method = own.pop("method", run["provenance"]["method"])
-    settings = ", ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items() if value)
-    return f"{method} ({settings})" if settings else method
+def paired(runs: Sequence[SweptRun]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): how much more each variant keeps than the first, on requests that both forgot.
 
-
-def grouped(runs: Sequence[Run]) -> dict[str, list[Mapping[str, Any]]]:
-    """Label of a variant -> its runs: those that differ only in what was forgotten and in the seed."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    seen = []
-    for swept, run in runs:
-        if swept in seen:  # again, for a setting that its method does not read
-            continue
-        seen.append(swept)
-        found.setdefault(label_of(swept, run), []).append(run)
-    return found
-
-
-def paired(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): what each variant keeps more than the first, in points, over the requests that both forgot.
-
-    A request is what was forgotten. Of each, the difference of what both keep after the edit, the mean over the seeds with
-    which both end with forget/top5 = 0: three seeds of one person are not three people. Of the requests, the mean with its
-    95 % interval by Student's t.
+    A request is what was forgotten. Its value is the difference between what the two variants keep after the
+    edit, averaged over the seeds with which both forgot: three seeds of one person are not three people. A cell
+    is the mean over requests, in points, with its 95 % interval by Student's t.
     """
-    gone: dict[str, Forgotten] = {}
-    for swept, run in runs:
-        request = (*run["task"]["names"], *(swept.get(key, "") for key in REPEATED if key != "seed"))
-        if _value(run, "after", "forget/top5") == 0:
-            gone.setdefault(label_of(swept, run), {}).setdefault(request, {})[swept.get("seed", "")] = run
-    first, *others = dict.fromkeys(label_of(swept, run) for swept, run in runs)
+    forgot: dict[Variant, Requests] = {}
+    for run in runs:
+        names = run.results["task"]["names"]
+        request = (*names, *(run.swept.get(key, "") for key in REPEATED if key != "seed"))
+        if value_of(run.results, "after", FORGOTTEN) == 0:
+            seeds = forgot.setdefault(variant_of(run), {}).setdefault(request, {})
+            seeds[run.swept.get("seed", "")] = run.results
+    first, *others = dict.fromkeys(map(variant_of, runs))
     rows = []
-    for label in others:
-        both = _shared(gone.get(first, {}), gone.get(label, {}))
-        cells = [_interval([_kept_more(pairs, name) for pairs in both]) for name in _KEPT]
-        rows.append([label, str(len(both)), *cells])
-    return [f"kept more than {first}, points", "requests", *_KEPT], rows
+    for variant in others:
+        requests = _shared(forgot.get(first, {}), forgot.get(variant, {}))
+        cells = [_interval([_kept_more(pairs, name) for pairs in requests]) for name in KEPT]
+        rows.append([variant.label, str(len(requests)), *cells])
+    return [f"kept more than {first.label}, points", "requests", *KEPT], rows
 
 
-def _shared(one: Forgotten, other: Forgotten) -> list[list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
-    """Of each request that both forgot by the same seed, the runs of both, a pair a seed."""
+def _shared(one: Requests, other: Requests) -> list[list[Pair]]:
+    """For each request that both forgot with the same seed: the runs of both, one pair a seed."""
     every = [
-        [(one[request][seed], other[request][seed]) for seed in sorted(set(one[request]) & set(other[request]))]
+        [
+            (one[request][seed], other[request][seed])
+            for seed in sorted(set(one[request]) & set(other[request]))
+        ]
         for request in sorted(set(one) & set(other))
     ]
     return [pairs for pairs in every if pairs]
 
 
-def _kept_more(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str) -> float:
+def _kept_more(pairs: Sequence[Pair], name: str) -> float:
     """By how many points the second of a pair is higher after the edit, the mean over pairs."""
-    return 100 * statistics.mean(_value(mine, "after", name) - _value(first, "after", name) for first, mine in pairs)
+    return 100 * statistics.mean(
+        value_of(mine, "after", name) - value_of(first, "after", name) for first, mine in pairs
+    )
 
 
 def _interval(values: Sequence[float]) -> str:
@@ -114,7 +118,7 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def accuracies(variants: Variants) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): accuracies in per cent and costs, mean ± sample std; first the unedited model (`unedited`)."""
+    """(header, rows): accuracies in per cent and costs, mean ± sample std; the unedited model comes first."""
     every = [run for runs in variants.values() for run in runs]
     costs = [name for name, (key, _) in COSTS.items() if all(key in run["cost"] for run in every)]
     header = ["method", "runs", "forgotten", *ACCURACIES, *costs]
@@ -122,36 +126,24 @@ def accuracies(variants: Variants) -> tuple[list[str], list[list[str]]]:
         [label, str(len(runs)), "", *_per_cent(runs, "before"), *[""] * len(costs)]
         for label, runs in unedited(variants).items()
     ]
-    for label, runs in variants.items():
-        gone = sum(_value(run, "after", "forget/top5") == 0 for run in runs)
-        paid = [_spread([scale * run["cost"][key] for run in runs]) for key, scale in (COSTS[name] for name in costs)]
-        rows.append([label, str(len(runs)), f"{gone}/{len(runs)}", *_per_cent(runs, "after"), *paid])
+    for variant, runs in variants.items():
+        forgotten = sum(value_of(run, "after", FORGOTTEN) == 0 for run in runs)
+        paid = [
+            _spread([scale * run["cost"][key] for run in runs])
+            for key, scale in (COSTS[name] for name in costs)
+        ]
+        rows.append(
+            [variant.label, str(len(runs)), f"{forgotten}/{len(runs)}", *_per_cent(runs, "after"), *paid]
+        )
     return header, rows
 
 
-def unedited(variants: Variants) -> Variants:
-    """ "before" -> a run of each request, for its metrics before the edit, which all variants of the request share.
-
-    Requests are alike where model and data have the same fingerprints. Of several models each has its own row: "before
-    (source, start of the weights' digest)".
-    """
-    found: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for run in (run for runs in variants.values() for run in runs):
-        model, data = run["provenance"]["model"], run["provenance"]["data"]
-        own = found.setdefault((model["source"], model.get("weights", "")), {})  # only a CLIP says its weights
-        own.setdefault((model["fingerprint"], data["fingerprint"]), run)
-    labels = [f"before ({', '.join(filter(None, (source, weights[:8])))})" for source, weights in found]
-    if len(found) == 1:
-        labels = ["before"]
-    return {label: list(own.values()) for label, own in zip(labels, found.values(), strict=True)}
-
-
-def _per_cent(runs: Sequence[Mapping[str, Any]], when: str) -> list[str]:
-    return [_spread([100 * _value(run, when, name) for run in runs]) for name in ACCURACIES]
+def _per_cent(runs: Sequence[Results], when: str) -> list[str]:
+    return [_spread([100 * value_of(run, when, name) for run in runs]) for name in ACCURACIES]
 
 
 def evidence(variants: Variants) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): every metric that all runs have, its direction, and its mean ± std before and after each variant."""
+    """(header, rows): every metric that all runs have; its direction, and its mean ± std before and after."""
     every = [run for runs in variants.values() for run in runs]
     first, before = every[0]["metrics"]["after"], unedited(variants)
     shared = [name for name in first if all(name in run["metrics"]["after"] for run in every)]
@@ -160,23 +152,22 @@ def evidence(variants: Variants) -> tuple[list[str], list[list[str]]]:
         cells = [_cell([run["metrics"]["before"][name] for run in runs]) for runs in before.values()]
         cells += [_cell([run["metrics"]["after"][name] for run in runs]) for runs in variants.values()]
         rows.append([name, first[name]["better"], *cells])
-    return ["metric", "better", *before, *variants], rows
+    return ["metric", "better", *before, *(variant.label for variant in variants)], rows
 
 
 def _cell(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Mean ± std; "> mean" where one was cut off at its cap (steps of relearning): a lower bound, of no known spread."""
+    """Mean ± std; "> mean" where a value was cut off at its cap, so that the mean is a lower bound.
+
+    Results of earlier versions do not say `capped`: they give mean ± std.
+    """
     values = [metric["value"] for metric in metrics]
-    if any(f"; {metric['value']:.0f}: not within so many" in metric["reads"] for metric in metrics):
+    if any(metric.get("capped", False) for metric in metrics):
         return f"> {_number(statistics.mean(values))}"
     return _spread(values)
 
 
-def _value(run: Mapping[str, Any], when: str, metric: str) -> float:
-    return run["metrics"][when][metric]["value"]
-
-
 def _spread(values: Sequence[float]) -> str:
-    """Mean, and ± sample std where there are several.
+    """Mean, and ± sample std where there are several values.
 
     >>> _spread([1.0, 3.0]), _spread([0.125])
     ('2.00 ± 1.41', '0.125')
@@ -188,7 +179,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _number(value: float, like: float | None = None) -> str:
-    """Three digits or more, of both numbers of a cell the same decimals (those of `like`).
+    """Three digits or more. Both numbers of a cell have the same decimals: those of `like`.
 
     >>> [_number(x) for x in (0.0, 0.125, 12.5, 125.0, 1250.0)]
     ['0', '0.125', '12.50', '125.0', '1,250']
@@ -199,27 +190,37 @@ def _number(value: float, like: float | None = None) -> str:
 
 
 def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table as CSV, Markdown and LaTeX (booktabs)."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(stem.with_suffix(".csv"), text.getvalue())
     lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
     write_text(stem.with_suffix(".md"), "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n")
     body = [" & ".join(map(_latex, row)) + r" \\" for row in (header, *rows)]
-    parts = [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule", body[0], r"\midrule", *body[1:],
-             r"\bottomrule", r"\end{tabular}"]  # fmt: skip
-    write_text(stem.with_suffix(".tex"), "\n".join(parts) + "\n")
+    columns = "l" + "r" * (len(header) - 1)
+    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:]]
+    write_text(stem.with_suffix(".tex"), "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n")
 
 
 def _latex(text: str) -> str:
-    for plain, safe in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("±", r"$\pm$"), ("→", r"$\to$"), (">", "$>$")):
+    for plain, safe in (
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("&", r"\&"),
+        ("±", r"$\pm$"),
+        ("→", r"$\to$"),
+        (">", "$>$"),
+    ):
         text = text.replace(plain, safe)
     return text
 
 
 def _figure(variants: Variants) -> Figure:
     points = {}
-    for label, runs in variants.items():
-        lost = [50 * sum(_value(run, "after", name) - _value(run, "before", name) for name in _KEPT)
-                for run in runs]  # fmt: skip
-        points[label] = ([100 * _value(run, "after", "forget/top5") for run in runs], lost)
-    return figures.kept_against_forgotten(points)
+    for variant, runs in variants.items():
+        forgotten = [100 * value_of(run, "after", FORGOTTEN) for run in runs]
+        changes = [
+            sum(value_of(run, "after", name) - value_of(run, "before", name) for name in KEPT) for run in runs
+        ]
+        points[variant] = (forgotten, [100 / len(KEPT) * change for change in changes])
+    return figures.kept_against_forgotten(points, FORGOTTEN)

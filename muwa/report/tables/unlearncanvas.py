@@ -1,30 +1,41 @@
-"""The runs of a sweep over styles and classes as UnlearnCanvas prints them: one row a method and its settings,
-beside the published rows."""
+"""The table of a sweep over styles and classes, in UnlearnCanvas' format, beside the published rows."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from muwa.report.page import write_text
-from muwa.report.tables.methods import Run, Variants, grouped, unedited
+from muwa.report.runs import Results, SweptRun, Variants, grouped, unedited
+from muwa.report.text import write_text
 
 PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
-_RATES = {"UA": "forget/ua", "IRA": "retain/ira", "CRA": "retain/cra"}
-_FID, _CLIP_FID = "FID", "FID (CLIP features)"  # published ones are of Inception's features: other numbers altogether
+KINDS = ("style", "class")
+RATES = {"UA": "forget/ua", "IRA": "retain/ira", "CRA": "retain/cra"}  # column of the benchmark -> metric
+FID = "quality/fid"
+# The features of a distance -> its column. The published distances are on features of Inception.
+FID_COLUMNS = {
+    "Inception": "FID",
+    "CLIP": "FID (CLIP features)",
+}
+NOTE = (
+    "\nRates in per cent, mean over the forgotten styles (classes). "
+    "Published: other models, data and machines. "
+    "FIDs on features of CLIP are not comparable with FIDs on features of Inception.\n"
+)
 
 
-def write_canvas_table(folder: Path, runs: Sequence[Run]) -> None:
-    """Write unlearncanvas.csv and unlearncanvas.md, if any of `runs` forgot a style or a class."""
-    mine = [(swept, run) for swept, run in runs if _belongs(run)]
-    if not mine:
-        return
-    rows = [*measured(grouped(mine)), *published()]
-    columns = list(rows[0])  # a published row has no FID of CLIP features
+def applies(runs: Sequence[SweptRun]) -> bool:
+    """Whether a run forgot a style or a class, and measured the benchmark's rates."""
+    return any(map(_belongs, runs))
+
+
+def write(folder: Path, runs: Sequence[SweptRun]) -> None:
+    """Write unlearncanvas.csv and unlearncanvas.md from the runs that forgot a style or a class."""
+    rows = [*measured(grouped([run for run in runs if _belongs(run)])), *published()]
+    columns = list(rows[0])  # a published row has no FID on features of CLIP
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -32,52 +43,39 @@ def write_canvas_table(folder: Path, runs: Sequence[Run]) -> None:
     write_text(folder / "unlearncanvas.csv", text.getvalue())
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column) or "-" for column in columns) + " |" for row in rows]
-    note = (
-        "\nRates in per cent, mean over the forgotten styles (classes). Published: other models, data and machines. "
-        "FIDs of CLIP's features are not comparable with FIDs of Inception's.\n"
-    )
-    write_text(folder / "unlearncanvas.md", "\n".join(lines) + "\n" + note)
+    write_text(folder / "unlearncanvas.md", "\n".join(lines) + "\n" + NOTE)
 
 
-def _belongs(run: Mapping[str, Any]) -> bool:
-    return run["task"]["kind"] in ("style", "class") and "forget/ua" in run["metrics"]["after"]
+def _belongs(run: SweptRun) -> bool:
+    return run.results["task"]["kind"] in KINDS and RATES["UA"] in run.results["metrics"]["after"]
 
 
 def measured(variants: Variants) -> list[dict[str, str]]:
-    """One row a method and its settings, in the columns of the published table; first the unedited model, a request once."""
-    rows = []
-    first = unedited(variants)
-    for name, mine in {**first, **variants}.items():
-        when = "before" if name in first else "after"
-        row = {"method": f"muwa {name}"}
-        for kind in ("style", "class"):
-            for short, metric in _RATES.items():
-                values = [
-                    run["metrics"][when].get(metric, {}).get("value") for run in mine if run["task"]["kind"] == kind
-                ]
-                row[f"{kind} {short}"] = _mean([100 * value for value in values if value is not None])
-        fids = [v for run in mine if (v := run["metrics"][when].get("quality/fid"))]
-        for column in (_FID, _CLIP_FID):
-            row[column] = _mean([fid["value"] for fid in fids if _fid_column(fid["reads"]) == column])
-        edited = [] if name in first else mine
-        row["seconds"] = _mean([run["cost"]["seconds"] for run in edited])
-        row["memory GB"] = _mean([run["cost"]["peak_memory_bytes"] / 1e9 for run in edited])
-        row["storage GB"] = _mean([run["cost"]["bytes"] / 1e9 for run in edited], "{:.5f}")
-        row["source"] = f"this sweep, {len(mine)} runs, {mine[0]['provenance']['model']['source']}"
-        rows.append(row)
-    return rows
+    """One row a variant, in the columns of the published table; the unedited model comes first."""
+    rows = [_row(label, runs, "before") for label, runs in unedited(variants).items()]
+    return rows + [_row(variant.label, runs, "after") for variant, runs in variants.items()]
 
 
-def _fid_column(reads: str) -> str | None:
-    """Whose features a FID is of, as `muwa.eval.images.quality.distances` says; None for neither Inception's nor CLIP's.
+def _row(label: str, runs: Sequence[Results], when: str) -> dict[str, str]:
+    """The means of `runs`, `when` "before" or "after" the edit; what the method cost only after it."""
+    row = {"method": f"muwa {label}"}
+    for kind in KINDS:
+        for column, metric in RATES.items():
+            found = [run["metrics"][when][metric] for run in runs if _has(run, when, metric, kind)]
+            row[f"{kind} {column}"] = _mean([100 * one["value"] for one in found])
+    distances = [run["metrics"][when][FID] for run in runs if FID in run["metrics"][when]]
+    for features, column in FID_COLUMNS.items():  # other features, and unknown ones, are in no column
+        row[column] = _mean([one["value"] for one in distances if one.get("features") == features])
+    costs = [run["cost"] for run in runs] if when == "after" else []
+    row["seconds"] = _mean([cost["seconds"] for cost in costs])
+    row["memory GB"] = _mean([cost["peak_memory_bytes"] / 1e9 for cost in costs])
+    row["storage GB"] = _mean([cost["bytes"] / 1e9 for cost in costs], "{:.5f}")
+    row["source"] = f"this sweep, {len(runs)} runs, {runs[0]['provenance']['model']['source']}"
+    return row
 
-    >>> _fid_column("FID ..., on features that are CLIP's, not Inception's")
-    'FID (CLIP features)'
-    >>> _fid_column("FID ..., on features that are NoTrainInceptionV3's")
-    'FID'
-    """
-    whose = reads.rpartition("features that are ")[2]
-    return _CLIP_FID if whose.startswith("CLIP") else _FID if "Inception" in whose else None
+
+def _has(run: Results, when: str, metric: str, kind: str) -> bool:
+    return run["task"]["kind"] == kind and metric in run["metrics"][when]
 
 
 def published() -> list[dict[str, str]]:

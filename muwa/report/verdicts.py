@@ -1,0 +1,131 @@
+"""The outcome of a run in sentences, made from the readings of its metrics (`muwa.types.metric.Reading`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from muwa.types.metric import Metric
+from muwa.types.report import Report
+
+HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows what is to be forgotten
+_ROUNDING = 1e-9  # so that 1 of 20 is 5 %, also as 1 - 19/20
+
+
+def verdicts(report: Report) -> list[dict[str, str]]:
+    """The outcome in words, the most important sentence first.
+
+    Returns:
+        [{"kind": "good" | "bad" | "note", "text": a sentence}]. A metric gives a sentence when its reading has a
+        role and a label. Rates of what was to be forgotten are those at which it is still there.
+    """
+    found = [*_searches(report), *_hardly_known(report)]
+    if report.edit.moves:
+        found += _forgotten(report)
+    found += _kept(report) + _attacks(report)
+    return found or [_verdict("note", "Nothing was measured.")]
+
+
+def still_there(value: float, better: str) -> float:
+    """The rate at which what was to be forgotten is still there, from a rate whose better direction is given.
+
+    >>> still_there(0.25, "lower"), still_there(0.25, "higher")
+    (0.25, 0.75)
+    """
+    return 1 - value if better == "higher" else value
+
+
+def is_gone(value: float, better: str, gone_at: float) -> bool:
+    """Whether what was to be forgotten counts as forgotten: it is still there at a rate of at most `gone_at`.
+
+    >>> is_gone(0.95, "higher", 0.05), is_gone(0.06, "lower", 0.05)
+    (True, False)
+    """
+    return still_there(value, better) <= gone_at + _ROUNDING
+
+
+def _searches(report: Report) -> list[dict[str, str]]:
+    """The searches that chose no step, or one that is not feasible."""
+    found = []
+    for search in report.edit.searches:
+        if search.chosen is None:
+            text = f"No step was found for {search.concept}, so the model is unchanged for it. {search.why}"
+            found.append(_verdict("bad", text))
+        elif not search.trace[search.chosen].feasible:
+            text = f"The step taken for {search.concept} was not feasible on the probe images. {search.why}"
+            found.append(_verdict("bad", text))
+    return found
+
+
+def _hardly_known(report: Report) -> list[dict[str, str]]:
+    """A warning when the unedited model hardly knows what is to be forgotten."""
+    main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
+    if not main or _still_there(main[0]) > HARDLY_KNOWN:
+        return []
+    rate = f"{_percent(_still_there(main[0]))} of {main[0].n} {main[0].reading.counted}"
+    text = f"The unedited model hardly knows {_names(report)} ({rate}): what follows shows little."
+    return [_verdict("bad", text)]
+
+
+def _forgotten(report: Report) -> list[dict[str, str]]:
+    """A sentence for each metric of what was to be forgotten. The details follow the first as clauses."""
+    found: list[dict[str, str]] = []
+    details = [f"{_percent(m.value)} {m.reading.label}" for m in _of_role(report.after, "detail").values()]
+    for name, metric in _of_role(report.after, "forgotten").items():
+        gone = _is_gone(metric)
+        verb = "is no longer" if gone else "is still sometimes"
+        change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
+        clauses = "; " + ", ".join(details) if details and not found else ""
+        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
+        found.append(_verdict("good" if gone else "bad", text))
+    return found
+
+
+def _kept(report: Report) -> list[dict[str, str]]:
+    """A sentence for each metric of what was to be kept, with its change in percentage points."""
+    found = []
+    for name, metric in _of_role(report.after, "kept").items():
+        before = report.before[name]
+        points = 100 * (metric.value - before.value)
+        rates = f"{_percent(before.value)} → {_percent(metric.value)}"
+        found.append(
+            _verdict("note", f"{metric.reading.label}: {rates} ({points:+.1f} points, n = {metric.n}).")
+        )
+    return found
+
+
+def _attacks(report: Report) -> list[dict[str, str]]:
+    """A sentence for each other way of asking for what was to be forgotten."""
+    found = []
+    for name, metric in _of_role(report.after, "attack").items():
+        change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
+        kind = "note" if metric.reading.better == "neither" else "good" if _is_gone(metric) else "bad"
+        found.append(_verdict(kind, f"Asked otherwise ({metric.reading.label}): {change}."))
+    return found
+
+
+def _of_role(metrics: Mapping[str, Metric], role: str) -> dict[str, Metric]:
+    return {name: m for name, m in metrics.items() if m.reading.role == role and m.reading.label}
+
+
+def _names(report: Report) -> str:
+    return ", ".join(report.task.names)
+
+
+def _change(before: Metric, after: Metric) -> str:
+    return f"{_percent(_still_there(before))} → {_percent(_still_there(after))}"
+
+
+def _still_there(metric: Metric) -> float:
+    return still_there(metric.value, metric.reading.better)
+
+
+def _is_gone(metric: Metric) -> bool:
+    return is_gone(metric.value, metric.reading.better, metric.reading.gone_at)
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def _verdict(kind: str, text: str) -> dict[str, str]:
+    return {"kind": kind, "text": text}
