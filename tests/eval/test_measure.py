@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -6,6 +6,7 @@ import tiny
 import tiny_vlm
 
 from muwa.cache.store import Store
+from muwa.config import part
 from muwa.eval.base import Measure
 from muwa.eval.clip.accuracy import Forget, Retain
 from muwa.eval.clip.calibration import Calibration
@@ -77,6 +78,19 @@ def test_a_measure_checks_its_own_settings():
     measures = {"forget": Forget(), "calibration": Calibration(bins=0)}
     with pytest.raises(ValueError, match=r"^eval.calibration.bins: got 0, want at least 1"):
         check_measures(tiny.clip(), tiny.task(), measures)
+
+
+def test_files_of_benchmarks_are_read_before_any_compute(tmp_path):
+    def check(path):
+        measures = {"benchmarks": replace(part("eval=[benchmarks]")["benchmarks"], gqa=str(path))}
+        check_measures(tiny_vlm.vlm(), tiny.task(), measures)
+
+    want = r"eval\.benchmarks\.gqa: .*absent\.json is not there; give the path"
+    with pytest.raises(FileNotFoundError, match=want):
+        check(tmp_path / "absent.json")
+    (tmp_path / "q.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"q\.json: no questions in it"):
+        check(tmp_path / "q.json")
 
 
 def test_of_a_list_for_three_families_those_of_the_model_are_taken():

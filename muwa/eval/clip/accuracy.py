@@ -33,21 +33,17 @@ class Forget(Measure):
         """See the class."""
         images = task.eval.forget
         what = "fraction of held-out images of the forgotten whose right name is among the model's first"
-        return {
-            f"forget/top{k}": accuracy(
-                features,
-                images,
-                k,
-                Reading(
-                    f"{what} {k} of {len(images.classes.names)} names",
-                    better="lower",
-                    role="forgotten",
-                    in_objective=k == 1,
-                    label=label,
-                ),
+        readings = {
+            k: Reading(
+                f"{what} {k} of {len(images.classes.names)} names",
+                better="lower",
+                role="forgotten",
+                in_objective=k == 1,
+                label=label,
             )
             for k, label in _FORGET_LABELS.items()
         }
+        return {f"forget/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
 
 
 @dataclass(frozen=True)
@@ -87,11 +83,12 @@ class Utility(Measure):
     def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
         """See the class."""
         images = task.eval.utility
-        text = (
-            f"fraction of held-out unrelated images given their right class, of {len(images.classes.names)}"
-        )
         reading = Reading(
-            f"{text} (mean over classes)", role="kept", in_objective=True, label="Everything else"
+            f"fraction of held-out unrelated images given their right class, of {len(images.classes.names)} "
+            "(mean over classes)",
+            role="kept",
+            in_objective=True,
+            label="Everything else",
         )
         return {"utility/top1": accuracy(features, images, 1, reading)}
 

@@ -94,7 +94,7 @@ class Relearning(Measure):
             trials["others"] = (of_others(task), "contrastive")
         metrics: dict[str, Metric] = {}
         for name, (pairs, loss) in trials.items():
-            tuning = FineTuning(
+            tuning = TuningSettings(
                 loss=loss,
                 enough=int(known.sum()),
                 steps=self.steps,
@@ -112,7 +112,7 @@ class Relearning(Measure):
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class TuningSettings:
     """Settings of one fine-tuning.
 
     Args:
@@ -133,7 +133,7 @@ class FineTuning:
     seed: int
 
 
-def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: FineTuning, *, run: Run) -> Tensor:
+def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: TuningSettings, *, run: Run) -> Tensor:
     """Fine-tune a copy of `model` on `pairs`, and evaluate it on `images` every few steps.
 
     Returns:
@@ -226,7 +226,7 @@ def reading(name: str, n: int, cap: int) -> Reading:
     )
 
 
-def _batches(n: int, tuning: FineTuning) -> Iterator[list[int]]:
+def _batches(n: int, tuning: TuningSettings) -> Iterator[list[int]]:
     """Indices of the pairs of each step: a new order once fewer than a batch are left."""
     rng, order = np.random.default_rng(tuning.seed), np.zeros(0, int)
     while True:

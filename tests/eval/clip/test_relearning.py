@@ -7,7 +7,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.config import part
-from muwa.eval.clip.relearning import FineTuning, _batches, reading, relearn, steps_until_back
+from muwa.eval.clip.relearning import TuningSettings, _batches, reading, relearn, steps_until_back
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run
 
@@ -52,7 +52,7 @@ def test_what_is_back_at_the_last_step_is_not_capped():
 
 
 def settings(**changed):
-    tuning = FineTuning(
+    tuning = TuningSettings(
         "cosine", 4, steps=30, every=1, learning_rate=3e-3, weight_decay=0.0, batch_size=8, seed=0
     )
     return replace(tuning, **changed)
