@@ -28,7 +28,7 @@ class Logger(Protocol):
     """Receives the events of a run as they happen, and the report at its end."""
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
-        """Receive one event: "config", "gradients", "scores", "evaluation", "loss" or "metrics"."""
+        """Receive one event: "config", "gradients", "scores", "evaluation", "loss", "edit" or "metrics"."""
 
     def close(self, report: Report | None) -> None:
         """The run has ended; `report` is None when it made none."""
@@ -83,8 +83,8 @@ class Wandb:
 
     It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
     step. At the end it receives the metrics before and after with their intervals, the cost, the plots
-    (`PLOTS`), a table of answers, and the patch as an artifact. Images are never sent: they may show the forget
-    set.
+    (`PLOTS`), a table of answers, and the patch as an artifact. Images are never sent: they may show the
+    forget set.
 
     An error inside W&B switches this logger off with a warning, and the run goes on.
 

@@ -15,8 +15,8 @@ def verdicts(report: Report) -> list[dict[str, str]]:
     """The outcome in words, the most important sentence first.
 
     Returns:
-        [{"kind": "good" | "bad" | "note", "text": a sentence}]. A metric gives a sentence when its reading has a
-        role and a label. Rates of what was to be forgotten are those at which it is still there.
+        [{"kind": "good" | "bad" | "note", "text": ...}], one sentence each. A metric gives a sentence when
+        its reading has a role and a label. Rates of what was to be forgotten say how often it is still there.
     """
     found = [*_searches(report), *_hardly_known(report)]
     if report.edit.moves:
@@ -72,7 +72,7 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
     details = [f"{_percent(m.value)} {m.reading.label}" for m in _of_role(report.after, "detail").values()]
     for name, metric in _of_role(report.after, "forgotten").items():
         gone = _is_gone(metric)
-        verb = "is no longer" if gone else "is still sometimes"
+        verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still sometimes'}"
         change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         clauses = "; " + ", ".join(details) if details and not found else ""
         text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."

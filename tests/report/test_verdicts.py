@@ -119,6 +119,13 @@ def test_the_verdict_never_praises_what_failed(tmp_path):
     assert none[1:] == [("note", "The other names: 90.0 % → 88.0 % (-2.0 points, n = 7).")]
 
 
+def test_several_names_are_plural(tmp_path):
+    made = report(tmp_path)
+    both = replace(made.task, names=("Ada Fox", "Bo Hill"))
+    text = "Ada Fox, Bo Hill are no longer the model's first guess: 100.0 % → 0.0 % on 2 held-out images."
+    assert ("good", text) in said(replace(made, task=both))
+
+
 def test_forgetting_what_was_never_known_is_said_to_show_little(tmp_path):
     made = report(tmp_path)
     for value, reading, words in (

@@ -66,8 +66,8 @@ def paired(runs: Sequence[SweptRun]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): how much more each variant keeps than the first, on requests that both forgot.
 
     A request is what was forgotten. Its value is the difference between what the two variants keep after the
-    edit, averaged over the seeds with which both forgot: three seeds of one person are not three people. A cell
-    is the mean over requests, in points, with its 95 % interval by Student's t.
+    edit, averaged over the seeds with which both forgot: three seeds of one person are not three people. A
+    cell is the mean over requests, in points, with its 95 % interval by Student's t.
     """
     forgot: dict[Variant, Requests] = {}
     for run in runs:
