@@ -51,9 +51,9 @@ class RetrainGap(Measure):
     and their quantiles could miss the value itself.
 
     Args:
-        retrained: Folders of at least two models trained without the forgotten (`python -m
-            muwa.miniature.twins`). They differ in the seed only, and were trained for as long as the model
-            itself: models of a shorter training are alike for another reason.
+        retrained: Folders of at least two models trained without the forgotten, from different seeds
+            (`python -m muwa.miniature.twins`). They were trained for as long as the model itself: models of a
+            shorter training are alike for another reason.
 
     Raises:
         ValueError: Fewer than two, or one is another kind of model or was trained without another name
