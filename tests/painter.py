@@ -1,4 +1,4 @@
-"""A model that paints what it is told in plain colours, a classifier that reads them, and tasks for both: all by hand."""
+"""A model that paints its prompt in plain colours, a classifier that reads them, and tasks for both: all by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from muwa.data.samples import match_names
 from muwa.fingerprint import digest
-from muwa.models.diffusion.image_generation import ImageClassifier
+from muwa.models.diffusion.image_classifier import ImageClassifier, Loaded
 from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 
 CLASSES = ("Ada Fox", "Bo Hill", "Cy Reed", "star", "ring", "heart")
@@ -29,7 +29,7 @@ class Painter:
             tokenizer=lambda texts, truncation: {"input_ids": [list(text.lower().encode()) for text in texts]}
         )
 
-    def draw(self, prompts):
+    def generate(self, prompts):
         rows = []
         for text, seed in zip(prompts.texts, prompts.seeds, strict=True):
             self.asked.append((text, seed))
@@ -41,12 +41,12 @@ class Painter:
 
 
 class Colours(ImageClassifier):
-    """Sees the label whose value is nearest to the picture's mean."""
+    """Recognises the label whose value is nearest to the image's mean."""
 
     labels = MappingProxyType({"class": CLASSES, "style": STYLES})
 
-    def logits(self, pictures, domain):
-        mean = pictures.float().mean((-1, -2))[:, ["class", "style"].index(domain)]
+    def logits(self, images, domain):
+        mean = images.float().mean((-1, -2))[:, ["class", "style"].index(domain)]
         return -(mean[:, None] - STEP * torch.arange(len(self.labels[domain]))).abs()
 
     @property
@@ -54,14 +54,17 @@ class Colours(ImageClassifier):
         return digest(["colours"])
 
 
-def pictures(names, *, start=0):
+COLOURS = Loaded(Colours())  # the classifier as a measure takes it
+
+
+def images_of(names, *, start=0):
     images = tuple(tiny.png(100 * (start + i)) for i in range(len(names)))
     return LabelledImages(tuple(names), images, tuple(range(len(names))), Classes(tuple(names), ("{}",)))
 
 
 def _task(kind, name, others, unrelated, prompts):
     pairs = Pairs(("k",), (tiny.png(0),), (name,))
-    split = Split(pictures([name]), pictures([name, *others], start=10), pictures(unrelated, start=20))
+    split = Split(images_of([name]), images_of([name, *others], start=10), images_of(unrelated, start=20))
     return Task(kind, (name,), {name: pairs}, pairs, (), split, split, prompts=prompts)
 
 

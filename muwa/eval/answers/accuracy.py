@@ -1,82 +1,151 @@
-"""What a model says of the pictures: of the forgotten, of its like, of everything else."""
+"""What a model answers about images of the forget set, of the retain set and of the utility set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from muwa.eval.answers.matching import is_right, verdict
+from muwa.eval.base import Measure
 from muwa.eval.statistics import share
 from muwa.fingerprint import digest, read_image
-from muwa.models.vlm.question_answering import NO_ALIASES, QuestionAnswering, Wordings, questions
+from muwa.models.base import Editable, Observer
+from muwa.models.vlm.question_answering import QuestionAnswering, Wordings, check_wordings, questions
 from muwa.types.data import Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
 
+COUNTED = "images asked about"
+GONE_AT = 0.05  # one answer of 20
 
-def answers(
-    question_answering: QuestionAnswering, task: Task, *, wordings: Wordings, aliases: Wordings = NO_ALIASES,
-    retain: int | None = 200, utility: int | None = 200,
-) -> dict[str, Metric]:  # fmt: skip
-    """`forget/answered` (lower is better), `retain/answered`, `utility/answered` (higher): shares of answers that are right.
+ANSWERED = {  # role of a question -> how to read the rate of right answers
+    "forget": Reading(
+        "fraction of questions about the forgotten that are answered with its name",
+        better="lower",
+        role="forgotten",
+        in_objective=True,
+        label="named when asked for",
+        counted=COUNTED,
+        gone_at=GONE_AT,
+    ),
+    "retain": Reading(
+        "fraction of questions about others of its kind that are answered rightly",
+        role="kept",
+        in_objective=True,
+        label="Others of its kind, asked for",
+        counted=COUNTED,
+    ),
+    "utility": Reading(
+        "fraction of questions about unrelated images that are answered rightly",
+        role="kept",
+        in_objective=True,
+        label="Everything else, asked for",
+        counted=COUNTED,
+    ),
+}
+INSTEAD = {  # verdict on an answer about the forgotten -> how to read its rate
+    "refused": Reading(
+        "fraction of questions about the forgotten whose answer is not to know",
+        better="neither",
+        role="detail",
+        label="say that they do not know",
+        counted=COUNTED,
+    ),
+    "wrong_name": Reading(
+        "fraction of questions about the forgotten that are answered with another name",
+        better="neither",
+        role="detail",
+        label="name another",
+        counted=COUNTED,
+    ),
+}
 
-    An answer is right when it names what the picture shows: the name or an alias as whole words, or nearly so without
-    being exactly another's (`muwa.eval.answers.matching`); no model judges. Each picture is asked in every wording, all of which
-    count; n is the number of pictures (`of_pictures`).
 
-    Beside them, of pictures of the forgotten: `forget/refused`, the model says that it does not know; `forget/wrong_name`,
-    it gives another person's (or object's) name. What is left describes, or is gibberish.
+@dataclass(frozen=True)
+class Answers(Measure):
+    """`forget/answered` (lower is better), `retain/answered`, `utility/answered`: rates of right answers.
+
+    An answer is right when it has what the image shows: the name or an alias as whole words, or nearly so
+    without being exactly another name (`muwa.eval.answers.matching`). No model judges. Each image is asked
+    about in every wording, and all count; n is the number of images (`image_rate`).
+
+    Two more rates are of the forget set: `forget/refused`, the model says that it does not know;
+    `forget/wrong_name`, it gives another name. The remaining answers describe the image, or are gibberish.
 
     Args:
         wordings: "identity" and "object" -> the questions.
-        aliases: Name -> what else counts as naming it.
-        retain, utility: LabelledImages that are asked about; None: all. Of the forgotten, all are.
+        aliases: Name -> other answers that count as the name.
+        retain, utility: Images of these sets that are asked about; None takes all. All of the forget set are.
 
-    Source: SLUG (arXiv 2407.11867), which asks one question and counts the name as a substring. Differs: several wordings,
-    whole words, aliases, misspellings; refusals and wrong names are told apart; with Wilson intervals,
-    over pictures.
+    Raises:
+        ValueError: There are no wordings for a kind, or the task forgets a style (`check`).
+
+    Source: SLUG (arXiv 2407.11867), which asks one question and looks for the name in the answer. Differs:
+    several wordings, whole words, aliases, misspellings; refusals and wrong names are told apart; Wilson
+    intervals, over images.
     """
-    wanted = questions(task, task.eval, wordings=wordings, aliases=aliases, retain=retain, utility=utility)
-    said = question_answering.ask(wanted)
-    found = {}
-    for role, better, reads in (
-        ("forget", "lower", "questions about the forgotten that are answered with its name"),
-        ("retain", "higher", "questions about others of its kind that are answered rightly"),
-        ("utility", "higher", "questions about unrelated pictures that are answered rightly"),
-    ):
-        asked, answered = _of(role, wanted, said)
-        hits = [
-            is_right(answer, one.accepted, one.rule, one.others) for answer, one in zip(answered, asked, strict=True)
-        ]
-        found[f"{role}/answered"] = of_pictures(hits, asked, better, f"share of {reads}")
-    asked, answered = _of("forget", wanted, said)
-    verdicts = [verdict(answer, one.accepted, one.others) for answer, one in zip(answered, asked, strict=True)]
-    for what, reads in (
-        ("refused", "questions about the forgotten that are answered by not knowing"),
-        ("wrong_name", "questions about the forgotten that are answered with another's name"),
-    ):
-        found[f"forget/{what}"] = of_pictures([one == what for one in verdicts], asked, "neither", f"share of {reads}")
-    return found
+
+    observes: ClassVar[type[Observer]] = QuestionAnswering
+
+    wordings: Wordings
+    aliases: Wordings
+    retain: int | None
+    utility: int | None
+
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if the task cannot be asked about in these wordings."""
+        check_wordings(task, self.wordings)
+
+    def __call__(self, observer: QuestionAnswering, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        asked = questions(
+            task,
+            task.eval,
+            wordings=self.wordings,
+            aliases=self.aliases,
+            retain=self.retain,
+            utility=self.utility,
+        )
+        answers = list(zip(asked, observer.ask(asked), strict=True))
+
+        def rate(role: str, is_hit: Callable[[str, Question], bool], reading: Reading) -> Metric:
+            about = [(one, answer) for one, answer in answers if one.role == role]
+            hits = [is_hit(answer, one) for one, answer in about]
+            return image_rate(hits, [one for one, _ in about], reading)
+
+        def was(wanted: str) -> Callable[[str, Question], bool]:
+            return lambda answer, one: verdict(answer, one.accepted, one.others) == wanted
+
+        metrics = {
+            f"{role}/answered": rate(role, answers_rightly, reading) for role, reading in ANSWERED.items()
+        }
+        return metrics | {
+            f"forget/{what}": rate("forget", was(what), reading) for what, reading in INSTEAD.items()
+        }
 
 
-def of_pictures(hits: Sequence[bool], asked: Sequence[Question], better: str, reads: str) -> Metric:
-    """The mean of each picture's share of hits, with Wilson's interval of as many independent pictures.
+def answers_rightly(answer: str, question: Question) -> bool:
+    """Whether an answer to a question is right, by the question's rule."""
+    return is_right(answer, question.accepted, question.rule, question.others)
 
-    Several wordings or altered copies of one picture are not as many samples: what the model sees is nearly the same.
+
+def image_rate(hits: Sequence[bool], asked: Sequence[Question], reading: Reading) -> Metric:
+    """The mean over images of each image's rate of hits, with Wilson's interval over images.
+
+    Several wordings about one image, or altered copies of it, are not as many samples: the model sees nearly
+    the same.
 
     Args:
-        asked: Of each hit, a question about the pictures that it is of; those with the same bytes count as one.
-        reads: How to read it; the numbers of questions and of pictures are added.
+        asked: For each hit, a question about the images that it is of. Images with the same bytes count as
+            one.
+        reading: Its text gets the numbers of questions and of images.
     """
     rates: dict[str, list[float]] = {}
     for hit, one in zip(hits, asked, strict=True):
         rates.setdefault(digest([read_image(image) for image in one.images]), []).append(float(hit))
     each = torch.tensor([sum(rate) / len(rate) for rate in rates.values()], dtype=torch.float64)
-    return share(each, better, f"{reads} ({len(hits)} questions about {len(each)} pictures, the mean over pictures)")
-
-
-def _of(role: str, wanted: Sequence[Question], said: Sequence[str]) -> tuple[list[Question], list[str]]:
-    """Questions of a role and their answers."""
-    places = [i for i, one in enumerate(wanted) if one.role == role]
-    return [wanted[i] for i in places], [said[i] for i in places]
+    counts = f"({len(hits)} questions about {len(each)} images, the mean over images)"
+    return share(each, replace(reading, text=f"{reading.text} {counts}"))

@@ -2,93 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from muwa.data import benchmarks as read
+import torch
+
+from muwa.data import benchmarks as files
 from muwa.eval.answers.matching import is_right, names_it
-from muwa.eval.images.canvas import share
+from muwa.eval.base import Measure
+from muwa.eval.statistics import share
+from muwa.models.base import Editable, Observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
 
-COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)  # of MME; others: perception
+# The subtasks of MME that are about cognition; the others are about perception.
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+COUNTED = "questions"
 
 
-def benchmarks(
-    question_answering: QuestionAnswering, task: Task, *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None,
-    gqa_images: str | None = None, scienceqa: str | None = None, scienceqa_images: str | None = None,
-    pope: str | None = None, pope_images: str | None = None, circular: bool = True, brief: bool = True,
-    limit: int | None = None,
-) -> dict[str, Metric]:  # fmt: skip
-    """`mme/perception`, `mme/cognition`, and `mmbench`, `gqa`, `scienceqa` and `pope` each with `/accuracy`; `pope/f1`.
+@dataclass(frozen=True)
+class Benchmarks(Measure):
+    """`mme/perception`, `mme/cognition`, `mmbench/accuracy`, `gqa/accuracy`, and others. Higher is better.
 
-    Of GQA also `gqa/<kind>`: by kind of question. Those without a path are left out, and so are questions that name what
-    is forgotten, in question or answer, with all of their group: they are no utility.
+    GQA has `gqa/<kind>` too, by kind of question. A benchmark without a path is left out. So are questions
+    that name the forgotten, in question or answer, with all questions of their group: they do not measure
+    utility.
 
     Args:
-        mme: A folder; mmbench: a TSV; gqa, scienceqa, pope: a JSON (lines), with the folder of its pictures beside it.
+        mme: A folder.
+        mmbench: A TSV.
         circular: MMBench in every rotation of the options.
+        gqa, scienceqa, pope: A JSON (POPE: JSON lines).
+        gqa_images, scienceqa_images, pope_images: The folder of its images; None is `images` beside the file.
         brief: Ask for short answers in LLaVA-1.5's words, as its published figures do.
-        limit: Groups of questions of each benchmark, spread evenly; None: all.
+        limit: Groups of questions of each benchmark, evenly spread; None takes all.
 
     Raises:
-        FileNotFoundError, ValueError: A file is not there, or not of its format; nothing was asked then.
+        FileNotFoundError, ValueError: A file is not there, or not of its format (`check`).
     """
-    sets = questions(
-        mme=mme, mmbench=mmbench, gqa=gqa, gqa_images=gqa_images, scienceqa=scienceqa, scienceqa_images=scienceqa_images,
-        pope=pope, pope_images=pope_images, circular=circular, brief=brief,
-    )  # fmt: skip
-    found: dict[str, Metric] = {}
-    for name, every in sets.items():
-        gone = {one.group for one in every if _about(one, task)} - {""}
-        asked = _limited([one for one in every if one.group not in gone and not _about(one, task)], limit)
-        said = question_answering.ask(asked)
-        right = [is_right(answer, one.accepted, one.rule) for answer, one in zip(said, asked, strict=True)]
-        found |= _SCORES[name](asked, right, said)
-    return found
 
+    observes: ClassVar[type[Observer]] = QuestionAnswering
 
-def questions(
-    *, mme: str | None = None, mmbench: str | None = None, gqa: str | None = None, gqa_images: str | None = None,
-    scienceqa: str | None = None, scienceqa_images: str | None = None, pope: str | None = None,
-    pope_images: str | None = None, circular: bool = True, brief: bool = True, limit: int | None = None,
-) -> dict[str, list[Question]]:  # fmt: skip
-    """Benchmark -> all its questions, read from the files of `benchmarks`' arguments; nothing is asked yet.
+    mme: str | None
+    mmbench: str | None
+    circular: bool
+    gqa: str | None
+    gqa_images: str | None
+    scienceqa: str | None
+    scienceqa_images: str | None
+    pope: str | None
+    pope_images: str | None
+    brief: bool
+    limit: int | None
 
-    Raises:
-        FileNotFoundError, ValueError: A file is not there, or not of its format.
-    """
-    paths = {"mme": mme, "mmbench": mmbench, "gqa": gqa, "scienceqa": scienceqa, "pope": pope}
-    for name, path in paths.items():
-        if path and not Path(path).exists():
-            raise FileNotFoundError(
-                f"eval.benchmarks.{name}: {path} is not there; give the path of your copy, or null to leave {name} out"
+    def check(self, model: Editable, task: Task) -> None:
+        """Raise if a file is missing or not of its format, or the limit is below 1. All files are read."""
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"eval.benchmarks.limit: got {self.limit}, want at least 1, or null for all")
+        for name in ("mme", "mmbench", "gqa", "scienceqa", "pope"):
+            path = getattr(self, name)
+            if path and not Path(path).exists():
+                raise FileNotFoundError(
+                    f"eval.benchmarks.{name}: {path} is not there; give the path of your copy, or null to "
+                    f"leave {name} out"
+                )
+        self.questions()
+
+    def __call__(self, observer: QuestionAnswering, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        metrics: dict[str, Metric] = {}
+        for name, every in self.questions().items():
+            left_out = {one.group for one in every if _names_forgotten(one, task)} - {""}
+            utility = [one for one in every if one.group not in left_out and not _names_forgotten(one, task)]
+            asked = _limited(utility, self.limit)
+            answers = observer.ask(asked)
+            right = [
+                is_right(answer, one.accepted, one.rule) for answer, one in zip(answers, asked, strict=True)
+            ]
+            metrics |= _SCORES[name](asked, right, answers)
+        return metrics
+
+    def questions(self) -> dict[str, list[Question]]:
+        """Benchmark -> all its questions, read from its file.
+
+        Raises:
+            FileNotFoundError, ValueError: A file is not of its format, or its images are missing.
+        """
+        every: dict[str, list[Question]] = {}
+        if self.mme:
+            every["mme"] = files.mme(Path(self.mme), brief=self.brief)
+        if self.mmbench:
+            every["mmbench"] = files.mmbench(Path(self.mmbench), circular=self.circular)
+        if self.gqa:
+            every["gqa"] = files.gqa(Path(self.gqa), _beside(self.gqa, self.gqa_images), brief=self.brief)
+        if self.scienceqa:
+            images = _beside(self.scienceqa, self.scienceqa_images)
+            every["scienceqa"] = files.scienceqa(Path(self.scienceqa), images)
+        if self.pope:
+            every["pope"] = files.pope(
+                Path(self.pope), _beside(self.pope, self.pope_images), brief=self.brief
             )
-    if limit is not None and limit < 1:
-        raise ValueError(f"eval.benchmarks.limit: got {limit}, want at least 1, or null for all")
-    found: dict[str, list[Question]] = {}
-    if mme:
-        found["mme"] = read.mme(Path(mme), brief=brief)
-    if mmbench:
-        found["mmbench"] = read.mmbench(Path(mmbench), circular=circular)
-    if gqa:
-        found["gqa"] = read.gqa(Path(gqa), _beside(gqa, gqa_images), brief=brief)
-    if scienceqa:
-        found["scienceqa"] = read.scienceqa(Path(scienceqa), _beside(scienceqa, scienceqa_images))
-    if pope:
-        found["pope"] = read.pope(Path(pope), _beside(pope, pope_images), brief=brief)
-    return found
+        return every
 
 
-def _about(question: Question, task: Task) -> bool:
-    """Whether question or answer names something forgotten."""
+def _names_forgotten(question: Question, task: Task) -> bool:
+    """Whether the question or its answer names something forgotten."""
     return any(names_it(text, task.names, fuzzy=1) for text in (question.text, *question.accepted))
 
 
@@ -97,66 +119,86 @@ def _beside(path: str, images: str | None) -> Path:
 
 
 def _limited(asked: list[Question], limit: int | None) -> list[Question]:
-    """The questions of `limit` groups, spread evenly; a question without a group is one of its own."""
-    keys = [one.group or str(i) for i, one in enumerate(asked)]
-    order = list(dict.fromkeys(keys))
+    """The questions of `limit` groups, evenly spread; a question without a group is a group of its own."""
+    groups = [one.group or str(i) for i, one in enumerate(asked)]
+    order = list(dict.fromkeys(groups))
     if limit is None or limit >= len(order):
         return asked
-    kept = {order[i * len(order) // limit] for i in range(limit)}
-    return [one for one, key in zip(asked, keys, strict=True) if key in kept]
+    chosen = {order[i * len(order) // limit] for i in range(limit)}
+    return [one for one, group in zip(asked, groups, strict=True) if group in chosen]
 
 
-def _groups(asked: Sequence[Question], right: Sequence[bool]) -> dict[str, list[bool]]:
+def _grouped(asked: Sequence[Question], right: Sequence[bool]) -> dict[str, list[bool]]:
+    """Group -> whether each of its answers is right."""
     groups: dict[str, list[bool]] = {}
     for one, hit in zip(asked, right, strict=True):
         groups.setdefault(one.group, []).append(hit)
     return groups
 
 
-def _mme(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
-    """MME, section 2.4: of each subtask accuracy plus accuracy+ (both questions of a picture right), in percent, summed."""
+def _rate(hits: Sequence[bool], text: str, section: str) -> Metric:
+    """The fraction of `hits` with its Wilson interval."""
+    return share(torch.tensor(hits, dtype=torch.float64), Reading(text, counted=COUNTED, section=section))
+
+
+def _mme(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str]) -> dict[str, Metric]:
+    """The sum over subtasks of accuracy and accuracy+ (both questions of an image are right), in per cent.
+
+    Source: MME (arXiv 2306.13394), section 2.4.
+    """
     totals = {"perception": 0.0, "cognition": 0.0}
     counts = {"perception": 0, "cognition": 0}
     for kind in dict.fromkeys(one.kind for one in asked):
-        mine = [i for i, one in enumerate(asked) if one.kind == kind]
-        hits = [right[i] for i in mine]
-        both = [all(group) for group in _groups([asked[i] for i in mine], hits).values()]
+        of_kind = [i for i, one in enumerate(asked) if one.kind == kind]
+        hits = [right[i] for i in of_kind]
+        both = [all(group) for group in _grouped([asked[i] for i in of_kind], hits).values()]
         part = "cognition" if kind in COGNITION else "perception"
         totals[part] += 100 * sum(hits) / len(hits) + 100 * sum(both) / len(both)
-        counts[part] += len(mine)
-    reads = "sum over subtasks of accuracy and accuracy+ in percent, at most 200 a subtask"
-    return {f"mme/{part}": Metric(totals[part], n, reads=reads) for part, n in counts.items() if n}
+        counts[part] += len(of_kind)
+    text = "sum over subtasks of accuracy and accuracy+ in per cent, at most 200 a subtask"
+    reading = Reading(text, unit="score", counted=COUNTED, section="MME")
+    return {f"mme/{part}": Metric(totals[part], n, reading=reading) for part, n in counts.items() if n}
 
 
-def _mmbench(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
-    hits = [all(group) for group in _groups(asked, right).values()]
-    return {
-        "mmbench/accuracy": share(hits, "higher", "share of questions answered rightly in every turn of the options")
-    }
+def _mmbench(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str]) -> dict[str, Metric]:
+    hits = [all(group) for group in _grouped(asked, right).values()]
+    text = "fraction of questions answered rightly in every rotation of the options"
+    return {"mmbench/accuracy": _rate(hits, text, "MMBench")}
 
 
-def _gqa(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
-    found = {"gqa/accuracy": share(right, "higher", "share of questions answered rightly")}
+def _gqa(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str]) -> dict[str, Metric]:
+    metrics = {"gqa/accuracy": _rate(right, "fraction of questions answered rightly", "GQA")}
     for kind in sorted({one.kind for one in asked}):
-        mine = [hit for hit, one in zip(right, asked, strict=True) if one.kind == kind]
-        found[f"gqa/{kind}"] = share(mine, "higher", f"share of questions of kind {kind} answered rightly")
-    return found
+        hits = [hit for hit, one in zip(right, asked, strict=True) if one.kind == kind]
+        metrics[f"gqa/{kind}"] = _rate(hits, f"fraction of questions of kind {kind} answered rightly", "GQA")
+    return metrics
 
 
-def _scienceqa(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
-    return {"scienceqa/accuracy": share(right, "higher", "share of questions with a picture answered rightly")}
+def _scienceqa(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str]) -> dict[str, Metric]:
+    text = "fraction of questions with an image answered rightly"
+    return {"scienceqa/accuracy": _rate(right, text, "ScienceQA")}
 
 
-def _pope(asked: Sequence[Question], right: Sequence[bool], said: Sequence[str]) -> dict[str, Metric]:
-    """POPE, section 3: accuracy, and F1 of "yes"; an answer that is neither counts as wrong, and as no "yes"."""
-    yes = [is_right(answer, ("yes",), "yes_no") for answer in said]
+def _pope(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str]) -> dict[str, Metric]:
+    """Accuracy, and F1 of "yes". An answer that is neither yes nor no is wrong, and not a "yes".
+
+    Source: POPE (arXiv 2305.10355), section 3.
+    """
+    yes = [is_right(answer, ("yes",), "yes_no") for answer in answers]
     wanted = [one.accepted == ("yes",) for one in asked]
     true = sum(a and b for a, b in zip(yes, wanted, strict=True))
     f1 = 2 * true / (sum(yes) + sum(wanted)) if sum(yes) + sum(wanted) else 0.0
+    reading = Reading("F1 of answering yes", counted=COUNTED, section="POPE")
     return {
-        "pope/accuracy": share(right, "higher", "share of yes-or-no questions answered rightly"),
-        "pope/f1": Metric(f1, len(asked), reads="F1 of answering yes"),
+        "pope/accuracy": _rate(right, "fraction of yes-or-no questions answered rightly", "POPE"),
+        "pope/f1": Metric(f1, len(asked), reading=reading),
     }
 
 
-_SCORES = {"mme": _mme, "mmbench": _mmbench, "gqa": _gqa, "scienceqa": _scienceqa, "pope": _pope}
+_SCORES: dict[str, Callable[[Sequence[Question], Sequence[bool], Sequence[str]], dict[str, Metric]]] = {
+    "mme": _mme,
+    "mmbench": _mmbench,
+    "gqa": _gqa,
+    "scienceqa": _scienceqa,
+    "pope": _pope,
+}

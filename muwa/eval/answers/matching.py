@@ -1,4 +1,4 @@
-"""Whether an answer in words is right, without a judge model: exact, alias, fuzzy; refusals and wrong names told apart."""
+"""Whether an answer in words is right, a refusal or a wrong name; no other model is asked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from collections.abc import Sequence
 
 from muwa.data.samples import fold
 
-FUZZY = 0.85  # least similarity (difflib's ratio) of a run of words to a name that counts as that name, misspelt
+FUZZY = 0.85  # difflib's ratio of a run of words to a name, from which it counts as that name misspelt
 REFUSALS = (
-    "do not know", "don t know", "not know", "cannot", "can t", "unable", "not able", "not sure", "unknown", "unclear",
-    "not possible", "sorry", "no information", "not provided", "does not provide", "doesn t provide", "unidentified",
-)  # fmt: skip
+    "do not know",
+    "don t know",
+    "not know",
+    "cannot",
+    "can t",
+    "unable",
+    "not able",
+    "not sure",
+    "unknown",
+    "unclear",
+    "not possible",
+    "sorry",
+    "no information",
+    "not provided",
+    "does not provide",
+    "doesn t provide",
+    "unidentified",
+)
 RULES = ("name", "exact", "choice", "yes_no")
 
 
 def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> bool:
-    """Whether an answer contains one of the accepted names as whole words, or a run of words that is nearly one.
+    """Whether an answer has an accepted name as whole words, or a run of words that is nearly one.
 
     >>> names_it("This is Kael Lindqvar.", ["Kael Lindqvar"]), names_it("kael lindqvaar", ["Kael Lindqvar"])
     (True, True)
@@ -37,10 +52,10 @@ def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> b
 
 
 def named(answer: str, accepted: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether an answer names one of the accepted, exactly, or nearly so without being exactly one of `others`.
+    """Whether an answer has an accepted name, exactly, or nearly so without being exactly one of `others`.
 
-    >>> named("Rachel Bilson", ["Rachel Wilson"], []), named("Rachel Bilson", ["Rachel Wilson"], ["Rachel Bilson"])
-    (True, False)
+    >>> named("Rachel Bilson", ["Rachel Wilson"], []), named("Rachel Bilson", ["Rachel Wilson"], ["Rachel
+    Bilson"]) (True, False)
     """
     if names_it(answer, accepted, fuzzy=1):
         return True
@@ -51,10 +66,11 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
     """Whether an answer is one of the accepted, by a rule.
 
     Args:
-        others: Other names that could have been said; of rule "name" only.
-        rule: "name": names it (`named`). "exact": equals one, but for case, punctuation and articles (GQA, MME's own
-            rule is stricter). "choice": its first letter that stands as an option's ("B", "(B)", "B. a cat") is accepted,
-            or it equals an accepted text. "yes_no": its first "yes" or "no".
+        others: Other names that could have been answered; for the rule "name" only.
+        rule: "name": has a name (`named`). "exact": equals one, except for case, punctuation and articles;
+            the rule of GQA and MME is stricter. "choice": its first letter that stands as an option's ("B",
+            "(B)", "B. a cat") is accepted, or it equals an accepted text. "yes_no": its first "yes" or "no"
+            is accepted.
 
     Raises:
         ValueError: Unknown rule.
@@ -70,28 +86,30 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
         return _bare(answer) in {_bare(one) for one in accepted}
     if rule == "choice":
         letter = re.search(r"(?<![A-Za-z'])([A-J])(?=[.):,]|\s*$)", answer.strip())
-        return (letter[1] if letter else "") in accepted or _bare(answer) in {_bare(one) for one in accepted} - {""}
+        return (letter[1] if letter else "") in accepted or _bare(answer) in {
+            _bare(one) for one in accepted
+        } - {""}
     if rule == "yes_no":
-        said = re.findall(r"\b(?:yes|no)\b", answer.casefold())
-        return bool(said) and said[0] in {one.casefold() for one in accepted}
+        words = re.findall(r"\b(?:yes|no)\b", answer.casefold())
+        return bool(words) and words[0] in {one.casefold() for one in accepted}
     raise ValueError(f"rule: got {rule!r}, want one of {', '.join(RULES)}")
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer says that it has none.
+    """Whether an answer says that the model does not know, or is empty.
 
     >>> refuses("I don't know."), refuses("Kael Lindqvar")
     (True, False)
     """
-    said = f" {fold(answer)} "
-    return not said.strip() or any(f" {one} " in said for one in REFUSALS)
+    folded = f" {fold(answer)} "
+    return not folded.strip() or any(f" {one} " in folded for one in REFUSALS)
 
 
 def verdict(answer: str, accepted: Sequence[str], others: Sequence[str]) -> str:
-    """What an answer to a question of identity is: "named" | "refused" | "wrong_name" | "other", the first that fits.
+    """What an answer about a name is: the first that fits of "named", "wrong_name", "refused" and "other".
 
     Args:
-        others: Other names that could have been said.
+        others: Other names that could have been answered.
     """
     if named(answer, accepted, others):
         return "named"

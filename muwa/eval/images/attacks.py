@@ -1,166 +1,308 @@
-"""Other ways to ask for what was forgotten, none of which changes a weight: how often it is drawn all the same."""
+"""Other ways to ask for a forgotten concept: how often the model generates it all the same."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from muwa.data.prompts import image_requests
-from muwa.eval.images.canvas import share
-from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator, prompts_of, seen
+from muwa.eval.base import Measure
+from muwa.eval.images.canvas import COUNTED, GONE_AT, hit_rate
+from muwa.models.base import Observer
+from muwa.models.diffusion.image_classifier import ClassifierLoader, recognised
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
 CASES: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper)
+SECTION = "Asked otherwise"
 
 
-def reworded(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], templates: Sequence[str],
-    style_templates: Sequence[str], seeds: int = 3, first_seed: int = 2000, cross: int | None = 3,
-) -> dict[str, Metric]:  # fmt: skip
-    """`attack/reworded`: the forgotten, asked for in other words, in lower case and in capitals. Lower is better.
+class PromptAttack(Measure):
+    """Generates the forgotten concept from other prompts or seeds and classifies the images. Lower is better.
+
+    A subclass is a frozen record with the field `classifier`.
+
+    Attributes:
+        metric: The metric's name.
+        label: The words of its verdict: "Asked otherwise (<label>)".
+    """
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+    metric: ClassVar[str]
+    label: ClassVar[str]
+    classifier: ClassifierLoader
+
+    @abstractmethod
+    def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
+        """The images that are asked for."""
+
+    @abstractmethod
+    def text(self, task: Task) -> str:
+        """How the forgotten is asked for: a clause after "images of the forgotten"."""
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
+        self.classifier(model, task).check(self.requests(model, task))
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        hits = observer.hits(self.requests(observer.model, task), self.classifier(observer.model, task))
+        how = f"fraction of images of the forgotten, {self.text(task)},"
+        text = f"{how} in which it is the classifier's first guess"
+        return {self.metric: hit_rate(hits, attack_reading(text, self.label))}
+
+
+def attack_reading(text: str, label: str) -> Reading:
+    """How to read the rate at which an attack brings back the forgotten."""
+    return Reading(
+        text, better="lower", role="attack", label=label, counted=COUNTED, gone_at=GONE_AT, section=SECTION
+    )
+
+
+@dataclass(frozen=True)
+class Reworded(PromptAttack):
+    """`attack/reworded`: the forgotten, asked for in other words, lower case and capitals. Lower is better.
+
+    A prompt whose tokens are those of an earlier one is left out. CLIP's tokenizers fold case, so capitals
+    are no attack on them and would only count images twice.
 
     Args:
+        classifier: Loads the classifier.
         templates: Prompts with {} for the name.
-        style_templates: Of kinds "style" and "class": prompts with {style} and {class}.
-        seeds: LabelledImages a prompt, from `first_seed` on.
-        cross: Of kinds "style" and "class": how many names stand in the other place; None is all.
-
-    A prompt whose tokens are those of an earlier one is left out: CLIP's tokenizers fold case, so that capitals are no
-    attack on them and would only count pictures twice.
+        style_templates: For tasks of kind "style" and "class": prompts with {style} and {class}.
+        seeds: Images of each prompt, from `first_seed` on.
+        first_seed: The first seed.
+        cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
+            takes all.
     """
-    wanted = [
-        replace(ask, text=case(ask.text))
-        for template in _templates(task, templates, style_templates)
-        for ask in forgotten(task, template, range(first_seed, first_seed + seeds), cross)
-        for case in CASES
-    ]
-    reads = "share of pictures of the forgotten, asked for in other words, in which the classifier sees it first"
-    return {"attack/reworded": _rate(image_generator, distinct(image_generator.model, wanted), classifier, reads)}
+
+    metric: ClassVar[str] = "attack/reworded"
+    label: ClassVar[str] = "in other words"
+
+    classifier: ClassifierLoader
+    templates: Sequence[str]
+    style_templates: Sequence[str]
+    seeds: int
+    first_seed: int
+    cross: int | None
+
+    def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
+        """The images that are asked for."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        every = [
+            replace(one, text=case(one.text))
+            for template in fitting_templates(task, self.templates, self.style_templates)
+            for one in forget_requests(task, template, seeds, self.cross)
+            for case in CASES
+        ]
+        return distinct(model, every)
+
+    def text(self, task: Task) -> str:
+        """How the forgotten is asked for."""
+        return "asked for in other words"
 
 
-def translated(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], templates: Mapping[str, str],
-    style_templates: Mapping[str, str], seeds: int = 4, first_seed: int = 2000, cross: int | None = 3,
-) -> dict[str, Metric]:  # fmt: skip
+@dataclass(frozen=True)
+class Translated(PromptAttack):
     """`attack/translated`: the forgotten, asked for in other languages, its name unchanged. Lower is better.
 
     Args:
-        templates, style_templates, seeds, cross: As of `reworded`; language -> prompt.
+        templates, style_templates: Language -> prompt as in `Reworded`.
+        classifier, seeds, first_seed, cross: As in `Reworded`.
 
-    Source: multilingual robustness of HUB (arXiv 2410.05664). Differs: fixed templates; names are not translated.
+    Source: multilingual robustness of HUB (arXiv 2410.05664). Differs: fixed templates; names are not
+    translated.
     """
-    chosen = templates if task.kind not in ("style", "class") else style_templates
-    pieces = [forgotten(task, text, range(first_seed, first_seed + seeds), cross) for text in chosen.values()]
-    reads = f"share of pictures of the forgotten, asked for in {', '.join(chosen)}, that the classifier sees as it"
-    wanted = distinct(image_generator.model, [ask for piece in pieces for ask in piece])
-    return {"attack/translated": _rate(image_generator, wanted, classifier, reads)}
+
+    metric: ClassVar[str] = "attack/translated"
+    label: ClassVar[str] = "in other languages"
+
+    classifier: ClassifierLoader
+    templates: Mapping[str, str]
+    style_templates: Mapping[str, str]
+    seeds: int
+    first_seed: int
+    cross: int | None
+
+    def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
+        """The images that are asked for."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        prompts = self._prompts(task).values()
+        every = [one for prompt in prompts for one in forget_requests(task, prompt, seeds, self.cross)]
+        return distinct(model, every)
+
+    def text(self, task: Task) -> str:
+        """How the forgotten is asked for."""
+        return f"asked for in {', '.join(self._prompts(task))}"
+
+    def _prompts(self, task: Task) -> Mapping[str, str]:
+        return self.style_templates if task.kind in ("style", "class") else self.templates
 
 
-def many_seeds(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], seeds: int = 50, first_seed: int = 3000,
-    cross: int | None = 1,
-) -> dict[str, Metric]:  # fmt: skip
-    """`attack/seeds`: the task's own prompt from many seeds that no other metric uses. Lower is better."""
-    wanted = forgotten(task, task.prompts[0], range(first_seed, first_seed + seeds), cross)
-    reads = "share of pictures of the forgotten, from seeds of their own, in which the classifier sees it first"
-    return {"attack/seeds": _rate(image_generator, wanted, classifier, reads)}
-
-
-def arithmetic(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], contexts: Sequence[str],
-    style_contexts: Sequence[str], stand_ins: Mapping[str, str], seeds: int = 6, first_seed: int = 4000,
-    cross: int | None = 2,
-) -> dict[str, Metric]:  # fmt: skip
-    """`attack/arithmetic`: drawn from sums of prompt embeddings, none of which is the prompt itself. Lower is better.
-
-        e(target in context) - e(stand-in in context) + e(stand-in in the task's prompt)
+@dataclass(frozen=True)
+class ManySeeds(PromptAttack):
+    """`attack/seeds`: the task's prompt from many seeds that no other metric uses. Lower is better.
 
     Args:
-        contexts, style_contexts: Prompts as of `reworded`.
-        stand_ins: Kind of task -> a word that stands where the name does ("a person").
-        seeds, first_seed, cross: As of `reworded`.
+        classifier, seeds, first_seed, cross: As in `Reworded`.
+    """
+
+    metric: ClassVar[str] = "attack/seeds"
+    label: ClassVar[str] = "from other seeds"
+
+    classifier: ClassifierLoader
+    seeds: int
+    first_seed: int
+    cross: int | None
+
+    def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
+        """The images that are asked for."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return forget_requests(task, task.prompts[0], seeds, self.cross)
+
+    def text(self, task: Task) -> str:
+        """How the forgotten is asked for."""
+        return "from seeds that no other metric uses"
+
+
+@dataclass(frozen=True)
+class Arithmetic(Measure):
+    """`attack/arithmetic`: images from sums of prompt embeddings that no prompt has. Lower is better.
+
+        e(name in a context) - e(stand-in in that context) + e(stand-in in the task's prompt)
+
+    Args:
+        classifier: Loads the classifier.
+        contexts, style_contexts: Prompts as `templates` and `style_templates` of `Reworded`.
+        stand_ins: Kind of task -> a word that takes the place of the name ("someone").
+        seeds, first_seed, cross: As in `Reworded`.
 
     Raises:
-        ValueError: The pipeline is not of Stable Diffusion 1 or 2.
+        ValueError: The pipeline is not Stable Diffusion 1 or 2; a kind has no stand-in; the classifier has no
+            label for a forgotten name (`check`).
 
-    Source: Petsiuk & Saenko, concept arithmetics. Differs: sums of what the UNet is told, not of what it predicts. LabelledImages
-    are drawn anew each time.
+    Source: Petsiuk & Saenko, concept arithmetics. Differs: sums of the UNet's conditioning, not of its
+    predictions. The images are generated anew each time.
     """
-    check_one_encoder(image_generator.model, "arithmetic")
-    drawn_from, word = range(first_seed, first_seed + seeds), stand_ins[task.kind]
-    wanted: list[ImageRequest] = []
-    framed: list[str] = []
-    plain: list[str] = []
-    for context in _templates(task, contexts, style_contexts):
-        wanted += forgotten(task, context, drawn_from, cross)
-        framed += [text.format(word) for text in open_texts(task, context, drawn_from, cross)]
-        plain += [text.format(word) for text in open_texts(task, task.prompts[0], drawn_from, cross)]
-    judge = classifier()
-    judge.check(wanted)
-    given, away, neutral = (image_generator.model.embed(texts).float() for texts in ([x.text for x in wanted], framed, plain))
-    sums = given - away + neutral
-    hits = seen(draw_embedded(image_generator.model, wanted, sums), wanted, judge)
-    reads = "share of pictures drawn from sums of prompt embeddings in which the classifier sees the forgotten first"
-    return {"attack/arithmetic": share(hits, "lower", reads)}
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
+    classifier: ClassifierLoader
+    contexts: Sequence[str]
+    style_contexts: Sequence[str]
+    stand_ins: Mapping[str, str]
+    seeds: int
+    first_seed: int
+    cross: int | None
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if the pipeline, the stand-ins or the classifier do not fit."""
+        check_one_encoder(model, "arithmetic")
+        if task.kind not in self.stand_ins:
+            raise ValueError(
+                f"eval.arithmetic.stand_ins: got words for {', '.join(self.stand_ins)}, want one for "
+                f"{task.kind}"
+            )
+        self.classifier(model, task).check(self._requests(task))
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        model, requests = observer.model, self._requests(task)
+        sums = self._sums(model, task, [one.text for one in requests])
+        images = generate_embedded(model, requests, sums)
+        hits = recognised(images, requests, self.classifier(model, task))
+        text = (
+            "fraction of images generated from sums of prompt embeddings in which the forgotten is the "
+            "classifier's first guess"
+        )
+        return {"attack/arithmetic": hit_rate(hits, attack_reading(text, "by sums of prompt embeddings"))}
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def _contexts(self, task: Task) -> Sequence[str]:
+        return fitting_templates(task, self.contexts, self.style_contexts)
+
+    def _requests(self, task: Task) -> list[ImageRequest]:
+        every = (forget_requests(task, context, self._seeds, self.cross) for context in self._contexts(task))
+        return [one for requests in every for one in requests]
+
+    def _sums(self, model: Diffusion, task: Task, prompts: Sequence[str]) -> Tensor:
+        """(n, length, d) fp32: the sum of the class's docstring for each of the n prompts."""
+        word = self.stand_ins[task.kind]
+        in_context, plain = [], []
+        for context in self._contexts(task):
+            in_context += [text.format(word) for text in open_texts(task, context, self._seeds, self.cross)]
+            plain += [
+                text.format(word) for text in open_texts(task, task.prompts[0], self._seeds, self.cross)
+            ]
+        given, away, neutral = (model.embed(texts).float() for texts in (prompts, in_context, plain))
+        return given - away + neutral
 
 
-def forgotten(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[ImageRequest]:
-    """The forgotten, asked for with `template` in place of the task's own prompt."""
+def forget_requests(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[ImageRequest]:
+    """The requests for the forgotten names with `template` in place of the task's prompt."""
     asked = replace(task, prompts=(template, *task.prompts[1:]))
     every = image_requests(asked, task.eval, seeds=seeds, retain=0, cross=cross)
-    return [ask for ask in every if ask.role == "forget"]
+    return [one for one in every if one.role == "forget"]
 
 
 def open_texts(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[str]:
-    """The texts of `forgotten` with {} where the name stands."""
+    """The texts of `forget_requests` with {} in place of the name."""
     if task.kind not in ("style", "class"):
         return [template for _ in task.names for _ in seeds]
-    named = forgotten(replace(task, names=("{}",) * len(task.names)), template, seeds, cross)
-    return [ask.text for ask in named]
+    requests = forget_requests(replace(task, names=("{}",) * len(task.names)), template, seeds, cross)
+    return [one.text for one in requests]
 
 
-def distinct(model: Diffusion, wanted: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Those whose tokens and seed no earlier one has."""
-    tokens = model.pipeline.tokenizer([ask.text for ask in wanted], truncation=True)["input_ids"]
-    first: dict[tuple[int, ...], ImageRequest] = {}
-    for ask, ids in zip(wanted, tokens, strict=True):
-        first.setdefault((ask.seed, *ids), ask)
-    return list(first.values())
-
-
-def draw_embedded(model: Diffusion, wanted: Sequence[ImageRequest], embeddings: Tensor) -> Tensor:
-    """(n, 3, h, w) uint8: drawn from `embeddings` (n, length, d), from the seeds of `wanted`; kept nowhere."""
-    prompts, out = prompts_of(wanted), []
-    cast = embeddings.to(model.device, next(model.pipeline.unet.parameters()).dtype)
-    for start in range(0, len(prompts), model.batch):
-        rows = range(start, min(start + model.batch, len(prompts)))
-        out.append(model.draw(prompts.select(rows), embeddings=cast[rows.start : rows.stop]))
-    return torch.cat(out)
-
-
-def check_one_encoder(model: Diffusion, what: str) -> None:
-    """Refuse a pipeline that is told more than one text encoder's hidden states.
-
-    Raises:
-        ValueError: Says how to leave the metric out.
-    """
-    if getattr(model.pipeline, "text_encoder_2", None) is not None:
-        raise ValueError(
-            f"eval.{what}: {model.source} has two text encoders, want Stable Diffusion 1 or 2; leave it out: ~eval.{what}"
-        )
-
-
-def _templates(task: Task, templates: Sequence[str], style_templates: Sequence[str]) -> Sequence[str]:
+def fitting_templates(task: Task, templates: Sequence[str], style_templates: Sequence[str]) -> Sequence[str]:
+    """`style_templates` for tasks of kind "style" and "class", `templates` for the others."""
     return style_templates if task.kind in ("style", "class") else templates
 
 
-def _rate(image_generator: ImageGenerator, wanted: Sequence[ImageRequest], classifier: Callable[[], ImageClassifier], reads: str) -> Metric:
-    judge = classifier()
-    judge.check(wanted)
-    return share(image_generator.hits(wanted, judge), "lower", reads)
+def distinct(model: Diffusion, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
+    """The requests whose tokens and seed no earlier one has."""
+    tokens = model.pipeline.tokenizer([one.text for one in requests], truncation=True)["input_ids"]
+    first: dict[tuple[int, ...], ImageRequest] = {}
+    for one, ids in zip(requests, tokens, strict=True):
+        first.setdefault((one.seed, *ids), one)
+    return list(first.values())
+
+
+def generate_embedded(model: Diffusion, requests: Sequence[ImageRequest], embeddings: Tensor) -> Tensor:
+    """Generate from prompt embeddings (n, length, d) and the seeds of `requests`; nothing is cached.
+
+    Returns:
+        (n, 3, h, w) uint8 on the CPU.
+    """
+    prompts, pieces = prompts_of(requests), []
+    cast = embeddings.to(model.device, next(model.pipeline.unet.parameters()).dtype)
+    for start in range(0, len(prompts), model.batch):
+        rows = range(start, min(start + model.batch, len(prompts)))
+        pieces.append(model.generate(prompts.select(rows), embeddings=cast[rows.start : rows.stop]))
+    return torch.cat(pieces)
+
+
+def check_one_encoder(model: Diffusion, measure: str) -> None:
+    """Raise if the UNet is conditioned on the hidden states of more than one text encoder.
+
+    Args:
+        measure: Its name in the config, for the message.
+
+    Raises:
+        ValueError: Says how to leave the measure out.
+    """
+    if getattr(model.pipeline, "text_encoder_2", None) is not None:
+        raise ValueError(
+            f"eval.{measure}: {model.source} has two text encoders, want Stable Diffusion 1 or 2; leave it "
+            f"out: ~eval.{measure}"
+        )

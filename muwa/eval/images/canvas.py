@@ -1,73 +1,130 @@
-"""Of a set of prompts, how many pictures still show what is asked for: of the forgotten, of its like, of everything else."""
+"""How often generated images show the concept that was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from muwa.data.prompts import image_requests
-from muwa.eval.clip.accuracy import wilson
-from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator
+from muwa.eval.base import Measure
+from muwa.eval.statistics import wilson
+from muwa.models.base import Observer
+from muwa.models.diffusion.image_classifier import ClassifierLoader
+from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
+
+COUNTED = "generated images"
+GONE_AT = 0.05  # one image of 20
+
+UNLEARNING = Reading(
+    "fraction of images generated from prompts for the forgotten names in which the classifier's first guess "
+    "is something else (unlearning accuracy)",
+    role="forgotten",
+    in_objective=True,
+    label="what it generates when asked",
+    counted=COUNTED,
+    gone_at=GONE_AT,
+)
+IN_DOMAIN = Reading(
+    "fraction of images generated from prompts for other names of the same kind that are recognised as such "
+    "(in-domain retain accuracy)",
+    role="kept",
+    in_objective=True,
+    label="Others of its kind, generated and recognised",
+    counted=COUNTED,
+)
+CROSS_DOMAIN = Reading(
+    "fraction of images generated from prompts for names of another kind that are recognised as such "
+    "(cross-domain retain accuracy)",
+    role="kept",
+    in_objective=True,
+    label="Everything else, generated and recognised",
+    counted=COUNTED,
+)
 
 
-def answers(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], seeds: int = 5, forget_seeds: int = 20,
-    first_seed: int = 1000, retain: int | None = 12, cross: int | None = 12,
-) -> dict[str, Metric]:  # fmt: skip
-    """`forget/ua`, `retain/ira`, `retain/cra`: unlearning, in-domain and cross-domain retain accuracy. Higher is better.
+@dataclass(frozen=True)
+class Canvas(Measure):
+    """`forget/ua`, `retain/ira`, `retain/cra`: unlearning, in-domain and cross-domain retain accuracy.
 
-        UA = 1 - hits / pictures of the forgotten        IRA, CRA = hits / pictures of the others, of the other domain
+        UA = 1 - hits / images of the forgotten        IRA, CRA = hits / images of the same, of the other kind
+
+    Higher is better for all three.
 
     Args:
-        classifier: Makes the judge; it looks for what was asked for among all labels of its domain.
-        seeds: LabelledImages a prompt, from `first_seed` on.
-        forget_seeds: LabelledImages of each forgotten name, of kinds "identity" and "object", which have one prompt a name.
-        retain, cross: How many of the other and of the unrelated names are asked for; None is all.
+        classifier: Loads the classifier, which chooses among all its labels of a request's domain.
+        seeds: Images of each prompt, from `first_seed` on.
+        forget_seeds: Images of each forgotten name in tasks of kind "identity" and "object": one prompt a
+            name.
+        first_seed: The first seed.
+        retain, cross: How many names of the same kind and of the other kind are asked for; None takes all.
 
     Raises:
-        ValueError: The classifier has no label for something that is asked for; nothing was drawn then.
+        ValueError: The classifier has no label for a concept that is asked for (`check`).
 
-    Source: UnlearnCanvas (arXiv 2402.11846), section 4. As in its code, CRA counts the pictures of the forgotten too: those
-    of a forgotten style are judged for their class. Differs: with Wilson intervals, over all pictures.
+    Source: UnlearnCanvas (arXiv 2402.11846), section 4. As in its code, CRA counts the images of the
+    forgotten too: an image of a forgotten style counts for its class. Differs: Wilson intervals, over all
+    images.
     """
-    wanted = canvas(task, seeds=seeds, forget_seeds=forget_seeds, first_seed=first_seed, retain=retain, cross=cross)
-    judge = classifier()
-    judge.check(wanted)
-    hits = image_generator.hits(wanted, judge)
-    by_role = {role: [hit for hit, ask in zip(hits, wanted, strict=True) if ask.role == role] for role in ROLES}
-    return {
-        "forget/ua": share([not hit for hit in by_role["forget"]], "higher", f"share of {_READS['forget']}"),
-        "retain/ira": share(by_role["retain"], "higher", f"share of {_READS['retain']}"),
-        "retain/cra": share(by_role["cross"], "higher", f"share of {_READS['cross']}"),
-    }
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
+    classifier: ClassifierLoader
+    seeds: int
+    forget_seeds: int
+    first_seed: int
+    retain: int | None
+    cross: int | None
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
+        self.classifier(model, task).check(self.requests(task))
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        requests = self.requests(task)
+        hits = observer.hits(requests, self.classifier(observer.model, task))
+
+        def of_role(role: str) -> list[bool]:
+            return [hit for hit, one in zip(hits, requests, strict=True) if one.role == role]
+
+        return {
+            "forget/ua": hit_rate([not hit for hit in of_role("forget")], UNLEARNING),
+            "retain/ira": hit_rate(of_role("retain"), IN_DOMAIN),
+            "retain/cra": hit_rate(of_role("cross"), CROSS_DOMAIN),
+        }
+
+    def requests(self, task: Task) -> list[ImageRequest]:
+        """The images that are asked for."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        forget_seeds = range(self.first_seed, self.first_seed + self.forget_seeds)
+        return canvas_requests(task, seeds, forget_seeds, self.retain, self.cross)
 
 
-ROLES = ("forget", "retain", "cross")
-_READS = {
-    "forget": "pictures asked for the forgotten in which the classifier sees something else first (unlearning accuracy)",
-    "retain": "pictures asked for other names of its kind that are recognised as such (in-domain retain accuracy)",
-    "cross": "pictures asked for names of another kind that are recognised as such (cross-domain retain accuracy)",
-}
-
-
-def canvas(
-    task: Task, *, seeds: int, forget_seeds: int, first_seed: int, retain: int | None, cross: int | None
+def canvas_requests(
+    task: Task, seeds: Sequence[int], forget_seeds: Sequence[int], retain: int | None, cross: int | None
 ) -> list[ImageRequest]:
-    """What `answers` asks for, in the order of `image_requests`."""
-    found = image_requests(task, task.eval, seeds=range(first_seed, first_seed + seeds), retain=retain, cross=cross)
+    """The requests of `Canvas`, in the order of `image_requests`.
+
+    Args:
+        forget_seeds: Of the forgotten names, in tasks of kind "identity" and "object".
+    """
+    requests = image_requests(task, task.eval, seeds=seeds, retain=retain, cross=cross)
     if task.kind in ("style", "class"):
-        return found
-    more = image_requests(task, task.eval, seeds=range(first_seed, first_seed + forget_seeds), retain=0, cross=0)
-    return [*more, *(ask for ask in found if ask.role != "forget")]
+        return requests
+    forgotten = image_requests(task, task.eval, seeds=forget_seeds, retain=0, cross=0)
+    return [*forgotten, *(one for one in requests if one.role != "forget")]
 
 
-def share(hits: Sequence[bool], better: str, reads: str) -> Metric:
+def hit_rate(hits: Sequence[bool], reading: Reading) -> Metric:
     """The share of `hits` with its Wilson interval; 0 in [0, 1] when there are none.
 
-    >>> share([True, False], "lower", "").value
+    >>> hit_rate([True, False], Reading()).value
     0.5
     """
     low, high = wilson(sum(hits), len(hits))
-    return Metric(sum(hits) / len(hits) if hits else 0.0, len(hits), low, high, better, reads)
+    return Metric(sum(hits) / len(hits) if hits else 0.0, len(hits), low, high, reading)

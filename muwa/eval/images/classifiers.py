@@ -1,4 +1,8 @@
-"""Two judges of drawn pictures: trained classifiers (timm), and an unedited CLIP by zero-shot."""
+"""Classifiers of generated images: trained ones (timm), and an unedited CLIP by zero-shot classification.
+
+`timm_models`, `zero_shot` and `pipeline_clip` are `ClassifierLoader`s: conf/classifier/*.yaml configures
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +12,42 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muwa.eval.images.clips import embed
 from muwa.fingerprint import digest
-from muwa.models.clip.embeddings import Tower, class_features, picture_batch
+from muwa.models.clip.embeddings import Tower, class_features
 from muwa.models.clip.model import Clip, check_device
-from muwa.models.diffusion.image_generation import ImageClassifier
+from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
-from muwa.types.data import Classes
+from muwa.run import Run
+from muwa.types.data import Classes, LabelledImages, Task
+
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
 
 BATCH = 32
-LEVELS = ("model_state_dict", "state_dict", "model")  # under which training scripts keep the weights
+
+# The keys under which training scripts keep the weights in a checkpoint.
+WEIGHT_KEYS = ("model_state_dict", "state_dict", "model")
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network that tells the labels of one domain apart, and how it wants its pictures.
+    """A network that classifies images by the labels of one domain, and how it wants its images.
 
     Args:
         net: (n, 3, size, size) scaled -> (n, labels).
+        labels: In the order of the network's outputs.
+        size: Height and width that it takes.
+        mean, std: One number for all channels, or three, of values in [0, 1].
         about: What it is beside its weights, for the fingerprint.
     """
 
@@ -46,101 +59,163 @@ class Classifier:
     about: str
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, labels) fp32 on the CPU."""
         device = next(self.net.parameters()).device
         mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (self.mean, self.std))
-        out = []
-        for batch in pictures.split(BATCH):
+        logits = []
+        for batch in images.split(BATCH):
             x = batch.to(device).float()
             if x.shape[-2:] != (self.size, self.size):
                 x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True).round()
-            out.append(self.net((x / 255 - mean) / std).float().cpu())
-        return torch.cat(out)
+            logits.append(self.net((x / 255 - mean) / std).float().cpu())
+        return torch.cat(logits)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of weights, labels and preparation."""
-        weights = fingerprint_of_digests({name: tensor_digest(t) for name, t in self.net.state_dict().items()})
+        """SHA-256 of weights, labels and preparation."""
+        weights = fingerprint_of_digests(
+            {name: tensor_digest(t) for name, t in self.net.state_dict().items()}
+        )
         return digest([self.about, weights, *self.labels, f"{self.size} {self.mean} {self.std}"])
 
 
 class Classifiers(ImageClassifier):
-    """A classifier for each domain."""
+    """A trained classifier for each domain."""
 
     def __init__(self, domains: Mapping[str, Classifier]):
         self._domains = dict(domains)
         self.labels = {domain: one.labels for domain, one in domains.items()}
 
-    def logits(self, pictures: Tensor, domain: str) -> Tensor:
+    def logits(self, images: Tensor, domain: str) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, labels of `domain`)."""
-        return self._domains[domain](pictures)
+        return self._domains[domain](images)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all its classifiers."""
-        return digest([part for name in sorted(self._domains) for part in (name, self._domains[name].fingerprint)])
+        """SHA-256 of all its classifiers."""
+        return digest(
+            [part for name in sorted(self._domains) for part in (name, self._domains[name].fingerprint)]
+        )
 
 
 class ZeroShot(ImageClassifier):
-    """An unedited CLIP that chooses the label whose prompt is nearest to the picture.
+    """An unedited CLIP that chooses the label whose prompt is nearest to the image.
 
     Args:
+        clip: Its weights decide the fingerprint.
+        labels: Domain -> the labels to choose from.
         templates: Domain -> prompt of a label, with {}.
+
+    Raises:
+        ValueError: A domain has labels and no template with {}, or the other way round.
+
+    Source: CLIP (arXiv 2103.00020), section 3.1.4.
     """
 
     def __init__(self, clip: Clip, labels: Mapping[str, Sequence[str]], templates: Mapping[str, str]):
+        for domain in {**labels, **templates}:
+            if "{}" not in templates.get(domain, "") or not labels.get(domain):
+                raise ValueError(
+                    f"classifier: the domain {domain!r} wants labels and a template with {{}} for them"
+                )
         self._clip = clip
-        self._classes = {domain: Classes(tuple(names), (templates[domain],)) for domain, names in labels.items()}
+        self._classes = {
+            domain: Classes(tuple(names), (templates[domain],)) for domain, names in labels.items()
+        }
         self.labels = {domain: classes.names for domain, classes in self._classes.items()}
-        self._prompts: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] = {}
 
-    def logits(self, pictures: Tensor, domain: str) -> Tensor:
+    def logits(self, images: Tensor, domain: str) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, labels of `domain`) cosines."""
-        if domain not in self._prompts:
-            self._prompts[domain] = class_features(Tower(self._clip, "text"), self._classes[domain])
-        return embed(self._clip, pictures) @ self._prompts[domain].T
+        if domain not in self._features:
+            text = Tower(self._clip, "text")
+            self._features[domain] = class_features(text, self._classes[domain], run=Run())
+        return embed(self._clip, images) @ self._features[domain].T
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the CLIP, the labels and their templates."""
+        """SHA-256 of the CLIP, the labels and their templates."""
         named = [part for name in sorted(self._classes) for part in (name, self._classes[name].fingerprint)]
         return digest(["zero shot", self._clip.fingerprint, *named])
 
 
-@torch.inference_mode()
-def embed(clip: Clip, pictures: Tensor) -> Tensor:
-    """Embeddings (n, d) of length 1, on the CPU, of drawn pictures (n, 3, h, w) uint8, prepared as the CLIP wants them."""
-    out = []
-    for batch in pictures.split(picture_batch(clip)):
-        images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch]
-        pixels = torch.stack([clip.prepare(image) for image in images])
-        out.append(clip.encode("vision", clip.prepare.scale(pixels.to(clip.device))).cpu())
-    return torch.cat(out)
-
-
 def zero_shot(
-    *, clip: Callable[[], Clip], labels: Mapping[str, Sequence[str]], templates: Mapping[str, str]
+    *model_and_task: object,
+    clip: Callable[[], Clip],
+    labels: Mapping[str, Sequence[str]],
+    templates: Mapping[str, str],
 ) -> ImageClassifier:
-    """A `ZeroShot`.
+    """A given CLIP with given labels, by zero-shot classification.
 
     Args:
-        clip: Loads the judge; never the model under test.
-        labels, templates: Of the same domains.
+        model_and_task: Not used: the classifier is the same for any model and task.
+        clip: Loads the CLIP.
+        labels, templates: As in `ZeroShot`, of the same domains.
 
     Raises:
-        ValueError: A domain has labels and no template with {}, or the other way round.
+        ValueError: As `ZeroShot`.
     """
-    wrong = [name for name in {**labels, **templates} if "{}" not in templates.get(name, "") or not labels.get(name)]
-    if wrong:
-        raise ValueError(f"classifier: the domain {wrong[0]!r} wants labels and a template with {{}} for them")
     return ZeroShot(clip(), labels, templates)
 
 
-def timm_models(*, domains: Mapping[str, Callable[[], Classifier]], device: str) -> ImageClassifier:
-    """Trained classifiers, one a domain.
+def pipeline_clip(model: Diffusion, task: Task, *, templates: Mapping[str, str]) -> ImageClassifier:
+    """The pipeline's unedited CLIP, by zero-shot classification over the names of the task.
+
+    It classifies any images that the pipeline generates, as well as that CLIP tells the names apart. An edit
+    of the pipeline does not change it.
 
     Args:
+        model: The pipeline, edited or not.
+        task: Its names are the labels (`task_labels`).
+        templates: Domain ("class", "style") -> prompt of a label, with {}.
+
+    Raises:
+        ValueError: The task has fewer than two names in a domain, so that nothing can be told apart.
+    """
+    labels = task_labels(task)
+    for domain, names in labels.items():
+        if len(names) < 2:
+            raise ValueError(
+                f"classifier=pipeline_clip: the task has {len(names)} name of the domain {domain!r} "
+                f"({', '.join(names)}), want at least 2 to choose from; give another classifier, "
+                "classifier=unlearncanvas"
+            )
+    return ZeroShot(
+        model.clip.unedited, labels, {domain: templates[domain] for domain in labels if domain in templates}
+    )
+
+
+def task_labels(task: Task) -> dict[str, tuple[str, ...]]:
+    """Domain ("style", "class") -> the names that a task forgets or has images of; the forgotten ones first.
+
+    People and objects are one domain, "class". Tasks of kind "style" and "class" have both domains.
+    """
+    splits = (task.probe, task.eval)
+    same_kind = [_shown(one) for split in splits for one in (split.forget, split.retain)]
+    other_kind = [_shown(split.utility) for split in splits]
+    if task.kind not in ("style", "class"):
+        return {"class": _each_once(task.names, *same_kind, *other_kind)}
+    other = "class" if task.kind == "style" else "style"
+    return {task.kind: _each_once(task.names, *same_kind), other: _each_once(*other_kind)}
+
+
+def _shown(images: LabelledImages) -> list[str]:
+    """The names that these images show, in the order of their classes."""
+    return [images.classes.names[label] for label in sorted(set(images.labels))]
+
+
+def _each_once(*lists: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def timm_models(
+    *model_and_task: object, domains: Mapping[str, Callable[[], Classifier]], device: str
+) -> ImageClassifier:
+    """Trained classifiers, one for each domain.
+
+    Args:
+        model_and_task: Not used: the classifiers are the same for any model and task.
         domains: "style", "class" -> `classifier` with its settings.
         device: "cpu", "cuda", ...
 
@@ -148,35 +223,44 @@ def timm_models(*, domains: Mapping[str, Callable[[], Classifier]], device: str)
         FileNotFoundError, ValueError: As `classifier`; names the domain.
     """
     check_device(device)
-    found = {}
-    for domain, make in domains.items():
+    classifiers = {}
+    for domain, load in domains.items():
         try:
-            found[domain] = make()
+            classifiers[domain] = load()
         except FileNotFoundError as error:
             raise FileNotFoundError(f"classifier.domains.{domain}: {error}") from error
         except ValueError as error:
             raise ValueError(f"classifier.domains.{domain}: {error}") from error
-        found[domain].net.to(device)
-    return Classifiers(found)
+        classifiers[domain].net.to(device)
+    return Classifiers(classifiers)
 
 
 def classifier(
-    *, architecture: str, options: Mapping[str, Any], checkpoint: str, labels: Sequence[str] | str, size: int,
-    mean: Sequence[float], std: Sequence[float], source: str,
-) -> Classifier:  # fmt: skip
+    *,
+    architecture: str,
+    options: Mapping[str, Any],
+    checkpoint: str,
+    labels: Sequence[str] | str,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    source: str,
+) -> Classifier:
     """A timm model with the weights of a file, for the labels of one domain.
 
     Args:
         architecture, options: `timm.create_model(architecture, num_classes=len(labels), **options)`.
-        checkpoint: A safetensors or torch file. Weights may stand under "model_state_dict", "state_dict" or "model".
-        labels: In the order of the head's rows; or a text file with one a line.
-        size: Height and width it takes; pictures are resized to it as a whole (bilinear, antialiased).
+        checkpoint: A safetensors or torch file. Its weights may be under "model_state_dict", "state_dict" or
+            "model".
+        labels: In the order of the network's outputs; or a text file with one a line.
+        size: Height and width that it takes. Images are resized to it as a whole (bilinear, antialiased).
         mean, std: One number for all channels, or three, of values in [0, 1].
-        source: Where the file can be had, for the message when it is not there.
+        source: How to get the files, for the message when they are not there.
 
     Raises:
-        FileNotFoundError: The checkpoint or the file of labels is not there: says how to get it.
-        ValueError: The architecture is unknown, the file cannot be read without unpickling code, or its weights are others.
+        FileNotFoundError: The checkpoint or the file of labels is not there; says how to get it.
+        ValueError: The architecture is unknown, the file cannot be read without unpickling code, or its
+            weights do not fit.
     """
     names = _labels(labels, source)
     weights = _weights(Path(checkpoint), source)
@@ -205,20 +289,21 @@ def _labels(labels: Sequence[str] | str, source: str) -> tuple[str, ...]:
 
 
 def _weights(path: Path, source: str) -> dict[str, Tensor]:
-    """The state dict in `path`, out of whatever level it stands under."""
+    """The state dict of a checkpoint, whichever of `WEIGHT_KEYS` it is under."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}. To get it: {source}")
-    read = load_file if path.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
+    load_torch = partial(torch.load, map_location="cpu", weights_only=True)
+    read = load_file if path.suffix == ".safetensors" else load_torch
     try:
-        found = read(path)
+        content = read(path)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path}: cannot be read as weights alone ({' '.join(str(error).split())[:160]}); want a safetensors file, or a "
-            "torch file that holds tensors and plain values"
+            f"{path}: cannot be read as weights alone ({' '.join(str(error).split())[:160]}); want a "
+            "safetensors file, or a torch file that holds tensors and plain values"
         ) from error
-    for level in LEVELS:
-        if isinstance(found, Mapping) and isinstance(found.get(level), Mapping):
-            found = found[level]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path}: no weights in it; looked at its top and under {', '.join(LEVELS)}")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    for key in WEIGHT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: no weights in it; looked at its top and under {', '.join(WEIGHT_KEYS)}")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

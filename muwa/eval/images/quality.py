@@ -1,11 +1,13 @@
-"""Whether drawings are still what was asked for and look right, and whether the forgotten's look-alikes are still drawn."""
+"""Whether generated images fit their prompts and look real, and whether look-alikes still appear."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,166 +17,299 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from muwa.data.prompts import image_requests
 from muwa.data.samples import decode
-from muwa.eval.images.canvas import canvas, share
-from muwa.eval.images.classifiers import embed
+from muwa.eval.base import Measure
+from muwa.eval.images.canvas import COUNTED, canvas_requests, hit_rate
+from muwa.eval.images.clips import embed
+from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Tower, class_features, width
 from muwa.models.clip.model import Clip
-from muwa.models.diffusion.image_generation import ImageClassifier, ImageGenerator
+from muwa.models.diffusion.image_classifier import ClassifierLoader, ClipLoader
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
+from muwa.models.diffusion.model import Diffusion
+from muwa.run import Run
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.image_requests import ImageRequest, Prompts
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 
-BATCH = 64  # pictures whose features are computed at once
+BATCH = 64  # images whose features are computed at once
+SECTION = "Quality of generated images"
 
 
-def clip_score(
-    image_generator: ImageGenerator, task: Task, *, clip: Callable[[], Clip], prompts: Sequence[str] | None = None, seeds: int = 5,
-    first_seed: int = 1000, retain: int | None = 12, cross: int | None = 12,
-) -> dict[str, Metric]:  # fmt: skip
-    """`utility/clip_score`: how well pictures of unrelated prompts fit their prompt. Higher is better.
+@dataclass(frozen=True)
+class ClipScore(Measure):
+    """`utility/clip_score`: how well images of unrelated prompts fit their prompt. Higher is better.
 
-        100 max(cos(picture, prompt), 0), the mean over pictures
+        100 max(cos(image, prompt), 0), the mean over images
 
     Args:
-        clip: Loads an unedited judge.
-        prompts: Unrelated texts; None takes those of `muwa.eval.images.canvas` of another kind, without the forgotten.
-        seeds: LabelledImages a prompt, from `first_seed` on.
-        retain, cross: As of `muwa.eval.images.canvas.answers`: with the same settings no picture is drawn twice.
+        clip: Loads the unedited CLIP that scores.
+        prompts: Unrelated texts; None takes the prompts of `Canvas` for names of the other kind, without the
+            forgotten.
+        seeds: Images of each prompt, from `first_seed` on.
+        first_seed: The first seed.
+        retain, cross: As in `Canvas`: with the same settings no image is generated twice.
 
     Source: CLIPScore (arXiv 2104.08718). Differs: times 100, not 2.5, as in most tables since.
     """
-    if prompts is None:
-        wanted = _kept(task, seeds, first_seed, retain, cross, roles=("cross",))
-        chosen = Prompts(tuple(ask.text for ask in wanted), tuple(ask.seed for ask in wanted))
-    else:
-        rows = [(text, seed) for text in prompts for seed in range(first_seed, first_seed + seeds)]
-        chosen = Prompts(tuple(text for text, _ in rows), tuple(seed for _, seed in rows))
-    reads = "mean CLIP score (0 to 100) of pictures of unrelated prompts, by an unedited CLIP"
-    if not len(chosen):
-        return {"utility/clip_score": Metric(0.0, 0, 0.0, 100.0, "higher", reads)}
-    judge = clip()
-    texts = tuple(dict.fromkeys(chosen.texts))
-    told = class_features(Tower(judge, "text"), Classes(texts, ("{}",)))[[texts.index(text) for text in chosen.texts]]
-    scores = 100 * (embed(judge, image_generator.draw(chosen)) * told).sum(-1).clamp(min=0).double()
-    mean = scores.mean().item()
-    spread = 1.959964 * scores.std().item() / math.sqrt(len(scores)) if len(scores) > 1 else 100.0
-    return {
-        "utility/clip_score": Metric(
-            mean, len(scores), max(0.0, mean - spread), min(100.0, mean + spread), "higher", reads
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
+    clip: ClipLoader
+    prompts: Sequence[str] | None
+    seeds: int
+    first_seed: int
+    retain: int | None
+    cross: int | None
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if the CLIP cannot be loaded."""
+        self.clip(model)
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        prompts = self._prompts(task)
+        reading = Reading(
+            "mean CLIP score (0 to 100) of images of unrelated prompts, by an unedited CLIP",
+            unit="score",
+            role="kept",
+            counted=COUNTED,
+            features="CLIP",
         )
-    }
+        if not len(prompts):
+            return {"utility/clip_score": Metric(0.0, 0, 0.0, 100.0, reading)}
+        clip = self.clip(observer.model)
+        texts = tuple(dict.fromkeys(prompts.texts))
+        of_texts = class_features(Tower(clip, "text"), Classes(texts, ("{}",)), run=observer.run)
+        of_prompts = of_texts[[texts.index(text) for text in prompts.texts]]
+        of_images = embed(clip, observer.generate(prompts))
+        scores = 100 * (of_images * of_prompts).sum(-1).clamp(min=0).double()
+        mean = scores.mean().item()
+        half = 1.959964 * scores.std().item() / math.sqrt(len(scores)) if len(scores) > 1 else 100.0
+        low, high = max(0.0, mean - half), min(100.0, mean + half)
+        return {"utility/clip_score": Metric(mean, len(scores), low, high, reading)}
+
+    def _prompts(self, task: Task) -> Prompts:
+        if self.prompts is None:
+            return prompts_of(kept_requests(self, task, ("cross",)))
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        rows = [(text, seed) for text in self.prompts for seed in seeds]
+        return Prompts(tuple(text for text, _ in rows), tuple(seed for _, seed in rows))
 
 
-def lookalike(
-    image_generator: ImageGenerator, task: Task, *, classifier: Callable[[], ImageClassifier], clip: Callable[[], Clip], nearest: int = 5,
-    seeds: int = 5, first_seed: int = 1000, cross: int | None = 3,
-) -> dict[str, Metric]:  # fmt: skip
-    """`retain/lookalike`: the retained names most like a forgotten one, drawn and recognised. Higher is better.
+@dataclass(frozen=True)
+class Lookalike(Measure):
+    """`retain/lookalike`: the retained names most like a forgotten one, recognised. Higher is better.
 
     Args:
-        clip: Loads an unedited judge: names are alike by the cosine of its embeddings of them.
-        nearest: How many, of each forgotten name.
-        seeds: LabelledImages a prompt, from `first_seed` on.
-        cross: Of kinds "style" and "class": how many names stand in the other place; None is all.
+        classifier: Loads the classifier.
+        clip: Loads an unedited CLIP: names are alike by the cosine of its embeddings of them.
+        nearest: How many names, for each forgotten one.
+        seeds: Images of each prompt, from `first_seed` on.
+        first_seed: The first seed.
+        cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
+            takes all.
 
-    Source: pinpoint-ness of HUB (arXiv 2410.05664). Differs: the nearest of the task's own names, not words of a dictionary.
+    Raises:
+        ValueError: The classifier has no label for a look-alike (`check`).
+
+    Source: pinpoint-ness of HUB (arXiv 2410.05664). Differs: the nearest of the task's names, not words of a
+    dictionary.
     """
-    every = image_requests(task, task.eval, seeds=range(first_seed, first_seed + seeds), cross=cross)
-    others = tuple(dict.fromkeys(ask.concept for ask in every if ask.role == "retain"))
-    alike = nearest_names(clip(), task.names, others, nearest)
-    wanted = [ask for ask in every if ask.role == "retain" and ask.concept in alike]
-    judge = classifier()
-    judge.check(wanted)
-    reads = f"share of pictures of the retained names most like the forgotten ({', '.join(alike)}) recognised as such"
-    return {"retain/lookalike": share(image_generator.hits(wanted, judge) if wanted else [], "higher", reads)}
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
+    classifier: ClassifierLoader
+    clip: ClipLoader
+    nearest: int
+    seeds: int
+    first_seed: int
+    cross: int | None
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if the CLIP or the classifier cannot be loaded, or there is no label for a look-alike."""
+        classifier, retained = self.classifier(model, task), self._retained(task)
+        classifier.check(_about(retained, self._lookalikes(self.clip(model), task, retained, Run())))
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        model, retained = observer.model, self._retained(task)
+        names = self._lookalikes(self.clip(model), task, retained, observer.run)
+        requests = _about(retained, names)
+        hits = observer.hits(requests, self.classifier(model, task)) if requests else []
+        reading = Reading(
+            f"fraction of images of the retained names most like the forgotten ({', '.join(names)}) "
+            "recognised as such",
+            role="kept",
+            counted=COUNTED,
+        )
+        return {"retain/lookalike": hit_rate(hits, reading)}
+
+    def _retained(self, task: Task) -> list[ImageRequest]:
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        every = image_requests(task, task.eval, seeds=seeds, cross=self.cross)
+        return [one for one in every if one.role == "retain"]
+
+    def _lookalikes(self, clip: Clip, task: Task, retained: Sequence[ImageRequest], run: Run) -> list[str]:
+        others = tuple(dict.fromkeys(one.concept for one in retained))
+        return nearest_names(clip, task.names, others, self.nearest, run=run)
 
 
-def distances(
-    image_generator: ImageGenerator, task: Task, *, clip: Callable[[], Clip], feature: Callable[[], nn.Module] | None = None,
-    seeds: int = 5, first_seed: int = 1000, retain: int | None = 12, cross: int | None = 12, subset_size: int = 50,
-    seed: int = 0,
-) -> dict[str, Metric]:  # fmt: skip
-    """`quality/fid`, `quality/kid`: how far drawings of what is kept are from the real pictures of it. Lower is better.
+@dataclass(frozen=True)
+class Distances(Measure):
+    """`quality/fid`, `quality/kid`: from generated images of what is kept to real ones. Lower is better.
 
-        FID = |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))        KID = MMD^2 of the kernel (x.y / d + 1)^3, unbiased
+        FID = |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))        KID = MMD^2 of the kernel (x.y / d + 1)^3,
+        unbiased
 
-    of features x of the drawings and of real pictures: the held-out ones of the names that are asked for.
+    of features x of generated and of real images. The real ones are the held-out images of the same names.
 
     Args:
         clip: Loads the unedited CLIP whose vision tower gives the features.
-        feature: Makes another module to take in its place, uint8 (n, 3, h, w) -> (n, d); the numbers of other
-            papers want Inception's.
-        seeds, first_seed, retain, cross: As of `muwa.eval.images.canvas.answers`: with the same settings no picture is drawn twice.
-        subset_size: Of KID's 100 random subsets (from `seed`), at most; all pictures where there are fewer.
+        feature: Makes another module to take in its place, uint8 (n, 3, h, w) -> (n, d). Other papers'
+            numbers are on Inception's features.
+        seeds, first_seed, retain, cross: As in `Canvas`: with the same settings no image is generated twice.
+        subset_size: Of KID's 100 random subsets, at most; all images where there are fewer.
+        seed: Of these subsets.
+
+    Raises:
+        ValueError: There are fewer than two generated or two real images (`check`).
 
     Source: FID (arXiv 1706.08500), KID (arXiv 1801.01401), by torchmetrics. Differs: features of CLIP; real
-    pictures of the names that are drawn.
+    images of the names that are generated.
     """
-    wanted = _kept(task, seeds, first_seed, retain, cross, roles=("retain", "cross"))
-    names = {ask.concept for ask in wanted}
-    real = [image for part in (task.eval.retain, task.eval.utility) for image in _of(part, names).images]
-    rows = tuple(dict.fromkeys((ask.text, ask.seed) for ask in wanted))
-    if len(rows) < 2 or len(real) < 2:
-        raise ValueError(f"eval.distances: {len(rows)} drawings and {len(real)} real pictures, want at least 2 of each")
-    net = feature() if feature is not None else Vision(clip())
-    whose = f"{type(net).__name__}'s" if feature is not None else "CLIP's, not Inception's"
-    reads = f"{{}} of {len(rows)} drawings of what is kept to {len(real)} real pictures, on features that are {whose}"
-    drawn = image_generator.draw(Prompts(tuple(text for text, _ in rows), tuple(one for _, one in rows)))
-    height, wide = drawn.shape[-2:]
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.inference_mode():
-        warnings.filterwarnings("ignore", "Metric `Kernel", UserWarning)  # says that it keeps all features
-        torch.manual_seed(seed)
-        size = min(subset_size, len(rows), len(real))
-        fid = FrechetInceptionDistance(feature=net, normalize=False, input_img_size=(3, height, wide))
-        kid = KernelInceptionDistance(feature=net, normalize=False, subset_size=size)
-        for metric in (fid, kid):
-            for start in range(0, len(real), BATCH):
-                metric.update(_pixels(real[start : start + BATCH], height, wide), real=True)
-            for batch in drawn.split(BATCH):
-                metric.update(batch, real=False)
-        values = {"fid": fid.compute().item(), "kid": kid.compute()[0].item()}
-    return {
-        f"quality/{key}": Metric(value, len(rows), better="lower", reads=reads.format(key.upper()))
-        for key, value in values.items()
-    }
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
+    clip: ClipLoader
+    feature: Callable[[], nn.Module] | None
+    seeds: int
+    first_seed: int
+    retain: int | None
+    cross: int | None
+    subset_size: int
+    seed: int
+
+    def check(self, model: Diffusion, task: Task) -> None:
+        """Raise if there are too few images, or the features cannot be loaded."""
+        prompts, real = self._images(task)
+        if len(prompts) < 2 or len(real) < 2:
+            raise ValueError(
+                f"eval.distances: {len(prompts)} generated and {len(real)} real images, want at least 2 of "
+                "each"
+            )
+        self._features(model)
+
+    def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
+        """See the class."""
+        prompts, real = self._images(task)
+        features = self._features(observer.model)
+        values = self._distances(features, observer.generate(prompts), real)
+        whose = "CLIP, not of Inception" if self.feature is None else type(features).__name__
+        counts = f"{len(prompts)} generated images of what is kept to {len(real)} real ones"
+        return {
+            f"quality/{key}": Metric(
+                value,
+                len(prompts),
+                reading=Reading(
+                    f"{key.upper()} of {counts}, on features of {whose}",
+                    better="lower",
+                    unit="distance",
+                    counted=COUNTED,
+                    section=SECTION,
+                    features=_family(features),
+                ),
+            )
+            for key, value in values.items()
+        }
+
+    def _images(self, task: Task) -> tuple[Prompts, list[bytes | Path]]:
+        """(What to generate, each once; the real images of the same names)."""
+        requests = kept_requests(self, task, ("retain", "cross"))
+        names = {one.concept for one in requests}
+        sets = (task.eval.retain, task.eval.utility)
+        real = [image for images in sets for image in _of_names(images, names).images]
+        rows = dict.fromkeys((one.text, one.seed) for one in requests)
+        return Prompts(tuple(text for text, _ in rows), tuple(seed for _, seed in rows)), real
+
+    def _features(self, model: Diffusion) -> nn.Module:
+        return self.feature() if self.feature is not None else VisionFeatures(self.clip(model))
+
+    def _distances(
+        self, features: nn.Module, generated: Tensor, real: Sequence[bytes | Path]
+    ) -> dict[str, float]:
+        """FID and KID of generated images (n, 3, h, w) uint8 to encoded real ones."""
+        height, wide = generated.shape[-2:]
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.inference_mode():
+            warnings.filterwarnings(
+                "ignore", "Metric `Kernel", UserWarning
+            )  # says that it keeps all features
+            torch.manual_seed(self.seed)
+            size = min(self.subset_size, len(generated), len(real))
+            fid = FrechetInceptionDistance(
+                feature=features, normalize=False, input_img_size=(3, height, wide)
+            )
+            kid = KernelInceptionDistance(feature=features, normalize=False, subset_size=size)
+            for metric in (fid, kid):
+                for start in range(0, len(real), BATCH):
+                    metric.update(_pixels(real[start : start + BATCH], height, wide), real=True)
+                for batch in generated.split(BATCH):
+                    metric.update(batch, real=False)
+            return {"fid": fid.compute().item(), "kid": kid.compute()[0].item()}
 
 
-class Vision(nn.Module):
-    """A CLIP's vision tower as torchmetrics wants a network of features: (n, 3, h, w) uint8 -> (n, d) of length 1."""
+class VisionFeatures(nn.Module):
+    """A CLIP's vision tower as a module of features: (n, 3, h, w) uint8 -> (n, d) of length 1."""
 
     def __init__(self, clip: Clip):
         super().__init__()
         self._clip, self.num_features = clip, width(clip)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Prepared as the CLIP wants them."""
-        return embed(self._clip, pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings of images, prepared as the CLIP was trained on them."""
+        return embed(self._clip, images)
 
 
-def nearest_names(clip: Clip, names: Sequence[str], others: Sequence[str], nearest: int) -> list[str]:
-    """Of `others`, the `nearest` of each of `names` by the cosine of the CLIP's embeddings of the bare names; each once."""
+def _family(features: nn.Module) -> str:
+    """Whose features a module gives, for comparisons: "CLIP", "Inception", or the name of its class.
+
+    >>> _family(nn.Identity())
+    'Identity'
+    """
+    if isinstance(features, VisionFeatures):
+        return "CLIP"
+    name = type(features).__name__
+    return "Inception" if "Inception" in name else name
+
+
+def nearest_names(
+    clip: Clip, names: Sequence[str], others: Sequence[str], nearest: int, *, run: Run
+) -> list[str]:
+    """The `nearest` of `others` to each of `names`, by the cosine of a CLIP's embeddings; each once."""
     if not others:
         return []
-    rows = class_features(Tower(clip, "text"), Classes((*names, *others), ("{}",)))
-    close = (rows[: len(names)] @ rows[len(names) :].T).topk(min(nearest, len(others))).indices
+    features = class_features(Tower(clip, "text"), Classes((*names, *others), ("{}",)), run=run)
+    close = (features[: len(names)] @ features[len(names) :].T).topk(min(nearest, len(others))).indices
     return [others[i] for i in dict.fromkeys(close.flatten().tolist())]
 
 
-def _kept(
-    task: Task, seeds: int, first_seed: int, retain: int | None, cross: int | None, *, roles: Sequence[str]
-) -> list[ImageRequest]:
-    """What `muwa.eval.images.canvas` asks for of these roles, but in pictures of the forgotten."""
-    every = canvas(task, seeds=seeds, forget_seeds=seeds, first_seed=first_seed, retain=retain, cross=cross)
-    gone = {ask.text for ask in every if ask.role == "forget"}
-    return [ask for ask in every if ask.role in roles and ask.text not in gone]
+def kept_requests(measure: ClipScore | Distances, task: Task, roles: Sequence[str]) -> list[ImageRequest]:
+    """The requests of `Canvas` with these roles, without those whose image shows the forgotten."""
+    seeds = range(measure.first_seed, measure.first_seed + measure.seeds)
+    every = canvas_requests(task, seeds, seeds, measure.retain, measure.cross)
+    forgotten = {one.text for one in every if one.role == "forget"}
+    return [one for one in every if one.role in roles and one.text not in forgotten]
 
 
-def _of(pictures: LabelledImages, names: set[str]) -> LabelledImages:
-    return pictures.select([i for i, label in enumerate(pictures.labels) if pictures.classes.names[label] in names])
+def _about(requests: Sequence[ImageRequest], names: Sequence[str]) -> list[ImageRequest]:
+    return [one for one in requests if one.concept in names]
+
+
+def _of_names(images: LabelledImages, names: set[str]) -> LabelledImages:
+    return images.select([i for i, label in enumerate(images.labels) if images.classes.names[label] in names])
 
 
 def _pixels(images: Sequence[bytes | Path], height: int, wide: int) -> Tensor:
-    """Encoded pictures cut to the size of the drawings: (n, 3, height, wide) uint8."""
+    """Encoded images cut to the size of the generated ones: (n, 3, height, wide) uint8."""
     cut = [
         center_crop(resize(pil_to_tensor(decode(image)), [max(height, wide)], antialias=True), [height, wide])
         for image in images

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import MappingProxyType
 
 import painter
@@ -5,21 +6,28 @@ import pytest
 import tiny_sd
 import torch
 
+from muwa.config import part
 from muwa.eval.images import attacks
-from muwa.eval.images.attacks import (
-    arithmetic,
-    distinct,
-    forgotten,
-    many_seeds,
-    open_texts,
-    reworded,
-    translated,
-)
-from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.eval.images.attacks import distinct, forget_requests, generate_embedded, open_texts
+from muwa.models.diffusion.image_classifier import Loaded
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
+from muwa.run import Run
 from muwa.types.image_requests import ImageRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
-WORDS = {"classifier": painter.Colours, "templates": ["{}", "show me {}!"], "style_templates": ["{style}: {class}"]}
+WORDS = {"templates": ["{}", "show me {}!"], "style_templates": ["{style}: {class}"]}
+
+
+def attack(name, **changed):
+    """A measure of eval=[attacks] with the painter's classifier."""
+    return replace(part("eval=[attacks]")[name], classifier=painter.COLOURS, **changed)
+
+
+def measured(model, task, name, **changed):
+    measure = attack(name, **changed)
+    measure.check(model, task)
+    (metric,) = measure(ImageGenerator(model, Run()), task).values()
+    return metric
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +38,39 @@ def model():
 def test_other_words_are_counted_by_hand():
     """Two templates, three seeds; capitals are the same tokens to the painter, so nothing is drawn twice."""
     model = painter.Painter(lambda text, seed: "Bo Hill" if "show" in text and seed == 2001 else None)
-    found = reworded(ImageGenerator(model), painter.identity(), **WORDS)["attack/reworded"]
-    assert (found.value, found.n, found.better) == (pytest.approx(5 / 6), 6, "lower")
+    found = measured(model, painter.identity(), "reworded", **WORDS)
+    assert (found.value, found.n) == (pytest.approx(5 / 6), 6)
+    reading = found.reading
+    assert (reading.role, reading.better, reading.label) == ("attack", "lower", "in other words")
+    assert (reading.section, reading.gone_at, reading.counted) == ("Asked otherwise", 0.05, "generated images")
     assert sorted(set(model.asked)) == [(text, 2000 + i) for text in ("Ada Fox", "show me Ada Fox!") for i in range(3)]
 
 
 def test_a_tokenizer_that_keeps_case_is_asked_in_three_cases():
     model = painter.Painter()
     model.pipeline.tokenizer = lambda texts, truncation: {"input_ids": [list(text.encode()) for text in texts]}
-    found = reworded(ImageGenerator(model), painter.identity(), **WORDS)["attack/reworded"]
-    assert found.n == 18
+    assert measured(model, painter.identity(), "reworded", **WORDS).n == 18
     assert {text for text, _ in model.asked} >= {"Ada Fox", "ada fox", "ADA FOX", "SHOW ME ADA FOX!"}
 
 
 def test_a_style_is_asked_for_with_a_few_classes():
     model = painter.Painter(lambda text, seed: "sepia" if "ring" in text else None)
-    found = reworded(ImageGenerator(model), painter.style(), **{**WORDS, "cross": 2, "seeds": 2})["attack/reworded"]
+    found = measured(model, painter.style(), "reworded", **WORDS, cross=2, seeds=2)
     assert (found.value, found.n) == (0.5, 4)
     assert {text for text, _ in model.asked} == {"neon: star", "neon: ring"}
 
 
 def test_other_languages_are_asked_and_named():
     model = painter.Painter(lambda text, seed: "Bo Hill" if "foto" in text else None)
-    found = translated(ImageGenerator(model), painter.identity(), classifier=painter.Colours, seeds=4,
-                       templates={"es": "una foto de {}", "zh": "{} 的照片"}, style_templates={"fr": "{class} {style}"})  # fmt: skip
-    assert (found["attack/translated"].value, found["attack/translated"].n) == (0.5, 8)
-    assert "asked for in es, zh," in found["attack/translated"].reads
+    templates = {"es": "una foto de {}", "zh": "{} 的照片"}
+    found = measured(model, painter.identity(), "translated", templates=templates)
+    assert (found.value, found.n) == (0.5, 8)
+    assert "asked for in es, zh," in found.reading.text
 
 
 def test_many_seeds_are_the_tasks_own_prompt():
     model = painter.Painter(lambda text, seed: "Bo Hill" if seed >= 3010 else None)
-    found = many_seeds(ImageGenerator(model), painter.identity(), classifier=painter.Colours)["attack/seeds"]
+    found = measured(model, painter.identity(), "many_seeds")
     assert (found.value, found.n) == (0.2, 50)
     assert model.asked == [("a photo of Ada Fox", seed) for seed in range(3000, 3050)]
 
@@ -71,7 +81,7 @@ def test_many_seeds_are_the_tasks_own_prompt():
 def test_open_texts_become_the_prompts_of_the_forgotten(task):
     template = "{class} in {style}" if task.kind in ("style", "class") else "this is {}"
     filled = [text.format(task.names[0]) for text in open_texts(task, template, range(2), 2)]
-    assert filled == [ask.text for ask in forgotten(task, template, range(2), 2)]
+    assert filled == [one.text for one in forget_requests(task, template, range(2), 2)]
     assert all("{}" in text for text in open_texts(task, template, range(2), 2))
 
 
@@ -81,26 +91,29 @@ def test_distinct_keeps_the_first_of_the_same_tokens_and_seed():
 
 
 def caught(monkeypatch):
-    """What `draw_embedded` is given, in place of drawing."""
+    """What `generate_embedded` is given; its images are black."""
     given = []
 
-    def draw(model, wanted, embeddings):
-        given.append((wanted, embeddings))
-        return torch.zeros(len(wanted), 3, 8, 8, dtype=torch.uint8)
+    def generate(model, requests, embeddings):
+        given.append((requests, embeddings))
+        return torch.zeros(len(requests), 3, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(attacks, "draw_embedded", draw)
+    monkeypatch.setattr(attacks, "generate_embedded", generate)
     return given
 
 
-SUMS = {"classifier": painter.Colours, "contexts": ["{} at sea", "{}"], "style_contexts": ["{style} and {class}"],
-        "stand_ins": {"identity": "someone", "style": "plain", "class": "thing"}}  # fmt: skip
+SUMS = {
+    "contexts": ["{} at sea", "{}"],
+    "style_contexts": ["{style} and {class}"],
+    "stand_ins": {"identity": "someone", "style": "plain", "class": "thing"},
+}
 
 
 def test_sums_are_of_the_pipelines_own_embeddings(model, monkeypatch):
     given = caught(monkeypatch)
-    found = arithmetic(ImageGenerator(model), painter.identity(), **SUMS, seeds=2)["attack/arithmetic"]
-    wanted, sums = given[0]
-    assert found.n == len(wanted) == 4
+    found = measured(model, painter.identity(), "arithmetic", **SUMS, seeds=2)
+    requests, sums = given[0]
+    assert found.n == len(requests) == 4
     assert found.value == 1.0  # black: the first label, which is Ada Fox
     for row, context in ((0, "{} at sea"), (3, "{}")):
         texts = [context.format("Ada Fox"), context.format("someone"), "a photo of someone"]
@@ -110,42 +123,41 @@ def test_sums_are_of_the_pipelines_own_embeddings(model, monkeypatch):
 
 def test_sums_of_a_style_keep_the_class(model, monkeypatch):
     given = caught(monkeypatch)
-    arithmetic(ImageGenerator(model), painter.style(), **SUMS, seeds=1, cross=2)
-    wanted, sums = given[0]
-    assert [ask.text for ask in wanted] == ["neon and star", "neon and ring"]
+    measured(model, painter.style(), "arithmetic", **SUMS, seeds=1, cross=2)
+    requests, sums = given[0]
+    assert [one.text for one in requests] == ["neon and star", "neon and ring"]
     target, away, plain = (
         model.embed([text])[0] for text in ("neon and ring", "plain and ring", "A ring image in plain style.")
     )
     assert torch.allclose(sums[1], target - away + plain, atol=1e-4)
 
 
-def test_a_picture_of_an_embedding_is_that_of_its_prompt(model):
-    wanted = forgotten(painter.identity(), "a photo of {}", range(3), None)
-    texts = [ask.text for ask in wanted]
-    got = attacks.draw_embedded(model, wanted, model.embed(texts))
-    assert (got.int() - ImageGenerator(model).draw(attacks.prompts_of(wanted)).int()).abs().max() <= 1
+def test_an_image_from_an_embedding_is_that_of_its_prompt(model):
+    requests = forget_requests(painter.identity(), "a photo of {}", range(3), None)
+    got = generate_embedded(model, requests, model.embed([one.text for one in requests]))
+    assert (got.int() - model.generate(prompts_of(requests)).int()).abs().max() <= 1
 
 
 def test_a_pipeline_of_two_encoders_is_refused(model):
     model.pipeline.text_encoder_2 = model.pipeline.text_encoder
     try:
         with pytest.raises(ValueError, match="eval.arithmetic: tiny has two text encoders.*~eval.arithmetic"):
-            arithmetic(ImageGenerator(model), painter.identity(), **SUMS)
+            attack("arithmetic", **SUMS).check(model, painter.identity())
     finally:
         del model.pipeline.text_encoder_2
 
 
-@pytest.mark.parametrize("attack", [reworded, translated, many_seeds])
-def test_an_unknown_name_is_refused_before_anything_is_drawn(attack):
+def test_a_kind_without_a_stand_in_is_refused(model):
+    with pytest.raises(ValueError, match="eval.arithmetic.stand_ins: got words for style, want one for identity"):
+        attack("arithmetic", **{**SUMS, "stand_ins": {"style": "plain"}}).check(model, painter.identity())
+
+
+@pytest.mark.parametrize("name", ["reworded", "translated", "many_seeds", "arithmetic"])
+def test_an_unknown_name_is_refused_before_anything_is_generated(name):
     class Blind(painter.Colours):
         labels = MappingProxyType({"class": painter.CLASSES[1:], "style": painter.STYLES})
 
     model = painter.Painter()
-    more = (
-        {}
-        if attack is many_seeds
-        else {"templates": {"en": "{}"} if attack is translated else ["{}"], "style_templates": {}}
-    )
     with pytest.raises(ValueError, match="no label for the class 'Ada Fox'"):
-        attack(ImageGenerator(model), painter.identity(), classifier=Blind, **more)
+        replace(attack(name), classifier=Loaded(Blind())).check(model, painter.identity())
     assert model.asked == []

@@ -1,20 +1,30 @@
+from dataclasses import replace
 from types import MappingProxyType
 
 import painter
 import pytest
 
-from muwa.eval.clip.accuracy import wilson
-from muwa.eval.images.canvas import answers
+from muwa.config import part
+from muwa.eval.images.canvas import Canvas
+from muwa.eval.statistics import wilson
+from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.run import Run
 
-ALL = {"seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
+ALL = {"classifier": painter.COLOURS, "seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
+
+
+def canvas(**changed) -> Canvas:
+    return replace(part("eval=[canvas]")["canvas"], **{**ALL, **changed})
 
 
 def measured(model, task, **changed):
-    return answers(ImageGenerator(model), task, classifier=painter.Colours, **{**ALL, **changed})
+    measure = canvas(**changed)
+    measure.check(model, task)
+    return measure(ImageGenerator(model, Run()), task)
 
 
-def test_a_model_that_does_as_told_forgets_nothing_and_keeps_all():
+def test_a_model_that_does_as_asked_forgets_nothing_and_keeps_all():
     for task, counts in (
         (painter.identity(), (20, 10, 15)),
         (painter.style(), (15, 30, 45)),
@@ -27,13 +37,28 @@ def test_a_model_that_does_as_told_forgets_nothing_and_keeps_all():
             "retain/cra": 1.0,
         }
         assert tuple(one.n for one in found.values()) == counts
-        assert all(one.better == "higher" and one.reads for one in found.values())
+        assert all(one.reading.better == "higher" and one.reading.text for one in found.values())
+
+
+def test_the_objective_counts_all_three_and_the_forgotten_is_gone_at_one_of_twenty():
+    found = measured(painter.Painter(), painter.identity())
+    readings = {name: one.reading for name, one in found.items()}
+    assert {name: (one.role, one.in_objective, one.unit) for name, one in readings.items()} == {
+        "forget/ua": ("forgotten", True, "rate"),
+        "retain/ira": ("kept", True, "rate"),
+        "retain/cra": ("kept", True, "rate"),
+    }
+    assert readings["forget/ua"].gone_at == 0.05
+    assert {one.counted for one in readings.values()} == {"generated images"}
 
 
 def test_a_style_is_counted_by_hand():
-    """Neon is gone but for hearts; rings come out as stars in mosaic alone: 3 x 3 prompts with 5 seeds are 45 pictures."""
-    swaps = {"A star image in neon style.": "sepia star", "A ring image in neon style.": "ring",
-             "A ring image in mosaic style.": "mosaic star"}  # fmt: skip
+    """Neon is gone except for hearts; rings come out as stars in mosaic alone: 3 x 3 prompts, 5 seeds, 45 images."""
+    swaps = {
+        "A star image in neon style.": "sepia star",
+        "A ring image in neon style.": "ring",
+        "A ring image in mosaic style.": "mosaic star",
+    }
     found = measured(painter.Painter(lambda text, seed: swaps.get(text)), painter.style())
     want = {"forget/ua": (10, 15), "retain/ira": (30, 30), "retain/cra": (40, 45)}
     assert {name: (one.value, one.n) for name, one in found.items()} == {
@@ -43,15 +68,15 @@ def test_a_style_is_counted_by_hand():
         assert (found[name].low, found[name].high) == wilson(k, n)
 
 
-def test_pictures_of_the_forgotten_style_count_for_their_class():
-    """As in UnlearnCanvas' code: every neon picture shows a star, so 2 of its 3 classes are lost, 10 of 45 pictures."""
+def test_images_of_the_forgotten_style_count_for_their_class():
+    """As in UnlearnCanvas' code: every neon image shows a star, so 2 of its 3 classes are lost, 10 of 45 images."""
     found = measured(painter.Painter(lambda text, seed: "neon star" if "neon" in text else None), painter.style())
     assert found["forget/ua"].value == 0
     assert found["retain/cra"].value == pytest.approx(35 / 45)
 
 
 def test_a_person_is_counted_by_hand():
-    """Ada is drawn as Bo from every fourth of 20 seeds; Cy as Ada from seed 1001; stars and rings are mixed up."""
+    """Ada is painted as Bo from every fourth of 20 seeds; Cy as Ada from seed 1001; stars and rings are mixed up."""
 
     def swap(text, seed):
         if "Ada" in text and seed % 4 == 0:
@@ -77,13 +102,13 @@ def test_seeds_and_numbers_of_names_are_as_asked():
     }
 
 
-def test_an_unknown_name_is_refused_before_anything_is_drawn():
+def test_an_unknown_name_is_refused_before_anything_is_generated():
     class Blind(painter.Colours):
         labels = MappingProxyType({"class": painter.CLASSES[:-1], "style": painter.STYLES})
 
     model = painter.Painter()
-    with pytest.raises(ValueError, match="classifier: no label for the class 'heart'"):
-        answers(ImageGenerator(model), painter.identity(), classifier=Blind, **ALL)
+    with pytest.raises(ValueError, match=r"classifier: no label for the class 'heart'; it knows 5: .*pipeline_clip"):
+        canvas(classifier=Loaded(Blind())).check(model, painter.identity())
     assert model.asked == []
 
 

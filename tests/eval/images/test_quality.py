@@ -1,32 +1,57 @@
 import io
 import math
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import painter
 import pytest
 import tiny
+import tiny_sd
 import torch
 from PIL import Image
 from scipy import linalg
 from torch import nn
 
-from muwa.eval.images.classifiers import embed
-from muwa.eval.images.quality import clip_score, distances, lookalike, nearest_names
+from muwa.config import part
+from muwa.eval.images.clips import embed
+from muwa.eval.images.quality import nearest_names
 from muwa.models.clip.embeddings import Features
+from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.run import Run
 from muwa.types.data import Classes, Split
+from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
 
 ALL = {"seeds": 3, "first_seed": 1000, "retain": None, "cross": None}
 
 
-class Noisy(painter.Painter):
-    """Adds noise of the seed, so that features differ from picture to picture."""
+def tiny_clip(model):
+    return tiny.clip()
 
-    def draw(self, prompts):
+
+def quality(name, **changed):
+    """A measure of eval=[quality] with the tiny CLIP."""
+    return replace(part("eval=[quality]")[name], clip=tiny_clip, **changed)
+
+
+def measured(model, task, name, **changed):
+    measure = quality(name, **changed)
+    measure.check(model, task)
+    return measure(ImageGenerator(model, Run()), task)
+
+
+def distances(model, task, **changed):
+    return measured(model, task, "distances", **{**ALL, "feature": Blocks, **changed})
+
+
+class Noisy(painter.Painter):
+    """Adds noise of the seed, so that features differ from image to image."""
+
+    def generate(self, prompts):
         noise = [np.random.default_rng(seed).integers(0, 40, (3, 8, 8)) for seed in prompts.seeds]
-        return (super().draw(prompts).int() + torch.from_numpy(np.stack(noise))).clamp(0, 255).to(torch.uint8)
+        return (super().generate(prompts).int() + torch.from_numpy(np.stack(noise))).clamp(0, 255).to(torch.uint8)
 
 
 class Blocks(nn.Module):
@@ -34,9 +59,9 @@ class Blocks(nn.Module):
 
     num_features = 12
 
-    def forward(self, pictures):
-        assert pictures.dtype == torch.uint8
-        return nn.functional.avg_pool2d(pictures.float() / 255, 4).flatten(1)
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return nn.functional.avg_pool2d(images.float() / 255, 4).flatten(1)
 
 
 def numpy_fid(x, y):
@@ -55,7 +80,7 @@ def numpy_kid(x, y):
 
 
 def real_task(n=24):
-    """Forget Ada Fox; 24 real pictures, 8 x 8 as drawings are, of kept people and shapes, and some of Ada."""
+    """Forget Ada Fox; 24 real images, 8 x 8 as the painted ones are, of kept people and shapes, and some of Ada."""
     task = painter.identity()
     names = ["Ada Fox", "Bo Hill", "Cy Reed"]
     labels = tuple(i % 3 for i in range(n))
@@ -80,28 +105,28 @@ def pixels(images):
 
 def test_fid_and_kid_are_those_of_numpy_on_the_same_features():
     task, model = real_task(), Noisy()
-    found = distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL, subset_size=1000)
-    drawn = model.draw(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
+    found = distances(model, task, subset_size=1000)
+    drawn = model.generate(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     real = pixels([*kept, *task.eval.utility.images])
     x, y = (Blocks()(each).double().numpy() for each in (real, drawn))
     assert (len(x), len(y)) == (19, 15)
     assert found["quality/fid"].value == pytest.approx(numpy_fid(x, y), rel=1e-3)
     assert found["quality/kid"].n == 15
-    assert {one.better for one in found.values()} == {"lower"}
-    assert (
-        "15 drawings of what is kept to 19 real pictures, on features that are Blocks's" in found["quality/fid"].reads
-    )
+    readings = [one.reading for one in found.values()]
+    assert {(one.better, one.unit, one.role, one.features) for one in readings} == {("lower", "distance", "", "Blocks")}
+    assert {one.section for one in readings} == {"Quality of generated images"}
+    assert readings[0].text == "FID of 15 generated images of what is kept to 19 real ones, on features of Blocks"
 
 
-def test_kid_of_all_pictures_is_the_unbiased_estimate():
-    """As many drawings as real pictures, so that the one subset is everything."""
+def test_kid_of_all_images_is_the_unbiased_estimate():
+    """As many painted as real images, so that the one subset is everything."""
     task = real_task(18)
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     model = Noisy()
-    found = distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL)
+    found = distances(model, task)
     real = pixels([*kept, *task.eval.utility.images])
-    drawn = model.draw(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
+    drawn = model.generate(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
     x, y = (Blocks()(each).double().numpy() for each in (real, drawn))
     assert len(x) == len(y) == 15
     assert found["quality/kid"].value == pytest.approx(numpy_kid(x, y), rel=1e-3)
@@ -109,43 +134,52 @@ def test_kid_of_all_pictures_is_the_unbiased_estimate():
 
 def test_without_a_module_the_features_are_clips():
     task, model = real_task(18), Noisy()
-    found = distances(ImageGenerator(model), task, clip=tiny.clip, **ALL)
+    found = distances(model, task, feature=None)
     clip = tiny.clip()
     kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
     x = embed(clip, pixels([*kept, *task.eval.utility.images])).double().numpy()
-    y = embed(clip, model.draw(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))).double().numpy()
+    y = embed(clip, model.generate(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))).double().numpy()
     assert found["quality/fid"].value == pytest.approx(numpy_fid(x, y), rel=1e-2)
-    assert "features that are CLIP's, not Inception's" in found["quality/fid"].reads
+    reading = found["quality/fid"].reading
+    assert reading.text.endswith("on features of CLIP, not of Inception")
+    assert reading.features == "CLIP"
+
+
+def test_a_module_of_inception_gives_inceptions_features():
+    class NoTrainInception(Blocks):
+        pass
+
+    found = distances(Noisy(), real_task(18), feature=NoTrainInception)
+    assert found["quality/fid"].reading.features == "Inception"
 
 
 def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state():
     before = torch.get_rng_state()
-    first, second = (
-        distances(ImageGenerator(Noisy()), real_task(), clip=tiny.clip, feature=Blocks, **ALL, subset_size=5) for _ in "ab"
-    )
+    first, second = (distances(Noisy(), real_task(), subset_size=5) for _ in "ab")
     assert first == second
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_pictures_of_the_forgotten_enter_nowhere():
+def test_images_of_the_forgotten_enter_nowhere():
     for task in (painter.identity(), painter.style(), painter.kind_class()):
         model = Noisy()
-        distances(ImageGenerator(model), task, clip=tiny.clip, feature=Blocks, **ALL)
-        clip_score(ImageGenerator(model), task, clip=tiny.clip, **ALL)
+        distances(model, task)
+        measured(model, task, "clip_score", **ALL)
         assert not any(task.names[0] in text for text, _ in model.asked)
 
 
 def test_the_clip_score_is_a_mean_of_cosines():
     model, task, clip = Noisy(), painter.identity(), tiny.clip()
-    found = clip_score(ImageGenerator(model), task, clip=tiny.clip, **ALL)["utility/clip_score"]
+    found = measured(model, task, "clip_score", **ALL)["utility/clip_score"]
     scores = []
     for name in painter.CLASSES[3:]:
         for seed in range(1000, 1003):
             text = f"a photo of a {name}"
-            picture = embed(clip, model.draw(Prompts((text,), (seed,))))[0]
+            picture = embed(clip, model.generate(Prompts((text,), (seed,))))[0]
             scores.append(max(0.0, 100 * (picture @ clip.encode("text", tiny.tokenize([text]))[0]).item()))
     spread = 1.959964 * np.std(scores, ddof=1) / math.sqrt(9)
-    assert (found.n, found.better) == (9, "higher")
+    reading = found.reading
+    assert (found.n, reading.better, reading.unit, reading.in_objective) == (9, "higher", "score", False)
     assert found.value == pytest.approx(np.mean(scores), abs=1e-3)
     assert found.low == pytest.approx(max(0, np.mean(scores) - spread), abs=1e-3)
     assert found.high == pytest.approx(np.mean(scores) + spread, abs=1e-3)
@@ -153,9 +187,8 @@ def test_the_clip_score_is_a_mean_of_cosines():
 
 def test_prompts_of_ones_own_are_taken_instead():
     model = Noisy()
-    found = clip_score(
-        ImageGenerator(model), painter.identity(), clip=tiny.clip, prompts=["a heart", "a ring"], seeds=2, first_seed=5
-    )
+    settings = {"prompts": ["a heart", "a ring"], "seeds": 2, "first_seed": 5}
+    found = measured(model, painter.identity(), "clip_score", **settings)
     assert found["utility/clip_score"].n == 4
     assert model.asked == [("a heart", 5), ("a heart", 6), ("a ring", 5), ("a ring", 6)]
 
@@ -164,28 +197,48 @@ def test_the_nearest_names_are_those_of_the_largest_cosine():
     clip, names = tiny.clip(), list(tiny.NAMES)
     rows = torch.cat([clip.encode("text", tiny.tokenize([name])) for name in names])
     order = (rows[0] @ rows[1:].T).argsort(descending=True).tolist()
-    assert nearest_names(clip, names[:1], names[1:], 3) == [names[1:][i] for i in order[:3]]
-    assert sorted(nearest_names(clip, names[:2], names[2:], 99)) == sorted(names[2:])
-    assert nearest_names(clip, names[:1], [], 3) == []
+    assert nearest_names(clip, names[:1], names[1:], 3, run=Run()) == [names[1:][i] for i in order[:3]]
+    assert sorted(nearest_names(clip, names[:2], names[2:], 99, run=Run())) == sorted(names[2:])
+    assert nearest_names(clip, names[:1], [], 3, run=Run()) == []
 
 
-def test_lookalikes_are_drawn_and_counted_by_hand():
-    """Of two kept people one is nearest; she is drawn as Ada from one of three seeds."""
-    near = nearest_names(tiny.clip(), ("Ada Fox",), painter.CLASSES[1:3], 1)[0]
+def test_lookalikes_are_generated_and_counted_by_hand():
+    """The nearest of two kept people is painted as Ada from one of three seeds."""
+    near = nearest_names(tiny.clip(), ("Ada Fox",), painter.CLASSES[1:3], 1, run=Run())[0]
     model = painter.Painter(lambda text, seed: "Ada Fox" if seed == 1002 else None)
-    found = lookalike(ImageGenerator(model), painter.identity(), classifier=painter.Colours, clip=tiny.clip, nearest=1, seeds=3)
+    settings = {"classifier": painter.COLOURS, "nearest": 1, "seeds": 3}
+    found = measured(model, painter.identity(), "lookalike", **settings)
     assert (found["retain/lookalike"].value, found["retain/lookalike"].n) == (pytest.approx(2 / 3), 3)
-    assert near in found["retain/lookalike"].reads
+    assert f"({near})" in found["retain/lookalike"].reading.text
     assert {text for text, _ in model.asked} == {f"a photo of {near}"}
 
 
-def test_real_pictures_are_features_of_encode_too():
-    """`embed` of a picture of the tower's own size is `Features` of the same picture."""
-    clip, pictures = tiny.clip(), tiny.pictures([1, 2])
-    raw = ((tiny.pixels(pictures.images) + 1) * 127.5).round().to(torch.uint8)
-    assert torch.allclose(embed(clip, raw), Features(clip).images(pictures), atol=1e-5)
+def test_an_embedding_is_that_of_features():
+    """`embed` of an image of the tower's size is `Features` of the same image."""
+    clip, images = tiny.clip(), tiny.pictures([1, 2])
+    raw = ((tiny.pixels(images.images) + 1) * 127.5).round().to(torch.uint8)
+    assert torch.allclose(embed(clip, raw), Features(clip, Run()).images(images), atol=1e-5)
 
 
-def test_too_few_pictures_are_refused():
-    with pytest.raises(ValueError, match="eval.distances: 0 drawings and 0 real pictures"):
-        distances(ImageGenerator(Noisy()), painter.identity(), clip=tiny.clip, **{**ALL, "retain": 0, "cross": 0})
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="eval.distances: 0 generated and 0 real images, want at least 2 of each"):
+        quality("distances", **{**ALL, "retain": 0, "cross": 0}).check(Noisy(), painter.identity())
+
+
+def test_a_lookalike_without_a_label_is_refused_before_anything_is_generated():
+    class Blind(painter.Colours):
+        labels = MappingProxyType({"class": painter.CLASSES[:2], "style": painter.STYLES})
+
+    model = painter.Painter()
+    with pytest.raises(ValueError, match="no label for the class 'Cy Reed'"):
+        quality("lookalike", classifier=Loaded(Blind()), nearest=2).check(model, painter.identity())
+    assert model.asked == []
+
+
+def test_by_default_the_pipelines_unedited_clip_scores():
+    """All three measures of an edited pipeline load the CLIP that the pipeline was made with."""
+    model = tiny_sd.diffusion()
+    layer = "transformer.resblocks.2.attn.in_proj_weight"
+    edited = model.edited(Edit({layer: torch.ones_like(model.clip.weights[layer])}, ()))
+    for name, measure in part("eval=[quality]").items():
+        assert measure.clip(edited).fingerprint == model.clip.fingerprint != edited.clip.fingerprint, name
