@@ -1,135 +1,162 @@
-"""Lip: smooth a CLIP around a name, at pictures it dreams up itself (arXiv 2407.07485, WACV 2025). No real data is used."""
+"""Lip: smooth a CLIP around a name, at synthetic images; no real data is used (WACV 2025).
+
+Source: Kravets, Namboodiri, "Zero-Shot Class Unlearning in CLIP with Synthetic Samples", arXiv 2407.07485.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from muwa.cache.store import Store
 from muwa.eval.clip.ranks import top_k
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._prompts import prompts_of
-from muwa.methods._selection import (
-    Deltas,
-    EditEvaluator,
-    Tell,
-    check_choice,
-    check_clip,
-    difference,
-    edit_of,
-    keep,
-    remembered,
-    search_of,
-    untold,
+from muwa.methods._checks import (
+    check_above_zero,
+    check_at_least,
+    check_each_above_zero,
+    refuse_gradient_file,
 )
-from muwa.methods._unet import check_above_zero, check_at_least
+from muwa.methods._edits import Deltas, difference, edit_of
+from muwa.methods._evaluator import EditEvaluator
+from muwa.methods._prompts import prompts_with
+from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods.base import Method
+from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features, Tower, class_features
 from muwa.models.clip.layers import tower_of
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.runtime.progress import track
-from muwa.types.data import Classes, Split, Task
+from muwa.run import Run
 from muwa.types.edit import Edit
-from muwa.types.search import Evaluation
 
-NOISE = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the authors' code
-MORE = (0, 2, 5, 8, 10, 15, 20)  # how many tensors more at each of them
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
+    from muwa.types.data import Classes, Split, Task
+
+MORE_TENSORS = (
+    0,
+    2,
+    5,
+    8,
+    10,
+    15,
+    20,
+)  # at each noise level: how many more tensors a step moves than `layers`
 
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    pictures: int = 32,
-    confidence: float = 0.8,
-    dream_steps: int = 300,
-    noise: Sequence[float] = NOISE,
-    copies: int = 25,
-    layers: int = 25,
-    threshold: float = 0.1,
-    epochs: int = 30,
-    learning_rate: float = 5e-5,
-    weight_decay: float = 0.2,
-    batch_size: int = 64,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """Adam down the Lipschitz loss (`lipschitz`) at dreamt pictures (`dream`) until the model no longer gives them the name.
+@dataclass(frozen=True)
+class LIP(Method):
+    """Adam down the Lipschitz loss (`lipschitz`) at synthetic images, until the model no longer recognises
+    the name.
 
-    Each step moves only the tensors of each tower with the largest mean |gradient|. An epoch after which no fewer of the
-    dreamt pictures get the name is undone, and stronger noise and a few more tensors are taken.
+    Each step moves only the tensors of each tower with the largest mean |gradient|. Some epochs do not lower
+    the rate at which the synthetic images are recognised. Such an epoch is undone; the next ones use the next
+    noise level and a few more tensors. Several names are forgotten together; their pairs are not used. The
+    step of each move is the noise; `samples` of the edit counts synthetic images.
 
     Args:
-        task: What to forget; several names are forgotten together. Its pairs are not used.
-        pictures: Dreamt of each name.
-        confidence: Probability of the name, among the probe's names, at which a dream is done; dream_steps: at most so many.
-        noise: Standard deviations of the perturbation, of scaled pixels, in the order they are gone to.
-        copies: Perturbed copies of each picture a step.
-        layers: Tensors of each tower that a step moves at first; 0, 2, 5, 8, 10, 15, 20 more at the further noises.
-        threshold: Share of dreamt pictures still given the name at which it ends.
-        epochs: At most; each is one pass over the dreamt pictures, judged on the probe pictures.
-        learning_rate, weight_decay, batch_size: Of Adam (decay as part of the gradient).
-        rule: Which epoch becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
-            "first", the first with forget top-1 accuracy 0, else the lowest. One run serves both.
-        criterion, target: An epoch is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
-        gradient_file: Not used; refused: each step takes its own gradient.
-        world: All processes but the first stop at once, with an empty edit.
+        pictures: Synthetic images of each name.
+        confidence: An image is finished when the probability of its name, among the names of the probe,
+            reaches this; in [0, 1).
+        dream_steps: Steps of Adam on the pixels of the synthetic images, at most.
+        noise: Noise levels: standard deviations of the perturbation, in scaled pixels, in the order of their
+            use.
+        copies: Perturbed copies of each image a step.
+        layers: Tensors of each tower that a step moves at the first noise level; 0, 2, 5, 8, 10, 15, 20 more
+            at the levels in turn.
+        threshold: The smoothing ends when at most this fraction of the synthetic images is recognised; in [0,
+            1).
+        epochs: At most; each is one pass over the synthetic images, evaluated on the probe images.
+        learning_rate, weight_decay: Of Adam; the decay is part of the gradient.
+        batch_size: Synthetic images a step.
+        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no epoch is feasible. One smoothing serves both rules.
+        seed: Of the first pixels and of the perturbations.
 
-    Returns:
-        The edit; each name's move has the noise as its step; `samples` counts dreamt pictures.
-
-    Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP.
-
-    Source: the paper's abstract, and the behaviour of the authors' code: loss, noise, growing tensors, undoing, Adam with
-    5e-5, (0.9, 0.98), 1e-6 and 0.2, 25 copies, threshold 0.1, confidence 0.8. How it dreams could not be read: Adam on the
-    pixels, from noise, is ours. Differs: eval mode; embeddings and projections of the text tower may move too, where the
-    authors move only its blocks; the edit is chosen by `rule`, where they ship the last epoch that was not undone.
+    Source: the abstract of the paper, and the behaviour of the authors' code: the loss, noise, growing number
+    of tensors, undoing, Adam with 5e-5, (0.9, 0.98), 1e-6 and 0.2, 25 copies, threshold 0.1, confidence 0.8.
+    How it makes its images could not be read: Adam on the pixels, from noise, is ours. Differs in three ways.
+    The model is in eval mode. Embeddings and projections of the text tower may move too; the authors move
+    only its blocks. The edit is chosen by `rule`; they take the last epoch that was not undone.
     """
-    check_clip("lip", model, gradient_file)
-    check_choice(rule, criterion, target)
-    check_at_least({"pictures": (pictures, 1), "dream_steps": (dream_steps, 1), "copies": (copies, 1), "layers": (layers, 1),
-                    "epochs": (epochs, 1), "batch_size": (batch_size, 1), "weight_decay": (weight_decay, 0)})  # fmt: skip
-    check_above_zero({"learning_rate": learning_rate, **{f"noise[{i}]": std for i, std in enumerate(noise)}})
-    for key, share in (("confidence", confidence), ("threshold", threshold)):
-        if not 0 <= share < 1:
-            raise ValueError(f"method.{key}: got {share}, want a share in [0, 1)")
-    if not noise or len(noise) > len(MORE):
-        raise ValueError(f"method.noise: got {len(noise)}, want 1 to {len(MORE)} standard deviations")
-    if not world.leads:
-        return Edit({}, ())
-    classes = task.probe.forget.classes
-    labels = tuple(classes.names.index(name) for name in task.names for _ in range(pictures))
-    texts = tuple(text for name in task.names for text in islice(cycle(prompts_of(task, name)[1:]), pictures))
-    dreamt = store.get(
-        "dreams", dream, model, classes, labels, confidence, dream_steps, seed, _free={"progress": progress}
-    )
-    free = {"features": Features(model, store), "progress": progress}
-    found = remembered(
-        store, smooth, model, dreamt, labels, texts, task.probe, tuple(noise), copies, layers, threshold, epochs,
-        learning_rate, weight_decay, batch_size, target, criterion, seed, task=task, log=log, free=free,
-    )  # fmt: skip
-    search = search_of(task, rule, criterion, found["before"], found["trace"], "epochs")
-    deltas = found["kept"][str(search.chosen)] if search.chosen is not None else {}
-    return edit_of(task, search, deltas, len(labels) * len(found["trace"]))
+
+    pictures: int
+    confidence: float
+    dream_steps: int
+    noise: Sequence[float]
+    copies: int
+    layers: int
+    threshold: float
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    rule: str
+    criterion: str
+    target: float
+    seed: int
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=lip", Features, model)
+        refuse_gradient_file("lip", run)
+        Selection.of(self)  # raises for a setting that is out of range
+        positive = ("pictures", "dream_steps", "copies", "layers", "epochs", "batch_size")
+        check_at_least({key: (getattr(self, key), 1) for key in positive})
+        check_at_least({"weight_decay": (self.weight_decay, 0)})
+        check_above_zero({"learning_rate": self.learning_rate})
+        check_each_above_zero("noise", self.noise)
+        if len(self.noise) > len(MORE_TENSORS):
+            raise ValueError(
+                f"method.noise: got {len(self.noise)}, want 1 to {len(MORE_TENSORS)} standard deviations"
+            )
+        for key, rate in (("confidence", self.confidence), ("threshold", self.threshold)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"method.{key}: got {rate}, want a number in [0, 1)")
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`."""
+        images = self._synthetic_images(model, task, run)
+        settings = replace(self, rule="best")  # both rules select from the same trace: one cache entry
+        found = cached_trace(run, smooth, model, images, task.probe, settings, task=task)
+        search = search_of(task, Selection.of(self), found, "epochs")
+        return edit_of(task, search, deltas_of(search, found), len(images.labels) * len(found["trace"]))
+
+    def _synthetic_images(self, model: Clip, task: Task, run: Run) -> SyntheticImages:
+        """`pictures` images of each name. Their prompts go in turn through all prompts with the name."""
+        classes = task.probe.forget.classes
+        labels = tuple(classes.names.index(name) for name in task.names for _ in range(self.pictures))
+        prompts = tuple(
+            prompt
+            for name in task.names
+            for prompt in islice(cycle(prompts_with(task, name)[1:]), self.pictures)
+        )
+        settings = self.confidence, self.dream_steps, self.seed
+        raw = run.cached("dreams", synthesise, model, classes, labels, *settings, _free={"run": run})
+        return SyntheticImages(raw, labels, prompts)
 
 
-def dream(
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Images that stand for the names to forget.
+
+    Args:
+        raw: (n, 3, h, w) fp32 in [0, 1].
+        labels: What each image shows: an index into the names of the probe.
+        prompts: A prompt with the name that each image shows.
+    """
+
+    raw: Tensor
+    labels: tuple[int, ...]
+    prompts: tuple[str, ...]
+
+
+def synthesise(
     model: Clip,
     classes: Classes,
     labels: Sequence[int],
@@ -137,144 +164,189 @@ def dream(
     steps: int,
     seed: int,
     *,
-    progress: bool = False,
+    run: Run,
 ) -> Tensor:
-    """(n, 3, h, w) fp32 in [0, 1]: pictures made of noise by Adam on their pixels, each until the model gives it its label.
+    """Make images from noise, by Adam on their pixels, until the model recognises each as its label.
 
-    The loss is the cross-entropy of the temperature times cosines with all names; a picture that has reached `confidence` is
-    left as it is.
+    The loss is the cross-entropy of the temperature times the cosines with all names. An image that has
+    reached `confidence` is not changed any more.
+
+    Args:
+        labels: One index into `classes.names` for each image.
+        confidence: The probability of the label to reach.
+        steps: At most.
+
+    Returns:
+        (n, 3, h, w) fp32 in [0, 1], on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = model.prepare(Image.fromarray(np.zeros((64, 64, 3), np.uint8))).shape
     start = torch.rand((len(labels), *shape), generator=generator)
     raw = start.to(model.device).requires_grad_()
-    names = class_features(Tower(model, "text"), classes).to(model.device).clone()
+    names = class_features(Tower(model, "text"), classes, run=Run()).to(model.device).clone()
     want = torch.tensor(labels, device=model.device)
     adam = torch.optim.Adam([raw], lr=0.02)
-    for _ in track(range(steps), "dreaming", steps, show=progress):
+    for _ in run.track(range(steps), "synthesising", steps):
         adam.zero_grad()
         with torch.enable_grad():
             logits = model.scale * model.encode("vision", scaled(model, raw)) @ names.T
-            each = torch.nn.functional.cross_entropy(logits, want, reduction="none")
-            short = each.detach() > -np.log(max(confidence, 1e-12))
-            if not short.any():
+            losses = torch.nn.functional.cross_entropy(logits, want, reduction="none")
+            unfinished = losses.detach() > -np.log(max(confidence, 1e-12))
+            if not unfinished.any():
                 break
-            each.sum().backward()
-        held = raw.detach().clone()
+            losses.sum().backward()
+        before = raw.detach().clone()
         adam.step()
         with torch.no_grad():
-            raw.copy_(torch.where(short[:, None, None, None], raw.clamp(0, 1), held))
+            raw.copy_(torch.where(unfinished[:, None, None, None], raw.clamp(0, 1), before))
     return raw.detach().cpu()
 
 
 def scaled(model: Clip, raw: Tensor) -> Tensor:
-    """(n, 3, h, w) in [0, 1] as the vision tower takes them."""
-    mean, std = (torch.tensor(x, device=raw.device).view(-1, 1, 1) for x in (model.prepare.mean, model.prepare.std))
+    """Pixels (n, 3, h, w) in [0, 1], scaled as the vision tower takes them."""
+    mean, std = (
+        torch.tensor(x, device=raw.device).view(-1, 1, 1) for x in (model.prepare.mean, model.prepare.std)
+    )
     return (raw - mean) / std
 
 
 def embedded(model: Clip, tower: str, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """(n, d) embeddings before they are made of length 1, fp32."""
+    """Embeddings (n, d) fp32 before they are normalised, with `weights` in place of the model's."""
     return model.go(tower, model.enter(tower, inputs), model.staged_forward(tower).end, weights).x.float()
 
 
-def lipschitz(text: Tensor, image: Tensor, moved: Tensor, far: Tensor) -> Tensor:
-    """`sum over pictures of (|t - v'| + |v - v'|) / (2 |x' - x|)`, the mean over copies: how fast embeddings change nearby.
+def lipschitz(text: Tensor, image: Tensor, perturbed: Tensor, distances: Tensor) -> Tensor:
+    """How fast embeddings change near the images: `sum over images of (|t - v'| + |v - v'|) / (2 |x' - x|)`.
+
+    It is the mean over copies. The embedding of a perturbed image stands for that of a perturbed text, as
+    tokens cannot be perturbed a little.
 
     Args:
-        text, image: (n, d) embeddings t of the prompts and v of the pictures.
-        moved: (copies, n, d) embeddings v' of perturbed pictures, without a graph.
-        far: (copies, n) lengths |x' - x| of the perturbations.
-
-    A perturbed picture's embedding stands for a perturbed text's, since tokens cannot be perturbed a little.
+        text, image: (n, d) embeddings t of the prompts and v of the images.
+        perturbed: (copies, n, d) embeddings v' of the perturbed images, without a graph.
+        distances: (copies, n) lengths |x' - x| of the perturbations.
 
     >>> one = torch.eye(2)[:1]
     >>> lipschitz(one, 2 * one, -one[None], torch.tensor([[0.5]])).item()  # (2 + 3) / (2 * 0.5)
     5.0
     """
-    ratios = ((text - moved).norm(dim=-1) + (image - moved).norm(dim=-1)) / (2 * far)
+    ratios = ((text - perturbed).norm(dim=-1) + (image - perturbed).norm(dim=-1)) / (2 * distances)
     return ratios.sum(1).mean()
 
 
 def largest(gradients: Mapping[str, Tensor], count: int) -> set[str]:
-    """Of each tower the `count` tensors with the largest mean |gradient|; of equal ones the earlier."""
+    """The `count` tensors of each tower with the largest mean |gradient|; the earlier one if two are
+    equal."""
     found: set[str] = set()
     for tower in ("vision", "text"):
-        mine = [name for name in gradients if tower_of(name) == tower and name != "logit_scale"]
-        found |= set(sorted(mine, key=lambda name: -gradients[name].abs().mean().item())[:count])
+        names = [name for name in gradients if tower_of(name) == tower and name != "logit_scale"]
+        found |= set(sorted(names, key=lambda name: -gradients[name].abs().mean().item())[:count])
     return found
 
 
-def smooth(
-    model: Clip, dreamt: Tensor, labels: Sequence[int], texts: Sequence[str], probe: Split, noise: Sequence[float],
-    copies: int, layers: int, threshold: float, epochs: int, learning_rate: float, weight_decay: float, batch_size: int,
-    target: float, criterion: str, seed: int, *, features: Features | None = None, tell: Tell = untold,
-    progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """The smoothing itself, on copies: see `unlearn`; `texts` ask for what each picture shows.
+class Smoothing:
+    """Copies of a model's weights on their way down the Lipschitz loss.
+
+    Args:
+        settings: Those of the method.
+    """
+
+    def __init__(self, model: Clip, images: SyntheticImages, settings: LIP):
+        self._model, self._settings = model, settings
+        self._start = {name: weight.detach().float().clone() for name, weight in model.weights.items()}
+        self.weights = {name: weight.clone().requires_grad_() for name, weight in self._start.items()}
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self._adam = torch.optim.Adam(list(self.weights.values()), rate, (0.9, 0.98), 1e-6, decay)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self.pixels = scaled(model, images.raw.to(model.device))
+        self._tokens = model.tokenize(list(images.prompts))
+
+    def deltas(self) -> Deltas:
+        """The change so far, of the tensors that changed."""
+        return difference(self.weights, self._start)
+
+    def state(self) -> dict[str, Any]:
+        """Copies of the weights and of Adam's state, for `undo`."""
+        weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        return {"weights": weights, "adam": copy.deepcopy(self._adam.state_dict())}
+
+    def undo(self, state: Mapping[str, Any]) -> None:
+        """Go back to a `state`. Random numbers that were used stay used."""
+        self._adam.load_state_dict(state["adam"])
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state["weights"][name])
+
+    def epoch(self, level: int) -> None:
+        """One pass over the images at a noise level, an index into `noise`."""
+        for first in range(0, len(self._tokens), self._settings.batch_size):
+            batch = slice(first, first + self._settings.batch_size)
+            self._step(self.pixels[batch], self._tokens[batch], level)
+
+    def _step(self, pixels: Tensor, tokens: Tensor, level: int) -> None:
+        """One step on one batch. Perturbed images stay in the range of the batch's pixels."""
+        self._adam.zero_grad(set_to_none=True)
+        low, high, perturbed, distances = pixels.min(), pixels.max(), [], []
+        for _ in range(self._settings.copies):
+            noise = torch.randn(pixels.shape, generator=self._generator).to(pixels.device)
+            moved = (pixels + self._settings.noise[level] * noise).clamp(low, high)
+            with torch.no_grad():
+                perturbed.append(embedded(self._model, "vision", moved, self.weights))
+            distances.append((moved - pixels).flatten(1).norm(dim=1))
+        with torch.enable_grad():
+            text = embedded(self._model, "text", tokens, self.weights)
+            image = embedded(self._model, "vision", pixels, self.weights)
+            lipschitz(text, image, torch.stack(perturbed), torch.stack(distances)).backward()
+        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        chosen = largest(gradients, self._settings.layers + MORE_TENSORS[level])
+        for name, weight in self.weights.items():
+            if name not in chosen:
+                weight.grad = None
+        self._adam.step()
+
+
+def smooth(model: Clip, images: SyntheticImages, probe: Split, settings: LIP, *, run: Run) -> dict[str, Any]:
+    """Smooth copies of the weights, epoch by epoch: see `LIP`.
 
     Returns:
-        {"before", "trace": a row an epoch, "kept": as of `descent.tune`}.
+        See `muwa.methods._selection.Checkpoints.found`.
     """
-    edit_evaluator, classes = EditEvaluator(model, probe, features, target=target, criterion=criterion), probe.forget.classes
-    start = {name: weight.detach().float().clone() for name, weight in model.weights.items()}
-    weights = {name: weight.clone().requires_grad_() for name, weight in start.items()}
-    adam = torch.optim.Adam(list(weights.values()), learning_rate, (0.9, 0.98), 1e-6, weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    pixels = scaled(model, dreamt.to(model.device))
-    tokens, want = model.tokenize(list(texts)), torch.tensor(labels)
-    trace: list[Evaluation] = []
-    kept: dict[str, Deltas] = {}
+    evaluator = EditEvaluator(
+        model.observe(run),
+        probe,
+        criterion=settings.criterion,
+        target=settings.target,
+        step_unit="standard deviation of the noise",
+    )
+    checkpoints, smoothing = Checkpoints(evaluator), Smoothing(model, images, settings)
     level, lowest = 0, 1.0
-    for epoch in track(range(epochs), "smoothing", epochs, show=progress):
-        undo = {name: weight.detach().clone() for name, weight in weights.items()}, copy.deepcopy(adam.state_dict())
-        for first in range(0, len(labels), batch_size):
-            some = slice(first, first + batch_size)
-            _step(
-                model, weights, adam, pixels[some], tokens[some], noise[level], copies, layers + MORE[level], generator
-            )
-        deltas = difference(weights, start)
-        trace.append(edit_evaluator(deltas, epoch + 1, noise[level]))
-        keep(kept, trace, deltas, edit_evaluator.counts)
-        tell(trace[-1])
-        edited = model.edited(Edit(deltas, ()))
-        names = class_features(Tower(edited, "text"), classes)
-        with torch.no_grad():
-            known = torch.cat([edited.encode("vision", part).cpu() for part in pixels.split(batch_size)])
-        share = top_k(known, names, want, 1).double().mean().item()
-        if share <= threshold:
+    for _ in run.track(range(settings.epochs), "smoothing", settings.epochs):
+        before = smoothing.state()
+        smoothing.epoch(level)
+        deltas = smoothing.deltas()
+        checkpoints.evaluate(deltas, settings.noise[level])
+        pixels = smoothing.pixels.split(settings.batch_size)
+        rate = recognised(model.edited(Edit(deltas, ())), pixels, images.labels, probe.forget.classes)
+        if rate <= settings.threshold:
             break
-        if share < lowest:
-            lowest = share
+        if rate < lowest:
+            lowest = rate
             continue
         level += 1
-        if level == len(noise):
+        if level == len(settings.noise):
             break
-        adam.load_state_dict(undo[1])
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(undo[0][name])
-    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept}
+        smoothing.undo(before)
+    return checkpoints.found()
 
 
-def _step(
-    model: Clip, weights: Mapping[str, Tensor], adam: torch.optim.Optimizer, pixels: Tensor, tokens: Tensor, std: float,
-    copies: int, count: int, generator: torch.Generator,
-) -> None:  # fmt: skip
-    """One step on one batch; perturbed pictures stay within the range of the batch's pixels."""
-    adam.zero_grad(set_to_none=True)
-    low, high, moved, far = pixels.min(), pixels.max(), [], []
-    for _ in range(copies):
-        drawn = torch.randn(pixels.shape, generator=generator).to(pixels.device)
-        perturbed = (pixels + std * drawn).clamp(low, high)
-        with torch.no_grad():
-            moved.append(embedded(model, "vision", perturbed, weights))
-        far.append((perturbed - pixels).flatten(1).norm(dim=1))
-    with torch.enable_grad():
-        text, image = (embedded(model, tower, x, weights) for tower, x in (("text", tokens), ("vision", pixels)))
-        lipschitz(text, image, torch.stack(moved), torch.stack(far)).backward()
-    chosen = largest({name: w.grad for name, w in weights.items() if w.grad is not None}, count)
-    for name, weight in weights.items():
-        if name not in chosen:
-            weight.grad = None
-    adam.step()
+def recognised(model: Clip, pixels: Sequence[Tensor], labels: Sequence[int], classes: Classes) -> float:
+    """The fraction of images whose first zero-shot guess is their label.
+
+    Args:
+        pixels: Batches of scaled pixels (n, 3, h, w).
+        labels: One index into `classes.names` for each image.
+    """
+    names = class_features(Tower(model, "text"), classes, run=Run())
+    with torch.no_grad():
+        embeddings = torch.cat([model.encode("vision", batch).cpu() for batch in pixels])
+    return top_k(embeddings, names, torch.tensor(labels), 1).double().mean().item()

@@ -1,115 +1,122 @@
-"""Null space: take a name's text directions out of the last visual projection, in closed form (arXiv 2512.14137)."""
+"""Null space: take the text directions of a name out of the last visual projection, in closed form.
+
+Source: Mishra et al., "Erasing CLIP Memories", arXiv 2512.14137.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from muwa.cache.store import Store
-from muwa.layer_search.steps import Log, silent
-from muwa.methods._prompts import prompts_of
-from muwa.methods._selection import (
-    Deltas,
-    EditEvaluator,
-    Tell,
-    check_choice,
-    check_clip,
-    edit_of,
-    judge_each,
-    remembered,
-    search_of,
-    untold,
-)
+from muwa.methods._checks import refuse_gradient_file
+from muwa.methods._edits import Deltas, edit_of
+from muwa.methods._evaluator import EditEvaluator
+from muwa.methods._prompts import prompts_with
+from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods.base import Method
+from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.types.data import Split, Task
-from muwa.types.edit import Edit
+from muwa.types.search import Candidate
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-RIGHT = ("visual.proj",)  # (width, d), of x W
-LEFT = ("visual_projection.weight", "visual.head.proj.weight", "visual.attnpool.c_proj.weight")  # (d, width), of W x
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Split, Task
+    from muwa.types.edit import Edit
+
+RIGHT = ("visual.proj",)  # a projection of shape (width, d): embeddings are x W
+LEFT = (  # projections of shape (d, width): embeddings are W x
+    "visual_projection.weight",
+    "visual.head.proj.weight",
+    "visual.attnpool.c_proj.weight",
+)
 
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    templates: Sequence[str] | None = None,
-    rank: int | None = None,
-    strengths: Sequence[float] = STRENGTHS,
-    rule: str = "best",
-    criterion: str = "top5",
-    target: float = 0.0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """W' = W (I - s U U^T) for the projection W that gives picture embeddings x W; U (d, r) spans the names' prompts.
+@dataclass(frozen=True)
+class NullSpace(Method):
+    """W' = W (I - s U U^T) for the projection W that gives image embeddings x W.
 
-    At s = 1 and full rank the cosine of any picture with each of those prompts is 0. Only the probe's pictures are seen.
+    The columns of U (d, r) are an orthonormal basis of the embeddings of the prompts with the names. At s = 1
+    and full rank, the cosine of any image with each of these prompts is 0. Only the probe images are used.
+    The step of each move is s.
 
     Args:
-        task: What to forget; of several names one U spans all their prompts.
-        templates: With {} for the name; None for those that the probe pictures are judged with and the task's own prompt.
-        rank: Directions, by falling singular value of the prompts' embeddings; None for all of them.
-        strengths: The s to try, in that order, in (0, 1].
-        rule: Which strength becomes the edit: "best", of the feasible ones `whole.best_of`, none if there is none;
-            "first", the first with forget top-1 accuracy 0, else the lowest. One sweep serves both.
-        criterion, target: A strength is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
-        gradient_file: Not used; refused: no gradient is taken.
-        world: All processes but the first stop at once, with an empty edit.
+        templates: The prompts, with {} for the name; None takes those of the probe images and the task's
+            prompts.
+        rank: Columns of U, in falling order of the singular values of the prompts' embeddings; None takes
+            all.
+        strengths: The s to try, in this order, in (0, 1].
+        rule, criterion, target: Which strength becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no strength is feasible. One sweep serves both rules.
 
-    Returns:
-        The edit, of the projection (and its bias, where it has one); each name's move has s as its step; `samples` is 0.
-
-    Raises:
-        ValueError: A setting is out of range, before any compute; the model is no CLIP or has no such projection.
-
-    Source: what could be read is the paper's abstract: an orthonormal basis of the target's text embeddings, projected out
-    of the final projection layer; a partial projection balances forgetting and keeping. Chosen here: which prompts,
-    singular vectors as the basis, s by rule on the probe pictures. What it does with the retained classes' texts is not
-    here.
+    Source: only the abstract of the paper was available. It says: an orthonormal basis of the target's text
+    embeddings is projected out of the final projection layer, and a partial projection balances forgetting
+    and retaining. Chosen here: the prompts, singular vectors as the basis, and s by `rule`. What the paper
+    does with the texts of retained classes is not implemented.
     """
-    check_clip("nullspace", model, gradient_file)
-    check_choice(rule, criterion, target)
-    own = projection(model)
-    if templates is not None and (not templates or not all("{}" in text for text in templates)):
-        raise ValueError(f"method.templates: got {list(templates)}, want texts with {{}} where the name stands")
-    texts = tuple(dict.fromkeys(text for name in task.names for text in _texts(task, name, templates)))
-    if not strengths or not all(0 < s <= 1 for s in strengths):
-        raise ValueError(f"method.strengths: got {list(strengths)}, want some in (0, 1]")
-    if rank is not None and not 1 <= rank <= len(texts):
-        raise ValueError(f"method.rank: got {rank}, want 1 to {len(texts)} (prompts), or null for all")
-    if not world.leads:
-        return Edit({}, ())
-    basis = directions(model, texts, rank)
-    tried = tuple(strengths)
-    free = {"features": Features(model, store), "progress": progress}
-    found = remembered(store, sweep, model, basis, task.probe, tried, target, criterion, task=task, log=log, free=free)
-    search = search_of(task, rule, criterion, found["before"], found["trace"], "strengths", "tensor")
-    deltas = projected(model.weights, own, basis, tried[search.chosen]) if search.chosen is not None else {}
-    return edit_of(task, search, deltas, 0)
 
+    templates: Sequence[str] | None
+    rank: int | None
+    strengths: Sequence[float]
+    rule: str
+    criterion: str
+    target: float
 
-def _texts(task: Task, name: str, templates: Sequence[str] | None) -> list[str]:
-    """The texts that ask for a name: by `templates`, or by those of the probe pictures and the task's own prompts."""
-    if templates is not None:
-        return [template.format(name) for template in templates]
-    return [*(template.format(name) for template in task.probe.forget.classes.templates), *prompts_of(task, name)[1:]]
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=nullspace", Features, model)
+        refuse_gradient_file("nullspace", run)
+        Selection.of(self)  # raises for a setting that is out of range
+        projection(model.clips[""])
+        if self.templates is not None and not (
+            self.templates and all("{}" in text for text in self.templates)
+        ):
+            raise ValueError(
+                f"method.templates: got {list(self.templates)}, want texts with {{}} where the name stands"
+            )
+        if not self.strengths or not all(0 < s <= 1 for s in self.strengths):
+            raise ValueError(f"method.strengths: got {list(self.strengths)}, want some in (0, 1]")
+        prompts = len(self._prompts(task))
+        if self.rank is not None and not 1 <= self.rank <= prompts:
+            raise ValueError(f"method.rank: got {self.rank}, want 1 to {prompts} (prompts), or null for all")
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """The edit of the projection, and of its bias if it has one."""
+        basis = directions(model, self._prompts(task), self.rank)
+        strengths = tuple(self.strengths)
+        found = cached_trace(
+            run, try_strengths, model, basis, task.probe, strengths, self.target, self.criterion, task=task
+        )
+        search = search_of(task, Selection.of(self), found, "strengths", granularity="tensor")
+        chosen = search.chosen
+        deltas = (
+            {} if chosen is None else projected(model.weights, projection(model), basis, strengths[chosen])
+        )
+        return edit_of(task, search, deltas, samples=0)
+
+    def _prompts(self, task: Task) -> tuple[str, ...]:
+        """The prompts with each name, without repetition."""
+        if self.templates is not None:
+            prompts = [template.format(name) for name in task.names for template in self.templates]
+        else:
+            templates = task.probe.forget.classes.templates
+            prompts = []
+            for name in task.names:
+                prompts += [template.format(name) for template in templates] + list(
+                    prompts_with(task, name)[1:]
+                )
+        return tuple(dict.fromkeys(prompts))
 
 
 def projection(model: Clip) -> str:
-    """The weight that maps the vision tower's last hidden state into the space shared with texts.
+    """The name of the weight that maps the last hidden state of the vision tower to image embeddings.
 
     Raises:
-        ValueError: There is none that is known.
+        ValueError: The model has none of the names that are known.
     """
     for name in (*RIGHT, *LEFT):
         if name in model.weights:
@@ -121,18 +128,28 @@ def projection(model: Clip) -> str:
 
 @torch.no_grad()
 def directions(model: Clip, prompts: Sequence[str], rank: int | None) -> Tensor:
-    """(d, r) fp64 on the CPU: orthonormal, the first right singular vectors of the prompts' embeddings, at most `rank`.
+    """An orthonormal basis of the prompts' embeddings: their first right singular vectors.
 
-    Directions with less than 1e-4 of the largest singular value are none (prompts that are told alike).
+    Args:
+        rank: How many at most; None takes all.
+
+    Returns:
+        (d, r) fp64 on the CPU. Directions with less than 1e-4 of the largest singular value are left out:
+        they come from prompts with almost equal embeddings.
     """
-    embedded = model.encode("text", model.tokenize(list(prompts))).double().cpu()
-    _, sizes, rows = torch.linalg.svd(embedded, full_matrices=False)
+    embeddings = model.encode("text", model.tokenize(list(prompts))).double().cpu()
+    _, sizes, rows = torch.linalg.svd(embeddings, full_matrices=False)
     count = int((sizes > 1e-4 * sizes[0]).sum())
     return rows[: min(count, rank or count)].T.contiguous()
 
 
 def projected(weights: Mapping[str, Tensor], name: str, basis: Tensor, strength: float) -> Deltas:
-    """What projecting adds: `-s W U U^T` for (width, d) weights, `-s U U^T W` for (d, width) ones and their bias.
+    """What the projection adds: `-s W U U^T` to weights (width, d); `-s U U^T W` to weights (d, width) and
+    their bias.
+
+    Args:
+        name: The weight (`projection`).
+        basis: U, (d, r) fp64.
 
     >>> u = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     >>> projected({"visual.proj": torch.tensor([[3.0, 4.0]])}, "visual.proj", u, 0.5)["visual.proj"].tolist()
@@ -147,11 +164,20 @@ def projected(weights: Mapping[str, Tensor], name: str, basis: Tensor, strength:
     return {key: (-strength * delta).float().to(weights[key].device) for key, delta in deltas.items()}
 
 
-def sweep(
-    model: Clip, basis: Tensor, probe: Split, strengths: Sequence[float], target: float, criterion: str, *,
-    features: Features | None = None, tell: Tell = untold, progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Judge each strength: {"before": the unedited model's row, "trace": a row a strength, in their order}."""
-    edit_evaluator, name = EditEvaluator(model, probe, features, target=target, criterion=criterion), projection(model)
-    tried = ((s, projected(model.weights, name, basis, s)) for s in strengths)
-    return judge_each(edit_evaluator, tried, len(strengths), "projecting", tell, progress, layer=name, tower="vision")
+def try_strengths(
+    model: Clip,
+    basis: Tensor,
+    probe: Split,
+    strengths: Sequence[float],
+    target: float,
+    criterion: str,
+    *,
+    run: Run,
+) -> dict[str, Any]:
+    """Evaluate each strength in turn: see `muwa.methods._selection.evaluate_each`."""
+    evaluator = EditEvaluator(
+        model.observe(run), probe, criterion=criterion, target=target, step_unit="strength"
+    )
+    name = projection(model)
+    edits = ((s, projected(model.weights, name, basis, s)) for s in strengths)
+    return evaluate_each(evaluator, edits, len(strengths), "projecting", Candidate({"": name}, "vision"))

@@ -1,148 +1,185 @@
-"""SLUG in small steps: the forget gradient of one layer, taken anew after each."""
+"""SLUG in small steps on the layer that it chooses; the forget gradient is taken again after each step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from muwa.cache.store import Store
-from muwa.gradients.mean import gradient_sum
-from muwa.layer_search.bisection import pareto_bisect
-from muwa.layer_search.steps import Log, add_edits, silent
-from muwa.methods import slug
-from muwa.methods._selection import (
-    Deltas,
-    EditEvaluator,
-    Tell,
-    check_choice,
-    check_clip,
-    edit_of,
-    keep,
-    remembered,
-    search_of,
-    untold,
-)
-from muwa.methods._unet import check_above_zero, check_at_least
+from muwa.gradients.base import BatchLoss, Recipe
+from muwa.gradients.mean import ClipGradients, gradient_sum
+from muwa.layer_search.base import LayerSearch
+from muwa.layer_search.steps import add_edits, candidate_of
+from muwa.methods._checks import check_above_zero, check_at_least
+from muwa.methods._edits import Deltas, edit_of
+from muwa.methods._evaluator import EditEvaluator
+from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods.base import Method
+from muwa.methods.slug import Slug
+from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.models.clip.model import Clip
-from muwa.runtime.distributed import ALONE, Distributed
-from muwa.runtime.progress import track
-from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
-from muwa.types.search import Evaluation, Layer, Search
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Pairs, Split, Task
+    from muwa.types.search import Layer, Search
 
 
-def unlearn(
-    model: Clip,
-    task: Task,
-    *,
-    store: Store,
-    layer_search: Callable[..., Search] = pareto_bisect,
-    step: float = 0.02,
-    rounds: int = 20,
-    patience: int = 3,
-    rule: str = "best",
-    target: float = 0.0,
-    criterion: str = "top5",
-    forget_loss: str = "cosine",
-    retain_loss: str = "contrastive",
-    batch_size: int = 32,
-    seed: int = 0,
-    log: Log = silent,
-    gradient_file: Path | None = None,
-    world: Distributed = ALONE,
-    progress: bool = False,
-) -> Edit:
-    """The layer that SLUG's search chooses, moved by `step` of its norm at a time along the forget gradient where it is now.
+@dataclass(frozen=True)
+class SlugIterative(Method):
+    """The layer that SLUG's search chooses moves step by step along the forget gradient at its present
+    weights.
+
+    Each name is forgotten by itself, on the original model, and the edits are added. A name whose search
+    chose no layer has no delta.
 
     Args:
-        model: A CLIP.
-        task: What to forget; each name by itself, on the original model, and the edits are added.
-        layer_search: SLUG's, which chooses the layer (`muwa.methods.slug`).
-        step: Length of a round's step, as a share of the layer's original norm.
-        rounds: At most; `patience` rounds after the first feasible one it ends.
-        rule: "best": of the feasible rounds `whole.best_of`; "first": the first with forget/top1 0, else the lowest.
-        target, criterion: A round is feasible when forget accuracy by `criterion` ("top5" | "top1") is at most `target`.
-        forget_loss, retain_loss, batch_size, seed, gradient_file, world: As in `muwa.methods.slug`.
+        layer_search: SLUG's search, which chooses the layer (`muwa.methods.slug.Slug`).
+        step: Length of a step, as a fraction of the norm of the layer's original weights.
+        rounds: Steps at most.
+        patience: The method ends this many steps after the first feasible one.
+        rule, target, criterion: Which step becomes the edit (`muwa.methods._selection.Selection`). "best"
+            takes none if no step is feasible.
+        forget_loss, retain_loss, batch_size, seed: As in `muwa.methods.slug.Slug`.
+
+    Source: ours, as a comparison with SLUG (arXiv 2407.11867), which takes one gradient and one step.
+    """
+
+    uses_workers: ClassVar[bool] = True
+
+    layer_search: LayerSearch
+    step: float
+    rounds: int
+    patience: int
+    rule: str
+    target: float
+    criterion: str
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    seed: int
+
+    @property
+    def gradients(self) -> ClipGradients:
+        """What the gradients are taken of."""
+        return ClipGradients()
+
+    @property
+    def slug(self) -> Slug:
+        """The method that chooses the layers."""
+        losses = self.forget_loss, self.retain_loss
+        return Slug(self.layer_search, self.gradients, *losses, self.batch_size, self.seed, "fp32", None)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the gradients are taken."""
+        return self.slug.recipe
+
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
+        check_observer("method=slug_iterative", Features, model)
+        Selection.of(self)  # raises for a setting that is out of range
+        check_above_zero({"step": self.step})
+        check_at_least({"rounds": (self.rounds, 1), "patience": (self.patience, 0)})
+        self.slug.check(model, task, run)
+
+    def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
+        """See `Method`."""
+        slug = self.slug(model, task, run)  # without searches on worker ranks
+        edits = [self._edit_of(model, search, task.only(search.concept), run) for search in slug.searches]
+        return replace(add_edits(edits), samples=slug.samples + sum(edit.samples for edit in edits))
+
+    def _edit_of(self, model: Clip, search: Search, task: Task, run: Run) -> Edit:
+        """The edit for the only name of `task`.
+
+        Args:
+            search: What SLUG found for it.
+        """
+        if search.chosen is None:
+            return Edit({}, (), (search,))
+        name = search.trace[search.chosen].candidate.layers[""]
+        layer = next(layer for layer in model.layers(search.granularity) if layer.name == name)
+        pairs = task.forget[search.concept]
+        settings = Steps(self.step, self.rounds, self.patience, self.target, self.criterion)
+        found = cached_trace(
+            run, take_steps, model, pairs, layer, task.probe, settings, self.recipe.forget, task=task
+        )
+        steps = search_of(
+            task,
+            Selection.of(self),
+            found,
+            "rounds",
+            granularity=search.granularity,
+            scores=search.scores,
+            front=search.front,
+        )
+        return edit_of(task, steps, deltas_of(steps, found), len(pairs) * len(found["trace"]))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a layer moves: the settings of `SlugIterative` with these names."""
+
+    step: float
+    rounds: int
+    patience: int
+    target: float
+    criterion: str
+
+
+def take_steps(
+    model: Clip,
+    pairs: Pairs,
+    layer: Layer,
+    probe: Split,
+    settings: Steps,
+    loss: BatchLoss,
+    *,
+    run: Run,
+) -> dict[str, Any]:
+    """Move one layer step by step along its forget gradient; evaluate after each step.
+
+    Args:
+        pairs: The forget set.
+        loss: The forget loss with its batches.
 
     Returns:
-        The edit; without deltas for names whose search chose no layer.
-
-    Raises:
-        ValueError: A setting is out of range, before any compute.
-
-    Source: the reviewers' question to SLUG (section 3 of the facts): not reported there.
+        See `muwa.methods._selection.Checkpoints.found`.
     """
-    check_clip("slug_iterative", model)
-    check_choice(rule, criterion, target)
-    check_above_zero({"step": step})
-    check_at_least({"rounds": (rounds, 1), "patience": (patience, 0)})
-    plain = slug.unlearn(
-        model, task, store=store, layer_search=layer_search, forget_loss=forget_loss, retain_loss=retain_loss,
-        batch_size=batch_size, seed=seed, log=log, gradient_file=gradient_file, world=world, progress=progress,
-    )  # fmt: skip
-    edits, samples = [], plain.samples
-    for found in plain.searches:
-        if found.chosen is None:
-            edits.append(Edit({}, (), (found,)))
-            continue
-        name, row = found.concept, found.trace[found.chosen]
-        layer = next(layer for layer in model.layers(found.granularity) if layer.name == row.layer)
-        only = task.only(name)
-        free = {"features": Features(model, store), "progress": progress}
-        trod = remembered(
-            store, walk, model, task.forget[name], layer, only.probe, step, rounds, patience, target, criterion,
-            forget_loss, batch_size, seed, task=only, log=log, free=free,
-        )  # fmt: skip
-        search = search_of(only, rule, criterion, trod["before"], trod["trace"], "rounds", found.granularity,
-                           found.scores, found.front)  # fmt: skip
-        deltas = trod["kept"][str(search.chosen)] if search.chosen is not None else {}
-        edits.append(edit_of(only, search, deltas, 0))
-        samples += len(task.forget[name]) * len(trod["trace"])
-    return replace(add_edits(edits), samples=samples)
-
-
-def walk(
-    model: Clip, pairs: Pairs, layer: Layer, probe: Split, step: float, rounds: int, patience: int, target: float,
-    criterion: str, loss: str, batch_size: int, seed: int, *, features: Features | None = None, tell: Tell = untold,
-    progress: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Rounds of gradient and step on one layer, judged after each.
-
-    Returns:
-        {"before": the unedited model's row, "trace": a row a round, "kept": str(index) -> deltas of the first
-        and of the best}.
-    """
-    edit_evaluator = EditEvaluator(model, probe, features, target=target, criterion=criterion)
-    length = step * _size(layer, model.weights)
+    evaluator = EditEvaluator(
+        model.observe(run),
+        probe,
+        criterion=settings.criterion,
+        target=settings.target,
+        step_unit="|theta|",
+    )
+    checkpoints, candidate = Checkpoints(evaluator), candidate_of({"": layer})
+    silent = replace(run, progress=False)  # one bar for all steps
+    length = settings.step * _norm(layer, model.weights)
     deltas: Deltas = {}
-    trace: list[Evaluation] = []
-    kept: dict[str, Deltas] = {}
-    forgot: int | None = None
-    for _ in track(range(rounds), "stepping", rounds, show=progress):
+    first_feasible: int | None = None
+    for turn in run.track(range(1, settings.rounds + 1), "stepping", settings.rounds):
         now = model.edited(Edit(deltas, ()))
-        gradient = gradient_sum(now, pairs, loss=loss, batch_size=batch_size, seed=seed)["sum"]
-        assert isinstance(gradient, dict)
-        size = _size(layer, gradient)
+        gradient = gradient_sum(now, pairs, loss, run=silent)["sum"]
+        size = _norm(layer, gradient)
         if size == 0:
             break
         deltas = {name: delta.clone() for name, delta in deltas.items()}
         for part in layer.edited:
             delta = deltas.setdefault(part.name, gradient[part.name].new_zeros(gradient[part.name].shape))
             part.of({part.name: delta}).add_(part.of(gradient), alpha=length / size)
-        row = edit_evaluator(deltas, len(trace) + 1, step * (len(trace) + 1), layer=layer.name, tower=layer.tower)
-        trace.append(row)
-        tell(row)
-        keep(kept, trace, deltas, edit_evaluator.counts)
-        forgot = len(trace) if forgot is None and row.feasible else forgot
-        if forgot is not None and len(trace) - forgot >= patience:
+        row = checkpoints.evaluate(deltas, settings.step * turn, candidate)
+        if first_feasible is None and row.feasible:
+            first_feasible = turn
+        if first_feasible is not None and turn - first_feasible >= settings.patience:
             break
-    return {"before": edit_evaluator.before(), "trace": trace, "kept": kept}
+    return checkpoints.found()
 
 
-def _size(layer: Layer, of: Mapping[str, Tensor]) -> float:
-    return sum(part.of(of).double().square().sum().item() for part in layer.scored) ** 0.5
+def _norm(layer: Layer, tensors: Mapping[str, Tensor]) -> float:
+    """The norm of a layer's weights or gradient, over its scored parts."""
+    return sum(part.of(tensors).double().square().sum().item() for part in layer.scored) ** 0.5

@@ -3,14 +3,17 @@ import tiny
 import torch
 
 from muwa.cache.store import Store
-from muwa.gradients.mean import Recipe, gradients
+from muwa.config import part
 from muwa.layer_search.steps import step_deltas
-from muwa.methods import slug_layers
-from muwa.methods.slug_layers import apart, joint_deltas, picks
+from muwa.methods.base import make_edit
+from muwa.methods.slug_layers import distinct, joint_deltas, ordered
 from muwa.models.clip.layers import layers as candidates
+from muwa.run import Run
 from muwa.types.search import LayerScore
 
-FEW = {"batch_size": 4, "max_evals": 4}
+
+def method(**settings):
+    return part("method=slug_layers", **{"batch_size": 4, "max_evals": 4, **settings})
 
 
 def score(importance, alignment, tower="vision", norm=1.0):
@@ -26,19 +29,25 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize(("pick", "k", "want"), [
-    ("importance", 2, ["e", "a"]), ("alignment", 2, ["b", "c"]), ("all", None, ["e", "a", "b", "c"]),
-    ("front", None, ["e", "a", "b"]), ("front", 1, ["e"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pick", "k", "want"),
+    [
+        ("importance", 2, ["e", "a"]),
+        ("alignment", 2, ["b", "c"]),
+        ("all", None, ["e", "a", "b", "c"]),
+        ("front", None, ["e", "a", "b"]),
+        ("front", 1, ["e"]),
+    ],
+)
 def test_layers_are_picked_by_hand(pick, k, want):
     """c is dominated by b in its tower; d has no forget gradient, so no step moves it."""
     scores = {name: row for name, row in SCORES.items() if name != "d"} if pick == "front" else SCORES
-    assert picks(scores, pick, 0)[:k] == want
+    assert ordered(scores, pick, 0)[:k] == want
 
 
 def test_a_random_pick_goes_by_its_seed():
-    found = {tuple(picks(SCORES, "random", seed)[:2]) for seed in range(30)}
-    assert picks(SCORES, "random", 3) == picks(SCORES, "random", 3)
+    found = {tuple(ordered(SCORES, "random", seed)[:2]) for seed in range(30)}
+    assert ordered(SCORES, "random", 3) == ordered(SCORES, "random", 3)
     assert len(found) > 6
     assert not any("d" in pair for pair in found)
 
@@ -50,12 +59,12 @@ def test_q_k_and_v_that_move_together_are_picked_once():
              f"{block}.mlp.fc2.weight", f"{block}.self_attn.out_proj.weight"]  # fmt: skip
     layers = candidates({name: torch.ones(4, 4) for name in names}, {}, "tensor")
     q, k, v, fc1, fc2, out = (layer.name for layer in layers)
-    assert apart([v, fc2, q, out, k, fc1], layers) == [v, fc2, out]
+    assert distinct([v, fc2, q, out, k, fc1], layers) == [v, fc2, out]
 
 
-def test_each_layer_moves_by_the_same_share_of_its_own_norm(tmp_path):
+def test_each_layer_moves_by_the_same_fraction_of_its_norm():
     model, task = tiny.clip(), tiny.task()
-    found = gradients(model, task, tiny.NAMES[0], Recipe("cosine", "contrastive", 4, 0), store=Store(tmp_path))
+    found = method().gradients(model, task, tiny.NAMES[0], method().recipe, Run())[""]
     names = ("visual.proj", "transformer.resblocks.0.mlp.c_fc.weight")
     layers = [layer for layer in model.layers("tensor") if layer.name in names]
     deltas = joint_deltas(model, found, layers, 0.3)
@@ -69,33 +78,35 @@ def test_each_layer_moves_by_the_same_share_of_its_own_norm(tmp_path):
 
 
 @pytest.mark.parametrize(("pick", "k"), [("front", None), ("random", 2), ("all", 3)])
-def test_the_trace_is_of_all_layers_together_and_the_edit_is_the_chosen_row(tmp_path, pick, k):
-    model, task, heard = tiny.clip(), tiny.task(), []
-    edit = slug_layers.unlearn(
-        model,
-        task,
-        store=Store(tmp_path),
-        pick=pick,
-        k=k,
-        rule="first",
-        log=lambda event, row: heard.append(event),
-        **FEW,
-    )
+def test_the_trace_is_of_all_layers_together_and_the_edit_is_the_chosen_row(pick, k):
+    model, task, events = tiny.clip(), tiny.task(), []
+    run = Run(log=lambda event, row: events.append(event))
+    edit = make_edit(method(pick=pick, k=k, rule="first"), model, task, run)
     (search,) = edit.searches
     assert [row.step for row in search.trace][0] == 0.1
-    assert len(search.trace) == heard.count("evaluation") == 4
+    assert len(search.trace) == events.count("evaluation") == 4
     row = search.trace[search.chosen]
-    assert row.layer.split(" + ") == [layer.name for layer in model.layers("tensor") if layer.name in search.front]
-    assert set(edit.deltas) == set(row.layer.split(" + "))
-    assert edit.moves[0].relative_norm == pytest.approx(row.step, rel=0.2)  # each tensor's own share is the step
+    names = tuple(layer.name for layer in model.layers("tensor") if layer.name in search.front)
+    assert (row.candidate.names, row.candidate.name) == (names, " + ".join(names))
+    assert set(edit.deltas) == set(names)
+    assert edit.moves[0].relative_norm == pytest.approx(
+        row.step, rel=0.2
+    )  # each tensor's own fraction is the step
     assert edit.samples == 6 + 10
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"pick": "best"}, "method.pick: got 'best', want one of front"), ({"k": 0}, "method.k: got 0"),
-    ({"rule": "deepest"}, "method.rule: got 'deepest'"), ({"first_step": 0}, "method.first_step: got 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pick": "best"}, "method.pick: got 'best', want one of front"),
+        ({"k": 0}, "method.k: got 0"),
+        ({"rule": "deepest"}, "method.rule: got 'deepest'"),
+        ({"first_step": 0}, "method.first_step: got 0"),
+        ({"granularity": "block"}, "method.granularity: got 'block', want one of tensor"),
+        ({"max_evals": 0}, "method.max_evals: got 0, want at least 1"),
+    ],
+)
 def test_bad_settings_are_named_before_any_compute(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        slug_layers.unlearn(tiny.clip(), tiny.task(), store=Store(tmp_path), **settings)
+        make_edit(method(**settings), tiny.clip(), tiny.task(), Run(Store(tmp_path)))
     assert not list(tmp_path.rglob("value.json"))
