@@ -17,12 +17,12 @@ from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_t
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.run import Run
-from muwa.types.data import Task
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Task
 
 
 @dataclass(frozen=True)

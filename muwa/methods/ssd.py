@@ -23,12 +23,12 @@ from muwa.methods._selection import Selection, cached_trace, evaluate_each, sear
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.run import Run
-from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Pairs, Split, Task
 
 STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # the release's linspace(0.1, 5, 10)
 

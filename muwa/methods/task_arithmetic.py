@@ -17,12 +17,12 @@ from muwa.methods._selection import Selection, cached_trace, evaluate_each, sear
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
-from muwa.run import Run
-from muwa.types.data import Split, Task
-from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
+    from muwa.run import Run
+    from muwa.types.data import Split, Task
+    from muwa.types.edit import Edit
 
 SCALES = tuple(i / 20 for i in range(1, 21))  # 0.05 to 1, the paper's; 0 is no edit
 
