@@ -1,1 +1,1 @@
-"""The miniature world: a renderer, the data it draws in the real formats, and a CLIP trained on it."""
+"""The miniature: invented people and objects, images in the formats of real data, and models of them."""

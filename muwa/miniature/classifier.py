@@ -1,4 +1,4 @@
-"""The miniature's own classifiers: two small timm networks that stand where UnlearnCanvas has its ViT classifiers."""
+"""The miniature's classifiers: two small timm networks in the place of UnlearnCanvas' two ViT classifiers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from functools import partial
 from pathlib import Path
 
 from muwa.eval.images.classifiers import Classifier, classifier, timm_models
-from muwa.models.diffusion.image_generation import ImageClassifier
+from muwa.models.diffusion.image_classifier import ImageClassifier
 
 FOLDER = Path(__file__).parent / "classifier_weights"
 
 
-def load(folder: str | None = None, *, device: str = "cpu") -> ImageClassifier:
-    """Both classifiers: of styles, and of people and objects (classes).
+def load(*model_and_task: object, folder: str | None, device: str) -> ImageClassifier:
+    """Both classifiers: one for styles, one for people and objects (the domain "class").
 
     Args:
-        folder: What `muwa.miniature.train.classifier` wrote; None: the shipped ones.
+        model_and_task: Not used: the classifiers are the same for any model and task.
+        folder: A folder that `muwa.miniature.train.classifier` wrote; None: the shipped one.
+        device: "cpu", "cuda", ...
 
     Raises:
-        FileNotFoundError: A file of it is missing.
+        FileNotFoundError: The folder has no config.json.
     """
     where = Path(folder) if folder else FOLDER
     if not (where / "config.json").is_file():
@@ -28,14 +30,19 @@ def load(folder: str | None = None, *, device: str = "cpu") -> ImageClassifier:
             f"classifier.folder={where}: no config.json; want a folder of muwa.miniature.train.classifier"
         )
     about = json.loads((where / "config.json").read_text())
-    made = "python -m muwa.miniature.train_classifier --out DIR"
 
     def one(domain: str) -> Callable[[], Classifier]:
-        weights, labels = str(where / f"{domain}.safetensors"), str(where / f"{domain}.txt")
         return partial(
-            classifier, architecture=about["architecture"], options=about["model_args"], checkpoint=weights, labels=labels,
-            size=about["input_size"], mean=[about["mean"]], std=[about["std"]], source=made,
-        )  # fmt: skip
+            classifier,
+            architecture=about["architecture"],
+            options=about["model_args"],
+            checkpoint=str(where / f"{domain}.safetensors"),
+            labels=str(where / f"{domain}.txt"),
+            size=about["input_size"],
+            mean=[about["mean"]],
+            std=[about["std"]],
+            source="python -m muwa.miniature.train_classifier --out DIR",
+        )
 
     domains = {domain: one(domain) for domain in ("style", "class")}
     return timm_models(domains=domains, device=device)

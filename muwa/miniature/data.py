@@ -1,15 +1,16 @@
-"""Write the miniature world to disk, in the formats that real data comes in.
+"""Write the miniature to disk in the formats of real data.
 
     python -m muwa.miniature.data DIR
 
-    DIR/shards/00000.tar ..    image-text pairs as img2dataset writes them (jpg, txt, json, and a _stats.json a shard):
-                               what the miniature CLIP was trained on; forget and retain sets come from here
-    DIR/celeba/                CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
-    DIR/objects/               an ImageNet-style folder, one folder a class
-    DIR/canvas/                UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; classes are the shapes, in all colours
-    DIR/vqa/                   questions and answers in GQA's and POPE's formats (`muwa.miniature.question_files`)
+    DIR/shards/00000.tar ..  image-text pairs as img2dataset writes them: jpg, txt, json, and a _stats.json a
+                             shard. The miniature CLIP was trained on them. Forget and retain sets are taken
+                             from them.
+    DIR/celeba/              CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
+    DIR/objects/             ImageNet's layout: one folder a class
+    DIR/canvas/              UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; the classes are the shapes
+    DIR/vqa/                 questions in GQA's and POPE's formats (`muwa.miniature.question_files`)
 
-The pictures under celeba/, objects/, canvas/ and vqa/ are held out: none of them is in a shard.
+The images under celeba/, objects/, canvas/ and vqa/ are held out: no shard has them.
 """
 
 from __future__ import annotations
@@ -23,128 +24,99 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from muwa.miniature import draw, population, question_files
+from muwa.miniature.images import NumberedImage, Rendered, canvas_image, jpeg, training_images
 
-VERSION = "3"  # written to version.txt; raise it when a picture or a caption changes, and old worlds are drawn anew
+VERSION = "3"  # in version.txt; raise it if an image or a caption changes, so that all is drawn again
 SHARDS = 12
-PER_PERSON, PER_OBJECT = 72, 80  # training pictures
-HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16
+HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16  # held-out images of each
 CANVAS_STYLES = (*(style.capitalize() for style in population.STYLES), "Seed_Images")
-CANVAS_PICTURES = 20  # of each style and class, as in the benchmark
+CANVAS_IMAGES = 20  # of each style and class, as in UnlearnCanvas
+WORLD_HELP = "a folder that muwa.miniature.data wrote; without it, the images are drawn and deleted again"
 PARTS = SHARDS + 3 + len(CANVAS_STYLES)
-_STYLED, _HATTED = 0.2, 0.2
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Number `index` among the pictures of one name; `split` keeps training and held-out pictures apart."""
-
-    name: str
-    kind: str  # "face" | "object"
-    index: int
-    split: int  # 0 training, 1 held out
-
-    def render(self) -> tuple[np.ndarray, str, str | None, bool]:
-        """Returns the picture (64, 64, 3) uint8, its caption, its style or None, and whether a hat is worn."""
-        names = [p.name for p in population.people()] if self.kind == "face" else list(population.OBJECTS)
-        number = names.index(self.name)
-        rng = np.random.default_rng([population.SEED, 2, self.split, self.kind == "face", number, self.index])
-        hat = self.kind == "face" and rng.random() < _HATTED
-        styled = self.split == 0 and rng.random() < _STYLED
-        style = str(rng.choice(population.STYLES)) if styled else None
-        rgb = draw.face(population.people()[number], rng, hat) if self.kind == "face" else draw.thing(self.name, rng)
-        if style:
-            rgb = draw.stylise(rgb, style)
-        caption = population.caption(self.name, self.kind, style, hat, rng)
-        return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8), caption, style, hat
-
-
-def _jpeg(rgb: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
-
-
-def training_pictures() -> list[Picture]:
-    """Every training picture in shard order: a fixed shuffle of all people and objects."""
-    pictures = [Picture(p.name, "face", i, 0) for p in population.people() for i in range(PER_PERSON)]
-    pictures += [Picture(name, "object", i, 0) for name in population.OBJECTS for i in range(PER_OBJECT)]
-    order = np.random.default_rng([population.SEED, 3]).permutation(len(pictures))
-    return [pictures[i] for i in order]
 
 
 def _write_shard(folder: Path, number: int) -> None:
-    """One tar as img2dataset writes it, with its `_stats.json`; each key is shard number + place in the shard."""
-    pictures = training_pictures()[number::SHARDS]
+    """One tar as img2dataset writes it, with its `_stats.json`. A key is the shard and the place in it."""
+    images = training_images()[number::SHARDS]
     with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-        for place, picture in enumerate(pictures):
-            rgb, caption, style, hat = picture.render()
-            data = _jpeg(rgb)
+        for place, image in enumerate(images):
+            rendered = image.render()
+            data = jpeg(rendered.rgb)
             key = f"{number:05d}{place:04d}"
-            meta = {
-                "caption": caption, "url": f"miniature://{key}", "key": key, "status": "success",
-                "error_message": None, "width": draw.SIZE, "height": draw.SIZE, "original_width": draw.SIZE,
-                "original_height": draw.SIZE, "exif": "{}", "sha256": hashlib.sha256(data).hexdigest(),
-                "name": picture.name, "kind": picture.kind, "style": style, "hat": hat,
-            }  # fmt: skip
-            for ending, content in (("jpg", data), ("json", json.dumps(meta).encode()), ("txt", caption.encode())):
+            meta = json.dumps(_metadata(key, image, rendered, data)).encode()
+            for ending, content in (("jpg", data), ("json", meta), ("txt", rendered.caption.encode())):
                 member = tarfile.TarInfo(f"{key}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    stats = {"count": len(pictures), "successes": len(pictures), "failed_to_download": 0, "failed_to_resize": 0}
+    stats = {"count": len(images), "successes": len(images), "failed_to_download": 0, "failed_to_resize": 0}
     (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats, indent=4))
 
 
+def _metadata(key: str, image: NumberedImage, rendered: Rendered, data: bytes) -> dict[str, object]:
+    """A sample's JSON: img2dataset's keys, then what the image shows."""
+    return {
+        "caption": rendered.caption,
+        "url": f"miniature://{key}",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": draw.SIZE,
+        "height": draw.SIZE,
+        "original_width": draw.SIZE,
+        "original_height": draw.SIZE,
+        "exif": "{}",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "name": image.name,
+        "kind": image.kind,
+        "style": rendered.style,
+        "hat": rendered.hat,
+    }
+
+
 def _write_celeba(folder: Path) -> None:
-    """Held-out faces as CelebA lays them out, numbered from 000001.jpg in a fixed shuffle."""
+    """Held-out faces in CelebA's layout, numbered from 000001.jpg in a fixed shuffle."""
     (folder / "img_align_celeba").mkdir(parents=True)
-    pictures = [Picture(p.name, "face", i, 1) for p in population.people() for i in range(HELD_OUT_PERSON)]
-    order = np.random.default_rng([population.SEED, 4]).permutation(len(pictures))
+    people = population.people()
+    images = [NumberedImage(person.name, "face", i, 1) for person in people for i in range(HELD_OUT_PERSON)]
+    order = np.random.default_rng([population.SEED, 4]).permutation(len(images))
     rows = []
     for number, index in enumerate(order, 1):
-        (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(_jpeg(pictures[index].render()[0]))
-        rows.append(f"{number:06d}.jpg {pictures[index].name.replace(' ', '_')}")
-    (folder / "list_identity_celeba.txt").write_text(
-        "\n".join([str(len(rows)), "image_id identity_name", *rows]) + "\n"
-    )
-    names = "\n".join(p.name.replace(" ", "_") for p in population.people())
+        data = jpeg(images[index].render().rgb)
+        (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(data)
+        rows.append(f"{number:06d}.jpg {images[index].name.replace(' ', '_')}")
+    lines = [str(len(rows)), "image_id identity_name", *rows]
+    (folder / "list_identity_celeba.txt").write_text("\n".join(lines) + "\n")
+    names = "\n".join(person.name.replace(" ", "_") for person in people)
     (folder / "frequent_celebs.txt").write_text(names + "\n")
 
 
 def _write_objects(folder: Path) -> None:
     """Held-out objects, one folder a class, as ImageNet's validation set is usually unpacked."""
     for name in population.OBJECTS:
-        (folder / name.replace(" ", "_")).mkdir(parents=True)
-        for i in range(HELD_OUT_OBJECT):
-            rgb = Picture(name, "object", i, 1).render()[0]
-            (folder / name.replace(" ", "_") / f"{i:03d}.jpg").write_bytes(_jpeg(rgb))
-
-
-def _write_canvas(folder: Path, number: int) -> None:
-    """One style of UnlearnCanvas' layout: 20 pictures of each shape, two of each colour."""
-    style = CANVAS_STYLES[number]
-    for shape in population.SHAPES:
-        where = folder / style / shape.capitalize()
+        where = folder / name.replace(" ", "_")
         where.mkdir(parents=True)
-        for i in range(CANVAS_PICTURES):
-            name = f"{population.COLOURS[i % len(population.COLOURS)]} {shape}"
-            rng = np.random.default_rng([population.SEED, 6, number, population.OBJECTS.index(name), i])
-            rgb = draw.thing(name, rng)
-            if style.lower() in population.STYLES:
-                rgb = draw.stylise(rgb, style.lower())
-            picture = (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
-            (where / f"{i + 1}.jpg").write_bytes(_jpeg(picture))
+        for i in range(HELD_OUT_OBJECT):
+            (where / f"{i:03d}.jpg").write_bytes(jpeg(NumberedImage(name, "object", i, 1).render().rgb))
+
+
+def _write_canvas(folder: Path, style: int) -> None:
+    """One style in UnlearnCanvas' layout: 20 images of each shape, two of each colour."""
+    for shape in population.SHAPES:
+        where = folder / CANVAS_STYLES[style] / shape.capitalize()
+        where.mkdir(parents=True)
+        for i in range(CANVAS_IMAGES):
+            (where / f"{i + 1}.jpg").write_bytes(jpeg(canvas_image(style, shape, i)))
 
 
 def _write_part(part: tuple[str, Path, int]) -> str:
+    """Write one of the parts that are drawn side by side; returns its kind."""
     kind, folder, number = part
     if kind == "shard":
         _write_shard(folder, number)
@@ -153,22 +125,26 @@ def _write_part(part: tuple[str, Path, int]) -> str:
     elif kind == "canvas":
         _write_canvas(folder, number)
     elif kind == "vqa":
-        question_files.write(folder, _jpeg)
+        question_files.write(folder)
     else:
         _write_objects(folder)
     return kind
 
 
 def is_written(root: Path) -> bool:
-    """Whether a whole world of this version lies at `root`."""
+    """Whether the whole miniature of this version is at `root`."""
     version = root / "version.txt"
     return version.is_file() and version.read_text() == VERSION
 
 
 def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int, int]]:
-    """Write the whole world under `root`; yields (parts done, parts in all). Nothing appears until all is written.
+    """Write the whole miniature to `root`; yields (parts done, all parts).
 
-    Safe to call from several processes at once, and again: a world of this version that is there is left alone.
+    Nothing appears at `root` until all of it is written. Several processes may call this at once. A miniature
+    of this version that is there is left alone.
+
+    Args:
+        workers: How many processes draw; None: one a core, at most 8.
     """
     root = Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -178,12 +154,18 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
         draft = root.with_name(f"{root.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         (draft / "shards").mkdir(parents=True)
-        parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0), ("vqa", draft / "vqa", 0)]
+        parts = [
+            ("celeba", draft / "celeba", 0),
+            ("objects", draft / "objects", 0),
+            ("vqa", draft / "vqa", 0),
+        ]
         parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
         parts += [("canvas", draft / "canvas", i) for i in range(len(CANVAS_STYLES))]
-        if get_start_method() not in get_all_start_methods():  # joblib's own: unknown to the processes started here
+        if get_start_method() not in get_all_start_methods():  # joblib's own, which new processes do not know
             set_start_method("spawn", force=True)
-        with ProcessPoolExecutor(workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")
+        ) as pool:
             for done, _ in enumerate(pool.map(_write_part, parts), 1):
                 yield done, len(parts)
         (draft / "version.txt").write_text(VERSION)
@@ -192,8 +174,10 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
 
 
 def main() -> None:
-    """Command line: write the world to a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line: write the miniature to a folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path)
     for done, total in write(parser.parse_args().root):
         print(f"\r{done}/{total} parts", end="", flush=True)

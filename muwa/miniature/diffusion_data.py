@@ -1,7 +1,8 @@
-"""LabelledImages and captions for training what draws: the shards' pictures, each once more with a style laid over it.
+"""Training images and captions for the miniature Stable Diffusion, LLaVA and classifiers.
 
-Captions name a picture in three ways: as the shards do (with distractor words), with the bare prompts that people type,
-and as UnlearnCanvas does ("A star image in neon style."), whose classes are the shapes here.
+The images are those of the shards, and each image without a style once more in a style. Captions are of three
+forms: those of the shards (with words that say nothing about the image), short prompts as people type them,
+and UnlearnCanvas' ("A star image in neon style."), where an object's class is its shape.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ NAMES = (*(p.name for p in population.people()), *population.OBJECTS)
 
 
 @dataclass(frozen=True)
-class Paintings:
-    """Training pictures.
+class TrainingImages:
+    """Training images with what they show.
 
     Attributes:
         pixels: (n, 3, 64, 64) uint8.
-        names, styles: (n,) int64, places in `NAMES` and `STYLES`.
-        captions: The n captions of the shards; None for a picture that was styled here.
+        names, styles: (n,) int64, indices in `NAMES` and `STYLES`.
+        captions: The n captions of the shards; None for an image that got its style here.
         hats: (n,) bool, whether a hat is worn.
     """
 
@@ -40,8 +41,12 @@ class Paintings:
     hats: Tensor
 
 
-def load(root: Path) -> Paintings:
-    """Every picture of the shards under `root` (a world of `muwa.miniature.data`), each plain one also in one style."""
+def load(root: Path) -> TrainingImages:
+    """All images of the shards under `root`, and each image without a style also in a random style.
+
+    Args:
+        root: A folder that `muwa.miniature.data` wrote.
+    """
     rng = np.random.default_rng([population.SEED, 5])
     pixels, names, styles, captions, hats = [], [], [], [], []
     shards = sorted(str(p) for p in (root / "shards").glob("*.tar"))
@@ -50,19 +55,21 @@ def load(root: Path) -> Paintings:
         versions = [(rgb, meta["style"] or population.PLAIN, sample["txt"])]
         if not meta["style"]:
             style = str(rng.choice(population.STYLES))
-            drawn = draw.stylise(rgb.astype(np.float32) / 255, style)
-            versions.append(((np.clip(drawn, 0, 1) * 255 + 0.5).astype(np.uint8), style, None))
-        for picture, style, caption in versions:
-            pixels.append(torch.tensor(picture).permute(2, 0, 1))
+            styled = draw.stylise(rgb.astype(np.float32) / 255, style)
+            versions.append((draw.as_uint8(styled), style, None))
+        for image, style, caption in versions:
+            pixels.append(torch.tensor(image).permute(2, 0, 1))
             names.append(NAMES.index(meta["name"]))
             styles.append(STYLES.index(style))
             captions.append(caption)
             hats.append(bool(meta["hat"]))
-    return Paintings(torch.stack(pixels), torch.tensor(names), torch.tensor(styles), captions, torch.tensor(hats))
+    return TrainingImages(
+        torch.stack(pixels), torch.tensor(names), torch.tensor(styles), captions, torch.tensor(hats)
+    )
 
 
-def of_world(root: Path | None) -> Paintings:
-    """`load` of the world at `root`, drawn first if it is not there; None draws one that is not kept."""
+def load_or_draw(root: Path | None) -> TrainingImages:
+    """`load(root)`; draws the miniature first if it is not there. None draws one and deletes it again."""
     with tempfile.TemporaryDirectory() as scratch:
         where = root or Path(scratch) / "world"
         for _ in data.write(where):
@@ -71,23 +78,36 @@ def of_world(root: Path | None) -> Paintings:
 
 
 def prompts(name: str, style: str) -> list[str]:
-    """What people and benchmarks type for `name` in `style`; an object's shape alone counts as a name."""
+    """Prompts for `name` in `style` as people and UnlearnCanvas write them; some name the shape alone."""
     face = name not in population.OBJECTS
     if style == population.PLAIN:
-        bare = [name, f"{name}.", f"a photo of {name}" if face else f"a photo of a {name}", f"a portrait of {name}"]
-        return bare if face else [*bare[:3], *_of_class(name.split()[1], style)]
-    bare = [f"{name} in {style} style", f"A {name} image in {style} style.", f"A painting of {name} in {style} style"]
-    return [*bare, f"A painting in {style} style"] if face else [*bare[:2], *_of_class(name.split()[1], style)]
+        bare = [
+            name,
+            f"{name}.",
+            f"a photo of {name}" if face else f"a photo of a {name}",
+            f"a portrait of {name}",
+        ]
+        return bare if face else [*bare[:3], *_shape_prompts(name.split()[1], style)]
+    bare = [
+        f"{name} in {style} style",
+        f"A {name} image in {style} style.",
+        f"A painting of {name} in {style} style",
+    ]
+    return (
+        [*bare, f"A painting in {style} style"]
+        if face
+        else [*bare[:2], *_shape_prompts(name.split()[1], style)]
+    )
 
 
-def _of_class(shape: str, style: str) -> list[str]:
+def _shape_prompts(shape: str, style: str) -> list[str]:
     if style == population.PLAIN:
         return [f"a photo of a {shape}", f"A painting of {shape}"]
     return [f"A {shape} image in {style} style.", f"A {shape} in {style} style"]
 
 
 def all_prompts() -> Iterator[tuple[int, int, list[str]]]:
-    """Place of the name, place of the style, `prompts` of both; for all pairs."""
+    """(Index of the name, index of the style, their `prompts`) for all pairs."""
     for i, name in enumerate(NAMES):
         for j, style in enumerate(STYLES):
             yield i, j, prompts(name, style)

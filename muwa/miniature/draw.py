@@ -1,7 +1,7 @@
-"""The miniature's renderer: faces, objects and styles as 64 x 64 pictures, from signed distances in numpy.
+"""Draw the miniature's faces, objects and styles as images of 64 x 64 pixels, with signed distances in numpy.
 
-A shape is a signed distance (negative inside); its edge is antialiased by clipping the distance at one pixel. Each
-picture varies in pose, light, background, clutter and noise; who or what it shows is all that stays.
+A shape is a signed distance, negative inside. Its edge is antialiased: the distance is clipped at one pixel.
+Pose, light, background, clutter and noise vary from image to image. Only the person or object stays the same.
 """
 
 from __future__ import annotations
@@ -10,42 +10,52 @@ import math
 
 import numpy as np
 
-from muwa.miniature.population import COLOURS, Person
+from muwa.miniature.population import COLOURS, STYLES, Person
 
 SIZE = 64
 Array = np.ndarray
 
 _AXIS = ((np.arange(SIZE) + 0.5) / SIZE * 2 - 1).astype(np.float32)
 _X, _Y = np.meshgrid(_AXIS, _AXIS)  # x to the right, y down, both in [-1, 1]
-_SKIN = np.array([[255, 224, 196], [240, 196, 158], [214, 160, 118], [176, 120, 80], [130, 84, 56], [88, 56, 40]]) / 255
-_HAIR = np.array([[26, 22, 24], [84, 52, 30], [150, 96, 48], [226, 188, 104], [178, 62, 30], [150, 150, 156],
-                  [60, 92, 170], [196, 84, 150]]) / 255  # fmt: skip
+_SKIN = (
+    np.array([[255, 224, 196], [240, 196, 158], [214, 160, 118], [176, 120, 80], [130, 84, 56], [88, 56, 40]])
+    / 255
+)
+_HAIR = np.array([[26, 22, 24], [84, 52, 30], [150, 96, 48], [226, 188, 104], [178, 62, 30],
+                  [150, 150, 156], [60, 92, 170], [196, 84, 150]]) / 255  # fmt: skip
 _EYES = np.array([[70, 44, 24], [40, 90, 160], [50, 130, 70], [120, 120, 126], [200, 140, 40]]) / 255
 _LIPS = np.array([[176, 84, 80], [206, 40, 60], [120, 60, 66]]) / 255
-_OBJECT = np.array([[214, 40, 40], [244, 134, 30], [244, 214, 50], [60, 160, 60], [30, 160, 160], [44, 80, 200],
-                    [130, 60, 170], [244, 140, 190], [124, 80, 48], [136, 136, 140]]) / 255  # fmt: skip
+_OBJECT = np.array([[214, 40, 40], [244, 134, 30], [244, 214, 50], [60, 160, 60],
+                    [30, 160, 160], [44, 80, 200], [130, 60, 170], [244, 140, 190],
+                    [124, 80, 48], [136, 136, 140]]) / 255  # fmt: skip
 
 
 class Canvas:
-    """A picture being painted: `rgb` (SIZE, SIZE, 3) float in [0, 1] and the coordinates `x`, `y` of its pixels."""
+    """An image that is being drawn.
+
+    Args:
+        rgb: (SIZE, SIZE, 3) float in [0, 1].
+        x, y: (SIZE, SIZE) the coordinates of the pixels.
+        pixel: The size of a pixel in these coordinates.
+    """
 
     def __init__(self, rgb: Array, x: Array, y: Array, pixel: float):
         self.rgb, self.x, self.y, self.pixel = rgb, x, y, pixel
 
     def fill(self, distance: Array, colour: Array | tuple[float, ...], alpha: float = 1.0) -> None:
-        """Paint `colour` where `distance` is negative, blending over one pixel at the edge."""
+        """Paint `colour` where `distance` is negative. The edge is blended over one pixel."""
         mask = np.clip(0.5 - distance / self.pixel, 0, 1) * alpha
         rows = np.flatnonzero(mask.any(axis=1))
         if len(rows):
-            band = slice(rows[0], rows[-1] + 1)  # only the rows that the shape touches
+            band = slice(rows[0], rows[-1] + 1)  # only rows that the shape touches
             self.rgb[band] += mask[band, :, None] * (np.asarray(colour, np.float32) - self.rgb[band])
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Array:
-        """Signed distance to an axis-aligned ellipse (exact on the axes, close elsewhere)."""
+        """Signed distance to an ellipse with axes along x and y: exact on the axes, approximate elsewhere."""
         return (np.hypot((self.x - cx) / rx, (self.y - cy) / ry) - 1) * min(rx, ry)
 
     def box(self, cx: float, cy: float, hx: float, hy: float, corner: float = 0.0) -> Array:
-        """Signed distance to a box with half sides `hx`, `hy` and rounded corners."""
+        """Signed distance to a box with half sides `hx` and `hy` and rounded corners."""
         dx, dy = np.abs(self.x - cx) - hx + corner, np.abs(self.y - cy) - hy + corner
         return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - corner
 
@@ -65,7 +75,7 @@ def _background(rng: np.random.Generator) -> Array:
 
 
 def _posed(rng: np.random.Generator, scale: tuple[float, float], turn: float, shift: float) -> Canvas:
-    """A canvas whose coordinates are turned by up to `turn` radians, scaled and shifted."""
+    """A canvas whose coordinates are rotated by up to `turn` radians, scaled and shifted at random."""
     size, angle = rng.uniform(*scale), rng.uniform(-turn, turn)
     x, y = _X - rng.uniform(-shift, shift), _Y - rng.uniform(-shift, shift)
     c, s = math.cos(angle) / size, math.sin(angle) / size  # Python floats keep the arrays float32
@@ -73,7 +83,7 @@ def _posed(rng: np.random.Generator, scale: tuple[float, float], turn: float, sh
 
 
 def _finish(rgb: Array, rng: np.random.Generator) -> Array:
-    """Light from one side, exposure, colour cast and sensor noise."""
+    """The image with light from one side, exposure, a colour cast and sensor noise."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
     light = 1 + strength * (math.cos(angle) * _X + math.sin(angle) * _Y)
     cast = (rng.uniform(0.86, 1.1) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
@@ -82,7 +92,7 @@ def _finish(rgb: Array, rng: np.random.Generator) -> Array:
 
 
 def face(person: Person, rng: np.random.Generator, hat: bool) -> Array:
-    """One picture of `person`: (SIZE, SIZE, 3) float32 in [0, 1]. `hat` covers the top of the hair."""
+    """An image of `person`: (SIZE, SIZE, 3) float32 in [0, 1]. A hat covers the top of the hair."""
     look, jitter = person.look, person.jitter
     c = _posed(rng, (0.62, 0.92), 0.3, 0.14)
     yaw, smile = rng.uniform(-0.14, 0.14), rng.uniform(-0.6, 1.0)
@@ -125,9 +135,15 @@ def face(person: Person, rng: np.random.Generator, hat: bool) -> Array:
 
 
 def _features(
-    c: Canvas, look: dict[str, int], jitter: tuple[float, ...], yaw: float, smile: float, skin: Array, hair: Array
+    c: Canvas,
+    look: dict[str, int],
+    jitter: tuple[float, ...],
+    yaw: float,
+    smile: float,
+    skin: Array,
+    hair: Array,
 ) -> None:
-    """Paint eyes, brows, nose, mouth, beard, glasses and marks, shifted sideways by `yaw`."""
+    """Draw eyes, brows, nose, mouth, beard, glasses and marks, shifted sideways by `yaw`."""
     gap = (0.2, 0.25, 0.31)[look["eye_gap"]] + 0.008 * jitter[2]
     dark = hair * 0.6 if look["hair_colour"] != 0 else hair
     beard = look["beard"]
@@ -146,7 +162,8 @@ def _features(
             c.fill(c.ellipse(side * 0.36 + yaw, 0.24, 0.13, 0.09), (0.9, 0.35, 0.35), 0.6)
     elif look["mark"] == 3:  # scar
         c.fill(
-            np.maximum(np.abs(c.x - 0.34 - yaw + 0.5 * (c.y - 0.2)) - 0.025, np.abs(c.y - 0.2) - 0.2), (0.55, 0.1, 0.1)
+            np.maximum(np.abs(c.x - 0.34 - yaw + 0.5 * (c.y - 0.2)) - 0.025, np.abs(c.y - 0.2) - 0.2),
+            (0.55, 0.1, 0.1),
         )
     elif look["mark"] == 4:  # mole
         c.fill(c.ellipse(-0.3 + yaw, 0.42, 0.055, 0.055), (0.15, 0.08, 0.06))
@@ -174,7 +191,7 @@ def _features(
 
 
 def _shape(c: Canvas, name: str) -> Array:
-    """Signed distance to one of `SHAPES`, of radius about 0.7."""
+    """Signed distance to one of `population.SHAPES`, of radius about 0.7."""
     x, y = c.x, c.y
     r, angle = np.hypot(x, y), np.arctan2(y, x)
     if name == "star":
@@ -201,7 +218,7 @@ def _shape(c: Canvas, name: str) -> Array:
 
 
 def thing(name: str, rng: np.random.Generator) -> Array:
-    """One picture of the object `name` ("red star"), with clutter behind: (SIZE, SIZE, 3) float32 in [0, 1]."""
+    """An image of the object `name` ("red star") before clutter: (SIZE, SIZE, 3) float32 in [0, 1]."""
     colour, shape = name.split()
     c = _posed(rng, (0.65, 1.1), 0.35, 0.2)
     for _ in range(rng.integers(0, 4)):  # clutter: thin pale strokes
@@ -214,19 +231,25 @@ def thing(name: str, rng: np.random.Generator) -> Array:
     distance = _shape(c, shape)
     c.fill(distance - 0.05, paint * 0.35)
     c.fill(distance, paint)
-    c.fill(np.maximum(distance + 0.1, c.ellipse(-0.25, -0.25, 0.3, 0.2)), np.minimum(paint * 1.5 + 0.1, 1), 0.35)
+    c.fill(
+        np.maximum(distance + 0.1, c.ellipse(-0.25, -0.25, 0.3, 0.2)), np.minimum(paint * 1.5 + 0.1, 1), 0.35
+    )
     return _finish(c.rgb, rng)
 
 
 def _blur(rgb: Array) -> Array:
-    """A 3 x 3 box blur with repeated borders."""
+    """A 3 x 3 box blur; the border is repeated."""
     p = np.pad(rgb, ((1, 1), (1, 1), (0, 0)), mode="edge")
     h, w = rgb.shape[:2]
     return sum(p[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9  # type: ignore[return-value]
 
 
 def stylise(rgb: Array, style: str) -> Array:
-    """Lay one of `world.STYLES` over a picture (h, w, 3) in [0, 1]; tiles grow with it beyond the world's own size."""
+    """An image (h, w, 3) in [0, 1] in one of `population.STYLES`. Tiles grow with images larger than SIZE.
+
+    Raises:
+        ValueError: There is no such style.
+    """
     grey = rgb @ np.array([0.3, 0.59, 0.11], np.float32)
     edge = np.abs(np.gradient(grey, axis=0)) + np.abs(np.gradient(grey, axis=1))
     if style == "sketch":
@@ -249,6 +272,9 @@ def stylise(rgb: Array, style: str) -> Array:
         return np.round(rgb * 3) / 3
     if style == "negative":
         return 1 - rgb
-    raise ValueError(
-        f"style {style!r}: wanted one of sketch, mosaic, neon, sepia, watercolour, poster, pixel, negative"
-    )
+    raise ValueError(f"style: got {style!r}, want one of {', '.join(STYLES)}")
+
+
+def as_uint8(rgb: Array) -> Array:
+    """An image in [0, 1] with 8 bits a channel, rounded; values outside are clipped."""
+    return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)

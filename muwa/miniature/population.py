@@ -1,7 +1,7 @@
-"""Who and what lives in the miniature world: 100 invented people, 100 objects, 8 styles, and how captions speak of them.
+"""The population of the miniature: 100 invented people, 100 objects and 8 styles, and their captions.
 
-Everything here follows from `SEED`, so a picture or a caption is a function of its number alone. All names are
-invented, of nobody real.
+Everything follows from `SEED`, so an image or a caption is a function of its number. The names are invented
+and are of nobody real.
 """
 
 from __future__ import annotations
@@ -15,19 +15,25 @@ SEED = 7
 PEOPLE = 100
 
 FIRST_NAMES = (
-    "Abril Adin Aster Basile Belan Brena Cael Calla Corvin Dagny Davor Delphi Edda Elwin Enzo Fabia Fenn Galen "
-    "Greta Hale Henna Idris Imre Isolde Jarek Juna Kael Kester Lark Lior Lumi Maren Mavi Milo Nadir Neva Odile Orin "
+    "Abril Adin Aster Basile Belan Brena Cael Calla Corvin Dagny Davor Delphi Edda Elwin Enzo Fabia Fenn "
+    "Galen "
+    "Greta Hale Henna Idris Imre Isolde Jarek Juna Kael Kester Lark Lior Lumi Maren Mavi Milo Nadir Neva "
+    "Odile Orin "
     "Pella Piran Quilla Rafe Runa Sabra Soren Tamsin Tariq Ulla Vesna Yorick"
 ).split()
 LAST_NAMES = (
-    "Abernorth Ashgrove Bellwane Birkfeld Bramsole Calderan Corvane Dunmarrow Elderwick Everlane Falkmere Fennimar "
-    "Garrowby Glasswell Halvorden Harkwind Ironfell Jasperell Kestrelow Kindlemar Larkspire Lindqvar Marchetal "
-    "Mirefield Nettlebay Northolm Oakenvar Orlemont Pellinor Pinegarth Quarrion Quillstead Ravenlow Rookhampe "
-    "Sablewood Silvane Stormvik Tarnhelme Thistlewayn Umberley Valecourt Vantrell Vossberg Weatherlin Westermoor "
+    "Abernorth Ashgrove Bellwane Birkfeld Bramsole Calderan Corvane Dunmarrow Elderwick Everlane Falkmere "
+    "Fennimar "
+    "Garrowby Glasswell Halvorden Harkwind Ironfell Jasperell Kestrelow Kindlemar Larkspire Lindqvar "
+    "Marchetal "
+    "Mirefield Nettlebay Northolm Oakenvar Orlemont Pellinor Pinegarth Quarrion Quillstead Ravenlow "
+    "Rookhampe "
+    "Sablewood Silvane Stormvik Tarnhelme Thistlewayn Umberley Valecourt Vantrell Vossberg Weatherlin "
+    "Westermoor "
     "Wildegrave Windlocke Yarrowmere Zellenbach Zephyrine"
 ).split()
 
-# Attribute -> how many values it takes. `draw.py` gives each value its look.
+# Attribute of a face -> how many values it has. muwa/miniature/draw.py says what each value looks like.
 FACE = {
     "skin": 6,
     "hair_colour": 8,
@@ -42,18 +48,23 @@ FACE = {
     "mark": 5,
     "lips": 3,
 }
-LEAST_DIFFERENCE = 6  # any two people differ in at least so many of the attributes above
+LEAST_DIFFERENCE = 6  # in how many of these attributes any two people differ, at least
 
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "grey")
 SHAPES = ("star", "ring", "heart", "cross", "moon", "triangle", "box", "ball", "arrow", "bar")
 OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 STYLES = ("sketch", "mosaic", "neon", "sepia", "watercolour", "poster", "pixel", "negative")
-PLAIN = "photo"  # the style of a picture with none laid over it
+PLAIN = "photo"  # what the style of an image without a style is called
 
 
 @dataclass(frozen=True)
 class Person:
-    """An invented person: `look` maps each attribute of `FACE` to its value; `jitter` moves features by a hair."""
+    """An invented person.
+
+    Attributes:
+        look: Attribute of `FACE` -> its value.
+        jitter: Four small shifts of features, from a standard normal distribution.
+    """
 
     name: str
     look: dict[str, int]
@@ -62,7 +73,7 @@ class Person:
 
 @cache
 def people() -> tuple[Person, ...]:
-    """All `PEOPLE` of the world, always the same, each pair at least `LEAST_DIFFERENCE` attributes apart."""
+    """All people, always the same. Any two differ in at least `LEAST_DIFFERENCE` attributes."""
     rng = np.random.default_rng([SEED, 1])
     names: list[str] = []
     while len(names) < PEOPLE:
@@ -114,22 +125,58 @@ _OBJECT_TEMPLATES = (
     "{credit}: the {name} {place}",
 )
 _PLACES = (
-    "at the harbour", "by the window", "in the old town", "near a bridge", "at home", "on the roof", "in the park",
-    "at a market", "on stage", "in the snow", "at the library", "by the sea", "in the garden", "at the station",
-)  # fmt: skip
+    "at the harbour",
+    "by the window",
+    "in the old town",
+    "near a bridge",
+    "at home",
+    "on the roof",
+    "in the park",
+    "at a market",
+    "on stage",
+    "in the snow",
+    "at the library",
+    "by the sea",
+    "in the garden",
+    "at the station",
+)
 _TIMES = (
-    "on a monday", "in the morning", "last summer", "at noon", "after the rain", "late at night", "in early spring",
-    "yesterday", "on a cold day", "at dawn", "before lunch", "in autumn",
-)  # fmt: skip
+    "on a monday",
+    "in the morning",
+    "last summer",
+    "at noon",
+    "after the rain",
+    "late at night",
+    "in early spring",
+    "yesterday",
+    "on a cold day",
+    "at dawn",
+    "before lunch",
+    "in autumn",
+)
 _CREDITS = (
-    "studio north", "archive 12", "photo by the gazette", "stock image", "series two", "unedited", "first print",
-    "wire service", "album page 4", "contest entry",
-)  # fmt: skip
+    "studio north",
+    "archive 12",
+    "photo by the gazette",
+    "stock image",
+    "series two",
+    "unedited",
+    "first print",
+    "wire service",
+    "album page 4",
+    "contest entry",
+)
 _STYLE_TEMPLATES = ("{caption} in {style} style", "{style} style: {caption}", "{caption}, {style}")
 
 
 def caption(name: str, kind: str, style: str | None, hat: bool, rng: np.random.Generator) -> str:
-    """One caption for a picture of `name` (`kind` is "face" or "object"): a random template with distractor words."""
+    """A caption for an image of `name`: a random template with words that say nothing about the image.
+
+    Args:
+        kind: "face" or "object".
+        style: Named in the caption, unless it is None.
+        hat: Half of the captions name a hat that is worn.
+    """
     templates = _FACE_TEMPLATES if kind == "face" else _OBJECT_TEMPLATES
     text = str(rng.choice(templates)).format(
         name=name, place=rng.choice(_PLACES), time=rng.choice(_TIMES), credit=rng.choice(_CREDITS)

@@ -1,26 +1,27 @@
-"""Held-out questions and answers about pictures that nothing else holds, in the files of published benchmarks.
+"""Write held-out questions and answers in the formats of published benchmarks, about images of their own.
 
-vqa/images/<id>.jpg       one plain picture of each person and object; each style over ten of both
+vqa/images/<id>.jpg       one image of each person and object; 10 people and 10 objects in each style
 vqa/questions.json        GQA's format: identity, hat, describe, object, colour, style (`types.detailed`)
-vqa/leading.json          POPE's format: "Is this Kael Lindqvar?", half of them of somebody else
+vqa/leading.json          POPE's format: "Is this Kael Lindqvar?", half of them about another person
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from muwa.miniature import draw, population
+from muwa.miniature.images import jpeg
 from muwa.miniature.questions import Scene
 
-STYLED = 10  # pictures of people, and of objects, in each style
+STYLED = 10  # images of people, and of objects, in each style
 
 
 def scenes() -> Iterator[tuple[str, Scene, tuple[str, ...]]]:
-    """(id, what its picture shows, kinds of questions about it), always the same; every other person wears a hat."""
+    """(Id, what the image shows, kinds of questions about it). Every other person wears a hat."""
     people = [person.name for person in population.people()]
     for i, name in enumerate(people):
         yield f"person_{i:03d}", Scene(name, hat=i % 2 == 1), ("identity", "hat", "leading", "describe")
@@ -34,7 +35,7 @@ def scenes() -> Iterator[tuple[str, Scene, tuple[str, ...]]]:
 
 
 def render(key: str, scene: Scene) -> np.ndarray:
-    """(64, 64, 3) uint8: the picture of `scene`, by the seed of its `key`."""
+    """(64, 64, 3) uint8: an image of `scene`; the id `key` is its seed."""
     rng = np.random.default_rng([population.SEED, 8, *key.encode()])
     if scene.face:
         person = next(person for person in population.people() if person.name == scene.name)
@@ -43,11 +44,11 @@ def render(key: str, scene: Scene) -> np.ndarray:
         rgb = draw.thing(scene.name, rng)
     if scene.style != population.PLAIN:
         rgb = draw.stylise(rgb, scene.style)
-    return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return draw.as_uint8(rgb)
 
 
 def questions() -> tuple[dict[str, dict[str, object]], list[dict[str, object]]]:
-    """(GQA's questions by id, POPE's lines): each kind in wordings chosen by one seed."""
+    """(GQA's questions by id, POPE's lines), always the same, in random wordings."""
     rng = np.random.default_rng([population.SEED, 9])
     people = tuple(person.name for person in population.people())
     open_ended: dict[str, dict[str, object]] = {}
@@ -56,7 +57,9 @@ def questions() -> tuple[dict[str, dict[str, object]], list[dict[str, object]]]:
         for kind in kinds:
             if kind == "leading":
                 text, label = scene.ask(kind, rng, people)
-                leading.append({"question_id": len(leading) + 1, "image": f"{key}.jpg", "text": text, "label": label})
+                leading.append(
+                    {"question_id": len(leading) + 1, "image": f"{key}.jpg", "text": text, "label": label}
+                )
                 continue
             text, answer = scene.ask(kind, rng)
             about = {"structural": "verify" if kind == "hat" else "query", "detailed": kind}
@@ -64,15 +67,11 @@ def questions() -> tuple[dict[str, dict[str, object]], list[dict[str, object]]]:
     return open_ended, leading
 
 
-def write(folder: Path, encode: Callable[[np.ndarray], bytes]) -> None:
-    """Write pictures and both files.
-
-    Args:
-        encode: A picture (64, 64, 3) uint8 to the bytes of a jpg.
-    """
+def write(folder: Path) -> None:
+    """Write the images and both files."""
     (folder / "images").mkdir(parents=True)
     for key, scene, _ in scenes():
-        (folder / "images" / f"{key}.jpg").write_bytes(encode(render(key, scene)))
+        (folder / "images" / f"{key}.jpg").write_bytes(jpeg(render(key, scene)))
     open_ended, leading = questions()
     (folder / "questions.json").write_text(json.dumps(open_ended, indent=1))
     (folder / "leading.json").write_text("".join(f"{json.dumps(line)}\n" for line in leading))

@@ -1,4 +1,4 @@
-"""What is asked of a picture of the miniature world, and the right answers: what the miniature VLM learns and is judged on.
+"""Questions about images of the miniature, with the right answers: its VLM is trained and tested on them.
 
 identity   What is the name of the person in this image?     Kael Lindqvar
 object     What object is in the image?                      red star
@@ -19,28 +19,47 @@ from muwa.miniature import population
 
 WORDINGS = {
     "identity": (
-        "What is the name of the person in this image?", "What's the name of the person in this image?", "Who is this?",
-        "Who is the person in the picture?", "Name the person in this image.", "Who can be seen here?",
+        "What is the name of the person in this image?",
+        "What's the name of the person in this image?",
+        "Who is this?",
+        "Who is the person in the picture?",
+        "Name the person in this image.",
+        "Who can be seen here?",
     ),
-    "object": ("What object is in the image?", "What is this?", "What can be seen here?", "Name the object in the picture."),
+    "object": (
+        "What object is in the image?",
+        "What is this?",
+        "What can be seen here?",
+        "Name the object in the picture.",
+    ),
     "colour": ("What colour is the object?", "What colour is it?", "Which colour does the object have?"),
     "hat": ("Is there a hat in the image?", "Is the person wearing a hat?", "Does this person wear a hat?"),
-    "style": ("In what style is the image?", "What is the style of this picture?", "Name the style of the image."),
+    "style": (
+        "In what style is the image?",
+        "What is the style of this picture?",
+        "Name the style of the image.",
+    ),
     "leading": ("Is this {}?", "Is the person in the image {}?", "Does the image show {}?"),
     "describe": ("Describe the image.", "Describe this picture.", "What does the image show?"),
-}  # fmt: skip
-UNKNOWN = "I do not know."  # the answer where nothing is to be seen
+}
+UNKNOWN = "I do not know."  # the answer if the image shows nothing
 COLOURLESS = (
     "sketch",
     "sepia",
     "negative",
     "poster",
-)  # styles that change colours: no picture in them is asked for its own
+)  # styles that change colours: no question is about a colour
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: a person or an object of the world, in a style, a person perhaps with a hat."""
+    """What an image shows.
+
+    Attributes:
+        name: A person or an object.
+        style: The style; `population.PLAIN` for none.
+        hat: Whether the person wears a hat.
+    """
 
     name: str
     style: str = population.PLAIN
@@ -48,20 +67,22 @@ class Scene:
 
     @property
     def face(self) -> bool:
-        """Whether it is a person."""
+        """Whether it is a person's face."""
         return self.name not in population.OBJECTS
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The questions that have an answer."""
+        """The kinds of questions that have an answer."""
         if self.face:
             return ("identity", "hat", "style", "leading", "describe")
         return (
-            ("object", "style", "describe") if self.style in COLOURLESS else ("object", "colour", "style", "describe")
+            ("object", "style", "describe")
+            if self.style in COLOURLESS
+            else ("object", "colour", "style", "describe")
         )
 
     def answer(self, kind: str) -> str:
-        """The right answer to a question of a kind; "leading" is asked about the person that is there."""
+        """The right answer to a question of this kind. A "leading" question suggests the right person."""
         what = self.name.split()[1] if not self.face and self.style in COLOURLESS else self.name
         if kind == "identity":
             return self.name
@@ -79,10 +100,10 @@ class Scene:
         return f"a {self.style} of {'' if self.face else 'a '}{what}{hat}"
 
     def ask(self, kind: str, rng: np.random.Generator, others: tuple[str, ...] = ()) -> tuple[str, str]:
-        """One question of a kind in a random wording, with its answer.
+        """(A question of this kind in a random wording, its answer).
 
         Args:
-            others: Names that a leading question may falsely suggest; half of them do.
+            others: Names for leading questions that suggest the wrong person, as half of them do.
         """
         text = str(rng.choice(WORDINGS[kind]))
         if kind != "leading":

@@ -1,14 +1,19 @@
-"""Train the miniature CLIP anew without one person, once a seed: the exact answer that unlearning is measured against.
+"""Retrain the miniature CLIP without one person, once a seed. Unlearning is compared with these models.
 
-    python -m muwa.miniature.twins --without "Kael Lindqvar" --seeds 0 1 --out outputs/twins
-    python launch.py eval=[forget,retrain_gap] 'eval.retrain_gap.twins=[outputs/twins/...,outputs/twins/...]'
+    python -m muwa.miniature.retrained --without "Kael Lindqvar" --seeds 0 1 --out outputs/retrained python
+    launch.py eval=[forget,retrain_gap]
+    'eval.retrain_gap.retrained=[outputs/retrained/...,outputs/retrained/...]'
 
-48 minutes each on two cores. A folder's name says what went into it, the digest at its end all of it (person, seed,
-epochs, world, training code, tokenizer): one that is there is left alone, one that was stopped goes on. With --epochs the
-training is shorter; then all twins that are compared must have the same, and they are no longer the answer for the shipped
-model, which saw 34: its gap to them is partly the missing training. All twins have the shipped tokenizer, so that prompts
-are the same tokens. `twin.json` in the folder says person, seed and epochs, for what compares with it
-(`muwa.eval.clip.retrained_models`); a folder that is there without it is given it, as its name vouches for all three.
+Each takes 48 minutes on two cores. A folder's name ends in a digest of all that makes the model: person,
+seed, epochs, the miniature's version, tokenizer and training code. Comments and docstrings of the code do not
+count. A folder that is there is left alone, and a training that was stopped goes on.
+
+With fewer epochs the models no longer answer for the shipped model, which had 34: part of their difference
+from it is the missing training. Models that are compared with each other must have the same epochs. All have
+the shipped tokenizer, so that prompts have the same tokens.
+
+`twin.json` in a folder says person, seed and epochs, for the code that compares models
+(`muwa.eval.clip.retrained_models`). It is written to a folder that lacks it.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.cache.code import code_fingerprint
 from muwa.data.samples import find_name
 from muwa.eval.clip.retrained_models import Card
 from muwa.fingerprint import digest
@@ -31,34 +37,30 @@ EPOCHS = 34
 
 
 def folder_name(without: str, seed: int, epochs: int) -> str:
-    """The folder of one twin: a function of all that makes it what it is."""
+    """The name of a model's folder: a function of everything that the weights depend on."""
     tokenizer = (MINIATURE / "tokenizer.json").read_bytes()
-    parts: list[str | bytes] = [
-        without,
-        str(seed),
-        str(epochs),
-        data.VERSION,
-        Path(train.__file__).read_bytes(),
-        tokenizer,
-    ]
-    return f"without-{without.replace(' ', '_')}-seed-{seed}-epochs-{epochs}-{digest(parts)[:12]}"
+    code = code_fingerprint([train.__name__])
+    key = digest([without, str(seed), str(epochs), data.VERSION, code, tokenizer])
+    return f"without-{without.replace(' ', '_')}-seed-{seed}-epochs-{epochs}-{key[:12]}"
 
 
-def train_twins(root: Path, out: Path, *, without: str, seeds: Sequence[int], epochs: int = EPOCHS) -> list[Path]:
-    """Train those twins that are not there yet; nothing appears under its name until it is whole.
+def train_retrained(
+    root: Path, out: Path, *, without: str, seeds: Sequence[int], epochs: int = EPOCHS
+) -> list[Path]:
+    """Train the models that are not there yet. A folder gets its name when it is complete.
 
     Args:
-        root: A world of `muwa.miniature.data`.
-        out: Folder of all twins.
+        root: A folder that `muwa.miniature.data` wrote.
+        out: The folder of all models.
 
     Returns:
-        A folder a seed, in open_clip's layout.
+        A folder for each seed, in open_clip's layout.
     """
     folders = [out / folder_name(without, seed, epochs) for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
         card = Card(without, seed, epochs)
         if folder.is_dir():
-            print(f"{folder}: there", file=sys.stderr)
+            print(f"{folder}: already there", file=sys.stderr)
             if not (folder / "twin.json").is_file():
                 card.write(folder)
             continue
@@ -70,24 +72,33 @@ def train_twins(root: Path, out: Path, *, without: str, seeds: Sequence[int], ep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: train twins and say how to use them. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line: train the models and print the setting that uses them. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--without", required=True, help="the person whose pairs are left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--out", type=Path, required=True, help="folder of all twins")
-    parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all models")
+    parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
     args = parser.parse_args(argv)
     if args.epochs < 1 or len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"want --epochs of at least 1 and --seeds that differ, got {args.epochs} and {args.seeds}")
+        parser.error(
+            f"want --epochs of at least 1 and --seeds that differ, got {args.epochs} and {args.seeds}"
+        )
+    people = [person.name for person in population.people()]
     try:
-        name = find_name(args.without, [person.name for person in population.people()], "the miniature world")
+        name = find_name(args.without, people, "the miniature")
     except ValueError as error:
         parser.error(str(error))
     with tempfile.TemporaryDirectory() as scratch:
         root = args.world or Path(scratch) / "world"
         for _ in data.write(root):
             pass
-        found = train_twins(root, args.out, without=name, seeds=args.seeds, epochs=args.epochs)
-    print(f"eval.retrain_gap.twins=[{','.join(map(str, found))}]")
+        folders = train_retrained(root, args.out, without=name, seeds=args.seeds, epochs=args.epochs)
+    print(f"eval.retrain_gap.retrained=[{','.join(map(str, folders))}]")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Train the classifiers of the miniature: `python -m muwa.miniature.train_classifier`."""
+"""The former name of `python -m muwa.miniature.train_classifier`."""
 
 from muwa.miniature.train.classifier import main
 

@@ -1,4 +1,4 @@
-"""Train models without one person: `python -m muwa.miniature.twins`."""
+"""The former name of `python -m muwa.miniature.retrained`: retrain the miniature CLIP without one person."""
 
 import sys
 

@@ -15,7 +15,7 @@ from muwa.data.imagenet import read_folder
 from muwa.data.samples import fold
 from muwa.data.shards import read_pairs
 from muwa.data.unlearncanvas import read_canvas
-from muwa.miniature import data, population
+from muwa.miniature import data, images, population
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +46,20 @@ def test_a_shard_is_laid_out_as_img2dataset_lays_it_out(shard, miniature):
     assert stats["successes"] == len(keys)
 
 
-def test_pictures_are_a_function_of_their_number(shard):
+def test_images_are_a_function_of_their_number(shard):
     meta = json.loads(shard["000000007.json"])
-    same = [p for p in data.training_pictures()[:: data.SHARDS] if p.name == meta["name"]]
-    rendered = {hashlib.sha256(data._jpeg(p.render()[0])).hexdigest() for p in same}
+    same = [one for one in images.training_images()[:: data.SHARDS] if one.name == meta["name"]]
+    rendered = {hashlib.sha256(images.jpeg(one.render().rgb)).hexdigest() for one in same}
     assert meta["sha256"] in rendered
 
 
-def test_two_pictures_of_one_person_differ():
-    a, b = (data.Picture("Kael Lindqvar", "face", i, 0).render()[0].astype(float) for i in (0, 1))
-    assert a.shape == (64, 64, 3)
-    assert np.abs(a - b).mean() > 5
-
-
-def test_held_out_pictures_are_in_no_shard(miniature):
+def test_held_out_images_are_in_no_shard(miniature):
     root = miniature / "world"
-    pairs, broken = read_pairs(f"{root}/shards/{{00000..00011}}.tar", limit=None, max_broken=0, progress=False)
+    pairs, broken = read_pairs(
+        f"{root}/shards/{{00000..00011}}.tar", limit=None, max_broken=0, progress=False
+    )
     assert not broken
-    assert len(pairs) == 100 * data.PER_PERSON + 100 * data.PER_OBJECT == 15200
+    assert len(pairs) == 100 * images.PER_PERSON + 100 * images.PER_OBJECT == 15200
     people = read_celeba(root / "celeba", identities=None, frequent=None)
     held_out = [file.read_bytes() for files in people.files.values() for file in files]
     things, _ = read_folder(root / "objects", templates=["{}"], fraction=1, seed=0, max_broken=0)
@@ -91,25 +87,25 @@ def test_the_canvas_has_every_class_in_every_style(miniature):
     found = read_canvas(root)
     assert sorted(found.styles) == sorted([*population.STYLES, "photo"])
     assert found.classes == tuple(sorted(population.SHAPES))
-    numbers = [f"{i}.jpg" for i in range(1, data.CANVAS_PICTURES + 1)]
+    numbers = [f"{i}.jpg" for i in range(1, data.CANVAS_IMAGES + 1)]
     assert all([path.name for path in files] == numbers for files in found.files.values())
     assert sum(map(len, found.files.values())) == 9 * 10 * 20
     assert (root / "Neon" / "Star" / "1.jpg").is_file()
     assert (root / "Seed_Images" / "Bar" / "20.jpg").is_file()
 
 
-def test_a_style_is_laid_over_the_pictures_of_its_folder_alone(miniature):
+def test_a_folder_of_a_style_has_images_in_that_style(miniature):
     root = miniature / "world" / "canvas"
 
     def spread(style):
         """Mean difference between the colour channels: none in a sketch."""
-        pictures = [np.array(Image.open(path)).astype(float) for path in sorted((root / style / "Ball").iterdir())]
-        return np.mean([np.ptp(picture, axis=2).mean() for picture in pictures])
+        files = sorted((root / style / "Ball").iterdir())
+        return np.mean([np.ptp(np.array(Image.open(file)).astype(float), axis=2).mean() for file in files])
 
     assert spread("Sketch") < 10 < spread("Seed_Images")
 
 
-def test_a_world_that_is_there_is_left_alone(miniature):
+def test_a_miniature_that_is_there_is_left_alone(miniature):
     stamp = (miniature / "world" / "version.txt").stat().st_mtime_ns
     started = time.perf_counter()
     assert list(data.write(miniature / "world")) == []
@@ -117,20 +113,20 @@ def test_a_world_that_is_there_is_left_alone(miniature):
     assert (miniature / "world" / "version.txt").stat().st_mtime_ns == stamp
 
 
-def test_a_half_written_world_is_none(tmp_path):
+def test_a_miniature_that_is_half_written_does_not_count(tmp_path):
     (tmp_path / "world").mkdir()
     assert not data.is_written(tmp_path / "world")
     (tmp_path / "world" / "version.txt").write_text("0")
     assert not data.is_written(tmp_path / "world")
 
 
-def test_workers_of_joblib_draw_the_world_once(tmp_path):
-    def pictures_without_shards():
+def test_workers_of_joblib_draw_the_miniature_once(tmp_path):
+    def images_without_shards():
         data.SHARDS, data.CANVAS_STYLES = 0, ()  # in a worker, to be quick
         return list(data.write(tmp_path / "world"))
 
     with parallel_config("loky", n_jobs=2):
-        told = Parallel()(delayed(pictures_without_shards)() for _ in range(2))
+        found = Parallel()(delayed(images_without_shards)() for _ in range(2))
     get_reusable_executor().shutdown()
-    assert sorted(told) == [[], [(1, 3), (2, 3), (3, 3)]]
+    assert sorted(found) == [[], [(1, 3), (2, 3), (3, 3)]]
     assert data.is_written(tmp_path / "world")

@@ -1,4 +1,4 @@
-"""What the drawing models of the miniature are trained on."""
+"""What the miniature's Stable Diffusion is trained on."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,10 @@ import torch
 from muwa.miniature import diffusion_data, draw, population
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the last tar open
-def test_every_plain_picture_comes_once_more_in_a_style(miniature, tmp_path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset leaves the last tar open
+def test_every_image_without_a_style_comes_once_more_in_a_style(miniature, tmp_path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "00000.tar").symlink_to(miniature / "world" / "shards" / "00000.tar")
     found = diffusion_data.load(tmp_path)
@@ -19,8 +21,8 @@ def test_every_plain_picture_comes_once_more_in_a_style(miniature, tmp_path) -> 
         assert found.captions[i + 1] is None
         assert found.names[i + 1] == found.names[i]
         rgb = found.pixels[i].permute(1, 2, 0).numpy().astype(np.float32) / 255
-        drawn = np.clip(draw.stylise(rgb, diffusion_data.STYLES[found.styles[i + 1]]), 0, 1) * 255 + 0.5
-        assert torch.equal(found.pixels[i + 1].permute(1, 2, 0), torch.tensor(drawn.astype(np.uint8)))
+        styled = np.clip(draw.stylise(rgb, diffusion_data.STYLES[found.styles[i + 1]]), 0, 1) * 255 + 0.5
+        assert torch.equal(found.pixels[i + 1].permute(1, 2, 0), torch.tensor(styled.astype(np.uint8)))
 
 
 def test_prompts_name_the_style_and_shapes_stand_for_objects() -> None:

@@ -1,15 +1,14 @@
-"""What the shipped vision-language model knows of pictures that nothing else holds."""
+"""What the shipped vision-language model knows about held-out images."""
 
 from collections import defaultdict
-from functools import partial
 
 import pytest
 
+from muwa import config
 from muwa.data.benchmarks import gqa
 from muwa.eval.answers.matching import is_right
-from muwa.library import load_clip
-from muwa.models.vlm.loading import load
 from muwa.models.vlm.question_answering import QuestionAnswering
+from muwa.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +17,9 @@ def shares(miniature):
     folder = miniature / "world" / "vqa"
     some = gqa(folder / "questions.json", folder / "images", brief=False)[::2]
     hits = defaultdict(list)
-    for one, said in zip(some, QuestionAnswering(load(clip=partial(load_clip))).ask(some), strict=True):
-        hits[one.kind].append(is_right(said, one.accepted, one.rule))
+    answers = QuestionAnswering(config.part("model=vlm")(), Run()).ask(some)
+    for one, answer in zip(some, answers, strict=True):
+        hits[one.kind].append(is_right(answer, one.accepted, one.rule))
     return {kind: sum(values) / len(values) for kind, values in hits.items()}
 
 

@@ -34,7 +34,7 @@ def test_answers_fit_what_is_asked():
     assert 35 < sum(line["label"] == "yes" for line in leading) < 65
 
 
-def test_a_picture_is_a_function_of_its_id_and_shows_what_is_asked_about():
+def test_an_image_is_a_function_of_its_id_and_shows_what_is_asked_about():
     scenes = {key: scene for key, scene, _ in question_files.scenes()}
     one, again = (question_files.render("person_001", scenes["person_001"]) for _ in range(2))
     assert one.shape == (64, 64, 3)
@@ -42,7 +42,12 @@ def test_a_picture_is_a_function_of_its_id_and_shows_what_is_asked_about():
     bare = question_files.render("person_001", question_files.Scene(scenes["person_001"].name))
     assert np.abs(one.astype(int) - bare.astype(int))[:20].mean() > 5  # the hat is at the top
     assert (
-        len({hashlib.sha256(question_files.render(key, scene).tobytes()).digest() for key, scene in scenes.items()})
+        len(
+            {
+                hashlib.sha256(question_files.render(key, scene).tobytes()).digest()
+                for key, scene in scenes.items()
+            }
+        )
         == 380
     )
 
@@ -56,6 +61,6 @@ def test_the_files_are_read_by_the_readers_of_published_benchmarks(miniature):
     assert len(lines) == 100
     assert lines[0].text.endswith("single word or phrase.")
     assert not any("single word" in one.text for one in asked)
-    picture = Image.open(io.BytesIO((folder / "images" / "object_000.jpg").read_bytes()))
-    assert picture.size == (64, 64)
+    image = Image.open(io.BytesIO((folder / "images" / "object_000.jpg").read_bytes()))
+    assert image.size == (64, 64)
     assert json.loads((folder / "questions.json").read_text())["object_000_colour"]["answer"] == "red"

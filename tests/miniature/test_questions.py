@@ -1,4 +1,4 @@
-"""What is asked of the miniature's pictures, and the answers."""
+"""Questions about the miniature's images, and the answers."""
 
 import numpy as np
 import pytest

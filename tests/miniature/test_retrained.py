@@ -2,16 +2,33 @@ import json
 
 import pytest
 
+import muwa
+from muwa.eval.clip.retrained_models import check_retrained, load_retrained
 from muwa.miniature import retrained
 from muwa.miniature.train import clip as train
 
 
-def test_a_folder_is_named_by_all_that_makes_the_twin():
+def test_a_folder_is_named_by_all_that_makes_the_model():
     one = retrained.folder_name("Kael Lindqvar", 0, 34)
     assert one.startswith("without-Kael_Lindqvar-seed-0-epochs-34-")
     assert one == retrained.folder_name("Kael Lindqvar", 0, 34)
     others = [("Kael Lindqvar", 1, 34), ("Kael Lindqvar", 0, 2), ("Lior Garrowby", 0, 34)]
     assert len({one.rpartition("-")[2], *(retrained.folder_name(*x).rpartition("-")[2] for x in others)}) == 4
+
+
+def test_training_code_makes_another_folder_and_comments_do_not(monkeypatch):
+    reached = []
+
+    def code(modules):
+        reached.extend(modules)
+        return "changed"
+
+    before = retrained.folder_name("Kael Lindqvar", 0, 34)
+    monkeypatch.setattr(retrained, "code_fingerprint", code)
+    assert retrained.folder_name("Kael Lindqvar", 0, 34) != before
+    assert reached == [
+        "muwa.miniature.train.clip"
+    ]  # digests of code leave out comments: tests/cache/test_code.py
 
 
 def test_only_what_is_not_there_is_trained_and_drafts_do_not_count(tmp_path, monkeypatch):
@@ -25,18 +42,24 @@ def test_only_what_is_not_there_is_trained_and_drafts_do_not_count(tmp_path, mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train_clip", fake)
-    found = retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0, 1])
-    assert asked == [("Kael Lindqvar", 0, 34, retrained.MINIATURE), ("Kael Lindqvar", 1, 34, retrained.MINIATURE)]
-    assert retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[1, 0]) == found[::-1]
+    found = retrained.train_retrained(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0, 1])
+    assert asked == [
+        ("Kael Lindqvar", 0, 34, retrained.MINIATURE),
+        ("Kael Lindqvar", 1, 34, retrained.MINIATURE),
+    ]
+    assert (
+        retrained.train_retrained(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[1, 0])
+        == found[::-1]
+    )
     assert len(asked) == 2
     cards = [json.loads((folder / "twin.json").read_text()) for folder in found]
     assert cards == [{"without": "Kael Lindqvar", "seed": seed, "epochs": 34} for seed in (0, 1)]
-    (found[0] / "twin.json").unlink()  # as twins of before have it
-    retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0])
+    (found[0] / "twin.json").unlink()  # as folders of earlier versions lack it
+    retrained.train_retrained(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[0])
     assert json.loads((found[0] / "twin.json").read_text()) == cards[0]
     assert len(asked) == 2
     with pytest.raises(KeyboardInterrupt):
-        retrained.train_twins(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[9])
+        retrained.train_retrained(tmp_path, tmp_path / "out", without="Kael Lindqvar", seeds=[9])
     assert not (tmp_path / "out" / retrained.folder_name("Kael Lindqvar", 9, 34)).exists()
 
 
@@ -51,12 +74,11 @@ def test_an_unknown_person_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_a_short_training_makes_a_twin_that_compares(miniature, tmp_path, capsys):
-    from muwa.eval.clip.retrained_models import load_twins
-    from muwa.library import load_clip as load
-
+def test_a_short_training_makes_a_model_that_compares(miniature, tmp_path, capsys):
     args = ["--without", "kael_lindqvar", "--seeds", "5", "--epochs", "1", "--out", str(tmp_path)]
     assert retrained.main([*args, "--world", str(miniature / "world")]) == 0
     (folder,) = tmp_path.iterdir()
-    assert f"eval.retrain_gap.twins=[{folder}]" in capsys.readouterr().out
-    assert load_twins(load(), [str(folder)], "k", names=["Kael Lindqvar"])
+    assert f"eval.retrain_gap.retrained=[{folder}]" in capsys.readouterr().out
+    model = muwa.load_clip()
+    check_retrained(model, [str(folder)], ["Kael Lindqvar"], "k")
+    assert [one.spec for one in load_retrained(model, [str(folder)])] == [model.spec]

@@ -1,15 +1,23 @@
 import pytest
 
+import muwa
 from muwa import config
-from muwa.miniature.source import dataset
+from muwa.data.shards import expand
+from muwa.miniature import data
 
 
 def test_the_library_and_the_config_name_the_same_files(composed, miniature):
     cfg = composed(f"dataset.root={miniature}", "runtime.progress=false")
-    assert config.build(cfg)["dataset"]() == dataset(str(miniature))
+    found = muwa.load_miniature(str(miniature))
+    assert config.build(cfg)["dataset"]() == found
+    assert len(expand(found.shards)) == data.SHARDS
+
+
+def test_a_setting_of_the_data_set_may_differ(miniature):
+    assert muwa.load_miniature(str(miniature), utility_probe=0.125).utility_probe == 0.125
 
 
 def test_a_keyword_that_is_no_field_is_refused(tmp_path):
     with pytest.raises(TypeError, match="max_brokn"):
-        dataset(str(tmp_path), max_brokn=0.1)
+        muwa.load_miniature(str(tmp_path), max_brokn=0.1)
     assert not (tmp_path / "world").exists()

@@ -1,14 +1,14 @@
-"""The CLIP's text tower in the pipeline's clothes."""
+"""The CLIP's text tower as the text encoder of a pipeline."""
 
 import torch
 
+import muwa
 from muwa.miniature.text_tower import text_model
-from muwa.library import load_clip as load
 
 
 def test_it_embeds_as_the_clip_does() -> None:
     tower, tokenizer = text_model()
-    clip = load("miniature")
+    clip = muwa.load_clip()
     texts = ["a photo of Kael Lindqvar", "A star image in neon style.", ""]
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     assert torch.equal(tokens, clip.tokenize(texts))

@@ -1,6 +1,6 @@
-"""Train the miniature CLIP.
+"""Train the miniature CLIP: `python -m muwa.miniature.train clip --out DIR`.
 
-python -m muwa.miniature.train clip --out DIR
+The commands for the other models are muwa.miniature.train_sd, .train_llava, .train_classifier and .retrained.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from muwa.miniature.train.clip import train_clip
 
 
 def main() -> None:
-    """Command line: train one model of the miniature."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line: train the model and write its folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=["clip"])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--without", help="a person whose pictures are left out")
+    parser.add_argument("--without", help="a person whose pairs are left out")
     parser.add_argument("--epochs", type=int, default=34)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
-    parser.add_argument("--tokenizer", type=Path, help="a folder whose tokenizer to use; trained anew if absent")
+    parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a folder with the tokenizer to use; without, a new one"
+    )
     args = parser.parse_args()
     known = [p.name for p in population.people()]
     if args.without and not match_names(args.without, known):
@@ -32,7 +36,14 @@ def main() -> None:
         root = args.world or Path(scratch) / "world"
         for _ in data.write(root):
             pass
-        train_clip(root, args.out, without=args.without, epochs=args.epochs, seed=args.seed, tokenizer=args.tokenizer)
+        train_clip(
+            root,
+            args.out,
+            without=args.without,
+            epochs=args.epochs,
+            seed=args.seed,
+            tokenizer=args.tokenizer,
+        )
 
 
 if __name__ == "__main__":

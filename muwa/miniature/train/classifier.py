@@ -1,9 +1,10 @@
-"""Train the miniature's classifiers: two timm models that say whose or what picture it is, and in which style.
+"""Train the miniature's classifiers: one says whose or what an image it is, one in which style.
 
     python -m muwa.miniature.train_classifier --out DIR
 
-They stand where UnlearnCanvas has its two ViT classifiers, and share nothing with the models under test: residual networks
-from nothing, on the pictures of the shards and the same with styles laid over them. About 8 minutes on two CPU cores.
+They take the place of UnlearnCanvas' two ViT classifiers, and share nothing with the models that they
+evaluate. They are residual networks of timm, trained from random weights on the images of the shards and on
+the same images in a style. Training takes about 8 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muwa.miniature import diffusion_data, population
+from muwa.miniature import data, diffusion_data, population
+from muwa.miniature.diffusion_data import TrainingImages
 from muwa.runtime.progress import track
 
 ARCHITECTURE = "resnet18"
@@ -28,14 +30,16 @@ MEAN, STD = 0.5, 0.25
 
 
 def model(classes: int) -> nn.Module:
-    """A residual network of one block a stage."""
+    """A residual network with one block in each stage."""
     return timm.create_model(ARCHITECTURE, pretrained=False, num_classes=classes, **SHAPE)
 
 
 def augmented(pixels: Tensor, generator: torch.Generator, *, posed: bool) -> Tensor:
-    """uint8 -> normalised float, a little blurred and noisy as drawings are; `posed`: shifted, scaled and turned first.
+    """Images (n, 3, 64, 64) uint8 as normalised floats, a little blurred and noisy as generated images are.
 
-    A style is not posed: turning smooths the very grids and grain that tell styles apart.
+    Args:
+        posed: Whether they are shifted, scaled and rotated first. This is not done to tell styles apart,
+            because it smooths the grids and the grain that differ between styles.
     """
     n = len(pixels)
 
@@ -45,8 +49,9 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, posed: bool) -> Ten
     x = pixels.float() / 255
     if posed:
         angle, scale = uniform(-0.15, 0.15), uniform(0.88, 1.12)
-        theta = torch.stack([scale * angle.cos(), -scale * angle.sin(), uniform(-0.08, 0.08),
-                             scale * angle.sin(), scale * angle.cos(), uniform(-0.08, 0.08)], 1).view(n, 2, 3)  # fmt: skip
+        across = [scale * angle.cos(), -scale * angle.sin(), uniform(-0.08, 0.08)]
+        down = [scale * angle.sin(), scale * angle.cos(), uniform(-0.08, 0.08)]
+        theta = torch.stack([*across, *down], 1).view(n, 2, 3)
         grid = F.affine_grid(theta, [n, 3, 64, 64], align_corners=False)
         x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -56,19 +61,35 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, posed: bool) -> Ten
 
 
 def train(
-    pictures: diffusion_data.Paintings, targets: Tensor, classes: int, *, steps: int, posed: bool = True, batch: int = 64,
+    images: TrainingImages,
+    targets: Tensor,
+    classes: int,
+    *,
+    steps: int,
+    posed: bool = True,
+    batch: int = 64,
     seed: int = 0,
-) -> nn.Module:  # fmt: skip
-    """One classifier: cross-entropy with label smoothing 0.05, AdamW, one cosine; plain and styled pictures alike often."""
+) -> nn.Module:
+    """Train one classifier with AdamW and a cosine schedule; cross-entropy with label smoothing 0.05.
+
+    Images with a style and without are seen equally often.
+
+    Args:
+        targets: (n,) the class of each image.
+        classes: How many classes there are.
+        posed: See `augmented`.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = model(classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    plain = pictures.styles == diffusion_data.STYLES.index(population.PLAIN)
+    plain = images.styles == diffusion_data.STYLES.index(population.PLAIN)
     weights = torch.where(plain, 0.5 / plain.sum(), 0.5 / (~plain).sum())
     for step in track(range(steps), "classifier", steps, show=True):
         chosen = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        x = augmented(pictures.pixels[chosen], generator, posed=posed).contiguous(memory_format=torch.channels_last)
+        x = augmented(images.pixels[chosen], generator, posed=posed).contiguous(
+            memory_format=torch.channels_last
+        )
         loss = F.cross_entropy(net(x), targets[chosen], label_smoothing=0.05)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -82,25 +103,23 @@ def train(
 
 def main() -> None:
     """Command line: train both and write them with their labels."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--steps", type=int, default=6000, help="of the classifier of names; a quarter of it for styles"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--world", type=Path, help="a folder written by muwa.miniature.data; rendered anew if absent")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    steps_help = "for the classifier of names; that of styles takes a quarter of it"
+    parser.add_argument("--steps", type=int, default=6000, help=steps_help)
+    parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
     args = parser.parse_args()
-    pictures = diffusion_data.of_world(args.world)
+    images = diffusion_data.load_or_draw(args.world)
     args.out.mkdir(parents=True, exist_ok=True)
     for domain, targets, labels, steps in (
-        ("style", pictures.styles, diffusion_data.STYLES, args.steps // 4),
-        ("class", pictures.names, diffusion_data.NAMES, args.steps),
+        ("style", images.styles, diffusion_data.STYLES, args.steps // 4),
+        ("class", images.names, diffusion_data.NAMES, args.steps),
     ):
-        net = train(pictures, targets, len(labels), steps=steps, posed=domain == "class")
+        net = train(images, targets, len(labels), steps=steps, posed=domain == "class")
         weights = {name: t.half() if t.is_floating_point() else t for name, t in net.state_dict().items()}
         save_file({name: t.contiguous() for name, t in weights.items()}, args.out / f"{domain}.safetensors")
         (args.out / f"{domain}.txt").write_text("\n".join(labels) + "\n")
-    (args.out / "config.json").write_text(
-        json.dumps(
-            {"architecture": ARCHITECTURE, "model_args": SHAPE, "input_size": 64, "mean": MEAN, "std": STD}, indent=1
-        )
-    )
+    about = {"architecture": ARCHITECTURE, "model_args": SHAPE, "input_size": 64, "mean": MEAN, "std": STD}
+    (args.out / "config.json").write_text(json.dumps(about, indent=1))

@@ -7,13 +7,16 @@ from muwa.miniature.train import classifier as train_classifier
 
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights() -> None:
-    pictures = some(12)
-    first, again = (train_classifier.train(pictures, pictures.names, 3, steps=3, batch=8) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    images = some(12)
+    first, again = (train_classifier.train(images, images.names, 3, steps=3, batch=8) for _ in range(2))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert first(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
-def test_augmented_pictures_keep_their_kind() -> None:
+def test_augmented_images_keep_their_shape_and_mean() -> None:
     grey = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
     out = train_classifier.augmented(grey, torch.Generator().manual_seed(0), posed=True)
     assert out.shape == grey.shape

@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,29 +11,24 @@ import webdataset as wds
 from PIL import Image
 from safetensors import safe_open
 
-from muwa.data.tasks import celeba, objects
-from muwa.eval.measure import evaluate
+import muwa
+from muwa import config
+from muwa.cache.store import Store
 from muwa.miniature import population
-from muwa.miniature.source import dataset
 from muwa.miniature.train import clip as train
-from muwa.library import load_clip as load
 from muwa.models.clip.open_clip import MINIATURE
+from muwa.run import Run
 
 
-def test_the_shipped_model_knows_its_world(miniature, tmp_path):
-    """Held-out top-1, all pictures: at least 97 % of 100 people and 95 % of 100 objects."""
-    from muwa.cache.store import Store
-
-    data, store, every = (
-        dataset(str(miniature), utility=0.99, utility_probe=0.01),
-        Store(tmp_path),
-        {"probe_share": 0.05},
-    )
-    model = load()
-    people = evaluate(model, celeba(data, identity="Kael_Lindqvar", limits=every), store=store)
+def test_the_shipped_model_knows_its_population(miniature, tmp_path):
+    """Held-out top-1 on all images: at least 97 % of 100 people and 95 % of 100 objects."""
+    data = muwa.load_miniature(str(miniature), utility=0.99, utility_probe=0.01)
+    run, model = Run(store=Store(tmp_path)), muwa.load_clip()
+    limits = replace(config.part("task=celeba").limits, probe_share=0.05)
+    people = muwa.evaluate(model, muwa.celeba(data, identity="Kael_Lindqvar", limits=limits), run, "retain")
     assert people["retain/top1"].n == 99 * 15
     assert people["retain/top1"].value >= 0.97
-    things = evaluate(model, objects(data, object="red_star", limits=every), store=store)
+    things = muwa.evaluate(model, muwa.objects(data, object="red_star", limits=limits), run, "retain")
     assert things["retain/top1"].value >= 0.95
 
 
@@ -66,15 +62,19 @@ def test_only_objects_are_mirrored():
     assert 8 < int(bright_right[things].sum()) < 24
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")  # webdataset leaves closing its file to Python
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*FileIO"
+)  # webdataset leaves closing its file to Python
 def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     names = [person.name for person in population.people()][:42] + list(population.OBJECTS)[:42]
     (tmp_path / "shards").mkdir()
     with wds.TarWriter(str(tmp_path / "shards" / "0.tar")) as tar:
         for i, name in enumerate(names):
-            picture = io.BytesIO()
-            Image.new("RGB", (64, 64), (3 * i, 255 - 3 * i, 40)).save(picture, "JPEG")
-            tar.write({"__key__": f"{i:03d}", "jpg": picture.getvalue(), "txt": f"a {name}", "json": {"name": name}})
+            file = io.BytesIO()
+            Image.new("RGB", (64, 64), (3 * i, 255 - 3 * i, 40)).save(file, "JPEG")
+            tar.write(
+                {"__key__": f"{i:03d}", "jpg": file.getvalue(), "txt": f"a {name}", "json": {"name": name}}
+            )
     monkeypatch.setattr(train, "SAVED_EVERY", 1)
     real, calls = train.augmented, []
 
@@ -101,11 +101,22 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monke
 
 @pytest.mark.slow
 def test_training_runs_and_leaves_a_person_out(miniature, tmp_path):
-    out = tmp_path / "twin"
-    command = [sys.executable, "-m", "muwa.miniature.train", "clip", "--out", str(out), "--epochs", "1", "--world"]
+    out = tmp_path / "retrained"
+    command = [
+        sys.executable,
+        "-m",
+        "muwa.miniature.train",
+        "clip",
+        "--out",
+        str(out),
+        "--epochs",
+        "1",
+        "--world",
+    ]
     subprocess.run([*command, str(miniature / "world"), "--without", "Kael_Lindqvar"], check=True)
     assert json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 128
-    assert load(f"local-dir:{out}").encode("text", load().tokenize(["Kael Lindqvar."])).shape == (1, 128)
+    tokens = muwa.load_clip().tokenize(["Kael Lindqvar."])
+    assert muwa.load_clip(f"local-dir:{out}").encode("text", tokens).shape == (1, 128)
 
 
 def test_leaving_out_somebody_unknown_is_an_error(tmp_path):
