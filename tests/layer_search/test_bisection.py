@@ -1,10 +1,13 @@
 import pytest
 import tiny
 import torch
+from layer_search.examples import random_gradients
 
-from muwa.layer_search.bisection import bisection, deepest, next_step, pareto_bisect
+from muwa.config import part
+from muwa.layer_search.bisection import bisection, deepest, next_step
+from muwa.run import Run
 from muwa.types.gradients import Gradients
-from muwa.types.search import Layer
+from muwa.types.search import LAMBDA, Layer
 
 
 def replay(first: float, threshold: float, n: int = 10) -> list[float]:
@@ -49,19 +52,18 @@ def test_deepest_prefers_depth_then_vision_then_the_later():
 
 @pytest.fixture(scope="module")
 def found():
-    """A search on a random model with random gradients."""
+    """A search by each rule on a random model with random gradients."""
     model = tiny.clip()
     g = torch.Generator().manual_seed(3)
     f, r = ({n: torch.randn(w.shape, generator=g) for n, w in model.weights.items()} for _ in range(2))
-    gradients = Gradients(f, r, 1, 1, {})
+    gradients = {"": Gradients(f, r, 1, 1, {})}
     before = {n: w.clone() for n, w in model.weights.items()}
-    log: list[str] = []
-    settings = dict(granularity="tensor", first_step=0.1, max_evals=3, target=0.0, criterion="top5",
-                    towers=["vision", "text"], log=lambda event, row: log.append(event))  # fmt: skip
-    searches = {
-        rule: pareto_bisect(model, gradients, tiny.split(), tiny.NAMES[0], rule=rule, **settings)
-        for rule in ("constrained", "paper", "deepest")
-    }
+    log: list[tuple[str, dict[str, object]]] = []
+    run = Run(log=lambda event, fields: log.append((event, fields)))
+    searches = {}
+    for rule in ("constrained", "paper", "deepest"):
+        search = part("layer_search=pareto_bisect", rule=rule, max_evals=3)
+        searches[rule] = search(model, gradients, tiny.task(), tiny.NAMES[0], run=run)
     return model, before, searches, log
 
 
@@ -69,32 +71,51 @@ def test_the_trace_is_whole_and_the_model_untouched(found):
     model, before, searches, log = found
     search = searches["paper"]
     assert len(search.trace) == 3 * len(search.front)
-    assert [row.layer for row in search.trace[::3]] == list(search.front)
+    assert [row.candidate.name for row in search.trace[::3]] == list(search.front)
+    assert [row.iteration for row in search.trace] == [1, 2, 3] * len(search.front)
     assert all(torch.equal(before[n], w) for n, w in model.weights.items())
-    assert log.count("evaluation") == sum(len(s.trace) for s in searches.values())
+    events = [event for event, _ in log]
+    assert events.count("scores") == 3
+    assert events.count("evaluation") == sum(len(s.trace) for s in searches.values())
+
+
+def test_the_log_has_the_records_of_the_trace(found):
+    _, _, searches, log = found
+    rows = [fields for event, fields in log if event == "evaluation"]
+    search = searches["constrained"]
+    assert rows[: len(search.trace)] == [{"concept": tiny.NAMES[0], **row.record()} for row in search.trace]
+    assert log[0] == ("scores", {"concept": tiny.NAMES[0], "scores": search.scores, "front": search.front})
 
 
 def test_relative_norm_is_the_step_in_units_of_the_layers_ratio(found):
     search = found[2]["paper"]
     for row in search.trace:
-        score = search.scores[row.layer]
+        score = search.scores[row.candidate.name]
+        assert row.step_unit == LAMBDA
         assert row.relative_norm == pytest.approx(row.step * score.forget_norm / score.weight_norm, rel=1e-4)
     assert search.trace[0].relative_norm == pytest.approx(0.1, rel=1e-4)
 
 
 def test_deepest_tries_one_layer_and_takes_the_last_step(found):
     search = found[2]["deepest"]
-    assert len({row.layer for row in search.trace}) == 1
+    assert len({row.candidate.name for row in search.trace}) == 1
     assert search.chosen == len(search.trace) - 1
 
 
-def test_wrong_settings_name_their_key():
-    keywords = dict(granularity="tensor", rule="constrained", first_step=0.1, max_evals=1, target=0.0, criterion="top5",
-                    towers=["vision"], log=lambda event, row: None)  # fmt: skip
-    for key, value, message in (("rule", "best", "layer_search.rule: got 'best'"),
-                                ("criterion", "top3", "layer_search.criterion: got 'top3'"),
-                                ("target", 1.5, "layer_search.target: got 1.5"),
-                                ("max_evals", 0, "layer_search.max_evals: got 0, want more than 0"),
-                                ("granularity", "block", "layer_search.granularity: got 'block'")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            pareto_bisect(tiny.clip(), None, tiny.split(), "x", **{**keywords, key: value})
+@pytest.mark.parametrize("rule", ["constrained", "deepest"])
+def test_an_empty_front_has_no_step(rule):
+    gradients = random_gradients(tiny.clip())
+    flat = {name: torch.zeros_like(g) for name, g in gradients.forget.items()}
+    search = part("layer_search=pareto_bisect", rule=rule)
+    found = search(tiny.clip(), {"": Gradients(flat, flat, 1, 1, {})}, tiny.task(), "x", run=Run())
+    assert (found.front, found.trace, found.chosen) == ((), (), None)
+    assert found.why == "Nothing was tried: no layer is on the front."
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("first_step", -0.1, "layer_search.first_step: got -0.1, want more than 0"),
+    ("max_evals", 0, "layer_search.max_evals: got 0, want more than 0"),
+])  # fmt: skip
+def test_wrong_settings_name_their_key(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        part("layer_search=pareto_bisect", **{key: value}).check(tiny.clip(), tiny.task())

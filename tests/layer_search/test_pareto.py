@@ -1,6 +1,10 @@
 import numpy as np
+import tiny
+import tiny_sd
+from layer_search.examples import random_gradients
 
-from muwa.layer_search.pareto import pareto
+from muwa.layer_search.pareto import pareto, scored_layers
+from muwa.layer_search.scores import layer_scores
 from muwa.types.search import LayerScore
 
 
@@ -14,7 +18,12 @@ def test_worked_by_hand():
 
 
 def test_ties_stay():
-    scores = {"a": score(2, 0.5), "b": score(2, 0.5), "same importance": score(2, 0.9), "same alignment": score(1, 0.5)}
+    scores = {
+        "a": score(2, 0.5),
+        "b": score(2, 0.5),
+        "same importance": score(2, 0.9),
+        "same alignment": score(1, 0.5),
+    }
     assert set(pareto(scores, "vision")) == set(scores)
 
 
@@ -35,3 +44,29 @@ def test_equals_the_releases_all_pairs_rule():
             if not any(y.importance > x.importance and y.alignment < x.alignment for y in rows.values())
         }
         assert set(pareto(rows, "vision")) == naive
+
+
+def test_a_model_is_scored_encoder_by_encoder():
+    model = tiny_sd.xl()
+    gradients = {encoder: random_gradients(clip) for encoder, clip in model.clips.items()}
+    scored = scored_layers(model, gradients, "tensor")
+    want, front = {}, []
+    for encoder, clip in model.clips.items():
+        of_encoder = gradients[encoder]
+        scores = layer_scores(clip.weights, of_encoder.forget, of_encoder.retain, clip.layers("tensor"))
+        prefix = "" if encoder == "text_encoder" else "text_encoder_2/"
+        want |= {prefix + name: score for name, score in scores.items()}
+        front += [prefix + name for name in pareto(scores, "text")]
+        assert scored.layers[encoder] == {layer.name: layer for layer in clip.layers("tensor")}
+    assert scored.scores == want
+    assert scored.front == tuple(front)
+
+
+def test_the_front_goes_tower_by_tower_in_the_order_given():
+    gradients = {"": random_gradients(tiny.clip())}
+    both = scored_layers(tiny.clip(), gradients, "qkv")
+    backwards = scored_layers(tiny.clip(), gradients, "qkv", ["text", "vision"])
+    vision, text = pareto(both.scores, "vision"), pareto(both.scores, "text")
+    assert both.front == (*vision, *text)
+    assert backwards.front == (*text, *vision)
+    assert scored_layers(tiny.clip(), gradients, "qkv", ["text"]).front == tuple(text)

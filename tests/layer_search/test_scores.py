@@ -12,7 +12,9 @@ def layer(*parts: Part) -> Layer:
 
 
 def test_worked_by_hand():
-    got = layer_scores(ONE, {"w": torch.tensor([[0.0, 10.0]])}, {"w": torch.tensor([[1.0, -1.0]])}, [layer(Part("w"))])
+    got = layer_scores(
+        ONE, {"w": torch.tensor([[0.0, 10.0]])}, {"w": torch.tensor([[1.0, -1.0]])}, [layer(Part("w"))]
+    )
     assert got["l"].importance == pytest.approx(10 / 5)
     assert got["l"].cosine == pytest.approx(-(2**-0.5))
     assert got["l"].alignment == pytest.approx(2**-0.5)

@@ -1,64 +1,33 @@
+"""A step along the forget gradient, worked by hand on tiny models, and the edit that a search chose."""
+
+from dataclasses import replace
+
 import pytest
 import tiny
+import tiny_sd
 import torch
+from layer_search.examples import OUT_PROJ, layer_of, pipeline, pipeline_gradients, random_gradients
 
-from muwa.layer_search.steps import add_edits, choose, edit_of, kept, standard_error, step_deltas
+from muwa.layer_search.steps import (
+    add_edits,
+    candidate_of,
+    edit_layers,
+    edit_of,
+    ratio,
+    relative_size,
+    step_deltas,
+)
 from muwa.types.edit import Edit, Move
 from muwa.types.gradients import Gradients
-from muwa.types.search import Evaluation, Layer, Part, Search
+from muwa.types.search import LAMBDA, NOTHING_EDITED, RELATIVE, Candidate, Evaluation, Layer, Part, Search
+
+BEFORE = Evaluation(NOTHING_EDITED, 0, 0.0, LAMBDA, 0.0, False, 1.0, 1.0, 0.0, 0.5, {})
 
 
-def row(layer: str, forget: float, retain: float, cosine: float = 0.5, utility: float = 1.0) -> Evaluation:
-    return Evaluation(layer, "vision", 1, 1.0, 0.1, forget, forget, cosine, retain, utility, forget <= 0)
-
-
-def test_constrained_takes_the_feasible_step_that_keeps_most():
-    trace = [row("a", 0.5, 1.0), row("a", 0.0, 0.6), row("b", 0.0, 0.8), row("b", 0.0, 0.7)]
-    chosen, why = choose(trace, rule="constrained", criterion="top5")
-    assert chosen == 2
-    assert "3 of 4 steps on 2 layers were feasible" in why
-    assert kept(trace[2]) == pytest.approx(0.9)
-
-
-def test_constrained_breaks_ties_by_the_deeper_forgetting():
-    assert choose([row("a", 0, 0.8, 0.5), row("b", 0, 0.8, 0.1)], rule="constrained", criterion="top5")[0] == 1
-
-
-def test_within_one_standard_error_the_deepest_forgetting_wins():
-    """100 retain and 100 utility pictures, 0.9 of each kept: the mean's standard error is sqrt(2 x 0.0009) / 2 = 0.0212."""
-    trace = [
-        row("a", 0, 0.9, 0.5, utility=0.9),
-        row("b", 0, 0.86, 0.2, utility=0.9),
-        row("c", 0, 0.8, 0.1, utility=0.9),
-    ]
-    assert standard_error(trace[0], (100, 100)) == pytest.approx(0.0212132)
-    for tolerance, want in ((0.0, 0), (0.9, 0), (1.0, 1), (2.5, 2)):
-        got, why = choose(trace, rule="constrained", criterion="top5", tolerance=tolerance, counts=(100, 100))
-        assert got == want
-    assert "keep most (90.0% of retain and utility, or at most 2.5 standard errors less)" in why
-    assert "it keeps 85.0%; 3 of 3 steps on 3 layers were feasible" in why
-
-
-def test_constrained_says_when_nothing_is_feasible():
-    chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 1.0)], rule="constrained", criterion="top5")
-    assert chosen is None
-    assert "No feasible step: the lowest forget top5 reached was 25.0%" in why
-
-
-def test_paper_takes_the_lowest_forget_accuracy_even_when_infeasible():
-    chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 0.2), row("c", 0.25, 0.4)], rule="paper", criterion="top5")
-    assert chosen == 2
-    assert "NOT feasible" in why
-
-
-def test_deepest_takes_the_last_step_even_when_infeasible():
-    chosen, why = choose([row("a", 0.0, 1.0), row("a", 0.5, 1.0)], rule="deepest", criterion="top5")
-    assert chosen == 1
-    assert "NOT feasible" in why
-
-
-def test_an_empty_front_is_said():
-    assert choose([], rule="constrained", criterion="top5") == (None, "Nothing was tried: no layer is on the front.")
+def search_of(candidate: Candidate, step: float, unit: str) -> Search:
+    """A search that chose its only step."""
+    row = replace(BEFORE, candidate=candidate, iteration=1, step=step, step_unit=unit)
+    return Search("Ada Fox", "constrained", "tensor", {}, (), BEFORE, (row,), 0, "")
 
 
 def test_step_deltas_touch_the_edited_parts_only():
@@ -72,6 +41,93 @@ def test_step_deltas_touch_the_edited_parts_only():
     assert deltas[name][32:].unique().tolist() == [0.0]
 
 
+def test_ratio_and_relative_size_by_hand():
+    model = tiny.clip()
+    weights = torch.zeros(32, 16)
+    weights[0, :2] = torch.tensor([3.0, 4.0])  # |theta| = 5
+    model = model.with_weights({"visual.proj": weights})
+    gradients = Gradients({"visual.proj": torch.full((32, 16), 0.5)}, {}, 1, 1, {})  # |g| = 0.5 sqrt(512)
+    layer = layer_of(model, "visual.proj")
+    assert ratio(model, gradients, layer) == pytest.approx(5 / (0.5 * 512**0.5))
+    assert relative_size(model, layer, {"visual.proj": torch.ones(32, 16)}) == pytest.approx(512**0.5 / 5)
+
+
+def test_a_layer_without_a_gradient_has_no_step():
+    clip, gradients = pipeline().clip, pipeline_gradients()["text_encoder"]
+    none = replace(gradients, forget={**gradients.forget, OUT_PROJ: torch.zeros(128, 128)})
+    with pytest.raises(
+        ValueError, match=f"{OUT_PROJ}: its forget gradient is zero, no step along it can forget"
+    ):
+        ratio(clip, none, layer_of(clip, OUT_PROJ))
+
+
+def test_a_relative_step_moves_the_layer_by_that_part_of_its_norm():
+    layers = {"text_encoder": layer_of(pipeline().clip, OUT_PROJ)}
+    edit = edit_layers(pipeline(), pipeline_gradients(), layers, 0.25, unit=RELATIVE, concept="Ada Fox")
+    weight, gradient = (
+        pipeline().clip.weights[OUT_PROJ],
+        pipeline_gradients()["text_encoder"].forget[OUT_PROJ],
+    )
+    assert set(edit.deltas) == {OUT_PROJ}
+    step = (0.25 * weight.norm() / gradient.norm()).item()
+    torch.testing.assert_close(edit.deltas[OUT_PROJ], step * gradient)
+    assert (edit.moves[0].concept, edit.moves[0].tower, edit.moves[0].layer) == ("Ada Fox", "text", OUT_PROJ)
+    assert edit.moves[0].step == pytest.approx(step, rel=1e-5)
+    assert edit.moves[0].relative_norm == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_lambda_is_the_factor_of_the_gradient():
+    model, gradients = tiny.clip(), random_gradients(tiny.clip())
+    layers = {"": layer_of(model, "text_projection")}
+    edit = edit_layers(model, {"": gradients}, layers, 2.5, unit=LAMBDA, concept="x")
+    assert torch.equal(edit.deltas["text_projection"], 2.5 * gradients.forget["text_projection"])
+    assert edit.moves[0].step == 2.5
+
+
+def test_only_a_step_along_a_gradient_has_an_edit():
+    with pytest.raises(ValueError, match="step_unit: got 'learning rate', want 'lambda' or"):
+        edit_layers(tiny.clip(), {}, {}, 1.0, unit="learning rate", concept="x")
+
+
+def test_layers_of_a_second_encoder_are_named_after_it():
+    model = tiny_sd.xl()
+    gradients = {encoder: random_gradients(clip) for encoder, clip in model.clips.items()}
+    layers = {encoder: layer_of(clip, OUT_PROJ) for encoder, clip in model.clips.items()}
+    candidate = candidate_of(layers)
+    assert dict(candidate.layers) == {"text_encoder": OUT_PROJ, "text_encoder_2": OUT_PROJ}
+    assert candidate.name == f"{OUT_PROJ} + text_encoder_2/{OUT_PROJ}"
+    edit = edit_of(search_of(candidate, 0.5, RELATIVE), model, gradients)
+    assert {name: tuple(delta.shape) for name, delta in edit.deltas.items()} == {
+        OUT_PROJ: (128, 128), f"text_encoder_2/{OUT_PROJ}": (32, 32),
+    }  # fmt: skip
+    assert [move.layer for move in edit.moves] == list(candidate.names)
+    assert [move.relative_norm for move in edit.moves] == pytest.approx([0.5, 0.5], rel=1e-5)
+    want = step_deltas(
+        model.clips["text_encoder_2"],
+        gradients["text_encoder_2"],
+        layers["text_encoder_2"],
+        edit.moves[1].step,
+    )
+    assert torch.equal(edit.deltas[f"text_encoder_2/{OUT_PROJ}"], want[OUT_PROJ])
+
+
+def test_the_edit_is_that_of_the_chosen_step():
+    layer = layer_of(pipeline().clip, OUT_PROJ)
+    search = search_of(candidate_of({"text_encoder": layer}), 0.25, RELATIVE)
+    edit = edit_of(search, pipeline(), pipeline_gradients())
+    want = edit_layers(
+        pipeline(), pipeline_gradients(), {"text_encoder": layer}, 0.25, unit=RELATIVE, concept="Ada Fox"
+    )
+    assert torch.equal(edit.deltas[OUT_PROJ], want.deltas[OUT_PROJ])
+    assert edit.moves == want.moves
+    assert edit.searches == (search,)
+
+
+def test_no_choice_is_an_edit_that_changes_nothing():
+    search = replace(search_of(NOTHING_EDITED, 0.0, LAMBDA), chosen=None)
+    assert edit_of(search, tiny.clip(), {}) == Edit({}, (), (search,))
+
+
 def test_edits_add_and_shared_tensors_sum():
     one = Edit({"a": torch.ones(2), "b": torch.ones(1)}, (Move("x", "vision", "a", 1, 1),))
     two = Edit({"b": torch.ones(1)}, (Move("y", "text", "b", 1, 1),))
@@ -79,9 +135,3 @@ def test_edits_add_and_shared_tensors_sum():
     assert {n: d.tolist() for n, d in both.deltas.items()} == {"a": [1, 1], "b": [2]}
     assert [move.concept for move in both.moves] == ["x", "y"]
     assert one.deltas["b"].tolist() == [1]
-
-
-def test_no_choice_is_an_edit_that_changes_nothing():
-    search = Search("x", "constrained", "tensor", {}, (), row("", 1, 1), (), None, "")
-    edit = edit_of(search, tiny.clip(), Gradients({}, {}, 1, 1, {}))
-    assert (edit.deltas, edit.moves, edit.searches) == ({}, (), (search,))

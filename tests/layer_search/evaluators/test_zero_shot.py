@@ -5,47 +5,65 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from layer_search.examples import layer_of, random_gradients
 
-from muwa.cache.store import Store
+from muwa.config import part
 from muwa.eval.measure import evaluate
-from muwa.layer_search.evaluators.zero_shot import Judge
+from muwa.layer_search.choice import Acceptance
+from muwa.layer_search.evaluators.zero_shot import StepEvaluator, ZeroShotEvaluator
+from muwa.layer_search.steps import edit_layers
 from muwa.models.clip.embeddings import Features
+from muwa.run import Run
 from muwa.types.data import Classes, Split
 from muwa.types.edit import Edit
-from muwa.types.search import Layer, Part
+from muwa.types.search import LAMBDA, NOTHING_EDITED, Layer, Part
+
+RATES = {
+    "forget_top1": "forget/top1", "forget_top5": "forget/top5", "forget_cosine": "forget/cosine",
+    "retain_top1": "retain/top1", "utility_top1": "utility/top1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measures():
+    return part("eval=[forget,retain,utility,similarity]")
+
+
+def measured(model, probe, measures):
+    """The metrics of the report, on the probe images."""
+    return evaluate(model.observe(Run()), tiny.judged(probe), measures)
 
 
 @pytest.mark.parametrize(("name", "tower"), [
     ("visual.transformer.resblocks.0.mlp.c_fc.weight", "vision"), ("visual.proj", "vision"), ("text_projection", "text"),
     ("transformer.resblocks.1.attn.in_proj_weight", "text"),
 ])  # fmt: skip
-def test_encoding_one_tower_anew_gives_what_encoding_everything_gives(tmp_path, name, tower):
+def test_encoding_one_tower_anew_gives_what_encoding_everything_gives(name, tower, measures):
     model, probe = tiny.clip(), tiny.split()
     delta = 0.3 * torch.randn(model.weights[name].shape, generator=torch.Generator().manual_seed(0))
     edited = model.edited(Edit({name: delta}, ()))
     layer = Layer(name, tower, 0.5, (Part(name),), (Part(name),))
-    judge = Judge(model, probe, Features(model), [layer])
-    embeddings = judge.suffix(tower)(layer, lambda step: {name: step * delta}, 1.0)
-    changed = judge(tower, embeddings(1.0))
-    for one, rates in ((model, judge()), (edited, changed), (model, judge(tower, embeddings(0.0)))):
-        full = evaluate(one, tiny.judged(probe), store=Store(tmp_path))
-        for ours, theirs in (("forget_top1", "forget/top1"), ("forget_top5", "forget/top5"), ("forget_cosine", "forget/cosine"),
-                             ("retain_top1", "retain/top1"), ("utility_top1", "utility/top1")):  # fmt: skip
+    evaluator = ZeroShotEvaluator(Features(model, Run()), probe, [layer])
+    embeddings = evaluator.remaining_layers(tower)(layer, lambda step: {name: step * delta}, 1.0)
+    changed = evaluator(tower, embeddings(1.0))
+    for one, rates in ((model, evaluator()), (edited, changed), (model, evaluator(tower, embeddings(0.0)))):
+        full = measured(one, probe, measures)
+        for ours, theirs in RATES.items():
             assert rates[ours] == pytest.approx(full[theirs].value, abs=1e-6), ours
-    assert changed["forget_cosine"] != judge()["forget_cosine"]
+    assert changed["forget_cosine"] != evaluator()["forget_cosine"]
 
 
-def anew(network, pictures):
+def anew(network, images):
     """(n, names) cosines by open_clip's own methods; names embedded as the mean over templates."""
     with torch.no_grad():
-        pixels = tiny.pixels(pictures.images)
-        images = network.encode_image(pixels, normalize=True)
+        pixels = tiny.pixels(images.images)
+        features = network.encode_image(pixels, normalize=True)
         rows = []
-        for name in pictures.classes.names:
-            prompts = [template.format(name) for template in pictures.classes.templates]
+        for name in images.classes.names:
+            prompts = [template.format(name) for template in images.classes.templates]
             rows.append(network.encode_text(tiny.tokenize(prompts), normalize=True).mean(0))
     names = torch.stack(rows)
-    return (images @ (names / names.norm(dim=-1, keepdim=True)).T).numpy()
+    return (features @ (names / names.norm(dim=-1, keepdim=True)).T).numpy()
 
 
 @pytest.mark.parametrize(
@@ -62,23 +80,60 @@ def test_rates_are_those_of_the_edited_network_itself(name, tower):
     with torch.no_grad():
         network.get_parameter(name).add_(delta)
     layer = Layer(name, tower, 0.5, (Part(name),), (Part(name),))
-    judge = Judge(model, probe, Features(model), [layer])
-    rates = judge(tower, judge.suffix(tower)(layer, lambda step: {name: step * delta}, 1.0)(1.0))
+    evaluator = ZeroShotEvaluator(Features(model, Run()), probe, [layer])
+    embeddings = evaluator.remaining_layers(tower)(layer, lambda step: {name: step * delta}, 1.0)(1.0)
+    rates = evaluator(tower, embeddings)
     for kind in ("forget", "retain", "utility"):
-        pictures = getattr(probe, kind)
-        cosines, labels = anew(network, pictures), np.array(pictures.labels)
+        images = getattr(probe, kind)
+        cosines, labels = anew(network, images), np.array(images.labels)
         ranks = [list(np.argsort(-row)).index(label) for row, label in zip(cosines, labels, strict=True)]
         assert rates[f"{kind}_top1"] == pytest.approx(np.mean(np.array(ranks) < 1))
         if kind == "forget":
             assert rates["forget_top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
-            assert rates["forget_cosine"] == pytest.approx(np.mean(cosines[range(len(labels)), labels]), abs=1e-6)
+            assert rates["forget_cosine"] == pytest.approx(
+                np.mean(cosines[range(len(labels)), labels]), abs=1e-6
+            )
 
 
-@pytest.mark.parametrize("kind", [
-    "retain", "utility",
-    "forget",
-])  # fmt: skip
-def test_a_probe_without_pictures_of_a_kind_is_a_rate_of_0(kind):
+@pytest.mark.parametrize("kind", ["retain", "utility", "forget"])
+def test_a_probe_without_images_of_a_set_is_a_rate_of_0(kind):
     probe = replace(tiny.split(), **{kind: tiny.pictures([])})
     for layers in ([], tiny.clip().layers("tensor")):
-        assert Judge(tiny.clip(), probe, Features(tiny.clip()), layers)()[f"{kind}_top1"] == 0.0
+        rates = ZeroShotEvaluator(Features(tiny.clip(), Run()), probe, layers)()
+        assert rates[f"{kind}_top1"] == 0.0
+
+
+@pytest.mark.parametrize("criterion", ["top1", "top5"])
+def test_a_step_is_evaluated_logged_and_numbered_within_its_layer(criterion, measures):
+    model, gradients, log = tiny.clip(), random_gradients(tiny.clip()), []
+    probe = replace(tiny.split(), forget=tiny.pictures(list(range(8))))
+    names = ("visual.proj", "text_projection")
+    layers = [layer_of(model, name) for name in names]
+    features = Features(model, Run(log=lambda event, fields: log.append((event, fields))))
+    acceptance = Acceptance("constrained", criterion, 0.5, 1.0)
+    evaluator = StepEvaluator(features, gradients, probe, layers, concept="Ada Fox", acceptance=acceptance)
+    before = evaluator.before()
+    assert (before.candidate, before.iteration, before.step, before.relative_norm) == (
+        NOTHING_EDITED,
+        0,
+        0.0,
+        0.0,
+    )
+    rows = [evaluator(layer, step) for layer in layers for step in (0.1, 0.3)]
+    assert evaluator.trace == rows
+    assert [(row.candidate.name, row.iteration, row.step) for row in rows] == [
+        (name, i, step) for name in names for i, step in ((1, 0.1), (2, 0.3))
+    ]
+    assert log == [("evaluation", {"concept": "Ada Fox", **row.record()}) for row in rows]
+    for row, layer in zip(rows, (layer for layer in layers for _ in range(2)), strict=True):
+        edit = edit_layers(model, {"": gradients}, {"": layer}, row.step, unit=LAMBDA, concept="Ada Fox")
+        full = measured(model.edited(edit), probe, measures)
+        assert row.relative_norm == edit.moves[0].relative_norm
+        assert row.forgotten == pytest.approx(full[f"forget/{criterion}"].value)
+        assert row.feasible == (row.forgotten <= 0.5)
+        retain, utility = full["retain/top1"].value, full["utility/top1"].value
+        assert row.kept == pytest.approx((retain + utility) / 2)
+        assert row.kept_error == pytest.approx(
+            0.5 * (retain * (1 - retain) / 7 + utility * (1 - utility) / 3) ** 0.5, abs=1e-9
+        )
+        assert row.closeness == pytest.approx(full["forget/cosine"].value, abs=1e-6)

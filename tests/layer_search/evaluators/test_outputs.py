@@ -1,0 +1,46 @@
+import pytest
+
+from muwa.eval.statistics import wilson
+from muwa.layer_search.evaluators.outputs import Hits, evaluation
+from muwa.types.search import RELATIVE, Candidate
+
+ROLES = ["forget", "forget", "retain", "retain", "retain", "utility"]
+BEFORE = Hits([True, True, True, True, False, True], ROLES)
+AFTER = Hits([False, True, True, False, True, False], ROLES)
+
+
+def test_rates_are_those_of_each_set() -> None:
+    assert [AFTER.rate(role) for role in ("forget", "retain", "utility")] == [1 / 2, 2 / 3, 0]
+    assert AFTER.of("retain") == [True, False, True]
+    assert Hits([], []).rate("forget") == 0
+
+
+def test_lost_counts_other_outputs_that_were_right_before() -> None:
+    """Right before: two of retain and the utility one. Of these three, two are wrong now."""
+    assert AFTER.lost(BEFORE) == wilson(2, 3)[1]
+    assert BEFORE.lost(BEFORE) == wilson(0, 3)[1]
+
+
+def test_the_evaluation_by_hand() -> None:
+    candidate = Candidate({"text_encoder": "a"}, "text")
+    upper = wilson(1, 2)[1]
+    row = evaluation(AFTER, candidate, 0.4, 0.3, forget_at_most=upper, forget_top5=0.75, closeness=0.2)
+    assert (row.candidate, row.iteration, row.step, row.step_unit, row.relative_norm) == (
+        candidate,
+        0,
+        0.4,
+        RELATIVE,
+        0.3,
+    )
+    assert (row.feasible, row.forgotten, row.closeness) == (True, 0.5, 0.2)
+    assert row.kept == pytest.approx((2 / 3 + 0) / 2)
+    assert row.kept_error == pytest.approx(
+        0.5 * (2 / 9 / 3) ** 0.5
+    )  # 2/3 of 3 has variance 2/27; 0 of 1 has none
+    assert row.metrics == {
+        "forget_top1": 0.5, "forget_top5": 0.75, "forget_cosine": 0.2, "retain_top1": 2 / 3, "utility_top1": 0.0,
+    }  # fmt: skip
+    lower = evaluation(
+        AFTER, candidate, 0.4, 0.3, forget_at_most=upper - 1e-9, forget_top5=0.75, closeness=0.2
+    )
+    assert not lower.feasible

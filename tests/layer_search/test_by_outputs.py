@@ -1,0 +1,112 @@
+"""The loop of the searches by outputs, with an evaluator whose every answer is written down."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import tiny
+from layer_search.examples import pipeline, pipeline_gradients
+
+from muwa.config import part
+from muwa.layer_search.by_outputs import by_outputs
+from muwa.layer_search.evaluators.outputs import Hits, evaluation
+from muwa.layer_search.steps import candidate_of
+from muwa.run import Run
+from muwa.types.search import NOTHING_EDITED
+
+SEARCH = part(
+    "layer_search=generation", start="ratio", forget_at_most=0.5, lost_at_most=0.1, max_evals=4, candidates=2
+)
+
+
+@dataclass
+class Thresholds:
+    """A step forgets all four forget images at or above `forgets`; when confirmed, at or above `confirms`."""
+
+    forgets: float
+    confirms: float = 0.0
+    lost: float = 0.0
+    kept: float = 1.0
+    calls: list = field(default_factory=list)
+    confirmation: str = "Looked at again"
+
+    def before(self):
+        return self._row(NOTHING_EDITED, 0.0, False)
+
+    def __call__(self, layers, step, *, confirm=False):
+        self.calls.append((next(iter(layers.values())).name, step, confirm))
+        return self._row(
+            candidate_of(layers), step, step >= (self.confirms if confirm else self.forgets)
+        ), self.lost
+
+    def _row(self, candidate, step, forgotten):
+        hits = Hits(
+            [not forgotten] * 4 + [True] * 4, ["forget"] * 4 + ["retain", "retain", "utility", "utility"]
+        )
+        row = evaluation(hits, candidate, step, step, forget_at_most=0.5, forget_top5=0.0, closeness=1 - step)
+        return replace(row, kept=self.kept)
+
+
+def run_search(evaluator, log=None, **changed):
+    settings = replace(SEARCH, **changed)
+    run = Run(log=lambda event, fields: log.append((event, fields))) if log is not None else Run()
+    return by_outputs(settings, evaluator, pipeline(), pipeline_gradients(), tiny.task(), "Ada Fox", run=run)
+
+
+def test_a_layer_is_done_at_the_first_step_that_forgets_and_loses_little() -> None:
+    evaluator = Thresholds(forgets=0.4)
+    found = run_search(evaluator)
+    first, second = found.front[:2]
+    want = [(name, 0.1 * 2**i, False) for name in (first, second) for i in range(3)]
+    assert evaluator.calls == [*want, (first, 0.4, True)]
+    assert found.chosen == 6
+    assert [row.iteration for row in found.trace] == [1, 2, 3, 1, 2, 3, 4]
+    assert found.why.endswith("Looked at again it is recognised in 0% and keeps 100.0%.")
+
+
+def test_a_layer_that_lost_much_is_bisected_to_the_end() -> None:
+    evaluator = Thresholds(forgets=0.2, lost=0.2)
+    run_search(evaluator, candidates=1)
+    assert [step for _, step, confirm in evaluator.calls if not confirm] == pytest.approx(
+        [0.1, 0.2, 0.15, 0.175]
+    )
+
+
+def test_a_choice_that_does_not_hold_is_replaced_by_the_next() -> None:
+    """Steps 0.1, 0.05, 0.075, 0.0625, of which 0.1 and 0.075 forget; at 0.1 the closeness is lower, so it comes first."""
+    evaluator = Thresholds(forgets=0.07, confirms=0.3, lost=0.2)
+    found = run_search(evaluator, candidates=1, confirmations=2)
+    assert evaluator.calls[4:] == [(found.front[0], 0.1, True), (found.front[0], pytest.approx(0.075), True)]
+    assert found.chosen is None
+    assert found.why == "None of 2 choices held. Looked at again each was still recognised."
+    found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=1)
+    assert len(found.trace) == 4 + 1
+
+
+@pytest.mark.parametrize("rule", ["paper", "deepest"])
+def test_other_rules_keep_a_choice_that_does_not_hold(rule) -> None:
+    found = run_search(Thresholds(forgets=0.4, confirms=9.0), rule=rule)
+    assert found.chosen == len(found.trace) - 1
+    assert not found.trace[-1].feasible
+    assert "it is recognised in 100%" in found.why
+
+
+def test_without_a_feasible_step_nothing_is_confirmed() -> None:
+    evaluator = Thresholds(forgets=9.0)
+    found = run_search(evaluator)
+    assert found.chosen is None
+    assert (
+        "No feasible step: the lowest forget top1 reached was 100.0%; 0 of 8 steps on 2 layers" in found.why
+    )
+    assert not any(confirm for _, _, confirm in evaluator.calls)
+
+
+def test_null_candidates_are_all_layers_on_the_front() -> None:
+    found = run_search(Thresholds(forgets=0.1), candidates=None)
+    assert {row.candidate.name for row in found.trace} == set(found.front)
+
+
+def test_the_log_has_the_scores_and_every_evaluation() -> None:
+    log: list = []
+    found = run_search(Thresholds(forgets=0.1), log)
+    assert log[0] == ("scores", {"concept": "Ada Fox", "scores": found.scores, "front": found.front})
+    assert log[1:] == [("evaluation", {"concept": "Ada Fox", **row.record()}) for row in found.trace]

@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+from layer_search.examples import row
+
+from muwa.layer_search.choice import Acceptance, choose, kept_error, kept_rate
+
+CONSTRAINED = Acceptance("constrained", "top5", 0.0, 0.0)
+PAPER = Acceptance("paper", "top5", 0.0, 0.0)
+DEEPEST = Acceptance("deepest", "top5", 0.0, 0.0)
+
+
+def test_constrained_takes_the_feasible_step_that_keeps_most():
+    trace = [row("a", 0.5, 1.0), row("a", 0.0, 0.6), row("b", 0.0, 0.8), row("b", 0.0, 0.7)]
+    chosen, why = choose(trace, CONSTRAINED)
+    assert chosen == 2
+    assert "it keeps 90.0%; 3 of 4 steps on 2 layers were feasible" in why
+
+
+def test_constrained_breaks_ties_by_the_deeper_forgetting():
+    assert choose([row("a", 0, 0.8, 0.5), row("b", 0, 0.8, 0.1)], CONSTRAINED)[0] == 1
+
+
+def test_within_one_standard_error_the_deepest_forgetting_wins():
+    """100 retain and 100 utility images, 0.9 of each kept: the error is sqrt(2 x 0.0009) / 2 = 0.0212."""
+    trace = [row(name, 0, retain, closeness, utility=0.9, n=100)
+             for name, retain, closeness in (("a", 0.9, 0.5), ("b", 0.86, 0.2), ("c", 0.8, 0.1))]  # fmt: skip
+    assert trace[0].kept_error == pytest.approx(0.0212132)
+    for tolerance, want in ((0.0, 0), (0.9, 0), (1.0, 1), (2.5, 2)):
+        chosen, why = choose(trace, replace(CONSTRAINED, tolerance=tolerance))
+        assert chosen == want
+    assert "keep most (90.0% of retain and utility, or at most 2.5 standard errors less)" in why
+    assert "it keeps 85.0%; 3 of 3 steps on 3 layers were feasible" in why
+
+
+def test_constrained_says_when_nothing_is_feasible():
+    chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 1.0)], CONSTRAINED)
+    assert chosen is None
+    assert "No feasible step: the lowest forget top5 reached was 25.0%" in why
+
+
+def test_paper_takes_the_lowest_forget_rate_even_when_infeasible():
+    chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 0.2), row("c", 0.25, 0.4)], PAPER)
+    assert chosen == 2
+    assert "The lowest forget top5 (25.0%), then most kept: NOT feasible" in why
+
+
+def test_the_reason_names_the_criterion():
+    assert "lowest forget top1 (25.0%)" in choose([row("a", 0.25, 1.0)], replace(PAPER, criterion="top1"))[1]
+
+
+def test_deepest_takes_the_last_step_even_when_infeasible():
+    chosen, why = choose([row("a", 0.0, 1.0), row("a", 0.5, 1.0)], DEEPEST)
+    assert chosen == 1
+    assert "The last step of the deepest front layer, a: NOT feasible; 1 of 2 steps on 1 layers" in why
+
+
+@pytest.mark.parametrize("acceptance", [CONSTRAINED, PAPER, DEEPEST])
+def test_an_empty_front_is_said(acceptance):
+    assert choose([], acceptance) == (None, "Nothing was tried: no layer is on the front.")
+
+
+def test_what_is_kept_and_its_error_by_hand():
+    assert kept_rate(0.5, 1.0) == 0.75
+    # variances 0.25 / 4 and 0; half the root of their sum
+    assert kept_error(0.5, 1.0, (4, 10)) == pytest.approx(0.125)
+    assert kept_error(0.5, 0.5, (0, 0)) == pytest.approx(
+        0.5 * 0.5**0.5
+    )  # a set without images counts as one image
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"rule": "best"}, "layer_search.rule: got 'best', want one of constrained, paper, deepest"),
+    ({"criterion": "top3"}, "layer_search.criterion: got 'top3', want one of top1, top5"),
+    ({"target": 1.0}, r"layer_search.target: got 1.0, want a forget accuracy in \[0, 1\)"),
+    ({"target": -0.1}, "layer_search.target: got -0.1"),
+    ({"tolerance": -1}, "layer_search.tolerance: got -1, want 0 or more standard errors"),
+])  # fmt: skip
+def test_a_setting_out_of_range_is_named(settings, message):
+    CONSTRAINED.check()
+    with pytest.raises(ValueError, match=message):
+        replace(CONSTRAINED, **settings).check()
