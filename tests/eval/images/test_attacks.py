@@ -42,13 +42,21 @@ def test_other_words_are_counted_by_hand():
     assert (found.value, found.n) == (pytest.approx(5 / 6), 6)
     reading = found.reading
     assert (reading.role, reading.better, reading.label) == ("attack", "lower", "in other words")
-    assert (reading.section, reading.gone_at, reading.counted) == ("Asked otherwise", 0.05, "generated images")
-    assert sorted(set(model.asked)) == [(text, 2000 + i) for text in ("Ada Fox", "show me Ada Fox!") for i in range(3)]
+    assert (reading.section, reading.gone_at, reading.counted) == (
+        "Asked otherwise",
+        0.05,
+        "generated images",
+    )
+    assert sorted(set(model.asked)) == [
+        (text, 2000 + i) for text in ("Ada Fox", "show me Ada Fox!") for i in range(3)
+    ]
 
 
 def test_a_tokenizer_that_keeps_case_is_asked_in_three_cases():
     model = painter.Painter()
-    model.pipeline.tokenizer = lambda texts, truncation: {"input_ids": [list(text.encode()) for text in texts]}
+    model.pipeline.tokenizer = lambda texts, truncation: {
+        "input_ids": [list(text.encode()) for text in texts]
+    }
     assert measured(model, painter.identity(), "reworded", **WORDS).n == 18
     assert {text for text, _ in model.asked} >= {"Ada Fox", "ada fox", "ADA FOX", "SHOW ME ADA FOX!"}
 
@@ -86,7 +94,10 @@ def test_open_texts_become_the_prompts_of_the_forgotten(task):
 
 
 def test_distinct_keeps_the_first_of_the_same_tokens_and_seed():
-    rows = [ImageRequest(text, seed, "class", "star", "forget") for text, seed in (("A", 1), ("a", 1), ("a", 2), ("b", 1))]
+    rows = [
+        ImageRequest(text, seed, "class", "star", "forget")
+        for text, seed in (("A", 1), ("a", 1), ("a", 2), ("b", 1))
+    ]
     assert distinct(painter.Painter(), rows) == [rows[0], rows[2], rows[3]]
 
 
@@ -148,7 +159,9 @@ def test_a_pipeline_of_two_encoders_is_refused(model):
 
 
 def test_a_kind_without_a_stand_in_is_refused(model):
-    with pytest.raises(ValueError, match="eval.arithmetic.stand_ins: got words for style, want one for identity"):
+    with pytest.raises(
+        ValueError, match="eval.arithmetic.stand_ins: got words for style, want one for identity"
+    ):
         attack("arithmetic", **{**SUMS, "stand_ins": {"style": "plain"}}).check(model, painter.identity())
 
 

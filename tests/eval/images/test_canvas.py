@@ -70,7 +70,9 @@ def test_a_style_is_counted_by_hand():
 
 def test_images_of_the_forgotten_style_count_for_their_class():
     """As in UnlearnCanvas' code: every neon image shows a star, so 2 of its 3 classes are lost, 10 of 45 images."""
-    found = measured(painter.Painter(lambda text, seed: "neon star" if "neon" in text else None), painter.style())
+    found = measured(
+        painter.Painter(lambda text, seed: "neon star" if "neon" in text else None), painter.style()
+    )
     assert found["forget/ua"].value == 0
     assert found["retain/cra"].value == pytest.approx(35 / 45)
 
@@ -86,7 +88,11 @@ def test_a_person_is_counted_by_hand():
         return {"a photo of a star": "ring", "a photo of a ring": "star"}.get(text)
 
     found = measured(painter.Painter(swap), painter.identity())
-    assert [(one.value, one.n) for one in found.values()] == [(0.25, 20), (0.9, 10), (pytest.approx(1 / 3), 15)]
+    assert [(one.value, one.n) for one in found.values()] == [
+        (0.25, 20),
+        (0.9, 10),
+        (pytest.approx(1 / 3), 15),
+    ]
 
 
 def test_seeds_and_numbers_of_names_are_as_asked():
@@ -107,7 +113,9 @@ def test_an_unknown_name_is_refused_before_anything_is_generated():
         labels = MappingProxyType({"class": painter.CLASSES[:-1], "style": painter.STYLES})
 
     model = painter.Painter()
-    with pytest.raises(ValueError, match=r"classifier: no label for the class 'heart'; it knows 5: .*pipeline_clip"):
+    with pytest.raises(
+        ValueError, match=r"classifier: no label for the class 'heart'; it knows 5: .*pipeline_clip"
+    ):
         canvas(classifier=Loaded(Blind())).check(model, painter.identity())
     assert model.asked == []
 

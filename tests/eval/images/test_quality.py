@@ -51,7 +51,11 @@ class Noisy(painter.Painter):
 
     def generate(self, prompts):
         noise = [np.random.default_rng(seed).integers(0, 40, (3, 8, 8)) for seed in prompts.seeds]
-        return (super().generate(prompts).int() + torch.from_numpy(np.stack(noise))).clamp(0, 255).to(torch.uint8)
+        return (
+            (super().generate(prompts).int() + torch.from_numpy(np.stack(noise)))
+            .clamp(0, 255)
+            .to(torch.uint8)
+        )
 
 
 class Blocks(nn.Module):
@@ -91,7 +95,9 @@ def real_task(n=24):
 
 def png8(seed):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 
@@ -107,22 +113,31 @@ def test_fid_and_kid_are_those_of_numpy_on_the_same_features():
     task, model = real_task(), Noisy()
     found = distances(model, task, subset_size=1000)
     drawn = model.generate(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))
-    kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
+    kept = [
+        image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label
+    ]
     real = pixels([*kept, *task.eval.utility.images])
     x, y = (Blocks()(each).double().numpy() for each in (real, drawn))
     assert (len(x), len(y)) == (19, 15)
     assert found["quality/fid"].value == pytest.approx(numpy_fid(x, y), rel=1e-3)
     assert found["quality/kid"].n == 15
     readings = [one.reading for one in found.values()]
-    assert {(one.better, one.unit, one.role, one.features) for one in readings} == {("lower", "distance", "", "Blocks")}
+    assert {(one.better, one.unit, one.role, one.features) for one in readings} == {
+        ("lower", "distance", "", "Blocks")
+    }
     assert {one.section for one in readings} == {"Quality of generated images"}
-    assert readings[0].text == "FID of 15 generated images of what is kept to 19 real ones, on features of Blocks"
+    assert (
+        readings[0].text
+        == "FID of 15 generated images of what is kept to 19 real ones, on features of Blocks"
+    )
 
 
 def test_kid_of_all_images_is_the_unbiased_estimate():
     """As many painted as real images, so that the one subset is everything."""
     task = real_task(18)
-    kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
+    kept = [
+        image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label
+    ]
     model = Noisy()
     found = distances(model, task)
     real = pixels([*kept, *task.eval.utility.images])
@@ -136,7 +151,9 @@ def test_without_a_module_the_features_are_clips():
     task, model = real_task(18), Noisy()
     found = distances(model, task, feature=None)
     clip = tiny.clip()
-    kept = [image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label]
+    kept = [
+        image for image, label in zip(task.eval.retain.images, task.eval.retain.labels, strict=True) if label
+    ]
     x = embed(clip, pixels([*kept, *task.eval.utility.images])).double().numpy()
     y = embed(clip, model.generate(Prompts(*zip(*dict.fromkeys(model.asked), strict=True)))).double().numpy()
     assert found["quality/fid"].value == pytest.approx(numpy_fid(x, y), rel=1e-2)
@@ -221,7 +238,9 @@ def test_an_embedding_is_that_of_features():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(ValueError, match="eval.distances: 0 generated and 0 real images, want at least 2 of each"):
+    with pytest.raises(
+        ValueError, match="eval.distances: 0 generated and 0 real images, want at least 2 of each"
+    ):
         quality("distances", **{**ALL, "retain": 0, "cross": 0}).check(Noisy(), painter.identity())
 
 

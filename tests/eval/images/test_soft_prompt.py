@@ -68,9 +68,16 @@ def loss_of(model, vectors, pairs, texts, draws=24):
         for text in texts:
             told = model.embed([text.format("q q")]).expand(draws, -1, -1)
             x = latents[torch.randint(len(latents), (draws,), generator=generator)]
-            noise, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (draws,), generator=generator)
+            noise, t = (
+                torch.randn(x.shape, generator=generator),
+                torch.randint(1000, (draws,), generator=generator),
+            )
             predicted = model.pipeline.unet(scheduler.add_noise(x, noise, t), t, told).sample
-            truth = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(x, noise, t)
+            truth = (
+                noise
+                if scheduler.config.prediction_type == "epsilon"
+                else scheduler.get_velocity(x, noise, t)
+            )
             total += F.mse_loss(predicted, truth).item()
     return total
 
@@ -109,7 +116,9 @@ def test_latents_are_of_the_images_cut_to_the_generated_size(model):
     assert not torch.equal(got[0], got[1])
 
 
-@pytest.mark.parametrize(("task", "n"), [(painter.identity(), 2), (painter.style(), 4), (painter.kind_class(), 4)])
+@pytest.mark.parametrize(
+    ("task", "n"), [(painter.identity(), 2), (painter.style(), 4), (painter.kind_class(), 4)]
+)
 def test_what_is_generated_is_the_tasks_prompt_with_what_was_learnt(model, monkeypatch, task, n):
     given = []
 
@@ -157,7 +166,9 @@ def test_settings_below_one_are_refused(model):
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_learnt(model, monkeypatch):
-    with pytest.raises(ValueError, match="eval.soft_prompt.start: got words for style, want one for identity"):
+    with pytest.raises(
+        ValueError, match="eval.soft_prompt.start: got words for style, want one for identity"
+    ):
         soft_prompt(start={"style": "art"}).check(model, painter.identity())
     with pytest.raises(ValueError, match="eval.soft_prompt: tiny XL has two text encoders"):
         soft_prompt().check(tiny_sd.xl(), painter.identity())
