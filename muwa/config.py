@@ -180,7 +180,8 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     Args:
         choice: "group=file" as on the command line: "method=ga", "layer_search=grid", "eval=[forget]".
         more: Further overrides, for settings that other settings are made of ("dataset.root=DIR").
-        changed: Settings with other values, of any type.
+        changed: Settings with other values, of any type. A mapping changes some settings of a nested record:
+            `part("task=celeba", identity="Kael_Lindqvar", limits={"retain_pairs": 96})`.
 
     Returns:
         What `build` makes of that group: a record of settings, or a partial.
@@ -198,11 +199,22 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
             cfg[group][key] = None  # so that the rest can be made; the value given takes its place below
     found = instantiate(cfg[group], _convert_="all")
     if isinstance(found, partial):
-        found = partial(found.func, *found.args, **{**found.keywords, **changed})
+        found = _with(found, changed)
     elif changed:
         raise ValueError(f"{choice}: holds {', '.join(found)}; change the settings of one of them instead")
     check({group: found})
     return made(found) if group in RECORDS else found
+
+
+def _with(made: partial, changed: Mapping[str, Any]) -> partial:
+    """A partial with other keywords; a mapping changes some settings of a nested record."""
+    keywords = dict(made.keywords)
+    for name, value in changed.items():
+        nested = keywords.get(name)
+        keywords[name] = (
+            _with(nested, value) if isinstance(nested, partial) and isinstance(value, Mapping) else value
+        )
+    return partial(made.func, *made.args, **keywords)
 
 
 @functools.cache

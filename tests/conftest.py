@@ -23,7 +23,12 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def miniature(shared):
-    """A folder with the whole miniature world in it, drawn once a session, as `dataset.root` wants it."""
+    """A folder with the data of the miniature, as `dataset.root` wants it: drawn once a session, or there already.
+
+    MUWA_TEST_MINIATURE names such a folder, to save the drawing while one works on a test.
+    """
+    if "MUWA_TEST_MINIATURE" in os.environ:
+        return Path(os.environ["MUWA_TEST_MINIATURE"])
     for _ in data.write(shared / "miniature" / "world"):
         pass
     return shared / "miniature"

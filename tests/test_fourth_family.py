@@ -186,6 +186,7 @@ class Found(Measure):
         }
 
 
+SMALL = ("task.limits.retain_pairs=96", "task.limits.eval_retain=1", "dataset.utility=0.05", "dataset.utility_probe=0.03")
 SETTINGS = dict(start="clip", candidates=2, granularity="tensor", rule="constrained", tolerance=1.0, first_step=0.1,
                 max_evals=6, forget_at_most=0.4, lost_at_most=0.1, confirmations=1)  # fmt: skip
 
@@ -199,7 +200,7 @@ def retriever() -> Retriever:
 def finished(miniature, tmp_path_factory):
     """(folder, results.json, objective) of one run through the pipeline."""
     folder = tmp_path_factory.mktemp("retriever")
-    cfg = config.composed(f"dataset.root={miniature}", "task.limits.retain_pairs=320", "runtime.progress=false").copy()
+    cfg = config.composed(f"dataset.root={miniature}", *SMALL, "runtime.progress=false").copy()
     cfg.paths.run = cfg.paths.sweep = str(folder)
     cfg.paths.cache = str(folder / "cache")
     parts = config.build(cfg)
