@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser
 
 if TYPE_CHECKING:
+    from muwa.models.base import Editable
     from muwa.models.diffusion.model import Diffusion
     from muwa.run import Run
     from muwa.types.data import Task
@@ -61,12 +62,8 @@ class ESD(Method):
     start_guidance: float
     seed: int
 
-    def check(self, model: Any, task: Task, run: Run) -> None:
-        """Raise if a setting is out of range or does not fit the model or the run.
-
-        Raises:
-            ValueError: Names the setting, what it was and what is wanted.
-        """
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
         check_unet_method("esd", model, run)
         if self.variant not in VARIANTS:
             raise ValueError(f"method.variant: got {self.variant!r}, want one of {', '.join(VARIANTS)}")

@@ -38,39 +38,33 @@ if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
     from muwa.types.data import Classes, Split, Task
 
-MORE_TENSORS = (
-    0,
-    2,
-    5,
-    8,
-    10,
-    15,
-    20,
-)  # at each noise level: how many more tensors a step moves than `layers`
+# At each noise level: how many more tensors of each tower a step moves than `layers`.
+MORE_TENSORS = (0, 2, 5, 8, 10, 15, 20)
 
 
 @dataclass(frozen=True)
 class LIP(Method):
-    """Adam down the Lipschitz loss (`lipschitz`) at synthetic images, until the model no longer recognises
-    the name.
+    """Adam down a Lipschitz loss at synthetic images, until the model no longer recognises the name in them.
 
-    Each step moves only the tensors of each tower with the largest mean |gradient|. Some epochs do not lower
-    the rate at which the synthetic images are recognised. Such an epoch is undone; the next ones use the next
-    noise level and a few more tensors. Several names are forgotten together; their pairs are not used. The
-    step of each move is the noise; `samples` of the edit counts synthetic images.
+    The loss is `lipschitz`. Each step moves only the tensors of each tower with the largest mean |gradient|.
+    An epoch is undone if it does not lower the rate at which the synthetic images are recognised. The epochs
+    after it use the next noise level, and move a few more tensors.
+
+    Several names are forgotten together; their pairs are not used. The step of each move is the noise level.
+    `samples` of the edit counts synthetic images.
 
     Args:
         pictures: Synthetic images of each name.
         confidence: An image is finished when the probability of its name, among the names of the probe,
             reaches this; in [0, 1).
         dream_steps: Steps of Adam on the pixels of the synthetic images, at most.
-        noise: Noise levels: standard deviations of the perturbation, in scaled pixels, in the order of their
-            use.
+        noise: Noise levels in the order of their use: standard deviations of the perturbation, in scaled
+            pixels.
         copies: Perturbed copies of each image a step.
         layers: Tensors of each tower that a step moves at the first noise level; 0, 2, 5, 8, 10, 15, 20 more
             at the levels in turn.
-        threshold: The smoothing ends when at most this fraction of the synthetic images is recognised; in [0,
-            1).
+        threshold: The smoothing ends when at most this fraction of the synthetic images is recognised. It is
+            in [0, 1).
         epochs: At most; each is one pass over the synthetic images, evaluated on the probe images.
         learning_rate, weight_decay: Of Adam; the decay is part of the gradient.
         batch_size: Synthetic images a step.
@@ -235,8 +229,7 @@ def lipschitz(text: Tensor, image: Tensor, perturbed: Tensor, distances: Tensor)
 
 
 def largest(gradients: Mapping[str, Tensor], count: int) -> set[str]:
-    """The `count` tensors of each tower with the largest mean |gradient|; the earlier one if two are
-    equal."""
+    """The `count` tensors of each tower with the largest mean |gradient|; of equal ones, the first."""
     found: set[str] = set()
     for tower in ("vision", "text"):
         names = [name for name in gradients if tower_of(name) == tower and name != "logit_scale"]

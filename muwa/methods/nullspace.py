@@ -144,8 +144,9 @@ def directions(model: Clip, prompts: Sequence[str], rank: int | None) -> Tensor:
 
 
 def projected(weights: Mapping[str, Tensor], name: str, basis: Tensor, strength: float) -> Deltas:
-    """What the projection adds: `-s W U U^T` to weights (width, d); `-s U U^T W` to weights (d, width) and
-    their bias.
+    """What the projection adds to the weights: `-s W U U^T`, or `-s U U^T W`.
+
+    The first is for weights of shape (width, d), the second for weights of shape (d, width) and their bias.
 
     Args:
         name: The weight (`projection`).

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RAZOR(Method):
-    """Step along `f g_f - g_r - m g_m` on the layers and heads that score best; add one and step again until
-    it forgets.
+    """Step along one fused gradient on the layers and heads that score best; add one until a step forgets.
 
+    direction(l) = f g_f - g_r - m g_m
     score(l) = |g_f| / |theta| (1 - cos(g_f, g_r))^alpha
 
     g_f, g_r and g_m are the gradients of the forget loss, the retain loss and the mismatch
@@ -72,7 +72,7 @@ class RAZOR(Method):
         seed: Of the order of the pairs.
 
     Source: two public notes on the paper, as its own text and code were not available. They give the score,
-    the loss of three parts, the bisected step and at most 6 rounds. Ours, where they say nothing: The
+    the loss of three parts, the bisected step and at most 6 rounds. What they leave open is ours. The
     threshold is relative to the best score. Each gradient has length 1 in each layer, so that the weights
     mean the same everywhere (the paper weighs raw gradients, by values that we do not know). All layers of a
     round have the same relative step (the paper searches one for each). Round 1 has no mismatch gradient, as
@@ -128,8 +128,7 @@ class RAZOR(Method):
 
 
 def score(importance: float, cosine: float, alpha: float) -> float:
-    """importance (1 - cosine)^alpha: high where the forget gradient is large and not along the retain
-    gradient.
+    """importance (1 - cosine)^alpha: high for a large forget gradient that is not along the retain gradient.
 
     Args:
         importance: |g_f| / |theta|.

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlugIterative(Method):
-    """The layer that SLUG's search chooses moves step by step along the forget gradient at its present
-    weights.
+    """The layer that SLUG's search chooses moves in small steps, each along a new forget gradient.
 
     Each name is forgotten by itself, on the original model, and the edits are added. A name whose search
     chose no layer has no delta.

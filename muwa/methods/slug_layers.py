@@ -1,5 +1,4 @@
-"""SLUG's step on several layers at once, or on layers that are picked otherwise: the ablation of its single
-layer."""
+"""SLUG's step on several layers at once, or on layers picked otherwise: the ablation of its single layer."""
 
 from __future__ import annotations
 
@@ -143,8 +142,7 @@ def ordered(scores: Mapping[str, LayerScore], pick: str, seed: int) -> list[str]
 
 
 def distinct(names: Sequence[str], layers: Sequence[Layer]) -> list[str]:
-    """`names` without layers whose weights an earlier one moves already (q, k and v of a Hugging Face
-    model)."""
+    """`names` without layers whose weights an earlier one moves too (q, k, v of Hugging Face models)."""
     edited = {layer.name: layer.edited for layer in layers}
     first: dict[tuple[Part, ...], str] = {}
     for name in names:
@@ -198,8 +196,7 @@ def joint_search(
 
 
 def joint_deltas(model: Clip, gradients: Gradients, layers: Sequence[Layer], step: float) -> Deltas:
-    """Parameter name -> fp32 delta: each layer moves along its forget gradient by `step` times its own
-    norm."""
+    """Parameter name -> fp32 delta: each layer moves along its forget gradient by `step` times its norm."""
     deltas: Deltas = {}
     for layer in layers:
         moved = step_deltas(model, gradients, layer, step * ratio(model, gradients, layer))

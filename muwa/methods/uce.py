@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from muwa.models.diffusion.denoiser import cross_attention
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
+    from muwa.models.base import Editable
     from muwa.models.diffusion.model import Diffusion
     from muwa.run import Run
     from muwa.types.data import Task
@@ -56,12 +57,8 @@ class UCE(Method):
     preserve_scale: float
     lamb: float
 
-    def check(self, model: Any, task: Task, run: Run) -> None:
-        """Raise if a setting is out of range or does not fit the model, the task or the run.
-
-        Raises:
-            ValueError: Names the setting, what it was and what is wanted.
-        """
+    def check(self, model: Editable, task: Task, run: Run) -> None:
+        """See `Method`."""
         check_unet_method("uce", model, run)
         check_at_least({"preserve_scale": (self.preserve_scale, 0)})
         check_above_zero({"erase_scale": self.erase_scale, "lamb": self.lamb})
