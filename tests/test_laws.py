@@ -43,8 +43,8 @@ def test_hydra_and_wandb_stay_where_they_belong(path):
 FAMILIES = ("muwa/models/clip/", "muwa/models/diffusion/", "muwa/models/vlm/")
 LIBRARIES = {"open_clip", "diffusers", "transformers"}
 ELSEWHERE = {  # modules that need one of these libraries outside muwa/models, and why
-    "muwa/data/tasks.py": {"open_clip"},  # its zero-shot templates
-    "muwa/data/unlearncanvas.py": {"open_clip"},
+    "muwa/data/tasks.py": {"open_clip"},  # zero-shot templates
+    "muwa/data/imagenet.py": {"open_clip"},  # ImageNet's class names
 }
 
 
@@ -99,7 +99,7 @@ def test_the_names_of_the_library_are_those_that_type_checkers_see():
     }
     assert seen == muwa._HOMES
     assert all(getattr(muwa, name) is not None for name in dir(muwa))
-    with pytest.raises(AttributeError, match=r"no attribute 'forget'; its names: Store"):
+    with pytest.raises(AttributeError, match=r"no attribute 'forget'; its names: Dataset, Run, Store"):
         muwa.forget
 
 
