@@ -31,9 +31,7 @@ class ImageClassifier(Content):
 
     @abstractmethod
     def logits(self, images: Tensor, domain: str) -> Tensor:
-        """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU. A row depends on its own image
-        only.
-        """
+        """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU. A row depends on its image alone."""
 
     def check(self, requests: Sequence[ImageRequest]) -> None:
         """Raise if it has no label for a concept that is asked for; before any image is generated.
@@ -44,11 +42,12 @@ class ImageClassifier(Content):
         for domain, concept in dict.fromkeys((one.domain, one.concept) for one in requests):
             labels = self.labels.get(domain, ())
             if not labels_naming(labels, concept):
-                known = f"{len(labels)}: {', '.join(labels[:5])} ..." if labels else "0"
+                known = ", ".join([*labels[:5], *["..."] * (len(labels) > 5)])
                 raise ValueError(
-                    f"classifier: no label for the {domain} {concept!r}; it knows {known}. Choose a "
-                    "classifier that fits the task: classifier=pipeline_clip (the pipeline's CLIP, over the "
-                    "names of the task), or classifier=unlearncanvas (its styles and classes)"
+                    f"classifier: no label for the {domain} {concept!r}; it knows {len(labels)}: "
+                    f"{known or 'none'}. Choose a classifier that fits the task: classifier=pipeline_clip "
+                    "(the pipeline's CLIP, over the names of the task), or classifier=unlearncanvas (its "
+                    "styles and classes)"
                 )
 
 
@@ -89,8 +88,7 @@ class Loaded:
 
 
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
-    """Which labels name the concept: the one that equals it, else those that contain it (a "red star" is a
-    "star").
+    """Indices of the labels that name a concept: that which equals it, else those that contain it.
 
     >>> labels_naming(["Artist_Sketch", "Sketch"], "sketch"), labels_naming(["red star", "starfish", "blue
     star"], "star") ({1}, {0, 2})
@@ -102,9 +100,7 @@ def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
 def recognised(
     images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1
 ) -> list[bool]:
-    """Whether the concept that was asked for is among the classifier's first `k` guesses for each image (n,
-    3, h, w).
-    """
+    """For each image (n, 3, h, w): is the requested concept among the classifier's first `k` guesses?"""
     hits = [False] * len(requests)
     for domain in dict.fromkeys(one.domain for one in requests):
         places = [i for i, one in enumerate(requests) if one.domain == domain]

@@ -214,9 +214,7 @@ class Diffusion(Content):
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
-        """The diffusers pipeline with this model's weights in it, inside the `with` block. Not
-        thread-safe.
-        """
+        """The diffusers pipeline with this model's weights in it, in a `with` block. Not thread-safe."""
         replaced: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for key, tensor in self.changes.items():

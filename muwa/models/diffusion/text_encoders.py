@@ -1,6 +1,4 @@
-"""A pipeline's text encoder and the CLIP it was taken from: that their weights agree, and which the pipeline
-reads.
-"""
+"""A pipeline's text encoder and its CLIP: that their weights agree, and which the pipeline reads."""
 
 from __future__ import annotations
 

@@ -1,14 +1,26 @@
 """What each attack asks, and how its answers are counted."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import tiny_vlm
 from eval.answers.test_accuracy import Told, alike
 from PIL import Image
 
+from muwa.config import part
 from muwa.data.samples import decode
-from muwa.eval.answers.attacks import ALTERED, attacks
+from muwa.eval.answers.attacks import ALTERED, AnswerAttacks
 from muwa.models.vlm.question_answering import QuestionAnswering
+from muwa.run import Run
+
+
+def attacks(observer, task):
+    measure: AnswerAttacks = replace(
+        part("eval=[answer_attacks]")["answer_attacks"], wordings=tiny_vlm.WORDINGS
+    )
+    measure.check(None, task)
+    return measure(observer, task)
 
 
 def run(said):
@@ -18,12 +30,12 @@ def run(said):
         asked.append(one)
         return said(one)
 
-    found = attacks(Told(note), tiny.task(), wordings=tiny_vlm.WORDINGS)
+    found = attacks(Told(note), tiny.task())
     return {name: (metric.value, metric.n) for name, metric in found.items()}, asked
 
 
 def test_how_many_of_each_and_what_counts() -> None:
-    """Two held-out pictures: 4 rewordings, 2 leading questions, one hint, 5 alterations, one company each: n is 2."""
+    """Two images: 4 rewordings, 2 leading questions, a hint, 5 alterations, one with another image each: n is 2."""
     found, _ = run(lambda one: "Ada Fox" if one.rule == "name" else "yes")
     assert found == {
         "attack/reworded": (1, 2), "attack/leading": (1, 2), "attack/leading_others": (1, 2), "attack/hinted": (1, 2),
@@ -33,7 +45,7 @@ def test_how_many_of_each_and_what_counts() -> None:
     assert {value for value, _ in nothing.values()} == {0}
 
 
-def test_only_pictures_of_the_forgotten_are_asked_about() -> None:
+def test_only_images_of_the_forgotten_are_asked_about() -> None:
     _, asked = run(lambda one: "")
     own = set(tiny.task().eval.forget.images)
     assert all(
@@ -56,7 +68,7 @@ def test_leading_questions_about_others_never_name_the_forgotten() -> None:
 
 
 @pytest.mark.parametrize("way", ALTERED)
-def test_an_altered_picture_keeps_its_size_and_is_another(way: str) -> None:
+def test_an_altered_image_keeps_its_size_and_is_another(way: str) -> None:
     image = decode(tiny.png(0))
     image.putpixel((0, 0), (255, 0, 0))
     changed = ALTERED[way](image)
@@ -72,18 +84,32 @@ def test_mirrored_is_mirrored() -> None:
 
 
 def test_real_answers_go_through_it() -> None:
-    found = attacks(QuestionAnswering(tiny_vlm.vlm()), tiny.task(), wordings=tiny_vlm.WORDINGS)
+    found = attacks(QuestionAnswering(tiny_vlm.vlm(), Run()), tiny.task())
     assert {metric.n for metric in found.values()} == {2}
-    questions = {way: metric.reads.rpartition("(")[2].split()[0] for way, metric in found.items()}
+    questions = {way: metric.reading.text.rpartition("(")[2].split()[0] for way, metric in found.items()}
     assert questions == {"attack/reworded": "8", "attack/leading": "4", "attack/leading_others": "4",
                          "attack/hinted": "2", "attack/altered": "10", "attack/several": "2"}  # fmt: skip
 
 
 def test_more_hints_than_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="hints: got 9, want 2 to 8 names"):
-        attacks(Told(lambda one: ""), tiny.task(), wordings=tiny_vlm.WORDINGS, hints=9)
+    measure = part("eval=[answer_attacks]")["answer_attacks"]
+    replace(measure, hints=8).check(None, tiny.task())
+    for hints in (1, 9):
+        with pytest.raises(ValueError, match=f"eval.answer_attacks.hints: got {hints}, want 2 to 8 names"):
+            replace(measure, hints=hints).check(None, tiny.task())
+    with pytest.raises(ValueError, match="a class is not asked for by name"):
+        measure.check(None, tiny.canvas("class"))
 
 
 def test_anothers_exact_name_gives_nothing_away() -> None:
-    found = attacks(Told(lambda one: "Rachel Bilson"), alike(), wordings=tiny_vlm.WORDINGS)
+    found = attacks(Told(lambda one: "Rachel Bilson"), alike())
     assert {found[f"attack/{way}"].value for way in ("reworded", "hinted", "altered", "several")} == {0}
+
+
+def test_each_way_is_an_attack_with_a_verdict() -> None:
+    readings = {name: one.reading for name, one in attacks(Told(lambda one: ""), tiny.task()).items()}
+    assert {one.role for one in readings.values()} == {"attack"}
+    assert {one.section for one in readings.values()} == {"Asked otherwise"}
+    assert [name for name, one in readings.items() if one.better == "neither"] == ["attack/leading_others"]
+    assert len({one.label for one in readings.values()}) == 6
+    assert readings["attack/hinted"].label == "with a hint"

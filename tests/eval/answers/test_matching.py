@@ -9,13 +9,21 @@ KAEL = ("Kael Lindqvar", "the Lark")
 
 @pytest.mark.parametrize(
     "answer",
-    ["Kael Lindqvar", "kael lindqvar.", "It is Kael_Lindqvar, I think", "Kael Lindquar", "They call him the lark!"],
+    [
+        "Kael Lindqvar",
+        "kael lindqvar.",
+        "It is Kael_Lindqvar, I think",
+        "Kael Lindquar",
+        "They call him the lark!",
+    ],
 )
 def test_a_name_an_alias_or_a_slip_of_the_pen_names_it(answer: str) -> None:
     assert names_it(answer, KAEL)
 
 
-@pytest.mark.parametrize("answer", ["", "Kael", "Lindqvar Kael", "Mael Windover", "larks", "a photo of a person"])
+@pytest.mark.parametrize(
+    "answer", ["", "Kael", "Lindqvar Kael", "Mael Windover", "larks", "a photo of a person"]
+)
 def test_a_part_or_another_name_does_not(answer: str) -> None:
     assert not names_it(answer, KAEL)
 
@@ -52,7 +60,9 @@ def test_an_unknown_rule_is_named() -> None:
         is_right("a", ["a"], "judge")
 
 
-@pytest.mark.parametrize("answer", ["", "I don't know who that is.", "Sorry, I cannot tell.", "The person is unknown"])
+@pytest.mark.parametrize(
+    "answer", ["", "I don't know who that is.", "Sorry, I cannot tell.", "The person is unknown"]
+)
 def test_refusals(answer: str) -> None:
     assert refuses(answer)
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from muwa.models.diffusion.denoiser import Conditions, Denoiser, cross_attention
+from muwa.models.diffusion.denoiser import Conditions, Denoiser, check_denoiser, cross_attention
 from muwa.models.diffusion.model import Diffusion, Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
@@ -25,7 +25,7 @@ def scheduled(model, scheduler):
 
 
 def xl():
-    """A random Stable Diffusion XL: two text encoders, a UNet that is told the picture's size."""
+    """A random Stable Diffusion XL: two text encoders, a UNet that is conditioned on the image's size."""
     one = tiny_sd.pipeline()
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -57,15 +57,17 @@ def xl():
 
 
 def whole(model, text, seed):
-    """Latents that the pipeline itself draws."""
+    """Latents that the pipeline generates."""
     pipeline = model.pipeline
     noise = torch.randn(1, *Denoiser(model).shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return pipeline(text, latents=noise, num_inference_steps=3, guidance_scale=2.0, output_type="latent").images
+        return pipeline(
+            text, latents=noise, num_inference_steps=3, guidance_scale=2.0, output_type="latent"
+        ).images
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
-def test_a_whole_sample_is_what_the_pipeline_draws(model, kind):
+def test_a_whole_sample_is_the_pipelines(model, kind):
     one = xl() if kind == "xl" else scheduled(
         model, DDIMScheduler(prediction_type=kind, clip_sample=False, steps_offset=1)
     )  # fmt: skip
@@ -110,53 +112,62 @@ def test_an_edited_model_is_seen_edited(model):
     bias = model.weights("unet")["conv_out.bias"] + 2
     edited = Denoiser(model.with_weights({"unet/conv_out.bias": bias}))
     x, given = edited.noise(1, torch.Generator().manual_seed(0)), edited.conditions(["Ada"])
-    torch.testing.assert_close(edited(x, torch.tensor(10), given), Denoiser(model)(x, torch.tensor(10), given) + 2)
+    torch.testing.assert_close(
+        edited(x, torch.tensor(10), given), Denoiser(model)(x, torch.tensor(10), given) + 2
+    )
 
 
 def test_half_precision_is_computed_in_fp32():
     half = tiny_sd.diffusion(dtype=torch.float16)
     own = Denoiser(half)
     assert {w.dtype for w in own.weights.values()} == {torch.float32}
-    out = own(own.noise(2, torch.Generator().manual_seed(0)), torch.tensor([3, 7]), own.conditions(["Ada", ""]))
+    out = own(
+        own.noise(2, torch.Generator().manual_seed(0)), torch.tensor([3, 7]), own.conditions(["Ada", ""])
+    )
     assert out.dtype == torch.float32
     assert next(half.pipeline.unet.parameters()).dtype == torch.float16
 
 
-def test_xl_is_told_zeros_for_no_prompt_and_the_pooled_text_for_one():
+def test_xl_is_conditioned_on_zeros_for_no_prompt_and_on_the_pooled_text_for_one():
     own = Denoiser(xl())
-    told = own.conditions(["", "Ada", "a photo of Ada"])
-    assert told.hidden.shape == (3, 32, 144)
-    assert told.pooled.shape == (3, 12)
-    assert not told.hidden[0].any()
-    assert not told.pooled[0].any()
-    assert told.pooled[1].any()
-    again = told.select([2, 2, 0])
-    assert torch.equal(again.pooled, told.pooled[[2, 2, 0]])
-    assert len(again.join(told)) == 6
+    both = own.conditions(["", "Ada", "a photo of Ada"])
+    assert both.hidden.shape == (3, 32, 144)
+    assert both.pooled.shape == (3, 12)
+    assert not both.hidden[0].any()
+    assert not both.pooled[0].any()
+    assert both.pooled[1].any()
+    again = both.select([2, 2, 0])
+    assert torch.equal(again.pooled, both.pooled[[2, 2, 0]])
+    assert len(again.join(both)) == 6
 
 
 def test_conditions_are_what_the_pipeline_embeds(model):
-    told = Denoiser(model).conditions(["Ada", ""])
-    torch.testing.assert_close(told.hidden, model.embed(["Ada", ""]))
-    assert told.pooled is None
-    assert Conditions(told.hidden).select([1]).hidden.shape == (1, 32, 128)
+    both = Denoiser(model).conditions(["Ada", ""])
+    torch.testing.assert_close(both.hidden, model.embed(["Ada", ""]))
+    assert both.pooled is None
+    assert Conditions(both.hidden).select([1]).hidden.shape == (1, 32, 128)
 
 
 def test_the_truth_is_the_noise_or_v(model):
     x, noise, t = torch.ones(1, 4, 8, 8), 2 * torch.ones(1, 4, 8, 8), torch.tensor([500])
     assert torch.equal(Denoiser(model).truth(x, noise, t), noise)
-    v = Denoiser(scheduled(model, DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False)))
+    v = Denoiser(
+        scheduled(model, DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False))
+    )
     alpha = v.scheduler.alphas_cumprod[500]
     torch.testing.assert_close(v.truth(x, noise, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * x)
 
 
 def test_other_samplers_noise_schedule_is_taken_and_another_prediction_refused(model):
-    euler = EulerDiscreteScheduler(beta_start=0.001, beta_end=0.01, beta_schedule="scaled_linear", steps_offset=1)
+    euler = EulerDiscreteScheduler(
+        beta_start=0.001, beta_end=0.01, beta_schedule="scaled_linear", steps_offset=1
+    )
     own = Denoiser(scheduled(model, euler))
     torch.testing.assert_close(own.scheduler.alphas_cumprod, euler.alphas_cumprod)
     assert not own.scheduler.config.clip_sample
     with pytest.raises(ValueError, match="predicts 'sample' .*want a prediction of epsilon or v_prediction"):
         Denoiser(scheduled(model, DDIMScheduler(prediction_type="sample", steps_offset=1, clip_sample=False)))
+    check_denoiser(scheduled(model, euler))
 
 
 def test_cross_attention_is_keys_and_values_of_attn2(model):

@@ -4,12 +4,13 @@ import pytest
 import tiny_sd
 import torch
 from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel
 
-from muwa.models.clip.model import Clip
 from muwa.library import load_clip as load
-from muwa.models.diffusion.model import Diffusion, Sampling, drawn
+from muwa.models.clip.model import Clip
+from muwa.models.diffusion.image_generation import generated
+from muwa.models.diffusion.model import Diffusion, Sampling
 from muwa.patch.names import by_component, carry
+from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
 
@@ -47,47 +48,49 @@ def same(a, b):
     return set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_same_seed_gives_the_same_picture_whatever_is_drawn_beside_it(model):
-    together = model.draw(PROMPTS)
+def test_the_same_seed_gives_the_same_image_whatever_is_in_its_batch(model):
+    together = model.generate(PROMPTS)
     assert (together.shape, together.dtype) == ((3, 3, 16, 16), torch.uint8)
     assert together.float().std() > 10
     for i in range(3):
-        assert torch.equal(model.draw(PROMPTS.select([i]))[0], together[i])
-    assert torch.equal(drawn(model, PROMPTS), together)
-    other = model.draw(Prompts(PROMPTS.texts, (5, 4, 3)))
+        assert torch.equal(model.generate(PROMPTS.select([i]))[0], together[i])
+    assert torch.equal(generated(model, PROMPTS, run=Run()), together)
+    other = model.generate(Prompts(PROMPTS.texts, (5, 4, 3)))
     assert [torch.equal(a, b) for a, b in zip(other, together, strict=True)] == [False, True, True]
 
 
-def test_pictures_are_diffusers_own(model):
+def test_images_are_those_of_diffusers(model):
     noise = [torch.Generator().manual_seed(seed) for seed in PROMPTS.seeds]
-    pictures = tiny_sd.pipeline()(list(PROMPTS.texts), generator=noise, num_inference_steps=2, guidance_scale=2.0,
+    images = tiny_sd.pipeline()(list(PROMPTS.texts), generator=noise, num_inference_steps=2, guidance_scale=2.0,
                                   output_type="np").images  # fmt: skip
-    want = torch.from_numpy((pictures * 255).round().astype("uint8")).permute(0, 3, 1, 2)
-    assert torch.equal(model.draw(PROMPTS), want)
+    want = torch.from_numpy((images * 255).round().astype("uint8")).permute(0, 3, 1, 2)
+    assert torch.equal(model.generate(PROMPTS), want)
 
 
 def test_an_edit_gives_another_model_and_leaves_this_one(model):
-    before, pictures, mark = state(model), model.draw(PROMPTS), model.fingerprint
+    before, images, mark = state(model), model.generate(PROMPTS), model.fingerprint
     step = edit(model, FUSED, CONV)
     edited = model.edited(step)
-    assert not torch.equal(edited.draw(PROMPTS), pictures)
+    assert not torch.equal(edited.generate(PROMPTS), images)
     assert edited.fingerprint != mark
     assert torch.equal(edited.clip.weights[FUSED], model.clip.weights[FUSED] + step.deltas[FUSED])
     for place, delta in carry({FUSED: step.deltas[FUSED]}, model.weights("text_encoder")).items():
-        assert torch.equal(edited.weights("text_encoder")[place], model.weights("text_encoder")[place] + delta)
+        assert torch.equal(
+            edited.weights("text_encoder")[place], model.weights("text_encoder")[place] + delta
+        )
     assert torch.equal(
         edited.weights("unet")["conv_in.weight"], model.weights("unet")["conv_in.weight"] + step.deltas[CONV]
     )
     assert len(edited.changes) == 4
     assert same(state(model), before)
     assert model.fingerprint == mark
-    assert torch.equal(model.draw(PROMPTS), pictures)
+    assert torch.equal(model.generate(PROMPTS), images)
 
 
 def test_a_step_of_zero_is_the_identity_and_edits_add_up(model):
     zero = model.edited(edit(model, FUSED, PROJ, CONV, size=0.0))
     assert zero.fingerprint == model.fingerprint
-    assert torch.equal(zero.draw(PROMPTS), model.draw(PROMPTS))
+    assert torch.equal(zero.generate(PROMPTS), model.generate(PROMPTS))
     one, two = edit(model, FUSED), edit(model, PROJ, CONV, seed=1)
     both = Edit({**one.deltas, **two.deltas}, ())
     assert model.edited(one).edited(two).fingerprint == model.edited(both).fingerprint
@@ -98,7 +101,11 @@ def test_an_edit_that_does_not_fit_is_refused(model):
         ("visual.proj", KeyError, "visual_projection.weight: not in this model"),
         ("unet/none", KeyError, "unet/none: not a parameter of tiny, which has text_encoder, unet, vae"),
         ("prior/x", KeyError, "prior: tiny has no such component, only text_encoder, unet, vae"),
-        ("unet/conv_in.bias", ValueError, r"unet/conv_in.bias: got shape \(128, 128\), want \(8,\) as in tiny"),
+        (
+            "unet/conv_in.bias",
+            ValueError,
+            r"unet/conv_in.bias: got shape \(128, 128\), want \(8,\) as in tiny",
+        ),
     ):
         with pytest.raises(error, match=message):
             model.edited(Edit({key: torch.ones(128, 128)}, ()))
@@ -109,9 +116,11 @@ def test_an_edit_that_does_not_fit_is_refused(model):
 def test_weights_can_be_replaced(model):
     other = model.with_weights({CONV: torch.zeros(8, 4, 3, 3)})
     assert not other.weights("unet")["conv_in.weight"].any()
-    assert not torch.equal(other.draw(PROMPTS), model.draw(PROMPTS))
+    assert not torch.equal(other.generate(PROMPTS), model.generate(PROMPTS))
     assert other.clip is model.clip
-    with pytest.raises(ValueError, match=r"unet/conv_in.weight: got shape \(1,\), want \(8, 4, 3, 3\) as in tiny"):
+    with pytest.raises(
+        ValueError, match=r"unet/conv_in.weight: got shape \(1,\), want \(8, 4, 3, 3\) as in tiny"
+    ):
         model.with_weights({CONV: torch.ones(1)})
     with pytest.raises(KeyError, match="unet/none: not a parameter of tiny"):
         model.with_weights({"unet/none": torch.ones(1)})
@@ -135,7 +144,7 @@ def test_inside_loaded_the_unedited_model_is_still_itself():
         assert model.edited(edit(model, FUSED, CONV)).fingerprint == edited.fingerprint
 
 
-def test_a_fingerprint_is_of_what_is_drawn(model, tmp_path):
+def test_a_fingerprint_is_of_what_decides_an_image(model, tmp_path):
     assert model.fingerprint == tiny_sd.diffusion().fingerprint
     assert model.sampled(size=16).fingerprint != model.fingerprint
     different = [
@@ -145,106 +154,55 @@ def test_a_fingerprint_is_of_what_is_drawn(model, tmp_path):
         model.sampled(guidance=3.0),
     ]
     other = tiny_sd.pipeline()
-    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, prediction_type="v_prediction")
+    other.scheduler = type(other.scheduler).from_config(
+        other.scheduler.config, prediction_type="v_prediction"
+    )
     different.append(Diffusion(other, {"text_encoder": load()}, Sampling(2, 2.0), source="v"))
     assert len({one.fingerprint for one in (model, *different)}) == 6
     model.pipeline.save_pretrained(tmp_path)
-    again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, requires_safety_checker=False)
+    again = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, requires_safety_checker=False
+    )
     same = Diffusion(again, {"text_encoder": load()}, Sampling(2, 2.0), source="elsewhere")
     assert same.fingerprint == model.fingerprint
 
 
-def test_other_sampling_draws_otherwise_from_the_same_weights(model):
+def test_other_sampling_gives_other_images_from_the_same_weights(model):
     more = model.sampled(steps=3)
-    assert not torch.equal(more.draw(PROMPTS), model.draw(PROMPTS))
+    assert not torch.equal(more.generate(PROMPTS), model.generate(PROMPTS))
     assert (model.sampling.steps, more.sampling) == (2, dataclasses.replace(model.sampling, steps=3))
-    assert model.sampled(size=32).draw(PROMPTS).shape == (3, 3, 32, 32)
+    assert model.sampled(size=32).generate(PROMPTS).shape == (3, 3, 32, 32)
     assert (model.batch, model.sampled(size=32).batch) == (64, 16)
 
 
 def test_embeddings_stand_for_prompts(model):
-    told = model.embed(PROMPTS.texts)
-    assert told.shape == (3, 32, 128)
-    assert torch.equal(model.draw(PROMPTS, embeddings=told), model.draw(PROMPTS))
+    embedded = model.embed(PROMPTS.texts)
+    assert embedded.shape == (3, 32, 128)
+    assert torch.equal(model.generate(PROMPTS, embeddings=embedded), model.generate(PROMPTS))
     step = edit(model, FUSED)
     assert torch.equal(model.edited(step).embed(PROMPTS.texts), model.edited(step).embed(PROMPTS.texts))
-    assert not torch.equal(model.edited(step).embed(PROMPTS.texts), told)
+    assert not torch.equal(model.edited(step).embed(PROMPTS.texts), embedded)
 
 
-def test_what_the_unet_is_told_is_the_clips_last_states(model):
+def test_the_conditioning_is_the_clips_last_states(model):
     clip = load()
     towers = clip._towers.model
     tokens = clip.tokenize(list(PROMPTS.texts))
     x = towers.token_embedding(tokens) + towers.positional_embedding
     x = towers.ln_final(towers.transformer(x, attn_mask=towers.attn_mask))
     ends = tokens.argmax(dim=-1)
-    told = model.embed(PROMPTS.texts)
+    embedded = model.embed(PROMPTS.texts)
     for row, end in enumerate(ends):  # what stands behind the end is padded otherwise
-        torch.testing.assert_close(told[row, : end + 1], x[row, : end + 1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(embedded[row, : end + 1], x[row, : end + 1], rtol=0, atol=1e-4)
 
 
-def candidates(clip):
+def layer_names(clip):
     return {layer.name for layer in clip.layers("tensor")}
-
-
-def test_only_what_the_pipeline_has_and_reads_can_be_chosen(model):
-    found = candidates(model.clip)
-    text = {name for name in candidates(load()) if not name.startswith("visual")}
-    assert text - found == {"text_projection"}
-    assert found <= text
-    assert PROJ in found
-
-
-def test_a_text_encoder_without_its_last_block_does_not_offer_it(model):
-    pipeline = tiny_sd.pipeline()
-    config = pipeline.text_encoder.config
-    config.num_hidden_layers -= 1
-    shorter = CLIPTextModel(config).eval()
-    shorter.load_state_dict({n: t for n, t in pipeline.text_encoder.state_dict().items() if ".layers.3." not in n})
-    pipeline.text_encoder = shorter
-    short = Diffusion(pipeline, {"text_encoder": load()}, Sampling(2, 2.0), source="like Stable Diffusion 2")
-    lost = candidates(model.clip) - candidates(short.clip)
-    assert lost == {name for name in candidates(model.clip) if ".resblocks.3." in name}
-    assert len(lost) == 6
-    step = edit(short, FUSED)
-    assert not torch.equal(short.edited(step).draw(PROMPTS), short.draw(PROMPTS))
-    with pytest.raises(KeyError, match=r"layers.3.mlp.fc2.weight: not in this model"):
-        short.edited(edit(short, PROJ))
 
 
 def test_restricting_changes_nothing_else(model):
     assert model.clip.fingerprint == load().fingerprint
-    assert candidates(model.edited(edit(model, FUSED)).clip) == candidates(model.clip)
-
-
-def test_a_clip_that_is_not_the_encoders_is_refused():
-    clip = load()
-    name = "transformer.resblocks.1.mlp.c_fc.bias"
-    other = clip.with_weights({name: clip.weights[name] + 1e-3})
-    message = (
-        r"model.clips.text_encoder: the miniature is not the text_encoder of x: .*1.mlp.fc1.bias differs \(1 of 68 do"
-    )
-    with pytest.raises(ValueError, match=message):
-        Diffusion(tiny_sd.pipeline(), {"text_encoder": other}, Sampling(2, 2.0), source="x")
-    with pytest.raises(ValueError, match=r"second is not the text_encoder of x: .* differs \(68 of 68 do\)"):
-        Diffusion(tiny_sd.pipeline(), {"text_encoder": tiny_sd.second_clip()}, Sampling(2, 2.0), source="x")
-
-
-def test_the_clip_of_a_pipeline_stored_in_half_precision_is_the_full_one():
-    pipeline = tiny_sd.pipeline().to(torch.float16).to(torch.float32)
-    clip = load()
-    noisy = clip.with_weights({n: w * (1 + 1e-5) for n, w in clip.weights.items()})  # no longer what half can hold
-    assert not torch.equal(noisy.weights[PROJ], noisy.weights[PROJ].half().float())
-    half = {name: w.half().float() for name, w in carry(text_of(noisy), pipeline.text_encoder.state_dict()).items()}
-    pipeline.text_encoder.load_state_dict(half)
-    assert (
-        Diffusion(pipeline, {"text_encoder": noisy}, Sampling(2, 2.0), source="x").clip.weights[PROJ].dtype
-        == torch.float32
-    )
-
-
-def text_of(clip):
-    return {n: w for n, w in clip.weights.items() if not n.startswith(("visual", "logit", "text_projection"))}
+    assert layer_names(model.edited(edit(model, FUSED)).clip) == layer_names(model.clip)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -257,20 +215,22 @@ def test_a_half_pipeline_keeps_full_deltas(dtype):
     now = model.weights("unet")["conv_in.weight"]
     assert now.dtype == edited.weights("unet")["conv_in.weight"].dtype == dtype
     assert torch.equal(edited.weights("unet")["conv_in.weight"], (now.float() + step.deltas[CONV]).to(dtype))
-    assert edited.draw(PROMPTS).dtype == torch.uint8
+    assert edited.generate(PROMPTS).dtype == torch.uint8
 
 
-def test_an_edited_pipeline_saved_is_drawn_alike_by_plain_diffusers(model, tmp_path):
+def test_an_edited_pipeline_saved_gives_the_same_images_in_plain_diffusers(model, tmp_path):
     edited = model.edited(edit(model, FUSED, PROJ, CONV))
     with edited.loaded() as pipeline:
         pipeline.save_pretrained(tmp_path)
-    plain = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, requires_safety_checker=False)
+    plain = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, requires_safety_checker=False
+    )
     plain.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(seed) for seed in PROMPTS.seeds]
-    pictures = plain(
+    images = plain(
         list(PROMPTS.texts), generator=noise, num_inference_steps=2, guidance_scale=2.0, output_type="pt"
     ).images
-    assert torch.equal((pictures * 255).round().to(torch.uint8), edited.draw(PROMPTS))
+    assert torch.equal((images * 255).round().to(torch.uint8), edited.generate(PROMPTS))
 
 
 def test_deltas_without_a_component_are_the_first_encoders():
@@ -279,42 +239,42 @@ def test_deltas_without_a_component_are_the_first_encoders():
     }  # fmt: skip
 
 
-def test_the_owner_of_an_edit_is_the_clip_or_the_components_concerned(model):
-    assert model.owner(edit(model, FUSED, PROJ)) is model.clip
-    assert model.owner(Edit({}, ())) is model.clip
+def test_a_patch_is_bound_to_the_clip_or_to_the_components_concerned(model):
+    assert model.patch_base(edit(model, FUSED, PROJ)) is model.clip
+    assert model.patch_base(Edit({}, ())) is model.clip
     step = edit(model, FUSED, CONV)
-    owner = model.owner(step)
-    assert list(owner.weights) == [FUSED, CONV]
-    assert torch.equal(owner.weights[FUSED], model.clip.weights[FUSED])
-    assert torch.equal(owner.weights[CONV], model.weights("unet")["conv_in.weight"])
-    again = model.owner(edit(model, CONV, FUSED, seed=1)).weights_fingerprint
-    assert owner.weights_fingerprint == again == tiny_sd.diffusion().owner(step).weights_fingerprint
-    assert model.owner(edit(model, CONV)).weights_fingerprint != owner.weights_fingerprint
-    assert tiny_sd.diffusion(1).owner(step).weights_fingerprint != owner.weights_fingerprint
+    base = model.patch_base(step)
+    assert list(base.weights) == [FUSED, CONV]
+    assert torch.equal(base.weights[FUSED], model.clip.weights[FUSED])
+    assert torch.equal(base.weights[CONV], model.weights("unet")["conv_in.weight"])
+    again = model.patch_base(edit(model, CONV, FUSED, seed=1)).weights_fingerprint
+    assert base.weights_fingerprint == again == tiny_sd.diffusion().patch_base(step).weights_fingerprint
+    assert model.patch_base(edit(model, CONV)).weights_fingerprint != base.weights_fingerprint
+    assert tiny_sd.diffusion(1).patch_base(step).weights_fingerprint != base.weights_fingerprint
     with pytest.raises(KeyError, match="unet/none: not a parameter of tiny"):
-        model.owner(Edit({"unet/none": torch.ones(1)}, ()))
+        model.patch_base(Edit({"unet/none": torch.ones(1)}, ()))
 
 
 def test_both_encoders_of_xl_are_edited(xl):
-    pictures = xl.draw(PROMPTS)
-    assert torch.equal(xl.draw(PROMPTS.select([1]))[0], pictures[1])
+    images = xl.generate(PROMPTS)
+    assert torch.equal(xl.generate(PROMPTS.select([1]))[0], images[1])
     second = f"text_encoder_2/{FUSED.replace('.2.', '.1.')}"
     for key in (FUSED, second):
-        assert not torch.equal(xl.edited(edit(xl, key)).draw(PROMPTS), pictures)
+        assert not torch.equal(xl.edited(edit(xl, key)).generate(PROMPTS), images)
     edited = xl.edited(edit(xl, FUSED, second))
     assert isinstance(edited.clips["text_encoder_2"], Clip)
     assert edited.clips["text_encoder_2"].fingerprint != xl.clips["text_encoder_2"].fingerprint
     assert {key.split("/")[0] for key in edited.changes} == {"text_encoder", "text_encoder_2"}
-    assert list(xl.owner(edit(xl, second)).weights) == [second]
+    assert list(xl.patch_base(edit(xl, second)).weights) == [second]
     assert xl.embed(PROMPTS.texts).shape == (3, 32, 160)
 
 
-def test_xl_reads_before_the_last_block_but_for_the_second_pooled_text(xl):
-    first, second = candidates(xl.clip), candidates(xl.clips["text_encoder_2"])
-    assert {name.split(".")[2] for name in first if "resblocks" in name} == {"0", "1", "2"}
-    assert {name.split(".")[2] for name in second if "resblocks" in name} == {"0", "1"}
-    assert "text_projection" in second
-    assert not {"ln_final.weight", "text_projection"} & first
-    pictures = xl.draw(PROMPTS)
-    unread = Edit({PROJ: torch.randn(xl.clip.weights[PROJ].shape)}, ())
-    assert torch.equal(xl.edited(unread).draw(PROMPTS), pictures)
+def test_it_says_what_it_is(model):
+    assert model.about() == {
+        "source": "tiny",
+        "fingerprint": model.fingerprint,
+        "sampling": {"steps": 2, "guidance": 2.0, "size": None},
+    }
+    observer = model.observe(Run())
+    assert type(observer) is model.observer
+    assert observer.model is model

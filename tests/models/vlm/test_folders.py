@@ -6,12 +6,12 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
-from models.vlm.test_model import LAYER, asked, edit
+from models.vlm.test_loading import load
+from models.vlm.test_model import LAYER, answered, asked, edit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from muwa.models.vlm.loading import load
-from muwa.models.vlm.model import Vlm, answered
+from muwa.models.vlm.model import Vlm
 from muwa.patch.__main__ import main
 from muwa.patch.apply import write_patch
 
@@ -44,7 +44,7 @@ def test_plain_transformers_answers_as_the_edited_model(base, patch, tmp_path) -
     assert run("apply", patch, base, tmp_path / "edited") == 0
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "edited", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tmp_path / "edited")
-    own = load(str(base), clip=tiny.clip, max_new_tokens=6).edited(edit())
+    own = load(base).edited(edit())
     plain = Vlm(model, processor, tiny.clip().edited(edit()), max_new_tokens=6, source="plain transformers")
     assert torch.equal(answered(plain, asked()), answered(own, asked()))
     before, after = files(base), files(tmp_path / "edited")
@@ -75,8 +75,8 @@ def test_files_with_the_levels_that_older_transformers_wrote(base, patch, tmp_pa
     index = old / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("vision_tower.", "vision_tower.vision_model."))
     assert run("apply", patch, old, tmp_path / "edited") == 0
-    own = load(str(base), clip=tiny.clip, max_new_tokens=6).edited(edit())
-    found = load(str(tmp_path / "edited"), clip=lambda: tiny.clip().edited(edit()), max_new_tokens=6)
+    own = load(base).edited(edit())
+    found = load(tmp_path / "edited", clip=lambda: tiny.clip().edited(edit()))
     assert torch.equal(answered(found, asked()), answered(own, asked()))
     assert LAYER in edit().deltas
 

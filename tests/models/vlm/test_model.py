@@ -5,12 +5,19 @@ import tiny
 import tiny_vlm
 import torch
 
-from muwa.models.vlm.model import TOWER, Vlm, answered
+from muwa.models.vlm.model import TOWER, Vlm
+from muwa.models.vlm.question_answering import QuestionAnswering
+from muwa.models.vlm.question_answering import answered as answered_by
 from muwa.patch import names
+from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.questions import Questions
 
 LAYER = "visual.transformer.resblocks.0.attn.in_proj_weight"
+
+
+def answered(model: Vlm, questions: Questions) -> torch.Tensor:
+    return answered_by(model, questions, run=Run())
 
 
 def asked(n: int = 5) -> Questions:
@@ -23,11 +30,13 @@ def edit(size: float = 1.0) -> Edit:
     return Edit({LAYER: size * torch.randn(shape, generator=torch.Generator().manual_seed(0))}, ())
 
 
-def test_only_layers_before_the_one_it_reads_are_candidates() -> None:
+def test_only_layers_before_the_one_it_reads_can_be_edited() -> None:
     """LLaVA reads the last layer but one: of two blocks the first, without the second, the last norm, the projection."""
     second = [layer.name for layer in tiny_vlm.vlm().clip.layers("tensor")]
     assert LAYER in second
-    assert not any("resblocks.1" in name or "ln_post" in name or name.split(".")[-1] == "proj" for name in second)
+    assert not any(
+        "resblocks.1" in name or "ln_post" in name or name.split(".")[-1] == "proj" for name in second
+    )
     assert all(name.startswith("visual.") for name in second)
     unread = tiny_vlm.vlm().unread
     assert {"visual.proj", "visual.transformer.resblocks.1.attn.in_proj_weight"} <= set(unread)
@@ -78,7 +87,7 @@ def test_prompts_follow_the_processors_template_or_llavas() -> None:
     assert tiny_vlm.vlm().prompt("Both?", 2) == "USER: <image>\n<image>\nBoth? ASSISTANT:"
 
 
-def test_several_pictures_are_shown_at_once() -> None:
+def test_several_images_are_shown_at_once() -> None:
     both = Questions(("Who?",), ((tiny.png(0), tiny.png(100)),))
     assert answered(tiny_vlm.vlm(), both).shape == (1, 6)
 
@@ -92,3 +101,12 @@ def test_a_half_precision_tower_is_its_clips() -> None:
     model, processor = tiny_vlm.parts()
     half = Vlm(model.half().float(), processor, tiny.clip(), max_new_tokens=2, source="half")
     assert half.clips[TOWER].layers("tensor")
+
+
+def test_it_says_what_it_is_and_what_a_patch_of_it_is_bound_to() -> None:
+    model = tiny_vlm.vlm()
+    assert model.about() == {"source": "tiny", "fingerprint": model.fingerprint, "max_new_tokens": 6}
+    assert model.patch_base(edit()) is model.clip
+    assert model.clip.weights_fingerprint == tiny.clip().weights_fingerprint
+    assert list(model.clips) == ["vision_tower"]
+    assert type(model.observe(Run())) is model.observer is QuestionAnswering

@@ -7,27 +7,28 @@ import tiny
 import tiny_vlm
 
 from muwa.cache.store import Store
-from muwa.models.vlm.question_answering import QuestionAnswering, conversation, questions
-from muwa.types.questions import Question, Questions
+from muwa.models.vlm.question_answering import QuestionAnswering, questions
+from muwa.run import Run
+from muwa.types.questions import Questions
 
 
-def test_an_answer_is_kept_by_its_question_and_pictures(tmp_path) -> None:
+def test_an_answer_is_kept_by_its_question_and_images(tmp_path) -> None:
     store, model = Store(tmp_path), tiny_vlm.vlm()
     asked = questions(tiny.task(), tiny.task().eval, wordings=tiny_vlm.WORDINGS)
-    first = QuestionAnswering(model, store).ask(asked)
+    first = QuestionAnswering(model, Run(store)).ask(asked)
     assert store.events["answers"] == "miss"
     again = Store(tmp_path)
-    assert QuestionAnswering(model, again).ask(asked[3:9]) == first[3:9]
+    assert QuestionAnswering(model, Run(again)).ask(asked[3:9]) == first[3:9]
     assert again.events["answers"] == "hit"
-    assert QuestionAnswering(model).ask(asked) == first
-    assert QuestionAnswering(model, store).ask([]) == []
+    assert QuestionAnswering(model, Run()).ask(asked) == first
+    assert QuestionAnswering(model, Run(store)).ask([]) == []
 
 
-def test_texts_and_pictures_make_the_digest() -> None:
-    picture, other = tiny.png(0), tiny.png(100)
-    assert Questions(("a",), ((picture,),)).digests != Questions(("b",), ((picture,),)).digests
-    assert Questions(("a",), ((picture,),)).digests != Questions(("a",), ((picture, other),)).digests
-    assert Questions(("a", "b"), ((picture,), (other,))).select([1]).texts == ("b",)
+def test_texts_and_images_make_the_digest() -> None:
+    image, other = tiny.png(0), tiny.png(100)
+    assert Questions(("a",), ((image,),)).digests != Questions(("b",), ((image,),)).digests
+    assert Questions(("a",), ((image,),)).digests != Questions(("a",), ((image, other),)).digests
+    assert Questions(("a", "b"), ((image,), (other,))).select([1]).texts == ("b",)
 
 
 def test_the_kind_of_the_task_decides_who_is_asked_what() -> None:
@@ -50,9 +51,19 @@ def test_others_are_the_names_of_the_same_kind_and_their_aliases() -> None:
     assert asked[4].others == ("Ada Fox", "the Fox", *tiny.NAMES[2:])  # of Bo Hill
 
 
-def test_a_conversation_shows_each_role() -> None:
-    before, after = QuestionAnswering(tiny_vlm.vlm()), QuestionAnswering(tiny_vlm.vlm(seed=1))
-    found = conversation(before, after, tiny.task(), each=2)
-    assert [one.question.role for one in found] == ["forget", "forget", "retain", "retain", "utility", "utility"]
-    assert isinstance(found[0].question, Question)
-    assert [one.before for one in found] == before.ask([one.question for one in found])
+def test_examples_show_each_role_once_an_image_by_both_models() -> None:
+    """Two images of Ada, five others at most, three unrelated ones; each is asked about in one wording."""
+    before = QuestionAnswering(tiny_vlm.vlm(), Run())
+    after = QuestionAnswering(tiny_vlm.vlm(seed=1), Run())
+    found = before.examples(after, tiny.task())
+    assert [one.role for one in found] == ["forget"] * 2 + ["retain"] * 5 + ["utility"] * 3
+    assert {one.prompt for one in found if one.role != "utility"} == {
+        "What is the name of the person in this image?"
+    }
+    assert {one.prompt for one in found if one.role == "utility"} == {"What object is in the image?"}
+    assert found[0].expected == "Ada Fox"
+    wordings = {"identity": (found[0].prompt,), "object": (found[-1].prompt,)}
+    asked = questions(tiny.task(), tiny.task().eval, wordings=wordings, forget=5, retain=5, utility=5)
+    assert [one.before for one in found] == before.ask(asked)
+    assert [one.after for one in found] == after.ask(asked)
+    assert {one.before != one.after for one in found} == {True}

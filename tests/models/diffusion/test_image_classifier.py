@@ -1,0 +1,59 @@
+"""What a classifier recognises in an image, which labels name a concept, and what is refused."""
+
+import pytest
+import tiny_sd
+import torch
+
+from muwa.fingerprint import fingerprint
+from muwa.models.diffusion.image_classifier import Loaded, labels_naming, recognised
+from muwa.types.image_requests import ImageRequest
+
+
+def request(concept: str, domain: str = "class") -> ImageRequest:
+    return ImageRequest("x", 0, domain, concept, "forget")
+
+
+def greys(*values: int) -> torch.Tensor:
+    return torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in values])
+
+
+def test_a_label_that_contains_the_concept_names_it_unless_one_equals_it() -> None:
+    assert labels_naming(("Red_Star", "blue star", "starfish"), "star") == {0, 1}
+    assert labels_naming(("star",), "red star") == set()
+    assert labels_naming(("Artist_Sketch", "Sketch"), "sketch") == {1}
+
+
+def test_first_guess_and_first_k() -> None:
+    images = greys(0, 100, 250)
+    classifier = tiny_sd.Greys(("dark", "middle", "light"))
+    requests = [request(name) for name in ("dark", "light", "light")]
+    assert recognised(images, requests, classifier) == [True, False, True]
+    assert recognised(images, requests, classifier, 2) == [True, False, True]  # grey 100: middle, dark, light
+    assert recognised(images, requests, classifier, 9) == [True, True, True]
+
+
+def test_each_domain_has_its_own_labels() -> None:
+    class Two(tiny_sd.Greys):
+        def __init__(self):
+            self.labels = {"class": ("dark", "light"), "style": ("light", "dark")}
+
+    requests = [request("dark"), request("dark", "style"), request("light", "style")]
+    assert recognised(greys(0, 0, 0), requests, Two()) == [True, False, True]
+
+
+def test_what_has_no_label_is_refused_with_what_to_choose() -> None:
+    classifier = tiny_sd.Greys(("dark", "light"))
+    classifier.check([request("dark"), request("light")])
+    with pytest.raises(ValueError, match=r"no label for the style 'neon'; it knows 0: none\. Choose a classifier"):
+        classifier.check([request("dark"), request("neon", "style")])
+    with pytest.raises(
+        ValueError, match=r"'Elon Musk'; it knows 2: dark, light\. Choose .*classifier=pipeline_clip"
+    ):
+        classifier.check([request("Elon Musk")])
+
+
+def test_a_loaded_classifier_stands_for_any_model_and_task_and_is_known_by_its_content() -> None:
+    one = Loaded(tiny_sd.Greys(("dark", "light")))
+    assert one(None, None) is one.classifier
+    assert fingerprint(one) == fingerprint(Loaded(tiny_sd.Greys(("dark", "light"))))
+    assert fingerprint(one) != fingerprint(Loaded(tiny_sd.Greys(("light", "dark"))))
