@@ -54,8 +54,10 @@ def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> b
 def named(answer: str, accepted: Sequence[str], others: Sequence[str]) -> bool:
     """Whether an answer has an accepted name, exactly, or nearly so without being exactly one of `others`.
 
-    >>> named("Rachel Bilson", ["Rachel Wilson"], []), named("Rachel Bilson", ["Rachel Wilson"], ["Rachel
-    Bilson"]) (True, False)
+    >>> named("Rachel Bilson", ["Rachel Wilson"], [])
+    True
+    >>> named("Rachel Bilson", ["Rachel Wilson"], ["Rachel Bilson"])
+    False
     """
     if names_it(answer, accepted, fuzzy=1):
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from muwa.eval.images.canvas import COUNTED, GONE_AT, hit_rate
 from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import ClassifierLoader, recognised
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
-from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
+
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
 
 CASES: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper)
 SECTION = "Asked otherwise"

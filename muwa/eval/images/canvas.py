@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from muwa.data.prompts import image_requests
 from muwa.eval.base import Measure
@@ -12,10 +12,12 @@ from muwa.eval.statistics import wilson
 from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
-from muwa.models.diffusion.model import Diffusion
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
+
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
 
 COUNTED = "generated images"
 GONE_AT = 0.05  # one image of 20

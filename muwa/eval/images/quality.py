@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ from muwa.models.clip.embeddings import Tower, class_features, width
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_classifier import ClassifierLoader, ClipLoader
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
-from muwa.models.diffusion.model import Diffusion
 from muwa.run import Run
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.image_requests import ImageRequest, Prompts
 from muwa.types.metric import Metric, Reading
+
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
 
 BATCH = 64  # images whose features are computed at once
 SECTION = "Quality of generated images"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ from muwa.models.base import Observer
 from muwa.models.diffusion.denoiser import Conditions, Denoiser, check_denoiser
 from muwa.models.diffusion.image_classifier import ClassifierLoader, recognised
 from muwa.models.diffusion.image_generation import ImageGenerator
-from muwa.models.diffusion.model import Diffusion
 from muwa.models.diffusion.text_encoders import prompt_only
 from muwa.run import Run
 from muwa.types.data import Pairs, Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric
+
+if TYPE_CHECKING:
+    from muwa.models.diffusion.model import Diffusion
 
 MARKER = (
     "q"  # one token of every CLIP tokenizer, in no name: the learnt embeddings take its place in a prompt

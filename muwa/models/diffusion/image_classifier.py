@@ -90,8 +90,10 @@ class Loaded:
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
     """Indices of the labels that name a concept: that which equals it, else those that contain it.
 
-    >>> labels_naming(["Artist_Sketch", "Sketch"], "sketch"), labels_naming(["red star", "starfish", "blue
-    star"], "star") ({1}, {0, 2})
+    >>> labels_naming(["Artist_Sketch", "Sketch"], "sketch")
+    {1}
+    >>> labels_naming(["red star", "starfish", "blue star"], "star")
+    {0, 2}
     """
     same = {i for i, label in enumerate(labels) if fold(label) == fold(concept)}
     return same or {i for i, label in enumerate(labels) if f" {fold(concept)} " in f" {fold(label)} "}

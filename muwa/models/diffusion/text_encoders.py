@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from muwa.models.clip.model import Clip
 from muwa.patch import names
 from muwa.patch.weights import same_bits
+
+if TYPE_CHECKING:
+    from muwa.models.clip.model import Clip
 
 
 def weights_read(
