@@ -1,1 +1,1 @@
-"""Speed and memory of muwa against plain references, as ratios measured in one run: `python -m bench.search` and so on."""
+"""Speed and memory of muwa beside plain references, as ratios of one run (`python -m bench.search`)."""

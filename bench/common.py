@@ -1,4 +1,4 @@
-"""What the benches share: models and data of two sizes, measuring, the machine's own speed, and the table at the end."""
+"""What all benches use: models and data of two sizes, measuring, the speed of the machine, and tables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import muwa
+from muwa import config
 from muwa.miniature.population import FIRST_NAMES, LAST_NAMES
 from muwa.models.clip.model import Clip
 from muwa.types.data import Classes, Split, Task
@@ -27,7 +28,7 @@ ROOT = Path("outputs/miniature")
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
-    """The arguments that all benches take."""
+    """The arguments of every bench."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("mini", "vit_b32"), default="mini")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
@@ -38,32 +39,42 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 def load(size: str, device: str) -> Clip:
     """The miniature CLIP, or ViT-B-32 with random weights."""
-    return muwa.load_clip(device=device) if size == "mini" else muwa.load_clip("ViT-B-32", None, device=device)
+    return (
+        muwa.load_clip(device=device) if size == "mini" else muwa.load_clip("ViT-B-32", None, device=device)
+    )
 
 
 def task(identity: str = "Kael_Lindqvar") -> Task:
-    """100 people x 4 pictures among 1,000 names, 200 pictures of 100 objects, to judge on; drawn as miniature pictures."""
+    """A task on the miniature, with 1,000 names.
+
+    Its probe split has 4 images of each of 100 people, and 200 images of 100 objects.
+    """
     data = muwa.load_miniature(str(ROOT), utility_probe=0.125)
-    limits = {"probe_share": 0.25, "probe_retain": 4, "eval_retain": 1}
+    limits = replace(config.part("task=celeba").limits, probe_share=0.25, probe_retain=4, eval_retain=1)
     found = muwa.celeba(data, identity=identity, limits=limits)
     known = found.probe.forget.classes.names
     more = (f"{first} {last}" for last in LAST_NAMES for first in FIRST_NAMES)
     names = (*known, *[name for name in more if name not in known][: NAMES - len(known)])
     classes = Classes(names, found.probe.forget.classes.templates)
-    faces = [replace(pictures, classes=classes) for pictures in (found.probe.forget, found.probe.retain)]
+    faces = [replace(images, classes=classes) for images in (found.probe.forget, found.probe.retain)]
     return replace(found, probe=Split(*faces, found.probe.utility))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, and bytes of memory above what was held before (peak resident; on a GPU peak allocated)."""
+    """What a piece of work took.
+
+    Attributes:
+        seconds: Wall-clock time.
+        peak: Bytes of memory above what was in use before: resident memory, or on a GPU allocated memory.
+    """
 
     seconds: float
     peak: int
 
 
 def measure(work: Callable[[], T], device: str = "cpu") -> tuple[T, Measured]:
-    """Run `work` once. Memory is sampled every 2 ms."""
+    """(The value of `work()`, what it took). Resident memory is sampled every 2 ms."""
     peak, done = [0], threading.Event()
     before = _resident(device, reset=True)
 
@@ -94,7 +105,7 @@ def _resident(device: str, *, reset: bool = False) -> int:
 
 
 def flops_a_second(device: str) -> float:
-    """The machine's own speed in fp32 at matrices of the size a ViT has: the best of five."""
+    """The speed of the machine in fp32, with matrices of the size that a ViT has: the best of five."""
     a, b = torch.randn(1600, 768, device=device), torch.randn(768, 3072, device=device)
     best = min(measure(lambda: [a @ b for _ in range(20)], device)[1].seconds for _ in range(5))
     return 20 * 2 * 1600 * 768 * 3072 / best
@@ -104,51 +115,54 @@ def block_flops(width: int, length: float, parts: float = 12) -> float:
     """Floating-point operations of one sample in one transformer block.
 
     Args:
-        parts: Of the block's 12 width x width matrices (3 in, 1 out, 8 MLP) those that are used; attention goes with all.
+        parts: How many of the block's 12 width x width matrices are used (3 in, 1 out, 8 MLP). Attention is
+            counted if all are.
     """
     return length * (2 * parts * width**2 + (4 * length * width if parts >= 12 else 0))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A tower: blocks, width, length of its sequences."""
+    """A tower: its blocks, their width, the length of its sequences."""
 
     blocks: int
     width: int
     length: float
 
     def flops(self) -> float:
-        """Of one sample; of the last block, keys and values of all rows and the rest of one row."""
+        """Operations of one sample. The last block has keys and values of all positions, the rest of one."""
         last = block_flops(self.width, self.length, 2) + block_flops(self.width, 1, 10)
         return (self.blocks - 1) * block_flops(self.width, self.length) + last
 
     def after(self, block: int) -> float:
-        """Of one sample when the output projection of attention in `block` changes: its MLP and the blocks behind it."""
+        """Operations of one sample after the attention of `block`: its MLP, and the later blocks."""
         if block == self.blocks - 1:
             return block_flops(self.width, 1, 8)
         return block_flops(self.width, self.length, 8) + replace(self, blocks=self.blocks - block - 1).flops()
 
 
 def shapes(model: Clip, tokens: torch.Tensor) -> dict[str, Shape]:
-    """Both towers' shapes; text as long as prompts are on average."""
+    """The shapes of both towers. The length of texts is the mean length of the prompts."""
     w = model.weights
     vision, text = model.staged_forward("vision"), model.staged_forward("text")
     mean = text.lengths(tokens).double().mean().item()
     return {
-        "vision": Shape(len(vision.blocks), w["visual.proj"].shape[0], w["visual.positional_embedding"].shape[0]),
+        "vision": Shape(
+            len(vision.blocks), w["visual.proj"].shape[0], w["visual.positional_embedding"].shape[0]
+        ),
         "text": Shape(len(text.blocks), w["positional_embedding"].shape[1], mean),
     }
 
 
 def machine(device: str) -> str:
-    """What the figures were measured on."""
+    """The machine, in words."""
     if device != "cpu":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    """Print the table and what to know about it."""
+    """Print a table with notes below it."""
     console = Console(width=150)
     table = Table(title=title, title_justify="left", pad_edge=False)
     for i, column in enumerate(columns):
@@ -161,7 +175,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
 
 
 def write(path: Path | None, found: Mapping[str, Any]) -> None:
-    """All figures as JSON."""
+    """Write all figures as JSON, if there is a path."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
@@ -169,5 +183,9 @@ def write(path: Path | None, found: Mapping[str, Any]) -> None:
 
 
 def size_of(bytes_: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in megabytes.
+
+    >>> size_of(1_500_000_000)
+    '1,500 MB'
+    """
     return f"{bytes_ / 1e6:,.0f} MB"

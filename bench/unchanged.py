@@ -1,12 +1,13 @@
-"""Whether a refactoring changed results: the same commands in two checkouts, their results.json compared number by number.
+"""Does a refactoring change results? Runs the same commands in two checkouts and compares their results.json.
 
     python -m bench.unchanged record OLD_CHECKOUT --out old      # about 20 minutes on one core
     python -m bench.unchanged record . --out new
-    python -m bench.unchanged compare old new                    # exit code 1 where a layer, step or metric differs
+    python -m bench.unchanged compare old new             # exit code 1 if a layer, step or metric differs
 
-`record` runs every command of `COMMANDS` with `launch.py` of the checkout, on one thread, with a cache of its own. `compare`
-holds the recorded `edit`, `metrics` and `trace` against each other: names must be equal, numbers equal to 1e-6 (relative to
-the larger one, absolute below 1). Fields that only one side has are allowed: results.json may gain fields.
+`record` runs the commands of `COMMANDS` with the checkout's `launch.py`, on one thread, with a new cache.
+`compare` compares `edit`, `metrics` and `trace` of each results.json: names must be equal, and numbers equal
+to 1e-6 (of the larger one, or of 1 if both are below). Fields that only the second side has are allowed, as
+results.json may gain some.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ TOLERANCE = 1e-6
 
 
 def record(checkout: Path, out: Path, only: list[str]) -> None:
-    """Run the commands in `checkout` and keep `PARTS` of each results.json as `out`/<command>[-<run>].json."""
+    """Run the commands in `checkout`; write `PARTS` of each results.json to `out`/<command>[-<run>].json."""
     out.mkdir(parents=True, exist_ok=True)
     work = out / "runs"
     for name, words in COMMANDS.items():
@@ -55,8 +56,13 @@ def record(checkout: Path, out: Path, only: list[str]) -> None:
         where = "hydra.sweep.dir" if words.startswith("-m") else "hydra.run.dir"
         command = [sys.executable, "launch.py", *shlex.split(words), *fixed, f"{where}={folder.resolve()}"]
         started = time.perf_counter()
-        subprocess.run(command, cwd=checkout, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(
+            command,
+            cwd=checkout,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         found = sorted(folder.rglob("results.json"))
         for path in found:
             run = "" if path.parent == folder else f"-{path.parent.name}"
@@ -66,7 +72,7 @@ def record(checkout: Path, out: Path, only: list[str]) -> None:
 
 
 def compare(old: Path, new: Path) -> int:
-    """Print every difference between two recorded folders; returns how many there are."""
+    """Print all differences between two recorded folders and return how many there are."""
     count = 0
     for path in sorted(old.glob("*.json")):
         other = new / path.name
@@ -81,7 +87,7 @@ def compare(old: Path, new: Path) -> int:
 
 
 def differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """A line for each value of `old` that `new` lacks or has otherwise; what only `new` has is no difference."""
+    """A line for each value of `old` that `new` lacks or that differs; new values do not count."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key, value in old.items():
             if key not in new:
@@ -102,7 +108,9 @@ def differences(old: Any, new: Any, where: str) -> Iterator[str]:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("checkout", type=Path)
