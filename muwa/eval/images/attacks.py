@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class PromptAttack(Measure):
     def text(self, task: Task) -> str:
         """How the forgotten is asked for: a clause after "images of the forgotten"."""
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
         self.classifier(model, task).check(self.requests(model, task))
 
@@ -205,7 +205,7 @@ class Arithmetic(Measure):
     first_seed: int
     cross: int | None
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the pipeline, the stand-ins or the classifier do not fit."""
         check_one_encoder(model, "arithmetic")
         if task.kind not in self.stand_ins:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from muwa.data.prompts import image_requests
 from muwa.eval.base import Measure
@@ -15,9 +15,6 @@ from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
-
-if TYPE_CHECKING:
-    from muwa.models.diffusion.model import Diffusion
 
 COUNTED = "generated images"
 GONE_AT = 0.05  # one image of 20
@@ -82,7 +79,7 @@ class Canvas(Measure):
     retain: int | None
     cross: int | None
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
         self.classifier(model, task).check(self.requests(task))
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class ClipScore(Measure):
     retain: int | None
     cross: int | None
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the CLIP cannot be loaded."""
         self.clip(model)
 
@@ -127,7 +127,7 @@ class Lookalike(Measure):
     first_seed: int
     cross: int | None
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the CLIP or the classifier cannot be loaded, or there is no label for a look-alike."""
         classifier, retained = self.classifier(model, task), self._retained(task)
         classifier.check(_about(retained, self._lookalikes(self.clip(model), task, retained, Run())))
@@ -191,7 +191,7 @@ class Distances(Measure):
     subset_size: int
     seed: int
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if there are too few images, or the features cannot be loaded."""
         prompts, real = self._images(task)
         if len(prompts) < 2 or len(real) < 2:

@@ -106,7 +106,7 @@ class SoftPrompt(Measure):
     first_seed: int
     cross: int | None
 
-    def check(self, model: Diffusion, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Raise if the pipeline, a setting, a prompt or the classifier does not fit."""
         check_one_encoder(model, "soft_prompt")
         check_denoiser(model)

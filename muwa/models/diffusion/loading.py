@@ -115,8 +115,8 @@ def _check_parts(pipeline: Any, path: str) -> list[str]:
     Raises:
         ValueError: It has no UNet or no text encoder, or a component lacks weights.
     """
-    modules = {name: getattr(pipeline, name, None) for name in COMPONENTS}
-    modules = {name: module for name, module in modules.items() if module is not None}
+    there = [name for name in COMPONENTS if getattr(pipeline, name, None) is not None]
+    modules = {name: getattr(pipeline, name) for name in there}
     encoders = [name for name in ENCODERS if name in modules]
     if "unet" not in modules or not encoders:
         raise ValueError(

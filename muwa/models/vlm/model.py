@@ -122,9 +122,7 @@ class Vlm(Content):
 
     @contextmanager
     def loaded(self) -> Iterator[Any]:
-        """The transformers model with this model's weights in it, inside the `with` block. Not
-        thread-safe.
-        """
+        """The transformers model with this model's weights in it, in a `with` block. Not thread-safe."""
         replaced: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for name, tensor in self.changes.items():
@@ -136,9 +134,7 @@ class Vlm(Content):
                 parameter.data = data
 
     def prompt(self, text: str, images: int = 1) -> str:
-        """A question about `images` images as the model was trained to read it, up to where its answer
-        starts.
-        """
+        """The prompt of a question about `images` images, up to where the answer starts."""
         if not getattr(self.processor, "chat_template", None):
             return PLAIN.replace("<image>\n", "<image>\n" * images).format(text)
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
@@ -258,9 +254,7 @@ class Vlm(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights and their dtype, the config, the processor, and how long an answer may
-        be.
-        """
+        """SHA-256 of all weights and their dtype, the config, the processor, and the longest answer."""
         config = json.dumps(_deciding(self.model.config.to_dict()), sort_keys=True, default=str)
         parts = [type(self.model).__name__, config, str(self.max_new_tokens)]
         inputs = self.inputs(Questions((_PROBE_TEXT,), ((_probe_image(),),)))
