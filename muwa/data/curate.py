@@ -80,7 +80,7 @@ def curate(
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
         search = _Search(urls, [_identity(out, url) for url in urls], out)
-        requests = {
+        requests: dict[str, dict[str, Any]] = {
             name: {
                 "schema": SCHEMA,
                 "name": name,

@@ -36,7 +36,7 @@ def test_a_style_with_its_pairs_and_images(miniature: Path, folder: Path) -> Non
     task = make(miniature, folder)
     assert (task.kind, task.names) == ("style", ("neon lines",))
     pairs = task.forget["neon lines"]
-    assert len(pairs) == 12  # 20 images, 0.4 of them judged: 4 for the search, 4 for the report
+    assert len(pairs) == 12  # 20 images, 0.4 of them measured on: 4 for the search, 4 for the report
     assert set(pairs.captions) == {"A cats image in neon lines style.", "A sea image in neon lines style."}
     assert (len(task.probe.forget), len(task.eval.forget)) == (4, 4)
     assert task.probe.forget.classes.names == ("neon lines", "photo", "sketch")
@@ -46,7 +46,7 @@ def test_a_style_with_its_pairs_and_images(miniature: Path, folder: Path) -> Non
     assert set(bare.forget["neon lines"].captions) == {"neon lines"}
 
 
-def test_no_picture_is_in_two_places(miniature: Path, folder: Path) -> None:
+def test_no_image_is_in_two_places(miniature: Path, folder: Path) -> None:
     task = make(miniature, folder)
     places = [
         set(getattr(split, part).images)
@@ -54,8 +54,8 @@ def test_no_picture_is_in_two_places(miniature: Path, folder: Path) -> None:
         for part in ("forget", "retain", "utility")
     ]
     assert all(not first & second for first, second in combinations(places, 2))
-    judged = {path.read_bytes() for place in places for path in place}
-    assert not judged & set(task.forget["neon lines"].images)
+    measured = {path.read_bytes() for place in places for path in place}
+    assert not measured & set(task.forget["neon lines"].images)
 
 
 def shown(images: LabelledImages) -> Counter:
@@ -99,15 +99,15 @@ def test_photographs_are_a_style_in_captions_of_a_class(miniature: Path, folder:
 def test_broken_images_are_left_out_and_named(miniature: Path, folder: Path, tmp_path: Path) -> None:
     spoilt = shutil.copytree(folder, tmp_path / "canvas")
     whole = make(miniature, folder)
-    pair, judged = whole.forget["neon lines"].keys[0], whole.eval.forget.keys[0]
+    pair, measured = whole.forget["neon lines"].keys[0], whole.eval.forget.keys[0]
     (spoilt / pair).write_bytes(b"")
-    (spoilt / judged).write_bytes(b"no image")
+    (spoilt / measured).write_bytes(b"no image")
     data = dataclasses.replace(of(miniature, spoilt), max_broken=0.25)
     builder = datasets.builder("canvas", concept="neon_lines", limits={"retain_pairs": 1})
     task = builder(data)
     assert pair not in task.forget["neon lines"].keys
     assert (len(task.forget["neon lines"]), len(task.eval.forget)) == (11, 3)
-    assert {one.where for one in task.broken} == {pair, judged}
+    assert {one.where for one in task.broken} == {pair, measured}
     with pytest.raises(ValueError, match=r"1 of 12 samples are broken \(8.3%\)"):
         builder(dataclasses.replace(data, max_broken=0.01))
 

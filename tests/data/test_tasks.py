@@ -4,7 +4,9 @@ import pytest
 import tiny
 from data import datasets
 
+from muwa import config
 from muwa.data.shards import write_shard
+from muwa.data.splits import Limits
 from muwa.data.tasks import templates
 
 PEOPLE = tiny.NAMES[:4]
@@ -146,6 +148,11 @@ def test_the_seed_decides_the_split_and_nothing_else(world, tmp_path):
         *other.probe.forget.images,
         *other.eval.forget.images,
     }
+
+
+def test_a_limit_given_on_the_command_line_changes_that_one_alone():
+    limits = config.part("task=object", "task.limits.forget_pairs=3").limits
+    assert limits == Limits(3, None, 0.5, 1, None)
 
 
 def test_several_people_at_once(world, tmp_path):
