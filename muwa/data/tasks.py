@@ -23,7 +23,9 @@ from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 @dataclass(frozen=True)
 class ForgetIdentities(TaskBuilder):
-    """Forget one person or several. The retain set is other people, the utility set is `dataset.images`.
+    """Forget one person or several. Other people and objects are to be recognised as before.
+
+    Images of other people are the split's retain part, images of objects (`dataset.images`) its utility part.
 
     Args:
         identity: A name of `dataset.celeba`, or several; `_` may stand for a space.
@@ -79,7 +81,9 @@ class ForgetIdentities(TaskBuilder):
 
 @dataclass(frozen=True)
 class ForgetObjects(TaskBuilder):
-    """Forget one object or several. The retain set is other objects, the utility set is people's faces.
+    """Forget one object or several. Other objects and people are to be recognised as before.
+
+    Images of other objects are the split's retain part, faces (`dataset.celeba`) its utility part.
 
     Args:
         object: A class of `dataset.images`, or several; `_` may stand for a space.
