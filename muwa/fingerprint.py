@@ -1,4 +1,4 @@
-"""What a thing *is*, as a digest: the ground of the cache, of patches and of provenance."""
+"""Fingerprints: SHA-256 digests of content. The cache, patches and provenance rely on them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from torch import Tensor
 
 
 class Content(ABC):
-    """Something whose identity is its content: two equal fingerprints mean the same results downstream."""
+    """An object that its content identifies: with equal fingerprints, later stages give equal results."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the content; no name of a folder, date or host enters it."""
+        """SHA-256 (hex) of the content, without names of folders or hosts and without dates."""
 
 
 def digest(parts: Sequence[str | bytes]) -> str:
-    """SHA-256 (hex) of a sequence of parts, each length-prefixed so that ("ab", "c") and ("a", "bc") differ."""
+    """SHA-256 (hex) of a sequence of parts.
+
+    The length of each part enters too, so ("ab", "c") and ("a", "bc") differ.
+    """
     total = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -33,16 +36,19 @@ def digest(parts: Sequence[str | bytes]) -> str:
 
 
 def read_image(image: bytes | Path) -> bytes:
-    """The encoded bytes of one picture, read from its file where it is one."""
+    """The encoded bytes of one image, which is given as bytes or as a file."""
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
 @functools.singledispatch
 def fingerprint(x: object) -> str:
-    """SHA-256 of what `x` *is*.
+    """SHA-256 (hex) of the content of `x`.
+
+    Supported are `Content`, dataclasses, plain values, bytes, sequences, mappings, tensors, named functions
+    and partials of these. There is no fallback to `repr` or pickle.
 
     Raises:
-        TypeError: It is of a kind that has no content fingerprint; there is no fallback to repr or pickle.
+        TypeError: `x` is of another kind.
     """
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
@@ -76,9 +82,8 @@ def _(x: Sequence[object]) -> str:
 
 @fingerprint.register
 def _(x: Mapping) -> str:
-    return digest(
-        ["mapping", *(part for row in sorted((fingerprint(k), fingerprint(v)) for k, v in x.items()) for part in row)]
-    )
+    entries = sorted((fingerprint(key), fingerprint(value)) for key, value in x.items())
+    return digest(["mapping", *(part for entry in entries for part in entry)])
 
 
 @fingerprint.register
@@ -95,5 +100,7 @@ def _(x: functools.partial) -> str:
 @fingerprint.register(type(fingerprint))
 def _(x: Callable[..., object]) -> str:
     if "<" in x.__qualname__:
-        raise TypeError(f"cannot fingerprint {x.__qualname__}: a lambda or inner function has no name to go by")
+        raise TypeError(
+            f"cannot fingerprint {x.__qualname__}: a lambda or inner function has no name to go by"
+        )
     return digest(["function", x.__module__, x.__qualname__])

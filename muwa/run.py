@@ -1,4 +1,4 @@
-"""What travels through every stage of a run, in one record: cache, log, processes, progress bars, a file of gradients."""
+"""The services that every stage of a run uses: cache, log, processes, progress bars, a gradient file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ Log = Callable[[str, dict[str, object]], None]  # (event, its fields)
 
 
 def silent(event: str, row: dict[str, object]) -> None:
-    """A log that keeps nothing."""
+    """A log that ignores every event."""
 
 
 @dataclass(frozen=True)
 class Run:
     """The services of a run. None of them can change a result, so a run enters no cache key.
 
+    `Run()` has no cache, no log and no progress bars, and computes in a single process.
+
     Args:
-        store: The cache; None computes everything anew.
-        log: Is called with every event of the run: "gradients", "scores", "evaluation", "loss", "metrics".
+        store: The cache; without one, every value is computed again.
+        log: Called with every event of the run: "gradients", "scores", "evaluation", "loss", "metrics".
         distributed: The processes that compute gradients together.
-        progress: Whether progress bars are shown on stderr.
-        gradient_file: A file of `python -m muwa.gradients export` to read in place of computing gradients.
+        progress: Whether to show progress bars on stderr.
+        gradient_file: A file of `python -m muwa.gradients export`, read instead of computing gradients.
     """
 
     store: Store | None = None
@@ -41,7 +43,7 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the main rank: it alone reads the cache, searches, evaluates and reports."""
+        """Whether this is the main rank, which alone reads the cache, searches, evaluates and reports."""
         return self.distributed.is_main
 
     def cached(
@@ -57,34 +59,40 @@ class Run:
         """`function(*args, **keywords, **_free)`, read back from the cache if it was computed before.
 
         Args:
-            stage: The folder of the cache that its values are kept in.
+            stage: The folder of the cache that holds the values.
             _free: Arguments that cannot change the value; they are not part of the key.
-            _together: Whether all ranks compute the value together. The main rank gets it, worker ranks get None.
-            _resume: The name of an argument that takes a folder, for what an unfinished computation leaves behind; the
-                argument is None where there is no cache.
+            _together: Whether all ranks compute the value together. Then worker ranks get None.
+            _resume: The name of an argument that takes a folder, where an unfinished computation leaves its
+                state. The argument is None if there is no cache.
         """
         if self.store is None:
             free = {**(_free or {}), **({_resume: None} if _resume else {})}
             value = function(*args, **keywords, **free)
             return value if self.is_main or not _together else None
         processes = self.distributed if _together else ALONE
-        return self.store.get(stage, function, *args, _free=_free, _distributed=processes, _resume=_resume, **keywords)
+        return self.store.get(
+            stage, function, *args, _free=_free, _distributed=processes, _resume=_resume, **keywords
+        )
 
     def cached_rows(
         self, stage: str, function: Callable[..., Tensor], owner: Any, items: Any, *, _free: Mapping[str, Any]
     ) -> Tensor:
-        """`function(owner, items, **_free)`, for a function that gives one row an item; each row is computed once.
+        """`function(owner, items, **_free)` for a function that computes one row for each item.
+
+        Rows of items that were computed before are read back from the cache.
 
         Args:
-            owner: What the rows depend on beside their item: a tower, a preparation, a model.
-            items: Something with `digests` (one an item, at least one) and `select(indices)`.
+            owner: What each row depends on beside its item: a tower, a preparation, a model.
+            items: An object with `digests` (one for each item, at least one) and `select(indices)`.
         """
         if self.store is None:
             return function(owner, items, **_free)
         return self.store.rows(stage, function, owner, items, _free=_free)
 
-    def track(self, items: Iterable[T], what: str, total: int, *, sizes: Iterable[int] | None = None) -> Iterator[T]:
-        """Yield `items` with a progress bar, if this run shows them (`muwa.runtime.progress.track`)."""
+    def track(
+        self, items: Iterable[T], what: str, total: int, *, sizes: Iterable[int] | None = None
+    ) -> Iterator[T]:
+        """Yield `items`, with a progress bar if this run shows them (`muwa.runtime.progress.track`)."""
         return track(items, what, total, show=self.progress, sizes=sizes)
 
     def logging_to(self, log: Log) -> Run:

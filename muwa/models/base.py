@@ -1,6 +1,7 @@
-"""What a model family offers to the rest of muwa. `Clip`, `Diffusion` and `Vlm` are such families; docs/extending.md adds one.
+"""What a model family offers to the rest of muwa. `Clip`, `Diffusion` and `Vlm` are such families.
 
-The pipeline, the methods, the report and the sweep ask a model for what is declared here and never which family it is.
+The pipeline, the methods, the report and the sweep use only what is declared here; they never ask which
+family a model belongs to. docs/extending.md shows how to add a family.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Weighted(Protocol):
-    """The tensors that the deltas of an edit are added to: what a patch is bound to."""
+    """The tensors that the deltas of an edit are added to. A patch is bound to them."""
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """Name of a delta -> the tensor it is added to; tensors that no delta touches may be among them."""
+        """Name of a delta -> the tensor that it is added to. Other tensors may be among them."""
 
     @property
     def weights_fingerprint(self) -> str:
@@ -32,11 +33,12 @@ class Weighted(Protocol):
 
 
 class Observer(Protocol):
-    """What metrics and layer searches look at: the outputs of one model, each computed once.
+    """The outputs of one model, each computed once. Metrics and layer searches look at them.
 
     Attributes:
         family: The models that give such outputs, for messages: "a CLIP (model=clip, clip_vit_b32, ...)".
         search: The layer search that looks at such outputs, for messages: "layer_search=pareto_bisect".
+        run: Its cache stores the outputs.
     """
 
     family: ClassVar[str]
@@ -48,17 +50,19 @@ class Observer(Protocol):
         """The model whose outputs these are."""
 
     def examples(self, edited: Any, task: Task) -> tuple[Example, ...]:
-        """A few prompts or questions with the outputs of this model and of `edited`, the same kind of observer."""
+        """A few prompts or questions, each with the outputs of this model and of `edited`.
+
+        Args:
+            edited: The observer of the edited model.
+        """
 
 
 class Editable(Protocol):
-    """A model whose weights can be edited without touching it.
+    """An immutable model: an edit gives a new one.
 
     Attributes:
         observer: The kind of observer that `observe` makes.
         source: Where the weights came from, for messages.
-        clips: Encoder -> the CLIP that gradients are taken on. The encoder of a CLIP itself is "". A pipeline has one
-            entry a text encoder, a vision-language model one for its vision tower.
     """
 
     observer: ClassVar[type[Observer]]
@@ -66,34 +70,38 @@ class Editable(Protocol):
 
     @property
     def clips(self) -> Mapping[str, Clip]:
-        """See the class."""
+        """Encoder -> the CLIP that gradients are taken on.
+
+        The encoder of a CLIP is "". A pipeline has one entry for each text encoder, a vision-language model
+        one for its vision tower.
+        """
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what the model gives."""
+        """SHA-256 of all that the model's outputs depend on."""
 
     def edited(self, edit: Edit) -> Self:
-        """The model after `edit`. This one stays as it is."""
+        """The model after `edit`. This model does not change."""
 
     def patch_base(self, edit: Edit) -> Weighted:
-        """The weights that a patch of `edit` is bound to; this is the unedited model."""
+        """The weights that a patch of `edit` is bound to. Call it on the unedited model."""
 
     def observe(self, run: Run) -> Any:
-        """The observer of this model, with the cache and the progress bars of `run`."""
+        """The observer of this model, which uses the cache and the progress bars of `run`."""
 
     def about(self) -> Mapping[str, object]:
-        """Provenance: at least "source" and "fingerprint", in plain values."""
+        """Provenance in plain values; at least "source" and "fingerprint"."""
 
 
 def check_observer(where: str, wanted: type[Observer], model: Editable) -> None:
-    """Raise if a method, a search or a metric cannot look at what this model gives.
+    """Raise if a method, a search or a metric does not support the outputs of this model.
 
     Args:
         where: The setting, for the message: "method=ga", "eval.canvas".
-        wanted: The kind of observer that it looks at.
+        wanted: The kind of observer that it supports.
 
     Raises:
-        ValueError: The model gives another kind of output.
+        ValueError: The model has another kind of observer.
     """
     if model.observer is not wanted:
         raise ValueError(f"{where}: got {model.observer.family} ({model.source}), want {wanted.family}")

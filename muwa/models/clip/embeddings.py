@@ -1,4 +1,4 @@
-"""Embeddings of images and prompts: images are decoded once, prompts are encoded in batches of like length."""
+"""Embeddings of images and prompts. Images are decoded once; prompts of similar length form batches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -24,98 +25,105 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Task
 
-WORKERS = min(8, os.cpu_count() or 1)  # threads that decode ahead of the encoder
-AT_ONCE = 2048  # decoded images that are in memory at once
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+IMAGES_IN_MEMORY = 2048  # decoded images that are held at once
 
 
-def batch_size(model: Clip, tower: str, rows: int) -> int:
-    """How many inputs one forward pass takes, each of `rows` rows (patches or tokens).
+def batch_size(model: Clip, tower: str, tokens: int) -> int:
+    """How many inputs one forward pass takes, if each has `tokens` tokens (patches or words).
 
-    On a CPU as many as stay in its cache, on a GPU as many as fill it.
+    Their activations before the first block fit a CPU's cache, or are enough to occupy a GPU.
     """
     values = 1 << (20 if model.device.type == "cpu" else 24)
-    return max(4, min(1024, values // max(1, rows * model.staged_forward(tower).width)))
+    return max(4, min(1024, values // max(1, tokens * model.staged_forward(tower).width)))
 
 
 def image_batch(model: Clip) -> int:
     """How many images one forward pass of the vision tower takes."""
-    return batch_size(model, "vision", model.staged_forward("vision").rows)
+    return batch_size(model, "vision", model.staged_forward("vision").tokens)
 
 
 @dataclass(frozen=True)
 class Tower(Content):
-    """One tower of a model. Its fingerprint leaves the other tower out: an edit there keeps these embeddings valid."""
+    """One tower of a model, as a part of cache keys.
+
+    Its fingerprint leaves out the other tower, so an edit there keeps cached embeddings of this one valid.
+    """
 
     model: Clip
     name: str  # "vision" | "text"
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tower's weights, architecture and preparation."""
+        """SHA-256 of the tower's weights, the architecture and the preparation of inputs."""
         return self.model.tower_fingerprint(self.name)
 
 
 class Pixels(Protocol):
-    """Where prepared images come from: they are decoded now or read back."""
+    """Gives the pixels of images: decoded now or read from the cache."""
 
     def __call__(self, images: LabelledImages) -> Tensor:
         """(n, 3, h, w) uint8 of `images`."""
 
 
 def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Decode, prepare and scale `images`; yields (size, 3, h, w) float32 for each of `sizes`, in order, on the model's
-    device; the next batch is decoded while the consumer works on one."""
+    """Decode, prepare and scale images. The next batch is decoded while the caller works on one.
+
+    Args:
+        images: In the order of the batches.
+        sizes: How many images each batch has.
+
+    Yields:
+        One (size, 3, h, w) float32 tensor for each of `sizes`, on the model's device.
+    """
 
     def prepare(image: bytes | Path) -> Tensor:
         return model.prepare(decode(image))
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        ahead = [pool.submit(prepare, image) for image in images[: ends[1]]] if sizes else []
-        for i in range(len(sizes)):
-            ready = ahead
-            ahead = (
-                [pool.submit(prepare, x) for x in images[ends[i + 1] : ends[i + 2]]]
-                if i + 1 < len(sizes)
-                else []
-            )
-            yield model.prepare.scale(torch.stack([job.result() for job in ready]).to(model.device))
+    ends = accumulate(sizes, initial=0)
+    batches = [images[start:end] for start, end in pairwise(ends)]
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        ahead = [pool.submit(prepare, image) for image in batches[0]] if batches else []
+        for i in range(len(batches)):
+            current = ahead
+            ahead = [pool.submit(prepare, image) for image in batches[i + 1]] if i + 1 < len(batches) else []
+            yield model.prepare.scale(torch.stack([job.result() for job in current]).to(model.device))
 
 
 def prepared(preparation: Preparation, images: LabelledImages) -> Tensor:
-    """`images` decoded and cut to size, in threads: (n, 3, h, w) uint8, n > 0."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+    """`images`, n > 0 of them, decoded in threads and cut to size: (n, 3, h, w) uint8."""
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
         return torch.stack(list(pool.map(lambda image: preparation(decode(image)), images.images)))
 
 
 @torch.inference_mode()
 def width(model: Clip) -> int:
-    """d, the length of an embedding."""
+    """The length d of an embedding."""
     return model.encode("text", model.tokenize([""])).shape[-1]
 
 
 @torch.inference_mode()
 def image_features(tower: Tower, images: LabelledImages, *, pixels: Pixels, run: Run) -> Tensor:
-    """Embeddings (n, d) of length 1 of `images`, n > 0, on the CPU, in their order.
+    """Embeddings of `images`, n > 0 of them, in their order: (n, d), of length 1, on the CPU.
 
     Args:
-        pixels: Where their pixels come from; never changes the result.
+        pixels: Gives the pixels of the images; it never changes the result.
     """
     model, size = tower.model, image_batch(tower.model)
-    pieces = [range(i, min(i + AT_ONCE, len(images))) for i in range(0, len(images), AT_ONCE)]
+    total = len(images)
+    pieces = [range(i, min(i + IMAGES_IN_MEMORY, total)) for i in range(0, total, IMAGES_IN_MEMORY)]
     batches = (batch for piece in pieces for batch in pixels(images.select(piece)).split(size))
     sizes = [min(size, piece.stop - i) for piece in pieces for i in range(piece.start, piece.stop, size)]
-    bar = run.track(batches, "encoding images", len(images), sizes=sizes)
-    return torch.cat(
-        [model.encode("vision", model.prepare.scale(batch.to(model.device))).cpu() for batch in bar]
-    )
+    bar = run.track(batches, "encoding images", total, sizes=sizes)
+    scaled = (model.prepare.scale(batch.to(model.device)) for batch in bar)
+    return torch.cat([model.encode("vision", batch).cpu() for batch in scaled])
 
 
 def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Prompts in batches of like length, so that little padding is encoded; and the order that puts them back.
+    """Batches of prompts of similar length, so that little padding is encoded.
 
     Returns:
-        (batches of (n, length) tokens; (n,) such that `torch.cat(batches)[back]` is `tokens`).
+        (batches of (n, length) tokens, the order (n,) with which `torch.cat(batches)[order]` is `tokens`).
     """
     lengths = model.staged_forward("text").lengths(tokens)
     order = lengths.argsort(stable=True)
@@ -130,28 +138,27 @@ def token_batches(model: Clip, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
 
 @torch.inference_mode()
 def class_features(tower: Tower, classes: Classes, *, run: Run) -> Tensor:
-    """The zero-shot classifier: (names, d), each the mean over templates of unit embeddings, made of length 1 again.
+    """The zero-shot classifier: (names, d), the mean embedding of each name over the templates, of length 1.
 
     Source: CLIP (arXiv 2103.00020), section 3.1.4; the ensemble is over embeddings.
     """
-    batches, back = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
-    bar = run.track(batches, "encoding prompts", len(back), sizes=map(len, batches))
-    return ensemble(
-        torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[back], len(classes.templates)
-    )
+    batches, order = token_batches(tower.model, tower.model.tokenize(classes.prompts()))
+    bar = run.track(batches, "encoding prompts", len(order), sizes=map(len, batches))
+    embeddings = torch.cat([tower.model.encode("text", batch).cpu() for batch in bar])[order]
+    return ensemble(embeddings, len(classes.templates))
 
 
-def ensemble(each: Tensor, templates: int) -> Tensor:
-    """Embeddings (names * templates, d) of prompts, name by name, to a classifier (names, d) of length 1."""
-    return F.normalize(each.view(-1, templates, each.shape[-1]).mean(1), dim=-1)
+def ensemble(embeddings: Tensor, templates: int) -> Tensor:
+    """Embeddings (names * templates, d) of prompts, sorted by name -> zero-shot classifier (names, d)."""
+    return F.normalize(embeddings.view(-1, templates, embeddings.shape[-1]).mean(1), dim=-1)
 
 
 class Features:
-    """The embeddings of one CLIP, each computed once and kept in the cache: what metrics and searches of a CLIP look at.
+    """The embeddings of one CLIP, each computed once. Metrics and layer searches of a CLIP look at them.
 
     Args:
         model: The CLIP, edited or not.
-        run: Its cache keeps the embeddings.
+        run: Its cache stores the embeddings.
     """
 
     family: ClassVar[str] = "a CLIP (model=clip, clip_vit_b32, ...)"
@@ -171,14 +178,13 @@ class Features:
 
     def classes(self, classes: Classes) -> Tensor:
         """(names, d) zero-shot classifier of `classes`, on the CPU."""
-        return self.run.cached(
-            "features", class_features, Tower(self.model, "text"), classes, _free={"run": self.run}
-        )
+        tower = Tower(self.model, "text")
+        return self.run.cached("features", class_features, tower, classes, _free={"run": self.run})
 
     def pixels(self, images: LabelledImages) -> Tensor:
-        """(n, 3, h, w) uint8 of `images`, n > 0, decoded once for all models that prepare them alike."""
+        """(n, 3, h, w) uint8 of `images`, n > 0, decoded once for all models that cut images the same way."""
         return self.run.cached_rows("pixels", prepared, self.model.prepare, images, _free={})
 
     def examples(self, edited: Features, task: Task) -> tuple[Example, ...]:
-        """None: an embedding is nothing to look at."""
+        """None: an embedding cannot be shown in a report."""
         return ()

@@ -1,13 +1,16 @@
-"""Which weights may be edited, and how they are grouped into layers: from parameter names and shapes alone.
+"""Which weights may be edited, and how they are grouped into layers, from parameter names and shapes alone.
 
-Knows the three spellings in use: open_clip (`visual.transformer.resblocks.9.attn.in_proj_weight`), timm towers inside
-open_clip (`visual.trunk.blocks.9.attn.qkv.weight`), Hugging Face (`vision_model.encoder.layers.9.self_attn.q_proj.weight`).
+Three spellings are known:
+
+- open_clip: `visual.transformer.resblocks.9.attn.in_proj_weight`
+- timm towers inside open_clip: `visual.trunk.blocks.9.attn.qkv.weight`
+- Hugging Face: `vision_model.encoder.layers.9.self_attn.q_proj.weight`
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -25,57 +28,63 @@ _MLP = re.compile(r"^(.*mlp)\.(c_fc|c_proj|fc1|fc2)\.weight$")
 
 
 def tower_of(name: str) -> str:
-    """ "vision" or "text": the tower that parameter `name` belongs to (the release's rule: "visual"/"vision" in it)."""
+    """The tower of a parameter: "vision" if its name has "visual" or "vision" in it, else "text"."""
     return "vision" if "visual" in name or "vision" in name else "text"
 
 
 def is_candidate(name: str, tensor: Tensor) -> bool:
-    """Whether a parameter may be edited: no bias, no embedding, no position, no temperature; on HF models no norm.
+    """Whether a parameter may be edited.
 
-    Source: the release's name filters. Differs: timm's `pos_embed`, `cls_token` and pooling `latent` (SigLIP's
-    `probe`), which the release's substrings miss, are skipped too.
+    Biases, embeddings, positions and the temperature may not, and on Hugging Face models no norms.
+
+    Source: the release's name filters. They miss timm's `pos_embed`, `cls_token` and the `latent` of its
+    pooling (SigLIP's `probe`); we skip these too.
     """
     hugging_face = name.startswith(("vision_model.", "text_model."))
     return not _SKIPPED.search(name) and not (hugging_face and _SKIPPED_HF.search(name)) and tensor.ndim >= 1
 
 
 def depths(names: list[str]) -> dict[str, float]:
-    """How deep in its tower each parameter sits: 0 before the blocks, 1 after them, (i + 1) / (n + 1) in block i of n."""
-    blocks = {name: int(found[1]) if (found := _BLOCK.search(name)) else None for name in names}
-    last = {
+    """The depth of each parameter in its tower.
+
+    It is 0 before the blocks, (i + 1) / (n + 1) in block i of n, and 1 after the blocks.
+    """
+    blocks = {name: int(match[1]) if (match := _BLOCK.search(name)) else None for name in names}
+    count = {
         tower: max((b + 1 for n, b in blocks.items() if b is not None and tower_of(n) == tower), default=0)
         for tower in ("vision", "text")
     }
-    return {
-        name: (block + 1) / (last[tower_of(name)] + 1)
-        if block is not None
-        else 0.0
-        if _INPUT.search(name)
-        else 1.0
-        for name, block in blocks.items()
-    }
+
+    def depth(name: str, block: int | None) -> float:
+        if block is not None:
+            return (block + 1) / (count[tower_of(name)] + 1)
+        return 0.0 if _INPUT.search(name) else 1.0
+
+    return {name: depth(name, block) for name, block in blocks.items()}
 
 
 def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity: str) -> list[Layer]:
-    """The candidates to edit, in the order of `weights`.
+    """The layers that may be edited, in the order of `weights`.
 
     Args:
         weights: Parameter name -> tensor.
-        heads: Number of heads of each attention module, by module name ("visual.transformer.resblocks.9.attn").
+        heads: Attention module ("visual.transformer.resblocks.9.attn") -> its number of heads.
         granularity: What counts as one layer:
-            "tensor": a weight tensor as the library stores it. On Hugging Face models the score is the tensor's own,
-                but q, k and v (and fc1 and fc2) are edited together with one step, as the release does.
-            "qkv": query, key and value each for itself, also where open_clip and timm hold them as one tensor.
-            "mlp": the two matrices of an MLP are one layer, and so are q, k and v.
-            "head": one attention head: its rows of q, k and v and its columns of the output projection.
+            - "tensor": a weight tensor as the library stores it. On Hugging Face models each tensor has its
+              score, but one step edits q, k and v together (or fc1 and fc2), as in the release.
+            - "qkv": query, key and value are one layer each, also where open_clip and timm store one tensor.
+            - "mlp": the two matrices of an MLP are one layer, and so are q, k and v.
+            - "head": one attention head: its rows of q, k and v and its columns of the output projection.
 
     Returns:
-        One `Layer` each; together they cover every candidate weight once.
+        Layers whose scored parts cover every candidate weight exactly once.
 
     Raises:
         ValueError: `granularity` is none of the four.
 
-    Source: SLUG, section 1.5 of the release's facts (whole-layer editing); heads after arXiv 2603.14819.
+    Source: SLUG (arXiv 2407.11867) scores single weight tensors; docs/method.md, "What may be edited".
+    Editing q, k and v (fc1 and fc2) together follows the release's scripts for Hugging Face models. Heads:
+    arXiv 2603.14819.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(
@@ -84,43 +93,45 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
     candidates = {name: tensor for name, tensor in weights.items() if is_candidate(name, tensor)}
     depth = depths(list(weights))
     found: dict[str, Layer] = {}
-
-    def add(name: str, like: str, scored: tuple[Part, ...], edited: tuple[Part, ...] | None = None) -> None:
-        found.setdefault(name, Layer(name, tower_of(like), depth[like], scored, edited or scored))
-
-    for name, tensor in candidates.items():
-        fused, split, mlp = _FUSED.match(name), _SPLIT.match(name), _MLP.match(name)
-        whole = (Part(name),)
-        attention = fused or split
-        if granularity == "head" and attention and attention[1] in heads:
-            for head, parts in enumerate(_heads(attention[1], heads[attention[1]], candidates)):
-                add(f"{attention[1]}.head{head}", name, parts)
-        elif granularity == "head" and _is_output(name, heads):
-            continue
-        elif granularity == "qkv" and fused:
-            third = len(tensor) // 3
-            for i, letter in enumerate("qkv"):
-                add(f"{name}[{letter}]", name, (Part(name, 0, i * third, third),))
-        elif split and granularity in ("tensor", "mlp"):
-            together = tuple(Part(f"{split[1]}.{letter}_proj.weight") for letter in "qkv")
-            if granularity == "mlp":
-                add(f"{split[1]}.qkv", name, together)
-            else:
-                add(name, name, whole, together)
-        elif mlp and (granularity == "mlp" or (granularity == "tensor" and "encoder.layers." in name)):
-            pair = ("fc1", "fc2") if mlp[2].startswith("fc") else ("c_fc", "c_proj")
-            together = tuple(Part(f"{mlp[1]}.{part}.weight") for part in pair)
-            if granularity == "mlp":
-                add(mlp[1], name, together)
-            else:
-                add(name, name, whole, together)
-        else:
-            add(name, name, whole)
+    for name in candidates:
+        for layer, scored, edited in _layers_of(name, candidates, heads, granularity):
+            found.setdefault(layer, Layer(layer, tower_of(name), depth[name], scored, edited))
     return list(found.values())
 
 
+Group = tuple[str, tuple[Part, ...], tuple[Part, ...]]  # layer name, scored parts, edited parts
+
+
+def _layers_of(
+    name: str, candidates: Mapping[str, Tensor], heads: Mapping[str, int], granularity: str
+) -> Iterator[Group]:
+    """The layers that hold weights of the tensor `name`; none if its columns belong to heads."""
+    fused, split, mlp = _FUSED.match(name), _SPLIT.match(name), _MLP.match(name)
+    attention = fused or split
+    whole = (Part(name),)
+    if granularity == "head" and attention and attention[1] in heads:
+        for head, parts in enumerate(_heads(attention[1], heads[attention[1]], candidates)):
+            yield f"{attention[1]}.head{head}", parts, parts
+    elif granularity == "head" and _is_output(name, heads):
+        return
+    elif granularity == "qkv" and fused:
+        third = len(candidates[name]) // 3
+        for i, letter in enumerate("qkv"):
+            parts = (Part(name, 0, i * third, third),)
+            yield f"{name}[{letter}]", parts, parts
+    elif split and granularity in ("tensor", "mlp"):
+        together = tuple(Part(f"{split[1]}.{letter}_proj.weight") for letter in "qkv")
+        yield (f"{split[1]}.qkv", together, together) if granularity == "mlp" else (name, whole, together)
+    elif mlp and (granularity == "mlp" or (granularity == "tensor" and "encoder.layers." in name)):
+        pair = ("fc1", "fc2") if mlp[2].startswith("fc") else ("c_fc", "c_proj")
+        together = tuple(Part(f"{mlp[1]}.{part}.weight") for part in pair)
+        yield (mlp[1], together, together) if granularity == "mlp" else (name, whole, together)
+    else:
+        yield name, whole, whole
+
+
 def _is_output(name: str, heads: Mapping[str, int]) -> bool:
-    """Whether `name` is the output projection of an attention module (its columns belong to the heads)."""
+    """Whether `name` is the output projection of an attention module; its columns belong to the heads."""
     return any(
         name.endswith(tail) and name.removesuffix(tail) in heads
         for tail in (".out_proj.weight", ".proj.weight")
@@ -128,7 +139,7 @@ def _is_output(name: str, heads: Mapping[str, int]) -> bool:
 
 
 def _heads(module: str, count: int, candidates: Mapping[str, Tensor]) -> list[tuple[Part, ...]]:
-    """The parts of each of `count` heads of attention `module`: rows of q, k, v and columns of the output."""
+    """The parts of each head of attention `module`: rows of q, k, v and columns of the output projection."""
     parts: list[list[Part]] = [[] for _ in range(count)]
     for name, tensor in candidates.items():
         if not name.startswith(f"{module}."):

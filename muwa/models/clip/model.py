@@ -1,4 +1,4 @@
-"""A CLIP whose weights can be replaced without touching it: open_clip models and Hugging Face `CLIPModel`s alike."""
+"""A CLIP with replaceable weights. It wraps models of open_clip and of Hugging Face alike."""
 
 from __future__ import annotations
 
@@ -26,29 +26,32 @@ from muwa.types.search import Layer
 if TYPE_CHECKING:
     from muwa.run import Run
 
-CLOSE = 1e-5  # what running a tower in parts may change of an embedding of length 1
+CLOSE = 1e-5  # the largest difference that a staged forward may make to an embedding of length 1
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not here.
+    """Raise if torch cannot use `device` on this machine.
 
     Raises:
-        ValueError: Says what there is.
+        ValueError: It cannot; lists the devices that there are.
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA says so by an assertion
-        here = f"cpu, {torch.cuda.device_count()} CUDA devices"
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA raises AssertionError
+        available = f"cpu, {torch.cuda.device_count()} CUDA devices"
         raise ValueError(
-            f"runtime.device={device}: not usable here ({str(error).splitlines()[0]}); there is {here}"
+            f"runtime.device={device}: not usable here ({str(error).splitlines()[0]}); there is {available}"
         ) from error
 
 
 class Towers(nn.Module):
-    """Both towers of a model behind one `forward`, so that `functional_call` can swap weights for whatever runs inside.
+    """Both towers of a model behind one `forward`, so that `functional_call` can replace weights in any call.
 
-    `vision` maps pixels (n, 3, h, w) and `text` tokens (n, length) to embeddings (n, d), not yet normalised.
+    Args:
+        model: The whole network.
+        vision: Pixels (n, 3, h, w) -> embeddings (n, d), not normalised.
+        text: Tokens (n, length) -> embeddings (n, d), not normalised.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Towers(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.encode = {"vision": vision, "text": text}  # plain functions: not submodules
+        self.encode = {"vision": vision, "text": text}  # plain functions, so they are no submodules
 
     def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """`function(*inputs)`."""
@@ -65,11 +68,11 @@ class Towers(nn.Module):
 
 @dataclass(frozen=True)
 class Preparation(Content):
-    """From a picture to what the vision tower takes: cut to size, then scaled; as the model was trained.
+    """Turns an image into the vision tower's input, as in training: cut to size, then scaled.
 
     Args:
-        cut: PIL picture -> PIL picture of the tower's size.
-        mean, std: A channel's, of values in [0, 1].
+        cut: PIL image -> PIL image of the tower's size.
+        mean, std: Of each colour channel, for values in [0, 1].
     """
 
     cut: Callable[[Image.Image], Image.Image]
@@ -77,29 +80,33 @@ class Preparation(Content):
     std: tuple[float, ...]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(3, h, w) uint8: a quarter of the memory of what `scale` makes of it."""
+        """Cut to size: (3, h, w) uint8, which takes a quarter of the memory of scaled pixels."""
         return torch.from_numpy(np.array(self.cut(image), copy=True)).permute(2, 0, 1).contiguous()
 
     def scale(self, pixels: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8 -> float32, as torchvision's ToTensor and Normalize."""
+        """(n, 3, h, w) uint8 -> float32, as torchvision's ToTensor and Normalize do."""
         mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (self.mean, self.std))
         return pixels.float().div_(255).sub_(mean).div_(std)
 
     @property
     def fingerprint(self) -> str:
-        """Of how pictures are cut; how they are scaled is the model's."""
+        """SHA-256 of how images are cut. Scaling enters the model's `spec` instead."""
         return digest([re.sub(r" at 0x[0-9a-f]+", "", repr(self.cut))])
 
 
 class Clip(Content):
-    """A two-tower model and its weights. Immutable: `with_weights` and `edited` give a new one that shares the rest.
+    """A model with two towers, and its weights.
+
+    It is immutable: `with_weights` and `edited` return a new model that shares all unchanged tensors.
 
     Args:
-        towers: The network, in eval mode; its own parameters are the base weights.
-        prepare: PIL picture -> pixels (3, h, w) uint8, and their scaling.
+        towers: The network, in eval mode. Its parameters are the base weights.
+        prepare: Turns images into pixels (3, h, w) uint8, and scales these.
         tokenize: Texts -> tokens (n, length).
         source: Where the weights came from, for messages ("open_clip ViT-B-32 laion400m_e32").
     """
+
+    observer: ClassVar[type[Features]] = Features
 
     def __init__(
         self,
@@ -116,14 +123,14 @@ class Clip(Content):
         }
         self._base = self.weights
         self._digests: dict[str, str] = {}
-        self._only: frozenset[str] | None = None
-        self._chains: dict[str, StagedForward] = {}  # shared with all that is derived from this model
+        self._editable: frozenset[str] | None = None  # None: all weights
+        self._staged: dict[str, StagedForward] = {}  # shared with every model derived from this one
 
     def with_weights(self, new: Mapping[str, Tensor]) -> Clip:
-        """The same model with the tensors in `new` in place of its own.
+        """The same model with the tensors in `new` in place of its tensors of these names.
 
         Raises:
-            KeyError: A name is not one of the model's parameters.
+            KeyError: A name is not a parameter of the model.
             ValueError: A shape differs.
         """
         for name, tensor in new.items():
@@ -137,8 +144,6 @@ class Clip(Content):
         other.weights = {**self.weights, **new}
         other._digests = {name: d for name, d in self._digests.items() if name not in new}
         return other
-
-    observer: ClassVar[type[Features]] = Features
 
     @property
     def clips(self) -> Mapping[str, Clip]:
@@ -163,118 +168,133 @@ class Clip(Content):
         return self if self.weights is self._base else self.with_weights(self._base)
 
     def edited(self, edit: Edit) -> Clip:
-        """The model after `edit`: `theta' = theta + delta`, in fp32 as `muwa.patch.apply` applies it."""
+        """The model after `edit`: `theta' = theta + delta` in fp32, as in `muwa.patch.apply`."""
         return self.with_weights({n: self.weights[n] + d.to(self.weights[n]) for n, d in edit.deltas.items()})
 
     def encode(self, tower: str, inputs: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Embeddings (n, d) of length 1, fp32, of pixels, scaled ("vision"), or tokens ("text").
+        """Embeddings of a batch: (n, d) fp32, of length 1.
 
         Args:
-            weights: Used in place of the model's own where given, for instance leaves that require gradients.
+            tower: "vision" | "text".
+            inputs: Scaled pixels for "vision", tokens for "text".
+            weights: Replace the model's weights of these names, for instance by leaves that require
+                gradients.
         """
-        return F.normalize(
-            self.go(tower, self.enter(tower, inputs), self.staged_forward(tower).end, weights).x.float(),
-            dim=-1,
-        )
+        activations = self.enter(tower, inputs)
+        end = self.staged_forward(tower).end
+        return F.normalize(self.go(tower, activations, end, weights).x.float(), dim=-1)
 
     def whole(self, tower: str, inputs: Tensor) -> Tensor:
-        """The tower's own forward, in which nothing is saved: embeddings (n, d), not normalised."""
-        swapped = {
-            f"model.{name}": tensor for name, tensor in self.weights.items() if tensor is not self._base[name]
-        }
-        return functional_call(self._towers, swapped, (self._towers.encode[tower], inputs.to(self.device)))
+        """Embeddings (n, d), not normalised, by the tower's own forward: no block is skipped or shortened."""
+        replaced = self._replaced(self.weights)
+        return functional_call(self._towers, replaced, (self._towers.encode[tower], inputs.to(self.device)))
 
     def enter(self, tower: str, inputs: Tensor) -> Activations:
-        """A batch at position 0 of its way through a tower, padding cut: `go` takes it further."""
-        chain, inputs = self.staged_forward(tower), inputs.to(self.device)
-        if tower == "text" and chain.lean:
-            inputs = inputs[:, : int(chain.lengths(inputs).max())]
+        """A batch at position 0 of a tower, without padding where it can be cut; `go` takes it further."""
+        staged, inputs = self.staged_forward(tower), inputs.to(self.device)
+        if tower == "text" and staged.reduced:
+            inputs = inputs[:, : int(staged.lengths(inputs).max())]
         return Activations(inputs, 0, inputs)
 
     def go(
-        self, tower: str, passage: Activations, to: int, weights: Mapping[str, Tensor] | None = None
+        self, tower: str, activations: Activations, to: int, weights: Mapping[str, Tensor] | None = None
     ) -> Activations:
-        """The passage at position `to` of the tower (`muwa.models.clip.staged_forward`)."""
-        now = self.weights if weights is None else {**self.weights, **weights}
-        swapped = {f"model.{name}": tensor for name, tensor in now.items() if tensor is not self._base[name]}
-        if (
-            tower == "text" and self.staged_forward(tower).lean
-        ):  # a cut prompt takes positions and mask as short as itself
-            length = passage.inputs.shape[1]
-            places = {
-                f"model.{name}": tensor
-                for name, tensor in now.items()
-                if name.endswith("positional_embedding")
-            }
-            masks = {name: mask for name, mask in self._towers.named_buffers() if name.endswith("attn_mask")}
-            swapped |= {name: places[name][:length] for name in places if tower_of(name) == tower}
-            swapped |= {name: masks[name][:length, :length] for name in masks if tower_of(name) == tower}
-        return functional_call(self._towers, swapped, (self.staged_forward(tower).run, passage, to))
+        """The activations at position `to` of the tower; `muwa.models.clip.staged_forward` numbers them.
+
+        Args:
+            weights: As in `encode`.
+        """
+        staged = self.staged_forward(tower)
+        current = self.weights if weights is None else {**self.weights, **weights}
+        replaced = self._replaced(current)
+        if tower == "text" and staged.reduced:
+            replaced |= self._cut_to(activations.inputs.shape[1], current)
+        return functional_call(self._towers, replaced, (staged.run, activations, to))
+
+    def _replaced(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that are not the base's, under the names that `functional_call` takes."""
+        return {f"model.{name}": w for name, w in weights.items() if w is not self._base[name]}
+
+    def _cut_to(self, length: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position embeddings and causal mask of the text tower, for prompts cut to `length` tokens."""
+        positions = {
+            f"model.{name}": w[:length]
+            for name, w in weights.items()
+            if name.endswith("positional_embedding") and tower_of(name) == "text"
+        }
+        masks = {
+            name: mask[:length, :length]
+            for name, mask in self._towers.named_buffers()
+            if name.endswith("attn_mask") and tower_of(name) == "text"
+        }
+        return positions | masks
 
     def staged_forward(self, tower: str) -> StagedForward:
-        """The tower as a chain, its savings tried once on a few inputs."""
-        if tower not in self._chains:
-            chain = StagedForward(self._towers.model, tower, self._towers.encode[tower])
+        """The staged forward of a tower. The first call tests on a few inputs which savings it allows."""
+        if tower not in self._staged:
+            staged = StagedForward(self._towers.model, tower, self._towers.encode[tower])
             with torch.autocast(self.device.type, enabled=False), torch.inference_mode():
-                self._chains[tower] = self._tried(chain)
-        return self._chains[tower]
+                self._staged[tower] = self._tested(staged)
+        return self._staged[tower]
 
-    def _tried(self, chain: StagedForward) -> StagedForward:
-        """Keep of a chain what gives the tower's own embeddings."""
-        inputs = self._samples(chain.tower).to(self.device)
-        own = F.normalize(self._towers.encode[chain.tower](inputs), dim=-1)
+    def _tested(self, staged: StagedForward) -> StagedForward:
+        """Switch off the savings with which `staged` does not give the tower's own embeddings."""
+        inputs = self._probe_inputs(staged.tower).to(self.device)
+        expected = F.normalize(self._towers.encode[staged.tower](inputs), dim=-1)
         base = object.__new__(Clip)
-        base.__dict__.update({**self.__dict__, "weights": self._base, "_chains": {chain.tower: chain}})
-        for blocks, lean in ((chain.blocks, chain.can_be_lean), (chain.blocks, False)):
-            chain.blocks, chain.lean = blocks, lean
+        base.__dict__.update({**self.__dict__, "weights": self._base, "_staged": {staged.tower: staged}})
+        for reduced in (staged.can_reduce, False):
+            staged.reduced = reduced
             try:
-                if (base.encode(chain.tower, inputs) - own).abs().max() <= CLOSE:
-                    return chain
-            except (RuntimeError, IndexError, TypeError, AttributeError):  # a tower that does not bear it
+                if (base.encode(staged.tower, inputs) - expected).abs().max() <= CLOSE:
+                    return staged
+            except (RuntimeError, IndexError, TypeError, AttributeError):  # this tower cannot be split so
                 continue
-        chain.blocks, chain.lean = [], False
-        return chain
+        staged.blocks, staged.reduced = [], False
+        return staged
 
-    def _samples(self, tower: str) -> Tensor:
-        """A few inputs of a tower, unlike each other: prompts of several lengths, noise."""
+    def _probe_inputs(self, tower: str) -> Tensor:
+        """A few different inputs of a tower: prompts of several lengths, or images of noise."""
         if tower == "text":
             return self.tokenize(["", "one", _PROBE_TEXT])
         noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
         return self.prepare.scale(torch.stack([self.prepare(Image.fromarray(image)) for image in noise]))
 
     def layers(self, granularity: str) -> list[Layer]:
-        """The candidates to edit: see `muwa.models.clip.layers.layers`."""
+        """The layers that may be edited; `muwa.models.clip.layers.layers` defines `granularity`."""
         heads = {
             name.removeprefix("model."): module.num_heads
             for name, module in self._towers.named_modules()
             if isinstance(getattr(module, "num_heads", None), int)
         }
         found = layers(self.weights, heads, granularity)
-        return [x for x in found if self._only is None or all(part.name in self._only for part in x.edited)]
+        if self._editable is None:
+            return found
+        return [x for x in found if all(part.name in self._editable for part in x.edited)]
 
     def restricted(self, names: frozenset[str]) -> Clip:
-        """The same model whose candidates to edit are limited to layers made of the weights `names`.
+        """The same model, in which only layers made of the weights `names` may be edited.
 
-        A pipeline may read only a part of a tower: a step elsewhere would change nothing that it does. Gradients and
-        features are the same, and so is the fingerprint.
+        A pipeline may read only a part of a tower; a step elsewhere would not change its outputs. Gradients,
+        embeddings and fingerprint stay the same.
         """
         other = self.with_weights({})
-        other._only = names
+        other._editable = names
         return other
 
     @property
     def scale(self) -> Tensor:
-        """The temperature `exp(logit_scale)`, a scalar."""
+        """The factor on cosines in logits, `exp(logit_scale)`: a scalar."""
         return self.weights["logit_scale"].exp()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
         return next(iter(self.weights.values())).device
 
     @cached_property
     def spec(self) -> str:
-        """SHA-256 of all but the weights: architecture, picture preparation, tokenizer."""
+        """SHA-256 of all but the weights: architecture, image preparation, tokenizer."""
         shape = re.sub(r" at 0x[0-9a-f]+", "", f"{self._towers!r}\n{self.prepare!r}")
         return digest([shape, str(self.tokenize([_PROBE_TEXT]).tolist())])
 
@@ -285,13 +305,13 @@ class Clip(Content):
 
     @property
     def weights_fingerprint(self) -> str:
-        """SHA-256 of the weights alone: what a patch is bound to."""
+        """SHA-256 of the weights alone. A patch is bound to it."""
         return fingerprint_of_digests({name: self._digest(name) for name in self.weights})
 
     def tower_fingerprint(self, tower: str) -> str:
-        """SHA-256 of one tower and the spec: what that tower's features depend on."""
-        own = {name: self._digest(name) for name in self.weights if tower_of(name) == tower}
-        return digest([self.spec, tower, fingerprint_of_digests(own)])
+        """SHA-256 of one tower's weights and the spec: all that the embeddings of that tower depend on."""
+        digests = {name: self._digest(name) for name in self.weights if tower_of(name) == tower}
+        return digest([self.spec, tower, fingerprint_of_digests(digests)])
 
     @cached_property
     def fingerprint(self) -> str:

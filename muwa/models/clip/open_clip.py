@@ -1,4 +1,4 @@
-"""Load open_clip models: a built-in name with a pretrained tag, a checkpoint file or none, or a local folder."""
+"""Load an open_clip model: by name with a pretrained tag or a checkpoint file, or from a folder."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from muwa.models.clip.model import Clip, Preparation, Towers, check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "clip"
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_UNREADABLE = (RuntimeError, OSError, HfHubHTTPError, SafetensorError, UnpicklingError, LookupError)
 
 
 def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:
-        name: "miniature" (the shipped one), a name of `open_clip.list_models()`, or "local-dir:FOLDER" /
-            "hf-hub:ORG/REPO" as open_clip takes them.
-        pretrained: A tag of that name ("laion400m_e32"), the path of a checkpoint file, or None: random weights made
-            from `seed` (for trying the line on a real architecture).
+        name: "miniature" (the model that muwa ships), a name of `open_clip.list_models()`, "local-dir:FOLDER"
+            or "hf-hub:ORG/REPO".
+        pretrained: A tag of that name ("laion400m_e32"), the path of a checkpoint file, or None for random
+            weights, to try all stages on a real architecture.
         device: "cpu", "cuda", "cuda:1", ...
-        seed: Of random weights; without effect when there are weights to load.
+        seed: Of random weights. It has no effect on weights that are loaded.
 
     Raises:
-        ValueError: The name is unknown (lists the nearest), or a file or folder has no weights that fit.
-        FileNotFoundError: The tag is unknown (lists those there are), or the weights are not there: names them, where
-            they were looked for, and how to bring them.
+        ValueError: The name is unknown (lists the nearest ones), or a file or folder has no weights that fit.
+        FileNotFoundError: The tag is unknown (lists the known ones), or the weights are missing: says where
+            they were looked for and how to get them.
     """
     if name == "miniature":
         name = f"local-dir:{MINIATURE}"
@@ -48,14 +50,7 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
             model, _, prepare = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, precision="fp32", device=device, pretrained_text=False
             )
-        except (
-            RuntimeError,
-            OSError,
-            HfHubHTTPError,
-            SafetensorError,
-            UnpicklingError,
-            LookupError,
-        ) as error:
+        except _UNREADABLE as error:
             if name.startswith("local-dir:") or (pretrained and Path(pretrained).is_file()):
                 where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else pretrained
                 raise ValueError(
@@ -64,43 +59,40 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
             raise FileNotFoundError(_missing(name, pretrained, error)) from error
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
-    label = (
-        "the miniature" if str(MINIATURE) in name else " ".join(["open_clip", name, pretrained or "(random)"])
-    )
-    return Clip(
-        towers,
-        preparation(prepare),
-        tokenize,
-        source=label if ":" not in name else label.removesuffix(" (random)"),
-    )
+    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained))
+
+
+def _source(name: str, pretrained: str | None) -> str:
+    """Where the weights come from, for messages."""
+    if str(MINIATURE) in name:
+        return "the miniature"
+    if ":" in name and not pretrained:
+        return f"open_clip {name}"
+    return f"open_clip {name} {pretrained or '(random)'}"
 
 
 def preparation(transform: Compose) -> Preparation:
-    """open_clip's evaluation transform as a `Preparation`: all before its last two steps cuts, those two scale.
+    """open_clip's evaluation transform as a `Preparation`: its last two steps scale, all others cut.
 
     Raises:
-        ValueError: It does not end with ToTensor and Normalize.
+        ValueError: The transform does not end with ToTensor and Normalize.
     """
     *cut, tensor, normalize = transform.transforms
     if not isinstance(tensor, ToTensor) or not isinstance(normalize, Normalize):
-        raise ValueError(f"want a picture transform that ends with ToTensor and Normalize, got {transform}")
+        raise ValueError(f"want an image transform that ends with ToTensor and Normalize, got {transform}")
     return Preparation(Compose(cut), tuple(map(float, normalize.mean)), tuple(map(float, normalize.std)))
 
 
 def _check(name: str, pretrained: str | None) -> None:
-    """Refuse an unknown name or tag, and a local folder without weights, before anything is built."""
+    """Raise if a name or tag is unknown or a local folder has no weights, before a model is built."""
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        weights = [
-            p
-            for p in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-            if (folder / p).is_file()
-        ]
-        if not (folder / "open_clip_config.json").is_file() or not weights:
+        has_weights = any((folder / file).is_file() for file in _WEIGHTS)
+        if not (folder / "open_clip_config.json").is_file() or not has_weights:
             there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
             raise FileNotFoundError(
-                f"model.name={name}: looked for open_clip_config.json and open_clip_model.safetensors in {folder}, "
-                f"found {there}. Any folder saved for open_clip's `local-dir:` will do."
+                f"model.name={name}: looked for open_clip_config.json and open_clip_model.safetensors in "
+                f"{folder}, found {there}. Give a folder that was saved for open_clip's `local-dir:`."
             )
         return
     if ":" in name:
@@ -119,20 +111,21 @@ def _check(name: str, pretrained: str | None) -> None:
 
 
 def _missing(name: str, pretrained: str | None, error: BaseException) -> str:
-    """Where the weights of a tag were looked for, and the command that brings them."""
+    """The message for missing weights: where they were looked for, and the command that downloads them."""
     config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     repo = (config.get("hf_hub") or name.removeprefix("hf-hub:")).rstrip("/")
     reason = str(error).splitlines()[0][:160]
     return (
-        f"The weights of model.name={name} model.pretrained={pretrained} are not on this machine and could not be "
-        f"fetched ({reason}). Looked for {repo} in {constants.HF_HUB_CACHE}. On a machine with a network: "
-        f"`hf download {repo}` (the folder can be copied), or give a checkpoint file: model.pretrained=FILE."
+        f"The weights of model.name={name} model.pretrained={pretrained} are not on this machine and could "
+        f"not be fetched ({reason}). Looked for {repo} in {constants.HF_HUB_CACHE}. On a machine with a "
+        f"network: `hf download {repo}` (the folder may be copied), or give a checkpoint file: "
+        "model.pretrained=FILE."
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip's progress talk off the console (it logs on the root logger); its errors are raised anyway."""
+    """Silence the messages that open_clip logs on the root logger. Its errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

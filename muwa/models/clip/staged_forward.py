@@ -1,11 +1,20 @@
-"""A tower as a chain that can be left and entered at its blocks, so that nothing before an edited layer runs twice.
+"""The forward pass of a tower in stages: it can stop and resume at each block.
 
-Positions along a tower of N blocks: 0 its inputs, 1 + 2 k before block k, 2 + 2 k between the halves of block k, 2 N + 1
-after the last block, 2 N + 2 its embeddings. The model's own `forward` does the work: what is not wanted of it is replaced
-for the time of one call. Two savings change no embedding, and are used where a trial on a few inputs shows that:
+So a layer search computes the activations before an edited layer once, and then only the remaining layers.
 
-- only the row that is pooled goes through the queries and the MLP of the last block;
-- prompts are cut after the last end of text of the batch: a causal tower never looks at what follows.
+Positions along a tower of N blocks:
+
+- 0: its inputs
+- 1 + 2 k: before block k
+- 2 + 2 k: inside block k, between attention and MLP
+- 2 N + 1: after the last block
+- 2 N + 2: its embeddings
+
+The model's own `forward` does the work. The modules that a stage leaves out are replaced during one call. Two
+savings change no embedding; each model is tested on a few inputs before they are used:
+
+- only the pooled token goes through the queries and the MLP of the last block;
+- prompts are cut after the last end of text of the batch, since a causal tower never looks at later tokens.
 """
 
 from __future__ import annotations
@@ -23,54 +32,68 @@ from muwa.models.clip.blocks import Call, halves
 from muwa.models.clip.layers import tower_of
 
 _BLOCK = re.compile(r"^(.*\.(?:resblocks|blocks|layers))\.(\d+)$")
-_PROJECTION = re.compile(
-    r"(?:^|\.)(?:visual\.proj|(?:text|visual)_projection(?:\.weight)?)$"
-)  # a tower's last linear map
+# The last linear map of a tower.
+_PROJECTION = re.compile(r"(?:^|\.)(?:visual\.proj|(?:text|visual)_projection(?:\.weight)?)$")
 
 
 @dataclass(frozen=True)
 class Activations:
-    """One batch on its way through a tower: `x` as it is at position `at`."""
+    """One batch at one position of a tower.
 
-    inputs: Tensor  # of pictures, once they are in, the shape alone
+    Args:
+        inputs: The tower's inputs. After the first stage of the vision tower only their shape is kept.
+        at: The position.
+        x: The activations at that position.
+        pooled: (n,) index of the token of each input that will be pooled; None where all tokens are needed.
+        calls: What the tower passes to each block beside `x`.
+        shapes: Module -> shape of its output, for the modules that are done before the first block.
+    """
+
+    inputs: Tensor
     at: int
     x: Tensor
-    rows: Tensor | None = None  # the row of each sample that will be pooled
-    calls: tuple[Call, ...] = ()  # what the tower hands each block beside x
-    shapes: Mapping[nn.Module, tuple[int, ...]] | None = None  # of what the modules before the blocks give
+    pooled: Tensor | None = None
+    calls: tuple[Call, ...] = ()
+    shapes: Mapping[nn.Module, tuple[int, ...]] | None = None
 
 
-class _Reached(Exception):  # noqa: N818 - no error: how a forward is left at its first block
+class _FirstBlockReached(Exception):  # noqa: N818 - no error: it ends a forward at its first block
     def __init__(self, x: Tensor, call: Call):
         self.x, self.call = x, call
 
 
 class StagedForward:
-    """One tower of a model. Run its methods inside `functional_call`, so that edited weights are in place.
+    """One tower of a model. Call its methods inside `functional_call`, so that edited weights are in place.
 
     Args:
-        model: The whole network; parameter names are relative to it.
+        model: The whole network. Parameter names are relative to it.
         tower: "vision" | "text".
         encode: The tower's own forward: inputs -> embeddings (n, d), not normalised.
+
+    Attributes:
+        blocks: The transformer blocks, from input to output. Empty if the tower cannot be split.
+        reduced: Whether the two savings are used.
+        tokens: Tokens of one input before the first block; 64 until the first batch.
+        width: Length of a token's vector there; 512 until the first batch.
     """
 
     def __init__(self, model: nn.Module, tower: str, encode: Callable[[Tensor], Tensor]):
         self._encode, self.tower = encode, tower
-        found = {name: module for name, module in model.named_modules() if tower_of(name) == tower}
-        numbered = {name: match for name in found if (match := _BLOCK.match(name))}
-        alone = len({match[1] for match in numbered.values()}) == 1
-        self._names = sorted(numbered, key=lambda name: int(numbered[name][2])) if alone else []
-        self.blocks = [found[name] for name in self._names]
+        modules = {name: module for name, module in model.named_modules() if tower_of(name) == tower}
+        numbered = {name: match for name in modules if (match := _BLOCK.match(name))}
+        one_stack = len({match[1] for match in numbered.values()}) == 1
+        self._names = sorted(numbered, key=lambda name: int(numbered[name][2])) if one_stack else []
+        self.blocks = [modules[name] for name in self._names]
         self._halves = [halves(block) for block in self.blocks]
-        self.lean = False  # whether only what is pooled goes through the last block, and padding is cut
+        self.reduced = False
         inside = tuple(f"{name}." for name in self._names)
-        self._others = {
+        self._outside = {
             name: module
-            for name, module in found.items()
+            for name, module in modules.items()
             if name not in self._names and not name.startswith(inside)
         }
-        self.rows, self.width = 64, 512  # of one input before the first block: seen when a batch goes through
-        self._before: set[str] = set()  # names of modules that are done when the first block begins
+        self.tokens, self.width = 64, 512
+        self._before: set[str] = set()  # names of the modules that are done when the first block begins
 
     @property
     def end(self) -> int:
@@ -78,18 +101,24 @@ class StagedForward:
         return 2 * len(self.blocks) + 2
 
     @property
-    def can_be_lean(self) -> bool:
-        """Whether the last block is one whose pooled row can go through it alone."""
+    def can_reduce(self) -> bool:
+        """Whether the pooled token can go through the last block alone."""
         return bool(self.blocks) and (last := self._halves[-1]) is not None and last.pooled is not None
 
     def lengths(self, inputs: Tensor) -> Tensor:
-        """(n,) how much of each input matters: tokens up to the end of text where padding can be cut, else all."""
-        if self.tower == "text" and self.lean:
+        """(n,) tokens of each prompt that are needed: up to the end of text if padding is cut, else all."""
+        if self.tower == "text" and self.reduced:
             return inputs.argmax(-1) + 1
         return torch.full((len(inputs),), inputs.shape[-1])
 
     def place(self, names: Sequence[str]) -> tuple[int, int | None]:
-        """Where weights act: (the last position that none of them changes, the first that is affine in them or None)."""
+        """Where the weights `names` act.
+
+        Returns:
+            (the last position whose activations depend on none of them, the first position whose activations
+            are affine in them). The second is None if there is no such position or if there are several
+            weights.
+        """
         places = [self._place(name) for name in names]
         start = min(place[0] for place in places)
         return start, places[0][1] if len(set(names)) == 1 else None
@@ -100,96 +129,98 @@ class StagedForward:
                 known, inner = self._halves[k], name.removeprefix(f"{prefix}.")
                 if known is None:
                     return 1 + 2 * k, None
-                if inner.startswith(known.second_names):
-                    return 2 + 2 * k, 3 + 2 * k if inner == known.second_last else None
-                return 1 + 2 * k, 2 + 2 * k if inner == known.first_last else None
+                if inner.startswith(known.second_prefixes):
+                    return 2 + 2 * k, 3 + 2 * k if inner == known.second_output else None
+                return 1 + 2 * k, 2 + 2 * k if inner == known.first_output else None
         if self.blocks and _PROJECTION.search(name):
             return self.end - 1, self.end
         module = name.rpartition(".")[0]
         around = not self.blocks or f"{self._names[0]}.".startswith(f"{module}." if module else "")
         return (0, None) if around or module in self._before else (self.end - 1, None)
 
-    def _start(self, inputs: Tensor) -> Activations:
-        """From inputs to before the first block."""
-        shapes: dict[nn.Module, tuple[int, ...]] = {}
+    def run(self, activations: Activations, to: int) -> Activations:
+        """The activations at a later position `to`, inside a block only if its halves are known."""
+        while activations.at < to:
+            activations = self._step(activations, to)
+        return activations
 
-        def note(module: nn.Module, given: Any, out: Any) -> None:
-            if isinstance(out, Tensor):
-                shapes[module] = tuple(out.shape)
-
-        def reached(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-            raise _Reached(x, (args, keywords))
-
-        hooks = [module.register_forward_hook(note) for module in self._others.values()]
-        try:
-            with _instead({self.blocks[0]: reached}):
-                self._encode(inputs)
-        except _Reached as found:
-            x, call = found.x, found.call
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.rows, self.width = x[0].numel() // x.shape[-1], x.shape[-1]
-        self._before = {name for name, module in self._others.items() if module in shapes}
-        if self.tower == "vision":  # from here on only their shape is asked for
-            inputs = inputs.new_zeros(1).expand(inputs.shape)
-        return Activations(inputs, 1, x, self._rows(inputs), (call,) * len(self.blocks), shapes)
-
-    def _rows(self, inputs: Tensor) -> Tensor | None:
-        if not self.lean:
-            return None
-        text = self.tower == "text"
-        return inputs.argmax(-1) if text else torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-
-    def run(self, passage: Activations, to: int) -> Activations:
-        """The passage at position `to`, further on (a middle of a block only where its halves are known)."""
-        while passage.at < to:
-            passage = self._step(passage, to)
-        return passage
-
-    def _step(self, passage: Activations, to: int) -> Activations:
-        at, x = passage.at, passage.x
+    def _step(self, activations: Activations, to: int) -> Activations:
+        at, x = activations.at, activations.x
         if not self.blocks:
-            return replace(passage, at=self.end, x=self._encode(x))
+            return replace(activations, at=self.end, x=self._encode(x))
         if at == 0:
-            return self._start(passage.inputs)
+            return self._start(activations.inputs)
         if at == self.end - 1:
-            return replace(passage, at=self.end, x=self._finish(passage))
+            return replace(activations, at=self.end, x=self._finish(activations))
         k, middle = divmod(at - 1, 2)
         known = self._halves[k]
         if middle:
             assert known is not None
-            return replace(passage, at=at + 1, x=known.second(x))
-        call = passage.calls[k]
-        if known is not None and passage.rows is not None and k == len(self.blocks) - 1:
+            return replace(activations, at=at + 1, x=known.second(x))
+        call = activations.calls[k]
+        if known is not None and activations.pooled is not None and k == len(self.blocks) - 1:
             assert known.pooled is not None
-            return replace(passage, at=at + 1, x=known.pooled(x, passage.rows, self.tower == "text"))
+            causal = self.tower == "text"
+            return replace(activations, at=at + 1, x=known.pooled(x, activations.pooled, causal))
         if known is not None and to == at + 1:
-            return replace(passage, at=to, x=known.first(x, call))
-        return replace(passage, at=at + 2, x=self.blocks[k](x, *call[0], **call[1]))
+            return replace(activations, at=to, x=known.first(x, call))
+        return replace(activations, at=at + 2, x=self.blocks[k](x, *call[0], **call[1]))
 
-    def _finish(self, passage: Activations) -> Tensor:
-        """What the tower does behind its blocks: its own forward, in which all before them is left out."""
-        x = passage.x
-        if passage.rows is not None and self.tower == "text":
-            x = x.expand(-1, passage.inputs.shape[1], -1)  # whichever row is pooled, it is this one
+    def _start(self, inputs: Tensor) -> Activations:
+        """From the inputs to position 1."""
+        shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-        def skipped(given: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        def record_shape(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                shapes[module] = tuple(output.shape)
+
+        def stop(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            raise _FirstBlockReached(x, (args, keywords))
+
+        hooks = [module.register_forward_hook(record_shape) for module in self._outside.values()]
+        try:
+            with _replaced_forwards({self.blocks[0]: stop}):
+                self._encode(inputs)
+        except _FirstBlockReached as reached:
+            x, call = reached.x, reached.call
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.tokens, self.width = x[0].numel() // x.shape[-1], x.shape[-1]
+        self._before = {name for name, module in self._outside.items() if module in shapes}
+        if self.tower == "vision":  # the remaining stages need only the shape of the pixels
+            inputs = inputs.new_zeros(1).expand(inputs.shape)
+        return Activations(inputs, 1, x, self._pooled(inputs), (call,) * len(self.blocks), shapes)
+
+    def _pooled(self, inputs: Tensor) -> Tensor | None:
+        """(n,) index of the token that is pooled: the end of text, or the class token of an image."""
+        if not self.reduced:
+            return None
+        text = self.tower == "text"
+        return inputs.argmax(-1) if text else torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+
+    def _finish(self, activations: Activations) -> Tensor:
+        """From after the blocks to the embeddings: the tower's own forward, without all that comes before."""
+        x = activations.x
+        if activations.pooled is not None and self.tower == "text":
+            x = x.expand(-1, activations.inputs.shape[1], -1)  # the tower pools one of these equal tokens
+
+        def skip(given: Tensor, *args: Any, **keywords: Any) -> Tensor:
             return given
 
-        def nothing(shape: tuple[int, ...]) -> Callable[..., Tensor]:
+        def zeros(shape: tuple[int, ...]) -> Callable[..., Tensor]:
             return lambda *args, **keywords: x.new_zeros(1).expand(shape)
 
-        instead: dict[nn.Module, Callable[..., Tensor]] = dict.fromkeys(self.blocks, skipped)
-        instead[self.blocks[-1]] = lambda *args, **keywords: x
-        instead |= {module: nothing(shape) for module, shape in (passage.shapes or {}).items()}
-        with _instead(instead):
-            return self._encode(passage.inputs)
+        forwards: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self.blocks, skip)
+        forwards[self.blocks[-1]] = lambda *args, **keywords: x
+        forwards |= {module: zeros(shape) for module, shape in (activations.shapes or {}).items()}
+        with _replaced_forwards(forwards):
+            return self._encode(activations.inputs)
 
 
 @contextmanager
-def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the `forward` of modules for a while."""
+def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the `forward` of modules inside a `with` block."""
     for module, forward in forwards.items():
         module.forward = forward
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -16,18 +17,27 @@ from muwa.models.clip.model import Clip, Preparation, Towers, check_device
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
-_PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}  # by the config's model_type
+_PROCESSORS = {
+    "clip": CLIPImageProcessor,
+    "siglip": SiglipImageProcessor,
+}  # model_type of the config -> class
+_PARTS = {  # what a folder needs -> the files that can hold it
+    "config.json": ("config.json",),
+    "model.safetensors": (*_SINGLE, _INDEX),
+    "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
+    "tokenizer.json": ("tokenizer.json", "vocab.json"),
+}
 
 
 class _Cut:
-    """PIL picture -> PIL picture of the tower's size, by the folder's own image processor."""
+    """PIL image -> PIL image of the tower's size, by the folder's own image processor."""
 
     def __init__(self, processor: CLIPImageProcessor | SiglipImageProcessor):
         self._processor = processor
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        found = self._processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
-        return Image.fromarray(found["pixel_values"][0].permute(1, 2, 0).numpy())
+        batch = self._processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        return Image.fromarray(batch["pixel_values"][0].permute(1, 2, 0).numpy())
 
     def __repr__(self) -> str:
         return self._processor.to_json_string()
@@ -37,13 +47,10 @@ def preparation(processor: CLIPImageProcessor | SiglipImageProcessor, path: str)
     """A folder's image processor as a `Preparation`.
 
     Raises:
-        ValueError: It does not scale values from [0, 255] to [0, 1], or not normalise them, as every CLIP's does.
+        ValueError: It does not scale values from [0, 255] to [0, 1] and normalise them, as every CLIP's does.
     """
-    if (
-        not processor.do_rescale
-        or abs(processor.rescale_factor - 1 / 255) > 1e-9
-        or not processor.do_normalize
-    ):
+    rescales = processor.do_rescale and abs(processor.rescale_factor - 1 / 255) <= 1e-9
+    if not rescales or not processor.do_normalize:
         raise ValueError(
             f"model.path={path}: its image processor must rescale by 1/255 and normalise, as CLIP's do"
         )
@@ -51,37 +58,58 @@ def preparation(processor: CLIPImageProcessor | SiglipImageProcessor, path: str)
 
 
 def _check(folder: Path) -> None:
-    """Refuse a folder that lacks a part (without its tokenizer, every text would become the same tokens, silently)."""
+    """Raise if a folder lacks a part.
+
+    Without the tokenizer's files, transformers would map every text to the same tokens and say nothing.
+    """
     there = {p.name for p in folder.iterdir()}
-    parts = {
-        "config.json": ("config.json",), "model.safetensors": (*_SINGLE, _INDEX),
-        "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
-        "tokenizer.json": ("tokenizer.json", "vocab.json"),
-    }  # fmt: skip
-    missing = [name for name, files in parts.items() if not there & set(files)]
+    missing = [part for part, files in _PARTS.items() if not there & set(files)]
     if missing:
         raise FileNotFoundError(
-            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model, image processor and "
-            f"tokenizer writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
+            f"model.path={folder}: looked for {', '.join(_PARTS)} as save_pretrained of model, image "
+            f"processor and tokenizer writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
         )
 
 
 def load(path: str, *, device: str) -> Clip:
     """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
 
-    Of a SigLIP the losses are still those of `muwa.gradients.losses` (softmax over the batch, not its own sigmoid).
+    A SigLIP has the losses of `muwa.gradients.losses` too: softmax over the batch, not the sigmoid of its
+    training.
 
     Args:
         path: A folder written by `save_pretrained` (model, tokenizer and image processor), or a hub id.
         device: "cpu", "cuda", ...
 
     Raises:
-        FileNotFoundError: The weights are not there: names them, where they were looked for, and how to bring them.
-        ValueError: Another kind of model, or weights that do not fit its config.
+        FileNotFoundError: Files are missing: says where they were looked for and how to get them.
+        ValueError: It is another kind of model, or the weights do not fit its config.
     """
     check_device(device)
     if Path(path).is_dir():
         _check(Path(path))
+    model, processor, tokenizer = _read(path)
+    model.to(device)
+    length = model.config.text_config.max_position_embeddings
+
+    def tokenize(texts: list[str]) -> Tensor:
+        batch = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return batch["input_ids"]
+
+    towers = Towers(
+        model,
+        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
+        lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
+    )
+    return Clip(
+        towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}"
+    )
+
+
+def _read(path: str) -> tuple[Any, Any, Any]:
+    """(model, image processor, tokenizer) of a folder or a hub id. The errors are those of `load`."""
     try:
         kind = AutoConfig.from_pretrained(path).model_type
         if kind not in _PROCESSORS:
@@ -101,26 +129,11 @@ def load(path: str, *, device: str) -> Clip:
                 f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})"
             ) from error
         raise FileNotFoundError(
-            f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could not be "
-            f"fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: `hf download {path}`, or give "
-            "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer files."
+            f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could "
+            f"not be fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: "
+            f"`hf download {path}`, or give a folder with config.json, model.safetensors, "
+            "preprocessor_config.json and tokenizer files."
         ) from error
     if found["missing_keys"]:
         raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
-    model.to(device)
-    length = model.config.text_config.max_position_embeddings
-
-    def tokenize(texts: list[str]) -> Tensor:
-        batch = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return batch["input_ids"]
-
-    towers = Towers(
-        model,
-        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
-        lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
-    )
-    return Clip(
-        towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}"
-    )
+    return model, processor, tokenizer

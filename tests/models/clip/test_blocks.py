@@ -10,8 +10,10 @@ from muwa.models.clip.blocks import attend, halves, take
 
 
 def hugging_face():
-    return CLIPEncoderLayer(CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2,
-                                             attn_implementation="sdpa"))  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_attention_heads=2, attn_implementation="sdpa"
+    )
+    return CLIPEncoderLayer(config)
 
 
 BLOCKS = {
@@ -40,42 +42,44 @@ def test_the_two_halves_are_the_block(block):
     torch.testing.assert_close(known.second(known.first(x, (args, keywords))), both, rtol=1e-5, atol=1e-5)
 
 
-def test_every_weight_acts_in_the_half_it_is_said_to(block):
+def test_every_weight_acts_in_its_declared_half(block):
     x, known = torch.randn(3, 5, 16), halves(block)
     middle = known.first(x, call_of(block)).detach()
     for name, parameter in block.named_parameters():
         first, second = known.first(x, call_of(block)), known.second(middle)
-        half = second if name.startswith(known.second_names) else first
-        (found,) = torch.autograd.grad(half.square().sum(), parameter, allow_unused=True)
-        assert found is not None, name
+        half = second if name.startswith(known.second_prefixes) else first
+        (gradient,) = torch.autograd.grad(half.square().sum(), parameter, allow_unused=True)
+        assert gradient is not None, name
 
 
-def test_one_row_through_the_first_half_is_that_row_of_all(block):
+def test_one_token_alone_through_the_first_half_equals_that_token_among_all(block):
     known = halves(block)
     if known.pooled is None:
         assert isinstance(block, Block)
         return
-    x, rows = torch.randn(3, 5, 16), torch.tensor([0, 2, 4])
+    x, indices = torch.randn(3, 5, 16), torch.tensor([0, 2, 4])
     torch.testing.assert_close(
-        known.pooled(x, rows, False), take(known.first(x, call_of(block)), rows), rtol=1e-5, atol=1e-5
+        known.pooled(x, indices, False), take(known.first(x, call_of(block)), indices), rtol=1e-5, atol=1e-5
     )
-    for i, row in enumerate(rows.tolist()):  # causal: as if what follows the row were not there
-        want = known.first(x[i : i + 1, : row + 1], call_of(block))[:, -1:]
-        torch.testing.assert_close(known.pooled(x, rows, True)[i : i + 1], want, rtol=1e-5, atol=1e-5)
+    for i, index in enumerate(indices.tolist()):  # causal: as if later tokens were not there
+        want = known.first(x[i : i + 1, : index + 1], call_of(block))[:, -1:]
+        torch.testing.assert_close(known.pooled(x, indices, True)[i : i + 1], want, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_by_hand():
-    """One head of width 1; keys 0 and log 3, so row 0's query of 1 gives weights 1/4 and 3/4 of the values 8 and 4."""
+    """One head of width 1. The keys are 0 and log 3, so the query 1 of token 0 weighs the values 8 and 4 by 1/4, 3/4."""
     h = torch.tensor([[[1.0], [2.0]]])
     table = {1.0: (0.0, 8.0), 2.0: (torch.log(torch.tensor(3.0)).item(), 4.0)}
 
     def keys(x):
         return torch.tensor([[table[value] for value in x.flatten().tolist()]])
 
-    assert attend(h, torch.tensor([0]), lambda x: x, keys, 1, False).item() == pytest.approx(8 / 4 + 4 * 3 / 4)
+    assert attend(h, torch.tensor([0]), lambda x: x, keys, 1, False).item() == pytest.approx(
+        8 / 4 + 4 * 3 / 4
+    )
     assert attend(h, torch.tensor([0]), lambda x: x, keys, 1, True).item() == pytest.approx(8)
 
 
-def test_other_modules_are_not_taken_for_blocks():
+def test_other_modules_have_no_known_halves():
     assert halves(nn.Linear(2, 2)) is None
     assert halves(ResidualAttentionBlock(16, 2, is_cross_attention=True)) is None

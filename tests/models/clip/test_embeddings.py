@@ -4,6 +4,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.models.clip.embeddings import Features, batch_size, image_batch, pixel_batches, token_batches
+from muwa.run import Run
 from muwa.types.data import Classes
 from muwa.types.edit import Edit
 
@@ -17,15 +18,15 @@ def test_batches_keep_the_order_whatever_their_size():
     assert list(pixel_batches(tiny.clip(), [], [])) == []
 
 
-def test_a_broken_picture_is_an_error_and_no_hang():
+def test_a_broken_image_raises_and_does_not_hang():
     with pytest.raises(ValueError, match="cannot identify"):
         list(pixel_batches(tiny.clip(), [tiny.png(1), b"text", tiny.png(2)], [1, 1, 1]))
 
 
-def test_a_classifier_is_the_mean_over_templates_made_of_length_one(tmp_path):
+def test_a_zero_shot_classifier_is_the_normalised_mean_over_templates(tmp_path):
     model = tiny.clip()
     classes = Classes(tiny.NAMES, ("{}.", "a photo of {}"))
-    found = Features(model, Store(tmp_path), progress=False).classes(classes)
+    found = Features(model, Run(Store(tmp_path))).classes(classes)
     for row, name in zip(found, tiny.NAMES, strict=True):
         each = model.encode("text", tiny.tokenize([f"{name}.", f"a photo of {name}"]))
         want = each.mean(0) / each.mean(0).norm()
@@ -33,40 +34,40 @@ def test_a_classifier_is_the_mean_over_templates_made_of_length_one(tmp_path):
 
 
 def test_an_edit_of_one_tower_leaves_the_features_of_the_other_valid(tmp_path):
-    model, pictures = tiny.clip(), tiny.pictures([0, 1])
+    model, images = tiny.clip(), tiny.pictures([0, 1])
     edited = model.edited(Edit({"text_projection": torch.ones_like(model.weights["text_projection"])}, ()))
-    Features(model, Store(tmp_path), progress=False).images(pictures)
+    Features(model, Run(Store(tmp_path))).images(images)
     again = Store(tmp_path)
-    Features(edited, again, progress=False).images(pictures)
-    assert again.events == {"features": "hit"}  # nor are the pictures decoded again
-    Features(edited, again, progress=False).classes(pictures.classes)
+    Features(edited, Run(again)).images(images)
+    assert again.events == {"features": "hit"}  # and no image is decoded again
+    Features(edited, Run(again)).classes(images.classes)
     assert again.events == {"features": "partial"}
 
 
-def test_many_pictures_are_encoded_in_batches_as_one(tmp_path):
+def test_many_images_are_encoded_in_batches_as_one_alone_is(tmp_path):
     model = tiny.clip()
     size = image_batch(model)
-    pictures = tiny.pictures([i % 8 for i in range(size + 3)])
-    found = Features(model, Store(tmp_path), progress=False).images(pictures)
-    last = model.encode("vision", tiny.pixels(pictures.images[-1:]))[0]
+    images = tiny.pictures([i % 8 for i in range(size + 3)])
+    found = Features(model, Run(Store(tmp_path))).images(images)
+    last = model.encode("vision", tiny.pixels(images.images[-1:]))[0]
     assert found.shape == (size + 3, 16)
     torch.testing.assert_close(found[-1], last, rtol=1e-4, atol=1e-5)
 
 
-def test_prompts_of_like_length_go_together_and_come_back_in_order():
+def test_prompts_of_similar_length_form_batches_and_come_back_in_order():
     model = tiny.clip()
     tokens = tiny.tokenize([name * (1 + i % 2) for i, name in enumerate(tiny.NAMES * 5)])
-    batches, back = token_batches(model, tokens)
+    batches, order = token_batches(model, tokens)
     lengths = [length for batch in batches for length in (batch.argmax(-1) + 1).tolist()]
     assert lengths == sorted(lengths)
-    assert torch.equal(torch.cat(batches)[back], tokens)
+    assert torch.equal(torch.cat(batches)[order], tokens)
 
 
-def test_pixels_are_bytes_decoded_once_for_all_sets_that_hold_a_picture(tmp_path):
-    pictures, other = tiny.pictures([0, 1, 2]), tiny.pictures([0, 1, 2, 3])
-    Features(tiny.clip(), Store(tmp_path)).pixels(pictures)
+def test_pixels_are_bytes_and_each_image_is_decoded_once_for_all_sets(tmp_path):
+    images, other = tiny.pictures([0, 1, 2]), tiny.pictures([0, 1, 2, 3])
+    Features(tiny.clip(), Run(Store(tmp_path))).pixels(images)
     again = Store(tmp_path)
-    found = Features(tiny.clip(1), again).pixels(other)
+    found = Features(tiny.clip(1), Run(again)).pixels(other)
     assert again.events == {"pixels": "partial"}
     assert found.dtype == torch.uint8
     torch.testing.assert_close(tiny.prepare.scale(found), tiny.pixels(other.images))

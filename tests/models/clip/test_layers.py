@@ -8,7 +8,7 @@ from muwa.models.clip.layers import depths, is_candidate, layers, tower_of
 
 
 def covered(found, weights):
-    """How often each weight of each parameter is edited by its own layer (scored parts)."""
+    """How many layers score each weight: parameter name -> counts of its shape."""
     count = {name: torch.zeros_like(w) for name, w in weights.items()}
     for layer in found:
         for part in layer.scored:
@@ -23,14 +23,25 @@ def test_every_candidate_weight_is_in_exactly_one_layer(granularity):
         assert count.unique().tolist() == [1.0 if is_candidate(name, count) else 0.0], name
 
 
-def test_what_is_no_candidate():
+def test_which_parameters_are_candidates():
     names = {name: is_candidate(name, w) for name, w in tiny.clip().weights.items()}
-    for name in ("logit_scale", "positional_embedding", "token_embedding.weight", "visual.class_embedding",
-                 "visual.positional_embedding", "visual.transformer.resblocks.0.attn.in_proj_bias",
-                 "ln_final.bias"):  # fmt: skip
+    for name in (
+        "logit_scale",
+        "positional_embedding",
+        "token_embedding.weight",
+        "visual.class_embedding",
+        "visual.positional_embedding",
+        "visual.transformer.resblocks.0.attn.in_proj_bias",
+        "ln_final.bias",
+    ):
         assert not names[name], name
-    for name in ("visual.proj", "text_projection", "visual.conv1.weight", "visual.ln_pre.weight",
-                 "transformer.resblocks.1.mlp.c_fc.weight"):  # fmt: skip
+    for name in (
+        "visual.proj",
+        "text_projection",
+        "visual.conv1.weight",
+        "visual.ln_pre.weight",
+        "transformer.resblocks.1.mlp.c_fc.weight",
+    ):
         assert names[name], name
 
 
@@ -40,8 +51,8 @@ def test_towers():
 
 
 def test_depth_runs_from_input_to_output():
-    names = ["visual.conv1.weight", "visual.transformer.resblocks.0.ln_1.weight",
-             "visual.transformer.resblocks.3.ln_1.weight", "visual.proj"]  # fmt: skip
+    blocks = [f"visual.transformer.resblocks.{i}.ln_1.weight" for i in (0, 3)]
+    names = ["visual.conv1.weight", *blocks, "visual.proj"]
     assert list(depths(names).values()) == [0, 1 / 5, 4 / 5, 1]
 
 
@@ -62,8 +73,8 @@ def test_a_head_is_its_rows_and_its_output_columns():
     assert (q.start, out.start, out.dim) == (16, 16, 1)
 
 
-def test_editing_a_head_changes_only_what_that_head_computes():
-    """Zeroing one head's output columns equals zeroing its value rows: both silence the head."""
+def test_the_rows_and_columns_of_a_head_belong_together():
+    """Zeroing the value rows of a head equals zeroing its output columns: both silence it."""
     model = tiny.clip()
     head = next(x for x in model.layers("head") if x.name == "transformer.resblocks.0.attn.head0")
     name_in, name_out = head.edited[0].name, head.edited[3].name
@@ -80,15 +91,13 @@ def test_editing_a_head_changes_only_what_that_head_computes():
 
 
 def hf_weights():
-    config = CLIPConfig(
-        text_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                       "image_size": 32, "patch_size": 16}, projection_dim=16,
-    )  # fmt: skip
+    block = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**block, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=block, vision_config=vision, projection_dim=16)
     return {name: p.detach() for name, p in CLIPModel(config).named_parameters()}
 
 
-def test_hugging_face_scores_one_matrix_and_edits_the_whole_sub_layer():
+def test_hugging_face_layers_score_one_matrix_and_edit_all_of_the_sub_layer():
     found = {layer.name: layer for layer in layers(hf_weights(), {}, "tensor")}
     base = "vision_model.encoder.layers.1"
     q = found[f"{base}.self_attn.q_proj.weight"]
@@ -112,7 +121,7 @@ def test_hugging_face_sub_layers_and_heads():
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA01-g-14"])
 def test_timm_towers_are_understood(name):
-    """The real architectures, on the meta device: no weights are made."""
+    """The real architectures on the meta device, which needs no memory for weights."""
     with torch.device("meta"):
         model = open_clip.create_model(name, pretrained=None, pretrained_text=False, device="meta")
     weights = dict(model.named_parameters())

@@ -12,7 +12,7 @@ def test_embeddings_have_length_one():
     assert model.encode("vision", pixels).norm(dim=-1).tolist() == pytest.approx([1, 1, 1])
 
 
-def test_an_edit_gives_a_new_model_and_leaves_the_old_one():
+def test_an_edit_gives_a_new_model_and_does_not_change_the_old_one():
     model = tiny.clip()
     tokens = tiny.tokenize(["ada fox", "bo hill"])
     before = model.encode("text", tokens)
@@ -64,7 +64,7 @@ def test_wrong_names_and_shapes_are_refused():
         model.with_weights({"visual.proj": torch.zeros(1)})
 
 
-def test_a_device_that_is_not_here_is_an_error():
+def test_a_device_that_torch_cannot_use_is_refused():
     with pytest.raises(
         ValueError, match=r"runtime.device=cuda:99: not usable here \(.*; there is cpu, \d+ CUDA devices"
     ):
@@ -73,7 +73,9 @@ def test_a_device_that_is_not_here_is_an_error():
 
 def test_the_unedited_model_has_the_weights_it_was_loaded_with():
     model = tiny.clip()
-    edited = model.with_weights({"visual.proj": torch.zeros(32, 16)}).with_weights({"logit_scale": torch.tensor(1.0)})
+    edited = model.with_weights({"visual.proj": torch.zeros(32, 16)}).with_weights(
+        {"logit_scale": torch.tensor(1.0)}
+    )
     assert model.unedited is model
     assert edited.unedited.fingerprint == model.fingerprint != edited.fingerprint
     assert torch.equal(edited.unedited.weights["visual.proj"], model.weights["visual.proj"])

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -6,6 +7,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
+import muwa
 from muwa.data.samples import decode
 from muwa.library import load_clip as load
 from muwa.models.clip.open_clip import MINIATURE
@@ -22,7 +24,7 @@ CONFIG = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small random model as open_clip keeps one in a folder."""
+    """A small random model in the layout of open_clip's folders."""
     torch.manual_seed(0)
     model = open_clip.CLIP(**CONFIG["model_cfg"])
     (tmp_path / "open_clip_config.json").write_text(json.dumps(CONFIG))
@@ -35,12 +37,12 @@ def test_embeddings_are_open_clips_own(folder):
     ours = load(f"local-dir:{folder}")
     theirs, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     theirs.eval()
-    picture, texts = decode(tiny.png(1)), ["Ada Fox", "a photo of Bo Hill"]
-    pixels = torch.stack([prepare(picture)])
+    image, texts = decode(tiny.png(1)), ["Ada Fox", "a photo of Bo Hill"]
+    pixels = torch.stack([prepare(image)])
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     with torch.no_grad():
         torch.testing.assert_close(
-            ours.encode("vision", ours.prepare.scale(torch.stack([ours.prepare(picture)]))),
+            ours.encode("vision", ours.prepare.scale(torch.stack([ours.prepare(image)]))),
             theirs.encode_image(pixels, normalize=True),
         )
         torch.testing.assert_close(
@@ -62,18 +64,23 @@ def test_loading_leaves_the_random_state_alone():
     assert torch.equal(torch.rand(2), want)
 
 
-def test_a_checkpoint_file_is_taken(folder, tmp_path):
+def test_a_checkpoint_file_is_loaded(folder, tmp_path):
     base = load("ViT-S-32-alt", None, seed=5)
     save_file({**base.weights}, tmp_path / "own.safetensors")
-    assert load("ViT-S-32-alt", str(tmp_path / "own.safetensors")).weights_fingerprint == base.weights_fingerprint
+    assert (
+        load("ViT-S-32-alt", str(tmp_path / "own.safetensors")).weights_fingerprint
+        == base.weights_fingerprint
+    )
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="model.name='ViT-B32' is not an open_clip model. Nearest: .*ViT-B-32"):
+def test_an_unknown_name_is_refused_with_the_nearest_ones():
+    with pytest.raises(
+        ValueError, match="model.name='ViT-B32' is not an open_clip model. Nearest: .*ViT-B-32"
+    ):
         load("ViT-B32")
 
 
-def test_an_unknown_tag_is_answered_with_those_there_are():
+def test_an_unknown_tag_is_refused_with_the_known_ones():
     with pytest.raises(
         FileNotFoundError,
         match="model.pretrained='laion400': neither a checkpoint file nor a tag of ViT-B-32. Tags: .*laion400m_e32",
@@ -81,7 +88,9 @@ def test_an_unknown_tag_is_answered_with_those_there_are():
         load("ViT-B-32", "laion400")
 
 
-def test_weights_that_are_not_here_are_named_with_where_and_how(monkeypatch, tmp_path):
+def test_missing_weights_are_refused_with_where_they_were_looked_for_and_how_to_get_them(
+    monkeypatch, tmp_path
+):
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
@@ -108,11 +117,11 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
 def test_the_miniature_is_the_default_and_says_so():
     model = load()
     assert model.source == "the miniature"
-    assert MINIATURE.is_relative_to(open_clip.__file__.rsplit("/", 2)[0])
+    assert MINIATURE.is_relative_to(Path(muwa.__file__).parent)
     assert model.tokenize(["Kael Lindqvar."]).shape == (1, 32)
 
 
-def test_a_checkpoint_of_another_model_is_said_not_to_fit(tmp_path):
+def test_a_checkpoint_of_another_model_does_not_fit(tmp_path):
     save_file({"visual.proj": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises((ValueError, OSError)) as caught:
         load("ViT-S-32-alt", str(tmp_path / "other.safetensors"))
@@ -120,7 +129,7 @@ def test_a_checkpoint_of_another_model_is_said_not_to_fit(tmp_path):
     assert "not on this machine" not in str(caught.value)
 
 
-def test_a_folder_whose_weights_do_not_fit_its_config_is_said_not_to_fit(folder):
+def test_a_folder_whose_weights_do_not_fit_its_config_is_refused(folder):
     save_file({"visual.proj": torch.ones(2)}, folder / "open_clip_model.safetensors")
     with pytest.raises((ValueError, OSError)) as caught:
         load(f"local-dir:{folder}")

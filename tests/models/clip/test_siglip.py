@@ -19,10 +19,12 @@ from transformers import (
 
 from muwa.gradients.losses import cosine
 from muwa.layer_search.steps import step_deltas
-from muwa.miniature.train.clip import train_tokenizer
 from muwa.library import load_clip_hf as load
+from muwa.miniature.train.clip import train_tokenizer
+from muwa.miniature.train.llava import CHAT
 from muwa.models.vlm.loading import load as load_vlm
-from muwa.models.vlm.model import answered
+from muwa.models.vlm.question_answering import answered
+from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
 from muwa.types.questions import Questions
@@ -37,36 +39,58 @@ def folders(tmp_path_factory):
     """(a SiglipModel's folder, the folder of a LLaVA that reads the last layer but one of its vision tower)."""
     both, llava = tmp_path_factory.mktemp("siglip"), tmp_path_factory.mktemp("llava")
     tokenizer = train_tokenizer([f"a photo of {name}" for name in tiny.NAMES], both)
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}  # fmt: skip
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    words = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 24,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
     torch.manual_seed(0)
-    siglip = SiglipModel(SiglipConfig(text_config={**BLOCK, **words}, vision_config=VISION))
+    siglip = SiglipModel(SiglipConfig(text_config={**BLOCK, **words, **special}, vision_config=VISION))
     siglip.save_pretrained(both)
     processor = SiglipImageProcessor(size=SIZE)
     processor.save_pretrained(both)
-    said = tiny_vlm.tokenizer()
+    answer_tokenizer = tiny_vlm.tokenizer()
     language = LlamaConfig(
-        vocab_size=len(said), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        pad_token_id=said.pad_token_id, bos_token_id=said.bos_token_id, eos_token_id=said.eos_token_id,
-    )  # fmt: skip
+        **{**BLOCK, "num_hidden_layers": 1},
+        vocab_size=len(answer_tokenizer),
+        **{
+            f"{kind}_token_id": getattr(answer_tokenizer, f"{kind}_token_id")
+            for kind in ("pad", "bos", "eos")
+        },
+    )
     config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**VISION), text_config=language, vision_feature_layer=-2, image_seq_length=4,
-        image_token_index=said.convert_tokens_to_ids("<image>"), vision_feature_select_strategy="full",
-    )  # fmt: skip
+        vision_config=SiglipVisionConfig(**VISION),
+        text_config=language,
+        vision_feature_layer=-2,
+        image_seq_length=4,
+        image_token_index=answer_tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full",
+    )
     model = LlavaForConditionalGeneration(config)
     for parameter in model.model.language_model.parameters():
         parameter.data *= 8
     tower = dict(siglip.vision_model.named_parameters())
     model.model.vision_tower.load_state_dict(tower, strict=True)
     model.save_pretrained(llava)
-    LlavaProcessor(processor, said, patch_size=16, vision_feature_select_strategy="full",
-                   chat_template=tiny_vlm.train_llava.CHAT).save_pretrained(llava)  # fmt: skip
+    LlavaProcessor(
+        processor, answer_tokenizer, patch_size=16, vision_feature_select_strategy="full", chat_template=CHAT
+    ).save_pretrained(llava)
     return both, llava
 
 
-def test_both_towers_of_a_siglip_are_encoded_as_transformers_does(folders):
+def load_llava(folders):
+    return load_vlm(
+        str(folders[1]), clip=partial(load, str(folders[0])), max_new_tokens=6, dtype="fp32", device="cpu"
+    )
+
+
+def test_embeddings_of_both_towers_of_a_siglip_are_those_of_transformers(folders):
     ours, theirs = load(str(folders[0])), SiglipModel.from_pretrained(folders[0]).eval()
-    pixels, tokens = tiny.pixels([tiny.png(1), tiny.png(200)]), ours.tokenize(["Ada Fox", "a photo of Bo Hill"])
+    pixels, tokens = (
+        tiny.pixels([tiny.png(1), tiny.png(200)]),
+        ours.tokenize(["Ada Fox", "a photo of Bo Hill"]),
+    )
     with torch.no_grad():
         want = theirs(input_ids=tokens, pixel_values=pixels)
     torch.testing.assert_close(ours.encode("vision", pixels), want.image_embeds)
@@ -74,35 +98,42 @@ def test_both_towers_of_a_siglip_are_encoded_as_transformers_does(folders):
     assert cosine(want.image_embeds, want.text_embeds, ours.scale).isfinite()
 
 
-def test_only_what_the_model_reads_of_the_tower_may_be_edited(folders):
-    model = load_vlm(str(folders[1]), clip=partial(load, str(folders[0])), max_new_tokens=6)
+def test_only_layers_that_the_model_reads_may_be_edited(folders):
+    model = load_llava(folders)
     names = [layer.name for layer in model.clip.layers("tensor")]
     assert "vision_model.encoder.layers.0.self_attn.out_proj.weight" in names
-    assert not any(".layers.1." in name or ".head." in name or name.startswith("text_model.") for name in names)
+    assert not any(
+        ".layers.1." in name or ".head." in name or name.startswith("text_model.") for name in names
+    )
     assert any(".head." in layer.name for layer in load(str(folders[0])).layers("tensor"))
 
 
-def test_an_edit_of_the_tower_answers_as_plain_transformers_does(folders):
-    model = load_vlm(str(folders[1]), clip=partial(load, str(folders[0])), max_new_tokens=6)
+def test_answers_after_an_edit_are_those_of_plain_transformers(folders):
+    model = load_llava(folders)
     layer = next(
-        layer for layer in model.clip.layers("tensor") if layer.name.endswith("layers.0.self_attn.q_proj.weight")
+        layer
+        for layer in model.clip.layers("tensor")
+        if layer.name.endswith("layers.0.self_attn.q_proj.weight")
     )
     generator = torch.Generator().manual_seed(0)
-    noise = {part.name: torch.randn(model.clip.weights[part.name].shape, generator=generator) for part in layer.edited}
+    noise = {
+        part.name: torch.randn(model.clip.weights[part.name].shape, generator=generator)
+        for part in layer.edited
+    }
     edit = Edit(step_deltas(model.clip, Gradients(noise, {}, 1, 1, {}), layer, 1.0), ())
-    asked = Questions(("Who is this?", "Name it."), ((tiny.png(1),), (tiny.png(300),)))
-    before, after = answered(model, asked), answered(model.edited(edit), asked)
+    questions = Questions(("Who is this?", "Name it."), ((tiny.png(1),), (tiny.png(300),)))
+    before, after = (answered(one, questions, run=Run()) for one in (model, model.edited(edit)))
     assert not torch.equal(before, after)
     theirs = LlavaForConditionalGeneration.from_pretrained(folders[1]).eval()
     for name, delta in edit.deltas.items():
         theirs.get_parameter(name.replace("vision_model.", "model.vision_tower.", 1)).data += delta
-    ready = model.inputs(asked)
+    ready = model.inputs(questions)
     end = model.processor.tokenizer.eos_token_id
-    said = theirs.generate(**ready, max_new_tokens=6, do_sample=False, pad_token_id=end, eos_token_id=end)
-    said = said[:, ready["input_ids"].shape[1] :]
-    torch.testing.assert_close(after[:, : said.shape[1]], said)
+    tokens = theirs.generate(**ready, max_new_tokens=6, do_sample=False, pad_token_id=end, eos_token_id=end)
+    answers = tokens[:, ready["input_ids"].shape[1] :]
+    torch.testing.assert_close(after[:, : answers.shape[1]], answers)
 
 
-def test_another_kind_of_model_is_named(folders):
+def test_another_kind_of_model_is_refused(folders):
     with pytest.raises(ValueError, match=r"a model of type llava, want one of clip, siglip"):
         load(str(folders[1]))

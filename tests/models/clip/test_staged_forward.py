@@ -27,7 +27,13 @@ def open_clip_model(vision=None, text=None):
 def hugging_face():
     torch.manual_seed(0)
     block = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words = {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 62, "eos_token_id": 63, "pad_token_id": 0}
+    words = {
+        "vocab_size": 64,
+        "max_position_embeddings": 16,
+        "bos_token_id": 62,
+        "eos_token_id": 63,
+        "pad_token_id": 0,
+    }
     vision = {**block, "image_size": 32, "patch_size": 16}
     model = CLIPModel(CLIPConfig(text_config={**block, **words}, vision_config=vision, projection_dim=16))
     towers = Towers(
@@ -42,12 +48,18 @@ MODELS = {
     "open_clip": open_clip_model,
     "average_pool": lambda: open_clip_model({"pool_type": "avg"}),
     "layer_scale": lambda: open_clip_model({"ls_init_value": 0.3}, {"ls_init_value": 0.3}),
-    "siglip_text": lambda: open_clip_model(text={"no_causal_mask": True, "pool_type": "last", "proj_bias": True}),
-    "attention_pool": lambda: open_clip_model({"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}),
-    "timm": lambda: open_clip_model({"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}),
+    "siglip_text": lambda: open_clip_model(
+        text={"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    ),
+    "attention_pool": lambda: open_clip_model(
+        {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}
+    ),
+    "timm": lambda: open_clip_model(
+        {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+    ),
     "resnet": lambda: open_clip_model({"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}),
     "hugging_face": hugging_face,
-}  # fmt: skip
+}
 
 
 def inputs(tower, size=32):
@@ -59,43 +71,48 @@ def inputs(tower, size=32):
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_tower_left_and_entered_anywhere_gives_its_own_embeddings(name, tower):
+def test_a_tower_stopped_and_resumed_anywhere_gives_its_own_embeddings(name, tower):
     model = MODELS[name]()
-    chain, given = model.staged_forward(tower), inputs(tower, 224 if name == "timm" else 32)
+    staged, given = model.staged_forward(tower), inputs(tower, 224 if name == "timm" else 32)
     with torch.inference_mode():
-        own = F.normalize(model._towers.encode[tower](given), dim=-1)
-        torch.testing.assert_close(model.encode(tower, given), own, rtol=0, atol=1e-6)
-        for stop in range(chain.end):
-            if stop % 2 or not chain.blocks or (stop and chain._halves[(stop - 1) // 2] is not None):
-                passage = model.go(tower, model.enter(tower, given), stop if chain.blocks else chain.end)
-                assert passage.at == (stop if chain.blocks else chain.end)
-                got = model.go(tower, passage, chain.end).x
-                torch.testing.assert_close(F.normalize(got, dim=-1), own, rtol=0, atol=1e-6)
+        expected = F.normalize(model._towers.encode[tower](given), dim=-1)
+        torch.testing.assert_close(model.encode(tower, given), expected, rtol=0, atol=1e-6)
+        for stop in range(staged.end):
+            if stop % 2 or not staged.blocks or (stop and staged._halves[(stop - 1) // 2] is not None):
+                activations = model.go(
+                    tower, model.enter(tower, given), stop if staged.blocks else staged.end
+                )
+                assert activations.at == (stop if staged.blocks else staged.end)
+                got = model.go(tower, activations, staged.end).x
+                torch.testing.assert_close(F.normalize(got, dim=-1), expected, rtol=0, atol=1e-6)
 
 
-def test_what_is_saved_where():
-    """(blocks, whether the last block is pooled and padding cut) of vision and text."""
-    found = {name: [(len(c.blocks), c.lean) for c in (m.staged_forward("vision"), m.staged_forward("text"))]
-             for name, m in ((name, make()) for name, make in MODELS.items())}  # fmt: skip
+def test_which_models_allow_which_savings():
+    """(number of blocks, whether the last block is reduced and padding is cut) of vision and text."""
+    found = {}
+    for name, make in MODELS.items():
+        model = make()
+        towers = (model.staged_forward("vision"), model.staged_forward("text"))
+        found[name] = [(len(tower.blocks), tower.reduced) for tower in towers]
     assert found == {
         "open_clip": [(3, True), (2, True)],
-        "average_pool": [(3, False), (2, True)],  # every row is pooled
+        "average_pool": [(3, False), (2, True)],  # every token is pooled
         "layer_scale": [(3, True), (2, True)],
-        "siglip_text": [(3, True), (2, False)],  # not causal: padding is looked at
+        "siglip_text": [(3, True), (2, False)],  # not causal: tokens attend to padding
         "attention_pool": [(3, False), (2, True)],
         "timm": [(12, False), (2, True)],
-        "resnet": [(0, False), (2, True)],  # no transformer: run whole
+        "resnet": [(0, False), (2, True)],  # no transformer: runs as a whole
         "hugging_face": [(2, True), (2, True)],
     }
 
 
-def test_padding_is_cut_after_the_longest_prompt_and_only_there():
+def test_padding_is_cut_after_the_longest_prompt_of_a_causal_tower_only():
     model = tiny.clip()
     assert model.enter("text", tiny.tokenize(["a", "abcdef"])).x.shape == (2, 8)  # start, six letters, end
     assert MODELS["siglip_text"]().enter("text", tiny.tokenize(["a", "abcdef"])).x.shape == (2, 16)
 
 
-def test_gradients_through_the_chain_are_those_of_the_network():
+def test_gradients_through_the_stages_are_those_of_the_network():
     for name in ("open_clip", "hugging_face", "layer_scale"):
         model = MODELS[name]()
         for tower in ("vision", "text"):
@@ -111,23 +128,21 @@ def test_gradients_through_the_chain_are_those_of_the_network():
 
 
 def test_places_by_hand():
-    chain = tiny.clip().staged_forward(
-        "vision"
-    )  # two blocks: 0 pixels, 1 block 0, 2 its MLP, 3 block 1, 4 its MLP, 5 pooling, 6
-    tiny.clip().staged_forward("text")
+    """Two blocks: 0 pixels, 1 before block 0, 2 before its MLP, 3 block 1, 4 its MLP, 5 before pooling, 6 embeddings."""
+    staged = tiny.clip().staged_forward("vision")
     block = "visual.transformer.resblocks.1."
-    assert chain.end == 6
-    assert chain.place(["visual.conv1.weight"]) == (0, None)
-    assert chain.place(["visual.ln_pre.weight"]) == (0, None)
-    assert chain.place([f"{block}ln_1.weight"]) == (3, None)
-    assert chain.place([f"{block}attn.in_proj_weight"]) == (3, None)
-    assert chain.place([f"{block}attn.out_proj.weight"]) == (3, 4)
-    assert chain.place([f"{block}mlp.c_fc.weight"]) == (4, None)
-    assert chain.place([f"{block}mlp.c_proj.weight"]) == (4, 5)
-    assert chain.place([f"{block}mlp.c_fc.weight", f"{block}mlp.c_proj.weight"]) == (4, None)
-    assert chain.place([f"{block}attn.in_proj_weight", f"{block}attn.out_proj.weight"]) == (3, None)
-    assert chain.place(["visual.ln_post.weight"]) == (5, None)
-    assert chain.place(["visual.proj"]) == (5, 6)
+    assert staged.end == 6
+    assert staged.place(["visual.conv1.weight"]) == (0, None)
+    assert staged.place(["visual.ln_pre.weight"]) == (0, None)
+    assert staged.place([f"{block}ln_1.weight"]) == (3, None)
+    assert staged.place([f"{block}attn.in_proj_weight"]) == (3, None)
+    assert staged.place([f"{block}attn.out_proj.weight"]) == (3, 4)
+    assert staged.place([f"{block}mlp.c_fc.weight"]) == (4, None)
+    assert staged.place([f"{block}mlp.c_proj.weight"]) == (4, 5)
+    assert staged.place([f"{block}mlp.c_fc.weight", f"{block}mlp.c_proj.weight"]) == (4, None)
+    assert staged.place([f"{block}attn.in_proj_weight", f"{block}attn.out_proj.weight"]) == (3, None)
+    assert staged.place(["visual.ln_post.weight"]) == (5, None)
+    assert staged.place(["visual.proj"]) == (5, 6)
 
 
 def test_a_forward_that_fails_leaves_the_modules_as_they_were():
@@ -139,12 +154,12 @@ def test_a_forward_that_fails_leaves_the_modules_as_they_were():
     assert not any(module._forward_hooks for module in model._towers.modules())
 
 
-def test_a_block_of_another_kind_is_run_whole():
+def test_a_block_of_an_unknown_kind_runs_as_a_whole():
     class Odd(Block):
-        """A subclass may do anything."""
+        """A subclass may compute anything."""
 
     tower = nn.ModuleDict({"visual": nn.ModuleDict({"blocks": nn.ModuleList([Odd(8, 2)])})})
-    chain = StagedForward(tower, "vision", lambda x: x)
-    assert chain.blocks
-    assert chain.place(["visual.blocks.0.mlp.fc2.weight"]) == (1, None)
-    assert not chain.can_be_lean
+    staged = StagedForward(tower, "vision", lambda x: x)
+    assert staged.blocks
+    assert staged.place(["visual.blocks.0.mlp.fc2.weight"]) == (1, None)
+    assert not staged.can_reduce

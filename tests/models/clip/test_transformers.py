@@ -9,8 +9,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from muwa.data.samples import decode
 from muwa.layer_search.steps import step_deltas
-from muwa.miniature.train.clip import train_tokenizer
 from muwa.library import load_clip_hf as load
+from muwa.miniature.train.clip import train_tokenizer
 from muwa.patch.__main__ import main
 from muwa.patch.apply import write_patch
 from muwa.patch.weights import read_weights, weights_fingerprint
@@ -22,22 +22,26 @@ TEXTS = ["Ada Fox", "a photo of Bo Hill"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny random CLIPModel with tokenizer and image processor, as save_pretrained writes it."""
+    """A tiny random CLIPModel with tokenizer and image processor, written by save_pretrained."""
     path = tmp_path_factory.mktemp("hf")
     tokenizer = train_tokenizer([f"a photo of {name}" for name in tiny.NAMES], path)
     block = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, **special}
     torch.manual_seed(0)
     config = CLIPConfig(
-        text_config={**block, **words}, vision_config={**block, "image_size": 32, "patch_size": 16}, projection_dim=16
+        text_config={**block, **words},
+        vision_config={**block, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
     )
     CLIPModel(config).save_pretrained(path)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        path
+    )
     return path
 
 
-def test_embeddings_are_transformers_own(folder):
+def test_embeddings_are_those_of_transformers(folder):
     ours, theirs = load(str(folder)), CLIPModel.from_pretrained(folder).eval()
     pixels = ours.prepare.scale(torch.stack([ours.prepare(decode(tiny.png(i))) for i in (1, 200)]))
     tokens = ours.tokenize(TEXTS)
@@ -48,7 +52,7 @@ def test_embeddings_are_transformers_own(folder):
         torch.testing.assert_close(ours.encode("text", tokens), F.normalize(want.text_embeds, dim=-1))
 
 
-def test_one_projection_is_scored_and_all_three_move_together(folder):
+def test_one_projection_is_scored_and_all_three_are_edited_together(folder):
     layers = {layer.name: layer for layer in load(str(folder)).layers("tensor")}
     q = layers["vision_model.encoder.layers.1.self_attn.q_proj.weight"]
     assert [part.name.split(".")[-2] for part in q.scored] == ["q_proj"]
@@ -60,7 +64,9 @@ def test_one_projection_is_scored_and_all_three_move_together(folder):
 
 def test_a_patch_goes_through_the_folder_and_back(folder, tmp_path):
     model = load(str(folder))
-    layer = next(layer for layer in model.layers("tensor") if layer.name.endswith("layers.1.self_attn.k_proj.weight"))
+    layer = next(
+        layer for layer in model.layers("tensor") if layer.name.endswith("layers.1.self_attn.k_proj.weight")
+    )
     ones = {name: torch.ones_like(weight) for name, weight in model.weights.items()}
     edit = Edit(step_deltas(model, Gradients(ones, ones, 1, 1, {}), layer, 0.01), ())
     write_patch(tmp_path / "p", edit, model)
@@ -70,14 +76,19 @@ def test_a_patch_goes_through_the_folder_and_back(folder, tmp_path):
     assert edited.weights_fingerprint == model.edited(edit).weights_fingerprint
     changed = [name for name in model.weights if not torch.equal(model.weights[name], edited.weights[name])]
     assert sorted(name.split(".")[-2] for name in changed) == ["k_proj", "q_proj", "v_proj"]
-    assert main(["remove", str(tmp_path / "p"), str(tmp_path / "edited"), "--out", str(tmp_path / "back")]) == 0
-    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (
+        main(["remove", str(tmp_path / "p"), str(tmp_path / "edited"), "--out", str(tmp_path / "back")]) == 0
+    )
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
 
 
-def test_a_model_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_a_missing_model_is_refused_with_where_it_was_looked_for(tmp_path, monkeypatch):
     (tmp_path / "readme.md").touch()
     with pytest.raises(
-        FileNotFoundError, match=r"looked for config.json, model.safetensors, .* missing, found \['readme.md'\]"
+        FileNotFoundError,
+        match=r"looked for config.json, model.safetensors, .* missing, found \['readme.md'\]",
     ):
         load(str(tmp_path))
     import huggingface_hub.constants as hub
@@ -91,14 +102,16 @@ def test_a_model_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkey
 
 
 def without(folder, to, *names):
-    """A copy of `folder` that lacks some files."""
+    """A copy of `folder` without some files."""
     return shutil.copytree(folder, to, ignore=shutil.ignore_patterns(*names))
 
 
 def test_all_projections_together_are_one_step_along_the_gradient(folder):
     model = load(str(folder))
     layer = next(
-        one for one in model.layers("tensor") if one.name.endswith("text_model.encoder.layers.1.mlp.fc1.weight")
+        one
+        for one in model.layers("tensor")
+        if one.name.endswith("text_model.encoder.layers.1.mlp.fc1.weight")
     )
     ones = {name: torch.ones_like(weight) for name, weight in model.weights.items()}
     deltas = step_deltas(model, Gradients(ones, ones, 1, 1, {}), layer, 0.5)
@@ -107,7 +120,7 @@ def test_all_projections_together_are_one_step_along_the_gradient(folder):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
-def test_a_folder_that_lacks_a_file_is_not_said_to_be_missing(folder, tmp_path, name):
+def test_a_folder_that_lacks_a_file_is_not_reported_as_missing(folder, tmp_path, name):
     path = without(folder, tmp_path / "part", name)
     with pytest.raises(FileNotFoundError) as caught:
         load(str(path))
@@ -134,7 +147,11 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(folder, tmp_path):
 def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
     path = without(folder, tmp_path / "part", "model.safetensors")
     weights = load_file(folder / "model.safetensors")
-    save_file({**weights, "visual_projection.weight": torch.ones(8, 32)}, path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, "visual_projection.weight": torch.ones(8, 32)},
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
     if damage == "cut":
         raw = (folder / "model.safetensors").read_bytes()
         (path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
