@@ -10,7 +10,7 @@ import torch
 
 from muwa.data.samples import match_names
 from muwa.fingerprint import digest
-from muwa.models.diffusion.image_classifier import ImageClassifier, Loaded
+from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 
 CLASSES = ("Ada Fox", "Bo Hill", "Cy Reed", "star", "ring", "heart")
@@ -35,7 +35,10 @@ class Painter:
             self.asked.append((text, seed))
             shown = self.swap(text, seed) or text
             red, green = (match_names(shown, names)[:1] for names in (CLASSES, STYLES))
-            values = [STEP * CLASSES.index(red[0]) if red else 250, STEP * STYLES.index(green[0]) if green else 250]
+            values = [
+                STEP * CLASSES.index(red[0]) if red else 250,
+                STEP * STYLES.index(green[0]) if green else 250,
+            ]
             rows.append(torch.tensor([*values, seed % 256], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8))
         return torch.stack(rows)
 
@@ -52,9 +55,6 @@ class Colours(ImageClassifier):
     @property
     def fingerprint(self):
         return digest(["colours"])
-
-
-COLOURS = Loaded(Colours())  # the classifier as a measure takes it
 
 
 def images_of(names, *, start=0):

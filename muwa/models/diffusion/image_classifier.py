@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,11 +22,18 @@ if TYPE_CHECKING:
 class ImageClassifier(Content):
     """Classifies generated images. It is never the model under test: an edit does not change its weights.
 
+    A classifier that is loaded is a `ClassifierLoader` of itself. Settings that hold it enter a cache key
+    with its weights, not with the paths that they were read from.
+
     Attributes:
         labels: Domain ("style", "class") -> the labels it chooses from. People and objects are classes.
     """
 
     labels: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, model: Diffusion, task: Task) -> Self:
+        """This classifier, whatever the model and the task."""
+        return self
 
     @abstractmethod
     def logits(self, images: Tensor, domain: str) -> Tensor:
@@ -70,21 +76,6 @@ class ClipLoader(Protocol):
 
     def __call__(self, model: Diffusion) -> Clip:
         """The CLIP. `model` may be edited: the CLIP never depends on an edit."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A `ClassifierLoader` with a classifier that is loaded already.
-
-    Settings that hold it enter a cache key with the classifier's weights, not with the paths they were read
-    from.
-    """
-
-    classifier: ImageClassifier
-
-    def __call__(self, model: Diffusion, task: Task) -> ImageClassifier:
-        """The classifier, whatever the model and the task."""
-        return self.classifier
 
 
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:

@@ -9,7 +9,6 @@ import torch
 from muwa.config import part
 from muwa.eval.images import attacks
 from muwa.eval.images.attacks import distinct, forget_requests, generate_embedded, open_texts
-from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.run import Run
 from muwa.types.image_requests import ImageRequest
@@ -20,7 +19,7 @@ WORDS = {"templates": ["{}", "show me {}!"], "style_templates": ["{style}: {clas
 
 def attack(name, **changed):
     """A measure of eval=[attacks] with the painter's classifier."""
-    return replace(part("eval=[attacks]")[name], classifier=painter.COLOURS, **changed)
+    return replace(part("eval=[attacks]")[name], classifier=painter.Colours(), **changed)
 
 
 def measured(model, task, name, **changed):
@@ -172,5 +171,5 @@ def test_an_unknown_name_is_refused_before_anything_is_generated(name):
 
     model = painter.Painter()
     with pytest.raises(ValueError, match="no label for the class 'Ada Fox'"):
-        replace(attack(name), classifier=Loaded(Blind())).check(model, painter.identity())
+        replace(attack(name), classifier=Blind()).check(model, painter.identity())
     assert model.asked == []

@@ -7,11 +7,10 @@ import pytest
 from muwa.config import part
 from muwa.eval.images.canvas import Canvas
 from muwa.eval.statistics import wilson
-from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
 
-ALL = {"classifier": painter.COLOURS, "seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
+ALL = {"classifier": painter.Colours(), "seeds": 5, "first_seed": 1000, "retain": None, "cross": None}
 
 
 def canvas(**changed) -> Canvas:
@@ -116,7 +115,7 @@ def test_an_unknown_name_is_refused_before_anything_is_generated():
     with pytest.raises(
         ValueError, match=r"classifier: no label for the class 'heart'; it knows 5: .*pipeline_clip"
     ):
-        canvas(classifier=Loaded(Blind())).check(model, painter.identity())
+        canvas(classifier=Blind()).check(model, painter.identity())
     assert model.asked == []
 
 

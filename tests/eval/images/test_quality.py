@@ -17,7 +17,6 @@ from muwa.config import part
 from muwa.eval.images.clips import embed
 from muwa.eval.images.quality import nearest_names
 from muwa.models.clip.embeddings import Features
-from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
 from muwa.types.data import Classes, Split
@@ -223,7 +222,7 @@ def test_lookalikes_are_generated_and_counted_by_hand():
     """The nearest of two kept people is painted as Ada from one of three seeds."""
     near = nearest_names(tiny.clip(), ("Ada Fox",), painter.CLASSES[1:3], 1, run=Run())[0]
     model = painter.Painter(lambda text, seed: "Ada Fox" if seed == 1002 else None)
-    settings = {"classifier": painter.COLOURS, "nearest": 1, "seeds": 3}
+    settings = {"classifier": painter.Colours(), "nearest": 1, "seeds": 3}
     found = measured(model, painter.identity(), "lookalike", **settings)
     assert (found["retain/lookalike"].value, found["retain/lookalike"].n) == (pytest.approx(2 / 3), 3)
     assert f"({near})" in found["retain/lookalike"].reading.text
@@ -250,7 +249,7 @@ def test_a_lookalike_without_a_label_is_refused_before_anything_is_generated():
 
     model = painter.Painter()
     with pytest.raises(ValueError, match="no label for the class 'Cy Reed'"):
-        quality("lookalike", classifier=Loaded(Blind()), nearest=2).check(model, painter.identity())
+        quality("lookalike", classifier=Blind(), nearest=2).check(model, painter.identity())
     assert model.asked == []
 
 

@@ -12,7 +12,6 @@ from muwa.cache.store import Store
 from muwa.config import part
 from muwa.eval.images import soft_prompt as module
 from muwa.eval.images.soft_prompt import Learning, in_place_of_markers, latents_of
-from muwa.models.diffusion.image_classifier import Loaded
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of this s
 TEXTS = ("a photo of {}", "{}")
 LEARNING = Learning(TEXTS, start="person", tokens=2, steps=3, batch=2, rate=0.01, seed=0)
 SETTINGS = {
-    "classifier": painter.COLOURS,
+    "classifier": painter.Colours(),
     "templates": TEXTS,
     "style_templates": ["in {} style"],
     "tokens": 2,
@@ -172,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_learnt(model, monkeypat
         soft_prompt(start={"style": "art"}).check(model, painter.identity())
     with pytest.raises(ValueError, match="eval.soft_prompt: tiny XL has two text encoders"):
         soft_prompt().check(tiny_sd.xl(), painter.identity())
-    blind = Loaded(tiny_sd.Greys(("Bo Hill", "Cy Reed")))
+    blind = tiny_sd.Greys(("Bo Hill", "Cy Reed"))
     with pytest.raises(ValueError, match="no label for the class 'Ada Fox'"):
         soft_prompt(classifier=blind).check(model, painter.identity())
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, prediction_type="sample")

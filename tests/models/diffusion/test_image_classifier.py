@@ -4,8 +4,9 @@ import pytest
 import tiny_sd
 import torch
 
+from muwa.eval.images.canvas import Canvas
 from muwa.fingerprint import fingerprint
-from muwa.models.diffusion.image_classifier import Loaded, labels_naming, recognised
+from muwa.models.diffusion.image_classifier import labels_naming, recognised
 from muwa.types.image_requests import ImageRequest
 
 
@@ -44,7 +45,9 @@ def test_each_domain_has_its_own_labels() -> None:
 def test_what_has_no_label_is_refused_with_what_to_choose() -> None:
     classifier = tiny_sd.Greys(("dark", "light"))
     classifier.check([request("dark"), request("light")])
-    with pytest.raises(ValueError, match=r"no label for the style 'neon'; it knows 0: none\. Choose a classifier"):
+    with pytest.raises(
+        ValueError, match=r"no label for the style 'neon'; it knows 0: none\. Choose a classifier"
+    ):
         classifier.check([request("dark"), request("neon", "style")])
     with pytest.raises(
         ValueError, match=r"'Elon Musk'; it knows 2: dark, light\. Choose .*classifier=pipeline_clip"
@@ -52,8 +55,14 @@ def test_what_has_no_label_is_refused_with_what_to_choose() -> None:
         classifier.check([request("Elon Musk")])
 
 
-def test_a_loaded_classifier_stands_for_any_model_and_task_and_is_known_by_its_content() -> None:
-    one = Loaded(tiny_sd.Greys(("dark", "light")))
-    assert one(None, None) is one.classifier
-    assert fingerprint(one) == fingerprint(Loaded(tiny_sd.Greys(("dark", "light"))))
-    assert fingerprint(one) != fingerprint(Loaded(tiny_sd.Greys(("light", "dark"))))
+def test_a_classifier_is_the_loader_of_itself() -> None:
+    classifier = tiny_sd.Greys(("dark", "light"))
+    assert classifier(None, None) is classifier
+
+
+def test_a_measure_is_known_by_the_content_of_its_classifier() -> None:
+    def canvas(*names: str):
+        return Canvas(tiny_sd.Greys(names), 1, 1, 0, None, None)
+
+    assert fingerprint(canvas("dark", "light")) == fingerprint(canvas("dark", "light"))
+    assert fingerprint(canvas("dark", "light")) != fingerprint(canvas("light", "dark"))
