@@ -1,11 +1,13 @@
-"""The gradient stage: muwa, decoding included, against bare forward and backward passes on tensors that lie ready.
+"""The speed and memory of the gradient stage, against bare forward and backward passes.
 
-    python -m bench.gradients                       # the miniature, seconds
-    python -m bench.gradients --size vit_b32        # ViT-B-32, random weights; about 4 minutes on two cores
+    python -m bench.gradients                       # the miniature; seconds
+    python -m bench.gradients --size vit_b32        # ViT-B-32 with random weights; about 4 minutes on two
+    cores
 
-Pairs of the retain set (LAION-like tars, jpg), batches of 32, contrastive loss. `padded` is the bare loop as it is usually
-written, prompts padded to the context; `limit` the same with the padding cut by hand: the least that the libraries' own
-modules allow. Memory is what each needs beside the weights; activations are what the bare loop needs beside one gradient.
+Pairs of the retain set (LAION-like tars, jpg) in batches of 32, contrastive loss. muwa decodes images; the
+bare loops get tensors. `padded` is the usual loop, with prompts padded to the context length. `limit` is the
+same loop with the padding removed by hand: the fastest that the modules of the libraries allow. Memory is
+that of weights, gradient and activations.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from bench.common import arguments, load, machine, measure, show, size_of, task, write
 from bench.reference import bare_loop
+from muwa.gradients.base import BatchLoss
 from muwa.gradients.losses import contrastive
 from muwa.gradients.mean import gradient_sum, plan
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.model import Clip
+from muwa.run import Run
 from muwa.types.data import Pairs
 
 BATCH = 32
@@ -31,13 +36,13 @@ PAIRS = {"mini": 640, "vit_b32": 96}
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """|a - b| / |b| over all parameters."""
-    apart = sum((one[name].cpu() - other[name].cpu()).double().square().sum().item() for name in other)
-    return (apart / sum(g.cpu().double().square().sum().item() for g in other.values())) ** 0.5
+    """|one - other| / |other| over all parameters."""
+    squares = sum((one[name].cpu() - other[name].cpu()).double().square().sum().item() for name in other)
+    return (squares / sum(g.cpu().double().square().sum().item() for g in other.values())) ** 0.5
 
 
-def ready(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
-    """The same batches as muwa takes, decoded."""
+def decoded_batches(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+    """The batches of muwa as (pixels, tokens)."""
     batches = plan(len(pairs), BATCH, 0)
     images = [pairs.images[i] for batch in batches for i in batch]
     pixels = pixel_batches(model, images, [len(batch) for batch in batches])
@@ -46,12 +51,11 @@ def ready(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
 
 
 def variants(model: Clip, pairs: Pairs, precision: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """What is compared, by name: each gives the sum of gradients over all pairs."""
-    batches = ready(model, pairs)
+    """The functions that are compared, by name. Each gives the sum of gradients over all pairs."""
+    batches = decoded_batches(model, pairs)
 
     def stage() -> dict[str, Tensor]:
-        found = gradient_sum(model, pairs, loss="contrastive", batch_size=BATCH, seed=0, precision=precision)
-        return found["sum"]  # type: ignore[return-value]
+        return gradient_sum(model, pairs, BatchLoss("contrastive", BATCH, 0, precision), run=Run())["sum"]
 
     padded = partial(bare_loop, model, batches, contrastive, cut=False, precision=precision)
     limit = partial(bare_loop, model, batches, contrastive, cut=True, precision=precision)
@@ -59,7 +63,7 @@ def variants(model: Clip, pairs: Pairs, precision: str) -> dict[str, Callable[[]
 
 
 def prepare(size: str, device: str, count: int | None) -> tuple[Clip, Pairs]:
-    """The model, its chains tried, and the pairs."""
+    """The model, with its staged forward passes built, and the pairs."""
     model = load(size, device)
     for tower in ("vision", "text"):
         model.staged_forward(tower)
@@ -67,7 +71,7 @@ def prepare(size: str, device: str, count: int | None) -> tuple[Clip, Pairs]:
 
 
 def memory_of(name: str, args: argparse.Namespace) -> int:
-    """Peak bytes of a variant above what the process held before, in a process of its own: freed memory would hide it."""
+    """Peak bytes of a variant above those before it, in a new process, which holds no freed memory yet."""
     command = [sys.executable, "-m", "bench.gradients", "--size", args.size, "--device", args.device]
     command += ["--precision", args.precision, "--pairs", str(2 * BATCH), "--memory-of", name]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -85,30 +89,57 @@ def main() -> None:
     if args.memory_of:
         print(measure(ours[args.memory_of], args.device)[1].peak)
         return
-    found, seconds = {}, dict.fromkeys(ours, float("inf"))
-    for _ in range(3):  # in turns, so that a slow spell of the machine falls on all; the best of each counts
+    gradients, seconds = {}, dict.fromkeys(ours, float("inf"))
+    for _ in range(
+        3
+    ):  # in turns: a slow phase of the machine slows all variants; the best time of each counts
         for name, work in ours.items():
-            found[name], this = measure(work, args.device)
+            gradients[name], this = measure(work, args.device)
             seconds[name] = min(seconds[name], this.seconds)
-    apart = {name: difference(found["muwa"], found[name]) for name in ("padded", "limit")}
-    peak = {name: memory_of(name, args) for name in ours}
+    figures = {
+        "difference": {name: difference(gradients["muwa"], gradients[name]) for name in ("padded", "limit")},
+        "seconds": seconds,
+        "pairs": len(pairs),
+        "peak": {name: memory_of(name, args) for name in ours},
+        "weights": weights,
+    }
+    report(args, figures)
+
+
+def report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Print the table of what was measured, and write it to the file that was asked for."""
+    seconds, pairs, apart = figures["seconds"], figures["pairs"], figures["difference"]
+    memory = {name: figures["weights"] + peak for name, peak in figures["peak"].items()}
     ratios = {name: seconds[name] / seconds["muwa"] for name in apart}
-    ratios["memory"] = (weights + peak["muwa"]) / (weights + peak["limit"])
+    ratios["memory"] = memory["muwa"] / memory["limit"]
     rows = [
-        [name, f"{s:.2f}", f"{len(pairs) / s:,.1f}", f"{s / seconds['muwa']:.2f}", size_of(weights + peak[name]),
-         f"{apart[name]:.1e}" if name in apart else ""]
+        [
+            name,
+            f"{s:.2f}",
+            f"{pairs / s:,.1f}",
+            f"{s / seconds['muwa']:.2f}",
+            size_of(memory[name]),
+            f"{apart[name]:.1e}" if name in apart else "",
+        ]
         for name, s in seconds.items()
-    ]  # fmt: skip
+    ]
     show(
-        f"gradients, {args.size}, {args.precision}: {len(pairs)} pairs ({machine(args.device)})",
-        ["", "seconds", "pairs/s", "x muwa", "memory with weights", "gradient differs by"], rows,
-        [f"memory: of muwa {ratios['memory']:.2f} of that of the bare loop at cut padding; weights and one gradient are "
-         f"{size_of(weights)} each; two batches, a process each.",
-         f"floor: {seconds['limit']:.2f} s, the bare loop at cut padding. Best of three, taken in turns."],
-    )  # fmt: skip
-    write(args.json, {"bench": "gradients", "size": args.size, "precision": args.precision, "machine": machine(args.device),
-                      "ratios": ratios, "difference": apart, "seconds": seconds, "pairs": len(pairs), "peak": peak,
-                      "weights": weights})  # fmt: skip
+        f"gradients, {args.size}, {args.precision}: {pairs} pairs ({machine(args.device)})",
+        ["", "seconds", "pairs/s", "x muwa", "memory with weights", "gradient differs by"],
+        rows,
+        [
+            f"memory: muwa takes {ratios['memory']:.2f} times that of the bare loop without padding. Weights "
+            f"and one gradient are {size_of(figures['weights'])} each. Two batches, a process each.",
+            f"floor: {seconds['limit']:.2f} s, the bare loop without padding. Best of three, taken in turns.",
+        ],
+    )
+    about = {
+        "bench": "gradients",
+        "size": args.size,
+        "precision": args.precision,
+        "machine": machine(args.device),
+    }
+    write(args.json, {**about, "ratios": ratios, **figures})
 
 
 if __name__ == "__main__":
