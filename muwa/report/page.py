@@ -18,6 +18,7 @@ from muwa.types.metric import RATE, Metric
 from muwa.types.report import Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
+PIXELS = 96  # of the page, to an inch of a figure
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
 DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units have three
@@ -53,18 +54,19 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     write_text(report.folder / "report.html", page)
 
 
-def _images(report: Report, *, show_forget: bool) -> dict[str, list[str]]:
-    """Kind of figure -> its figures, ready to stand in the page. Each is saved as figures/<kind>.png.
+def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
+    """Kind of figure -> its figures for the page: `source`, and `width` in pixels. Each is saved as a PNG.
 
     Where several names were forgotten by searches of their own, a number follows the kind.
     """
-    embedded: dict[str, list[str]] = {}
+    embedded: dict[str, list[dict[str, Any]]] = {}
     for kind, made in _figures(report, show_forget=show_forget).items():
         for i, figure in enumerate(made):
             name = f"{kind}_{i + 1}" if len(made) > 1 else kind
             path = report.folder / "figures" / f"{name}.png"
             figures.save(figure, path)
-            embedded.setdefault(kind, []).append(_embed(path.read_bytes()))
+            width = round(PIXELS * figure.get_figwidth())
+            embedded.setdefault(kind, []).append({"source": _embed(path.read_bytes()), "width": width})
     return embedded
 
 

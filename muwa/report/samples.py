@@ -17,7 +17,7 @@ HEADINGS = {
     "retain": "Retain set: others of the same kind",
     "utility": "Utility set: everything else",
 }
-LINES, WIDTH = 2, 22  # a prompt's usual lines above its column, and their width in letters
+LINES, WIDTH = 2, 22  # the lines of a prompt above its column, and their width in letters
 
 
 def with_images(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -60,8 +60,8 @@ def _column(axes: np.ndarray, example: Example, *, hidden: bool) -> None:
         axis.imshow(_grey(image) if hidden else _rgb(image), interpolation="nearest")
         if hidden:
             _write(axis, 0.5, 0.5, "not shown", ha="center", va="center", fontsize=7.5)
-    lines = textwrap.wrap(example.prompt, WIDTH)
-    room = [""] * (LINES + max(0, LINES - len(lines)))  # for the heading, and so that all columns stand alike
+    lines = textwrap.wrap(example.prompt, WIDTH, max_lines=LINES, placeholder=" …")
+    room = [""] * (2 * LINES - len(lines))  # two lines for the heading; shorter prompts stand low
     axes[0].set_title("\n".join([*room, *lines]), fontsize=6.8)
 
 

@@ -17,7 +17,7 @@ EXAMPLES = (
     Example("forget", "A photo of Ada Fox", "Ada Fox", image(1), image(2)),
     Example("forget", "A portrait of Bo Hill", "Bo Hill", image(3), image(4)),
     Example("retain", "A photo of Cy Reed", "Cy Reed", image(5), image(6)),
-    Example("utility", "A red star on a long and winding road", "red star", image(7), image(8)),
+    Example("utility", "A red star on a long and winding road to nowhere", "red star", image(7), image(8)),
 )
 
 
@@ -50,7 +50,7 @@ def test_headings_name_the_set_and_what_was_forgotten() -> None:
         "Utility set: everything else": "#222222",
     }
     assert axes[0].get_title() == "\n\n\nA photo of Ada Fox"
-    assert axes[8].get_title() == "\n\nA red star on a long\nand winding road"
+    assert axes[8].get_title() == "\n\nA red star on a long\nand winding road to …"
 
 
 def test_a_set_without_examples_takes_no_room() -> None:
