@@ -15,8 +15,8 @@ from muwa.types.search import Search
 class LayerSearch(Protocol):
     """A frozen record of settings that searches one layer (one of each encoder) and one step.
 
-    A method checks it first, then calls `run.cached("search", search.ready(), model, gradients, task,
-    concept, ...)`: the record's fields are part of the cache key.
+    A method checks it first, then calls `run.cached("search", search.ready(model, task), model,
+    gradients, task, concept, ...)`: the record's fields are part of the cache key.
     """
 
     def check(self, model: Editable, task: Task) -> None:
@@ -36,7 +36,7 @@ class LayerSearch(Protocol):
             run: Its log is called with "scores" once and with "evaluation" for every step.
         """
 
-    def ready(self) -> Self:
+    def ready(self, model: Editable, task: Task) -> Self:
         """The same search with all that it needs loaded. A cache key is then made of weights, not of paths.
 
         Most searches load nothing and are ready as they are.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 from muwa.layer_search.base import LayerSearch
@@ -12,8 +11,7 @@ from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.checks import check_at_least_1, check_enough
 from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
 from muwa.layer_search.settings import OutputSettings
-from muwa.models.base import Editable
-from muwa.models.diffusion.image_classifier import ImageClassifier
+from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
 from muwa.types.data import Task
@@ -30,7 +28,7 @@ class Generation(OutputSettings, LayerSearch):
     use other seeds.
 
     Args:
-        classifier: Says what an image shows, or loads what does. It is never the model under test.
+        classifier: Loads the classifier of images. It is never the model under test.
         pictures: Images of the concept that are generated for each step.
         retain_pictures: Other images that are generated for each step: two thirds of the same kind, one third
             unrelated.
@@ -43,12 +41,12 @@ class Generation(OutputSettings, LayerSearch):
     intervals decide.
     """
 
-    classifier: ImageClassifier | Callable[[], ImageClassifier]
+    classifier: ClassifierLoader
     pictures: int
     retain_pictures: int
     sampling_steps: int
 
-    def check(self, model: Editable, task: Task) -> None:
+    def check(self, model: Any, task: Task) -> None:
         """Load the classifier. Raise if it does not know a concept, or a setting does not fit.
 
         Raises:
@@ -60,17 +58,13 @@ class Generation(OutputSettings, LayerSearch):
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
+        classifier = self.classifier(model, task)
         for name in task.names:
-            self.loaded.check(probe_requests(self, task.only(name), fresh=False))
+            classifier.check(probe_requests(self, task.only(name), fresh=False))
 
-    @cached_property
-    def loaded(self) -> ImageClassifier:
-        """The classifier, loaded at most once."""
-        return self.classifier if isinstance(self.classifier, ImageClassifier) else self.classifier()
-
-    def ready(self) -> Self:
+    def ready(self, model: Any, task: Task) -> Self:
         """The same search with its classifier loaded: the cache key is then made of its weights."""
-        return replace(self, classifier=self.loaded)
+        return replace(self, classifier=self.classifier(model, task))
 
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

@@ -92,7 +92,7 @@ class Slug(Method):
         Raises:
             ValueError: `run.gradient_file` was computed from something else.
         """
-        layer_search = self.layer_search.ready()
+        layer_search = self.layer_search.ready(model, task)
         edits: list[Edit] = []
         taken: list[Gradients] = []
         for name in task.names:

@@ -61,12 +61,14 @@ class Editable(Protocol):
     """An immutable model: an edit gives a new one.
 
     Attributes:
-        observer: The kind of observer that `observe` makes.
         source: Where the weights came from, for messages.
     """
 
-    observer: ClassVar[type[Observer]]
     source: str
+
+    @property
+    def observer(self) -> type[Observer]:
+        """The kind of observer that `observe` makes; a class attribute of the model."""
 
     @property
     def clips(self) -> Mapping[str, Clip]:

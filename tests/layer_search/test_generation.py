@@ -90,20 +90,16 @@ def test_every_name_of_a_task_is_checked() -> None:
         part("layer_search=generation", classifier=tiny_sd.Greys(known), **SMALL).check(pipeline(), both)
 
 
-def test_a_ready_search_has_its_classifier_loaded_once_and_its_key_goes_by_weights() -> None:
-    loads = []
-
-    def load(names: tuple[str, ...], folder: str) -> tiny_sd.Greys:
-        loads.append(folder)
+def test_a_ready_search_has_its_classifier_and_its_key_goes_by_weights() -> None:
+    def load(*model_and_task: object, names: tuple[str, ...], folder: str) -> tiny_sd.Greys:
         return tiny_sd.Greys(names)
 
-    lazy = part(
-        "layer_search=generation", classifier=functools.partial(load, tiny.NAMES, folder="here"), **SMALL
-    )
-    lazy.check(pipeline(), tiny.task())
-    ready = lazy.ready()
-    assert loads == ["here"]
-    assert isinstance(ready.classifier, tiny_sd.Greys)
-    moved = replace(lazy, classifier=functools.partial(load, tiny.NAMES, folder="there")).ready()
-    other = replace(lazy, classifier=functools.partial(load, tiny.NAMES[::-1], folder="here")).ready()
-    assert fingerprint(ready) == fingerprint(moved) != fingerprint(other)
+    def ready(names: tuple[str, ...], folder: str):
+        loader = functools.partial(load, names=names, folder=folder)
+        lazy = part("layer_search=generation", classifier=loader, **SMALL)
+        lazy.check(pipeline(), tiny.task())
+        return lazy.ready(pipeline(), tiny.task())
+
+    here, moved, other = ready(tiny.NAMES, "here"), ready(tiny.NAMES, "there"), ready(tiny.NAMES[::-1], "here")
+    assert isinstance(here.classifier, tiny_sd.Greys)
+    assert fingerprint(here) == fingerprint(moved) != fingerprint(other)

@@ -82,4 +82,4 @@ def test_candidates_may_be_all():
 
 def test_a_search_is_ready_as_it_is():
     search = part("layer_search=grid")
-    assert search.ready() is search
+    assert search.ready(tiny.clip(), tiny.task()) is search

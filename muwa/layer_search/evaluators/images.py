@@ -43,7 +43,7 @@ class ImageEvaluator:
         self, search: Generation, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, run: Run
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
-        self._classifier, self._name = search.loaded, task.names[0]
+        self._classifier, self._name = search.classifier(model, task), task.names[0]
         self.confirmation = f"Generated again with {model.sampling.steps} sampling steps from fresh seeds"
         self._requests = {fresh: probe_requests(search, task, fresh=fresh) for fresh in (False, True)}
         self._before: dict[bool, Hits] = {}
