@@ -1,8 +1,8 @@
-"""Layer search and gradients in the plainest way: what muwa is measured against, and the oracle of its decisions.
+"""Layer search and gradients in the plainest way: what muwa's speed and decisions are held against.
 
-Written after the behaviour of SLUG's release (sections 1.6 and 1.9 of its facts): every step copies the whole model, encodes
-all pictures again, builds both zero-shot classifiers again from prompts padded to the full context, and counts. Nothing here
-comes from muwa's own encoding or search.
+The search follows the behaviour of SLUG's release (docs/method.md). For every step it copies the whole model,
+encodes all images again, builds both zero-shot classifiers again from prompts padded to the full context, and
+counts. Nothing here uses muwa's own encoding or search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from muwa.models.clip.model import Clip
 from muwa.types.data import Classes, LabelledImages, Split
 from muwa.types.search import Layer
 
-Rates = tuple[float, float, float, float, float]
+
+@dataclass(frozen=True)
+class Rates:
+    """What one full evaluation gives; all but the cosine are in [0, 1]."""
+
+    forget_top1: float
+    forget_top5: float
+    forget_cosine: float
+    retain_top1: float
+    utility_top1: float
 
 
 @dataclass(frozen=True)
@@ -29,43 +38,43 @@ class Step:
 
     layer: str
     step: float
-    forget_top1: float
-    forget_top5: float
-    forget_cosine: float
-    retain_top1: float
-    utility_top1: float
+    rates: Rates
 
 
 class Reference:
     """Full evaluation of an edited model.
 
     Args:
-        batch: LabelledImages and prompts a forward takes. At 1 the pictures are decoded anew each time too, one name's prompts at
-            a time, as the release does; above, they are decoded once, ahead and not counted.
+        batch: How many images and prompts a forward pass takes. With 1, images are decoded anew each time and
+            prompts are encoded one name at a time, as in the release. With more, images are decoded once,
+            before the timing.
     """
 
     def __init__(self, model: Clip, probe: Split, batch: int):
         self._model, self._probe, self._batch = model, probe, batch
         self._network: nn.Module = model._towers.model
-        self._ready = (
-            {} if batch == 1 else {id(p): self._decoded(p) for p in (probe.forget, probe.retain, probe.utility)}
+        sets = (probe.forget, probe.retain, probe.utility) if batch > 1 else ()
+        self._decoded_once = {id(images): self._decoded(images) for images in sets}
+
+    def _decoded(self, images: LabelledImages) -> Tensor:
+        return self._model.prepare.scale(
+            torch.stack([self._model.prepare(decode(one)) for one in images.images])
         )
 
-    def _decoded(self, pictures: LabelledImages) -> Tensor:
-        return self._model.prepare.scale(torch.stack([self._model.prepare(decode(one)) for one in pictures.images]))
-
     @torch.inference_mode()
-    def evaluate(self, network: nn.Module, few: float = 1.0) -> Rates:
-        """forget top-1, forget top-5, forget cosine, retain top-1, utility top-1; of the first share `few`."""
+    def evaluate(self, network: nn.Module, part: float = 1.0) -> Rates:
+        """All rates, on the first images and names only where `part` is below 1."""
         forget, retain, utility = self._probe.forget, self._probe.retain, self._probe.utility
-        names = self._classifier(network, forget.classes, few)
-        things = self._classifier(network, utility.classes, few)
-        hits = [self._hits(network, pictures, weights, few) for pictures, weights in (
-            (forget, names), (retain, names), (utility, things))]  # fmt: skip
-        return _rate(hits[0], 0), _rate(hits[0], 1), _rate(hits[0], 2), _rate(hits[1], 0), _rate(hits[2], 0)
+        names = self._classifier(network, forget.classes, part)
+        things = self._classifier(network, utility.classes, part)
+        hits = [
+            self._hits(network, images, classifier, part)
+            for images, classifier in ((forget, names), (retain, names), (utility, things))
+        ]
+        return Rates(*(_mean(hits[0], column) for column in range(3)), _mean(hits[1], 0), _mean(hits[2], 0))
 
-    def _classifier(self, network: nn.Module, classes: Classes, few: float) -> Tensor:
-        names = classes.names[: max(5, round(len(classes.names) * few))]
+    def _classifier(self, network: nn.Module, classes: Classes, part: float) -> Tensor:
+        names = classes.names[: max(5, round(len(classes.names) * part))]
         if self._batch == 1:
             rows = []
             for name in names:
@@ -74,27 +83,41 @@ class Reference:
                 rows.append(F.normalize(each.mean(0), dim=-1))
             return torch.stack(rows)
         tokens = self._model.tokenize([t.format(name) for name in names for t in classes.templates])
-        each = [F.normalize(network.encode_text(b.to(self._model.device)), dim=-1) for b in tokens.split(self._batch)]
+        batches = tokens.split(self._batch)
+        each = [F.normalize(network.encode_text(batch.to(self._model.device)), dim=-1) for batch in batches]
         return F.normalize(torch.cat(each).view(len(names), len(classes.templates), -1).mean(1), dim=-1)
 
-    def _hits(self, network: nn.Module, pictures: LabelledImages, weights: Tensor, few: float) -> list[list[float]]:
-        count = max(1, round(len(pictures) * few))
+    def _hits(
+        self, network: nn.Module, images: LabelledImages, classifier: Tensor, part: float
+    ) -> list[list[float]]:
+        """For each image: whether its name is the first guess, whether it is among five, and its cosine."""
+        count = max(1, round(len(images) * part))
         hits = []
         for i in range(0, count, self._batch):
-            some = pictures.select(range(i, min(i + self._batch, count)))
-            pixels = self._decoded(some) if self._batch == 1 else self._ready[id(pictures)][i : i + self._batch]
+            some = images.select(range(i, min(i + self._batch, count)))
+            once = self._decoded_once.get(id(images))
+            pixels = self._decoded(some) if once is None else once[i : i + self._batch]
             features = F.normalize(network.encode_image(pixels.to(self._model.device)), dim=-1)
-            cosines = features @ weights.T
+            cosines = features @ classifier.T
             best = (100 * cosines).topk(5, dim=-1).indices.tolist()
             for label, row, cosine in zip(some.labels, best, cosines.tolist(), strict=True):
                 hits.append([label in row[:1], label in row, cosine[label] if label < len(cosine) else 0.0])
         return hits
 
     def search(
-        self, gradient: Mapping[str, Tensor], layers: Sequence[Layer], evaluations: int,
-        each: Callable[[nn.Module], Rates] | None = None,
-    ) -> list[Step]:  # fmt: skip
-        """The release's bisection on each layer: from 0.1 |theta| / |g|, doubled until top-5 is 0, then the midpoint."""
+        self,
+        gradient: Mapping[str, Tensor],
+        layers: Sequence[Layer],
+        evaluations: int,
+        evaluate: Callable[[nn.Module], Rates] | None = None,
+    ) -> list[Step]:
+        """The release's bisection of each layer, from 0.1 |theta| / |g|: doubled, then midpoints.
+
+        Args:
+            gradient: Of the forget loss.
+            layers: Layers that are one whole tensor each.
+            evaluate: In place of `self.evaluate`.
+        """
         trace = []
         for layer in layers:
             (name,) = {part.name for part in layer.edited}
@@ -104,9 +127,9 @@ class Reference:
                 edited = copy.deepcopy(self._network)
                 with torch.no_grad():
                     edited.get_parameter(name).copy_(theta + step * g)
-                one, five, cosine, kept, other = (each or self.evaluate)(edited)
-                trace.append(Step(layer.name, step, one, five, cosine, kept, other))
-                if five == 0:
+                rates = (evaluate or self.evaluate)(edited)
+                trace.append(Step(layer.name, step, rates))
+                if rates.forget_top5 == 0:
                     high = step
                     step = (low + high) / 2
                 else:
@@ -115,24 +138,29 @@ class Reference:
         return trace
 
 
-def _rate(hits: Sequence[Sequence[float]], column: int) -> float:
+def _mean(hits: Sequence[Sequence[float]], column: int) -> float:
     return sum(row[column] for row in hits) / len(hits)
 
 
-def choose(trace: Sequence[Step], retained: int, others: int) -> Step | None:
-    """Of the steps that forget, those within one standard error of what is kept most; of these the lowest cosine."""
-    feasible = [row for row in trace if row.forget_top5 == 0]
+def choose(trace: Sequence[Step], retain: int, utility: int) -> Step | None:
+    """The lowest cosine among the steps that forget and keep, within one standard error, as much as the best.
+
+    Args:
+        retain, utility: How many images the two rates are of.
+    """
+    feasible = [row for row in trace if row.rates.forget_top5 == 0]
     if not feasible:
         return None
-    most = max(feasible, key=lambda row: row.retain_top1 + row.utility_top1)
+    kept = [row.rates.retain_top1 + row.rates.utility_top1 for row in feasible]
+    most = feasible[kept.index(max(kept))].rates
     a, b = most.retain_top1, most.utility_top1
-    error = (a * (1 - a) / retained + b * (1 - b) / others) ** 0.5
-    near = [row for row in feasible if row.retain_top1 + row.utility_top1 >= a + b - error - 1e-9]
-    return min(near, key=lambda row: row.forget_cosine)
+    error = (a * (1 - a) / retain + b * (1 - b) / utility) ** 0.5
+    near = [row for row, rate in zip(feasible, kept, strict=True) if rate >= a + b - error - 1e-9]
+    return min(near, key=lambda row: row.rates.forget_cosine)
 
 
 def encode_text_cut(network: nn.Module, tokens: Tensor) -> Tensor:
-    """open_clip's own modules on prompts cut after the longest: what a bare loop could do at best."""
+    """open_clip's own modules on prompts cut after the longest: the best that a bare loop can do."""
     length = int(tokens.argmax(-1).max()) + 1
     x = network.token_embedding(tokens[:, :length]) + network.positional_embedding[:length]
     x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:length, :length]))
@@ -140,10 +168,19 @@ def encode_text_cut(network: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def bare_loop(
-    model: Clip, batches: Sequence[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor, Tensor], Tensor], *, cut: bool,
+    model: Clip,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    cut: bool,
     precision: str = "fp32",
-) -> dict[str, Tensor]:  # fmt: skip
-    """Forward and backward on ready tensors, summed in `.grad`: no decoding, no cache, no progress bar."""
+) -> dict[str, Tensor]:
+    """Forward and backward on ready tensors, summed in `.grad`: no decoding, no cache, no progress bar.
+
+    Args:
+        batches: (pixels, tokens) each.
+        cut: Whether prompts are cut after the longest (`encode_text_cut`).
+    """
     network = model._towers.model.requires_grad_(True)
     network.zero_grad(set_to_none=True)
     for pixels, tokens in batches:
@@ -152,6 +189,6 @@ def bare_loop(
             texts = encode_text_cut(network, tokens) if cut else network.encode_text(tokens)
         v, t = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
         (len(pixels) * loss(v, t, network.logit_scale.exp())).backward()
-    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    total = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     network.requires_grad_(False).zero_grad(set_to_none=True)
-    return found
+    return total
