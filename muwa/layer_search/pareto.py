@@ -80,7 +80,9 @@ def scored_layers(
         gradients: Encoder -> the gradients of its CLIP.
         granularity: What counts as one layer (`muwa.models.clip.layers`).
     """
-    layers, scores, fronts = {}, {}, {}
+    layers: dict[str, dict[str, Layer]] = {}
+    scores: dict[str, LayerScore] = {}
+    fronts: dict[str, tuple[str, ...]] = {}
     for encoder, clip in model.clips.items():
         layers[encoder] = {layer.name: layer for layer in clip.layers(granularity)}
         forget, retain = gradients[encoder].forget, gradients[encoder].retain
