@@ -2,8 +2,8 @@
 
 A contrastive loss couples all pairs of a batch. Where a batch does not fit in memory, there are three steps.
 First, all embeddings are computed without a graph. Second, the loss is differentiated by the embeddings.
-Third, each part of the batch is encoded again with a graph, and its part of that derivative is propagated
-through it. Several processes gather their embeddings, so that the loss is that of the global batch.
+Third, each part of the batch is encoded again with a graph, and its rows of that derivative are
+backpropagated. Several processes gather their embeddings, so that the loss is that of the global batch.
 
 Source: GradCache (Gao et al. 2021, arXiv 2101.06983), section 3. Differs: the gradient of the temperature is
 computed too; several processes share one batch.
@@ -77,17 +77,17 @@ def accumulate(
     shared = _Pass.begin(model, loss, precision, run.distributed)
     tokens = model.tokenize(list(pairs.captions))
     shares = [[job.pairs[i] for i in run.distributed.share(len(job.pairs))] for job in jobs]
-    cuts = [_cut(share, micro_batch_size) for share in shares]
+    parts = [_cut(share, micro_batch_size) for share in shares]
     images = [pairs.images[i] for share in shares for i in share]
-    decoded = pixel_batches(model, images, [len(part) for cut in cuts for part in cut])
+    decoded = pixel_batches(model, images, [len(part) for parts_of_job in parts for part in parts_of_job])
     sizes = [len(job.pairs) for job in jobs]
-    for job, cut in run.track(zip(jobs, cuts, strict=True), what, sum(sizes), sizes=sizes):
-        shared.add(job, [(next(decoded), tokens[part]) for part in cut])
+    for job, parts_of_job in run.track(zip(jobs, parts, strict=True), what, sum(sizes), sizes=sizes):
+        shared.add(job, [(next(decoded), tokens[part]) for part in parts_of_job])
     return shared.total()
 
 
 def _cut(share: Sequence[int], size: int | None) -> list[Sequence[int]]:
-    """`share` in parts of `size`, in one part for None; no part of an empty share.
+    """`share` in parts of at most `size`; in one part if `size` is None. An empty share has no part.
 
     >>> _cut([7, 8, 9], 2), _cut([7, 8, 9], None), _cut([], None)
     ([[7, 8], [9]], [[7, 8, 9]], [])
@@ -115,9 +115,8 @@ class _Pass:
         """Image and text embeddings of a part, (n, d) each."""
         pixels, tokens = part
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model.encode("vision", pixels, self.leaves), self.model.encode(
-                "text", tokens, self.leaves
-            )
+            images = self.model.encode("vision", pixels, self.leaves)
+            return images, self.model.encode("text", tokens, self.leaves)
 
     def objective(self, job: Job, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         """The sum of a job's terms; `images` and `texts` are the embeddings of its whole batch."""
@@ -125,7 +124,7 @@ class _Pass:
         return torch.stack(values).sum()
 
     def add(self, job: Job, parts: Sequence[Part]) -> None:
-        """Add the gradient of one job to the leaves. `parts` are the share of the batch of this process."""
+        """Add the gradient of one job to the leaves. `parts` are what this process encodes of the batch."""
         logit_scale = self.leaves["logit_scale"]
         if self.processes.size == 1 and len(parts) == 1:
             self.objective(job, *self.encode(parts[0]), logit_scale.exp()).backward()
@@ -133,8 +132,8 @@ class _Pass:
         with torch.set_grad_enabled(len(parts) == 1):
             encoded = [self.encode(part) for part in parts]
         images, texts = (side.requires_grad_() for side in self._gathered(job, encoded))
-        # The gradients of the leaves are summed over ranks, but every rank has the whole loss: only one
-        # counts the scale's.
+        # In the end the gradients of the leaves are summed over ranks. Every rank differentiates the whole
+        # loss, so only the main rank may add the gradient of the scale.
         scale = logit_scale if self.processes.is_main else logit_scale.detach()
         self.objective(job, images, texts, scale.exp()).backward()
         assert images.grad is not None

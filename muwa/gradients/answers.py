@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from muwa.fingerprint import digest
 from muwa.gradients.base import GradientSource, Recipe
-from muwa.gradients.mean import GradientSum, plan
+from muwa.gradients.mean import GradientSum, plan, retain_pairs
 from muwa.models.base import check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.patch import names
@@ -39,8 +39,7 @@ def answer_gradient_sum(
 ) -> GradientSum:
     """The gradient of the answer loss, summed over pairs, by every weight of the CLIP of the vision tower.
 
-        loss of a pair = mean over the tokens of its caption of -log p(token | image, question, earlier
-        tokens)
+        loss of a pair = mean over the tokens of its caption of -log p(token | image, question, tokens before)
 
     Args:
         pairs: Images, and captions that count as the right answers.
@@ -97,9 +96,7 @@ def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
     logits = model.model(**whole).logits[:, :-1].float()
     targets = whole["input_ids"][:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    from_end = torch.arange(losses.shape[1], device=losses.device).flip(
-        0
-    )  # padded on the left: answers end together
+    from_end = torch.arange(losses.shape[1], device=losses.device).flip(0)  # padding is on the left
     in_answer = from_end[None] < lengths[:, None]
     return (losses * in_answer).sum(1) / lengths
 
@@ -148,20 +145,18 @@ class AnswerGradients(GradientSource):
         """The gradients by the one encoder of `model`. Worker ranks do not help; they get None."""
         if not run.is_main:
             return None
-        mentions = set(task.mentions)
-        forget_pairs = task.forget[name].with_caption(name)
-        retain_pairs = task.retain.select([i for i in range(len(task.retain)) if i not in mentions])
-        forget = self._mean("forget", model, forget_pairs, IDENTIFY, recipe, run)
-        retain = self._mean("retain", model, retain_pairs, DESCRIBE, recipe, run)
+        named, described = task.forget[name].with_caption(name), retain_pairs(task)
+        forget = self._mean("forget", model, named, IDENTIFY, recipe, run)
+        retain = self._mean("retain", model, described, DESCRIBE, recipe, run)
         origin = {
             "model": model.fingerprint,
-            "forget_pairs": forget_pairs.fingerprint,
-            "retain_pairs": retain_pairs.fingerprint,
+            "forget_pairs": named.fingerprint,
+            "retain_pairs": described.fingerprint,
             "losses": digest([IDENTIFY, DESCRIBE]),
             "batch_size": str(_pairs_at_once(recipe)),
             "seed": str(recipe.seed),
         }
-        gradients = Gradients(forget, retain, len(forget_pairs), len(retain_pairs), origin)
+        gradients = Gradients(forget, retain, len(named), len(described), origin)
         return dict.fromkeys(model.clips, gradients)
 
     def _mean(

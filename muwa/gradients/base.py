@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from muwa.gradients.accumulation import PRECISIONS
 from muwa.gradients.losses import by_name
@@ -91,7 +91,7 @@ class GradientSource(Protocol):
         """
 
     def __call__(
-        self, model: Editable, task: Task, name: str, recipe: Recipe, run: Run
+        self, model: Any, task: Task, name: str, recipe: Recipe, run: Run
     ) -> Mapping[str, Gradients] | None:
         """Encoder (a key of `model.clips`) -> the gradients of its CLIP; None on worker ranks.
 

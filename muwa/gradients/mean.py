@@ -93,6 +93,12 @@ def gradient_sum(
     return {"sum": total, "n": -left_out if without else len(pairs)}
 
 
+def retain_pairs(task: Task) -> Pairs:
+    """The retain set without the pairs that mention a forgotten name."""
+    mentions = set(task.mentions)
+    return task.retain.select([i for i in range(len(task.retain)) if i not in mentions])
+
+
 def forget_sum(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> GradientSum:
     """The gradient of the forget loss, summed over the forget set of `name`; cached.
 
@@ -144,9 +150,7 @@ def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run)
     if not run.is_main:
         return None
     n_retain = retain["n"] + (change["n"] if change else 0)
-    for key, total in retain[
-        "sum"
-    ].items():  # these tensors belong to this call alone, so they are changed in place
+    for key, total in retain["sum"].items():  # no one else has these tensors: they are changed in place
         (total.add_(change["sum"][key]) if change else total).div_(n_retain)
         forget["sum"][key].div_(forget["n"])
     return Gradients(forget["sum"], retain["sum"], forget["n"], n_retain, origin(model, task, name, recipe))

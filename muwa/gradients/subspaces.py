@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muwa.gradients.accumulation import accumulate, whole
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.losses import by_name
-from muwa.gradients.mean import plan
+from muwa.gradients.mean import plan, retain_pairs
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.layers import is_candidate
 from muwa.run import Run
@@ -206,9 +206,9 @@ def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ProjectedGradients(GradientSource):
-    """Another source, with the forget gradient projected off the subspace that the retain set uses most.
+    """The gradients of another source, with G_f (I - V V^T) in place of the forget gradient G_f.
 
-        G_f (I - V V^T),   with V of `leading`
+    V (inputs, k) of `leading` spans the input directions that the retain set uses most.
 
     Args:
         source: Where the gradients come from.
@@ -249,22 +249,16 @@ class ProjectedGradients(GradientSource):
         }
 
     def moments(self, clip: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
-        """The second moments of the retain set without the pairs of `task.mentions`; None for "gradient".
+        """The second moments of `muwa.gradients.mean.retain_pairs`; None for "gradient".
 
-        Activations are a sum over pairs: all requests share the sum over the whole retain set, and that of
-        the mentions is subtracted. Fisher is a sum over batches, and without a pair the batches are others,
-        so it is computed anew.
+        The kind "activations" is a sum over pairs. All requests share the sum over the whole retain set; the
+        sum over the pairs that mention a forgotten name is subtracted. The kind "fisher" is a sum over
+        batches. Without these pairs there are other batches, so it is computed for each request.
         """
         if self.subspace == "gradient":
             return None
         if self.subspace == "fisher":
-            mentions = set(task.mentions)
-            return self._cached(
-                clip,
-                task.retain.select([i for i in range(len(task.retain)) if i not in mentions]),
-                recipe,
-                run,
-            )
+            return self._cached(clip, retain_pairs(task), recipe, run)
         total = self._cached(clip, task.retain, recipe, run)
         if not task.mentions:
             return total
@@ -286,13 +280,12 @@ class ProjectedGradients(GradientSource):
         return moments
 
     def projected(self, gradients: Gradients, moments: Mapping[str, Tensor] | None) -> Gradients:
-        """The same gradients with the forget gradient G - (G V) V^T for each weight matrix G.
+        """The same gradients with G_f - (G_f V) V^T for each weight matrix that has a moment.
 
         Args:
-            moments: By name of the weight; None takes G_r^T G_r, of the mean retain gradient.
+            moments: The second moment of each weight; None takes G_r^T G_r, of the mean retain gradient G_r.
 
-        Weights without a moment keep their gradient. `origin` says what was taken out, so that a search on
-        these gradients has its own cache entry.
+        The origin of the result names the projection, so that a search on it has another cache key.
         """
         forget = dict(gradients.forget)
         if moments is None:

@@ -27,15 +27,16 @@ class Slug(Method):
 
     For every name to forget (algorithm 1 of the paper):
 
-    1. Take the mean gradients g_f of the forget loss and g_r of the retain loss at the original weights
-    theta. 2. Score each layer: importance |g_f| / |theta|, alignment |cos(g_f, g_r)|. 3. Take the Pareto
-    front of high importance and low alignment (algorithm 2). 4. Search the step lambda of each front layer by
-    bisection, and choose a layer and its step (algorithm 3). 5. theta* = theta + lambda g_f on that layer.
-    The sign is that of the loss: lambda > 0 raises the forget loss.
+    1. Gradients: the means g_f of the forget loss and g_r of the retain loss, at the original weights theta.
+    2. Scores of each layer: importance |g_f| / |theta|, alignment |cos(g_f, g_r)|.
+    3. Pareto front: the layers of high importance and low alignment (algorithm 2).
+    4. Step: a bisection of lambda on each layer of the front; then the choice of one layer (algorithm 3).
+    5. Edit: theta* = theta + lambda g_f on that layer. g_f is the gradient of the loss itself: lambda > 0
+       raises the forget loss.
 
-    Each of several names has its gradients on the original model, its layer and its step; the edits are
-    added. Steps 2 to 4 are the layer search. A model with several text encoders is edited in one layer of
-    each.
+    Steps 2 to 4 are the layer search. A model with several text encoders is edited in one layer of each.
+    Each of several names has its own gradients on the original model, its own layer and its own step. Their
+    edits are added.
 
     Args:
         layer_search: How the layer and the step are found, for this kind of model.
