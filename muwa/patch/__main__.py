@@ -1,6 +1,6 @@
-"""Apply a patch to a checkpoint, take it back, join several, or look at one.
+"""Apply a patch to a checkpoint, remove it, join several patches, or show one.
 
-python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint file, an open_clip, HF or diffusers folder
+python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or the folder of a model
 python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
 python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
 python -m muwa.patch show PATCH
@@ -19,14 +19,14 @@ from rich.table import Table
 
 from muwa.patch import folders
 from muwa.patch.apply import Patch, add_patches, apply_patch, read_patch, remove_patch, save_patch
-from muwa.patch.weights import read_weights, rewrite
+from muwa.patch.files import read_weights, rewrite
 
 
 def _show(path: Path, patch: Patch) -> None:
+    """Print what a patch holds and how it was found."""
     console = Console()
-    table = Table(
-        "name", "tower", "layer", "step", "relative norm", title=f"{path}, {path.stat().st_size / 1e6:.2f} MB"
-    )
+    title = f"{path}, {path.stat().st_size / 1e6:.2f} MB"
+    table = Table("name", "tower", "layer", "step", "relative norm", title=title)
     for move in patch.moves:
         table.add_row(move.concept, move.tower, move.layer, f"{move.step:.6g}", f"{move.relative_norm:.4f}")
     console.print(table)
@@ -36,34 +36,49 @@ def _show(path: Path, patch: Patch) -> None:
     console.print_json(json.dumps(patch.story))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns the exit code: 2 where the input was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _change(patch: Patch, base: Path, out: Path, *, remove: bool) -> int:
+    """Write `base` to `out` with the patch applied or removed; returns how many tensors were changed."""
+    if folders.is_pipeline(base) or folders.has_other_names(base, patch.deltas):
+        return folders.rewrite_folder(base, out, patch, remove=remove)
+    changed_tensors = remove_patch if remove else apply_patch
+    rewrite(base, out, changed_tensors(read_weights(base), patch))
+    return len(patch.deltas)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, on in (("apply", "base"), ("remove", "edited")):
+    for name, metavar in (("apply", "base"), ("remove", "edited")):
         command = commands.add_parser(name)
         command.add_argument("patch", type=Path)
-        command.add_argument(on, type=Path, help="a checkpoint file; an open_clip, Hugging Face or diffusers folder")
+        command.add_argument(
+            "base",
+            metavar=metavar,
+            type=Path,
+            help="a checkpoint file; an open_clip, Hugging Face or diffusers folder",
+        )
         command.add_argument("--out", type=Path, required=True, help="a new folder")
     add = commands.add_parser("add")
     add.add_argument("patches", type=Path, nargs="+")
     add.add_argument("--out", type=Path, required=True, help="the joined patch file")
     commands.add_parser("show").add_argument("patch", type=Path)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns the exit code: 2 for a wrong input."""
+    args = _parser().parse_args(argv)
     try:
         if args.command == "show":
             _show(args.patch, read_patch(args.patch))
         elif args.command == "add":
             save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         else:
-            patch, back = read_patch(args.patch), args.command == "remove"
-            on = args.edited if back else args.base
-            if folders.is_pipeline(on) or folders.spells_otherwise(on, patch.deltas):
-                changed = folders.change(on, args.out, patch.deltas, patch.base, back=back)
-            else:
-                rewrite(on, args.out, (remove_patch if back else apply_patch)(read_weights(on), patch))
-                changed = len(patch.deltas)
-            print(f"{args.out}: {changed} tensors {'restored' if back else 'edited'}")
+            remove = args.command == "remove"
+            changed = _change(read_patch(args.patch), args.base, args.out, remove=remove)
+            print(f"{args.out}: {changed} tensors {'restored' if remove else 'edited'}")
     except (ValueError, OSError, KeyError) as error:
         print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from muwa.models.clip.model import Clip, Towers
 from muwa.patch.__main__ import main
 from muwa.patch.apply import add_patches, apply_patch, read_patch, remove_patch, write_patch
-from muwa.patch.weights import read_weights
+from muwa.patch.files import read_weights
 from muwa.types.edit import Edit, Move
 
 NAMES = ("visual.proj", "transformer.resblocks.1.attn.out_proj.weight")
@@ -35,11 +35,14 @@ def digest(path):
 
 
 def bits(a, b):
-    return set(a) == set(b) and all(torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a if a[n].ndim)
+    """Whether two sets of tensors are equal bit for bit."""
+    return set(a) == set(b) and all(
+        torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a if a[n].ndim
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_apply_then_remove_gives_the_base_back_bit_for_bit(tmp_path, dtype):
+def test_apply_then_remove_restores_the_base_bit_for_bit(tmp_path, dtype):
     model, weights = in_dtype(dtype)
     write_patch(tmp_path / "p", edit(model), model)
     patch = read_patch(tmp_path / "p")
@@ -48,7 +51,7 @@ def test_apply_then_remove_gives_the_base_back_bit_for_bit(tmp_path, dtype):
     assert bits({**edited, **remove_patch(edited, patch)}, weights)
 
 
-def test_subtracting_would_not_have_given_it_back():
+def test_subtracting_the_delta_would_not_restore_it():
     model = tiny.clip()
     delta = edit(model, size=1000.0).deltas[NAMES[0]]
     weight = model.weights[NAMES[0]]
@@ -68,7 +71,9 @@ def test_any_other_base_is_refused(tmp_path):
     model = tiny.clip()
     write_patch(tmp_path / "p", edit(model), model)
     patch = read_patch(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"wrong base: .*the patch was made for .*2 of the 2 tensors to edit differ"):
+    with pytest.raises(
+        ValueError, match=r"wrong base: .*the patch was made for .*2 of the 2 tensors to edit differ"
+    ):
         apply_patch(tiny.clip(1).weights, patch)
     touched = {**model.weights, "ln_final.weight": model.weights["ln_final.weight"] + 1e-3}
     with pytest.raises(ValueError, match=r"wrong base: .*0 of the 2 tensors to edit differ"):
@@ -114,7 +119,7 @@ def test_patches_of_one_base_add_up(tmp_path):
         add_patches([read_patch(tmp_path / "0"), read_patch(tmp_path / "x")])
 
 
-def test_what_is_no_patch_is_refused(tmp_path):
+def test_a_file_that_is_no_patch_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such patch file; a run writes one"):
         read_patch(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
@@ -130,14 +135,16 @@ def folder(tmp_path):
     """An open_clip-like folder in fp16 with other files, and a patch for it."""
     model, weights = in_dtype(torch.float16)
     (tmp_path / "base" / "more").mkdir(parents=True)
-    save_file(weights, tmp_path / "base" / "open_clip_model.safetensors", metadata={"format": "pt", "by": "us"})
+    save_file(
+        weights, tmp_path / "base" / "open_clip_model.safetensors", metadata={"format": "pt", "by": "us"}
+    )
     (tmp_path / "base" / "open_clip_config.json").write_text("{}")
     (tmp_path / "base" / "more" / "vocab.txt").write_text("a b")
     write_patch(tmp_path / "p.safetensors", edit(model), model)
     return tmp_path
 
 
-def test_the_command_line_edits_a_folder_and_takes_it_back(folder, capsys):
+def test_the_command_line_edits_a_folder_and_restores_it(folder, capsys):
     patch, base, out, back = (str(folder / name) for name in ("p.safetensors", "base", "out", "back"))
     assert main(["apply", patch, base, "--out", out]) == 0
     assert "2 tensors edited" in capsys.readouterr().out
@@ -150,7 +157,7 @@ def test_the_command_line_edits_a_folder_and_takes_it_back(folder, capsys):
     )
 
 
-def test_the_command_line_never_overwrites_and_never_half_writes(folder, capsys):
+def test_the_command_line_overwrites_nothing_and_leaves_no_partial_folder(folder, capsys):
     patch, base = str(folder / "p.safetensors"), str(folder / "base")
     before = digest(folder / "base" / "open_clip_model.safetensors")
     assert main(["apply", patch, base, "--out", base]) == 2
@@ -164,7 +171,10 @@ def test_the_command_line_never_overwrites_and_never_half_writes(folder, capsys)
 def test_a_pickled_checkpoint_is_edited_as_safetensors(folder):
     weights = read_weights(folder / "base")
     torch.save({"state_dict": {f"module.{n}": w for n, w in weights.items()}, "epoch": 1}, folder / "old.pt")
-    assert main(["apply", str(folder / "p.safetensors"), str(folder / "old.pt"), "--out", str(folder / "out")]) == 0
+    assert (
+        main(["apply", str(folder / "p.safetensors"), str(folder / "old.pt"), "--out", str(folder / "out")])
+        == 0
+    )
     want = apply_patch(weights, read_patch(folder / "p.safetensors"))
     assert bits(load_file(folder / "out" / "old.safetensors"), {**weights, **want})
 
@@ -182,7 +192,7 @@ def test_the_command_line_adds_and_shows(folder, capsys):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_file_in_any_dtype_is_edited_and_given_back_byte_for_byte(tmp_path, dtype):
+def test_a_file_in_any_dtype_is_edited_and_restored_byte_for_byte(tmp_path, dtype):
     model, weights = in_dtype(dtype)
     patch, base, out, back = (str(tmp_path / name) for name in ("p", "base.safetensors", "out", "back"))
     save_file(weights, base, metadata={"by": "us"})
@@ -194,12 +204,14 @@ def test_a_file_in_any_dtype_is_edited_and_given_back_byte_for_byte(tmp_path, dt
     )
     assert {tensor.dtype for tensor in edited.values()} == {dtype}
     assert main(["remove", patch, f"{out}/base.safetensors", "--out", back]) == 0
-    assert (tmp_path / "back" / "base.safetensors").read_bytes() == (tmp_path / "base.safetensors").read_bytes()
+    assert (tmp_path / "back" / "base.safetensors").read_bytes() == (
+        tmp_path / "base.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_pickled_file_is_edited_and_given_back_bit_for_bit(tmp_path, suffix, dtype):
+def test_a_pickled_file_is_edited_and_restored_bit_for_bit(tmp_path, suffix, dtype):
     model, weights = in_dtype(dtype)
     torch.save(weights, tmp_path / f"base{suffix}")
     write_patch(tmp_path / "p", edit(model), model)
@@ -226,7 +238,7 @@ def test_only_the_patch_that_was_applied_can_be_removed(tmp_path):
         remove_patch(both, one)
 
 
-def test_a_second_patch_on_an_edited_model_is_told_to_be_added_first(tmp_path):
+def test_a_second_patch_on_an_edited_model_is_refused_with_how_to_join_them(tmp_path):
     model = tiny.clip()
     for i in range(2):
         write_patch(tmp_path / str(i), edit(model, NAMES[i : i + 1], seed=i), model)
@@ -244,10 +256,13 @@ def test_the_file_depends_on_the_edit_and_not_on_the_order_it_was_made_in(tmp_pa
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
-def test_the_command_line_says_what_was_wrong_with_a_patch(folder, capsys):
+def test_the_command_line_says_what_is_wrong(folder, capsys):
     base = str(folder / "base")
-    for patch, message in (("none", "no such patch file"), ("base/open_clip_config.json", "not a safetensors file"),
-                           ("base/open_clip_model.safetensors", "not a muwa patch")):  # fmt: skip
+    for patch, message in (
+        ("none", "no such patch file"),
+        ("base/open_clip_config.json", "not a safetensors file"),
+        ("base/open_clip_model.safetensors", "not a muwa patch"),
+    ):
         for command in (
             ["apply", str(folder / patch), base, "--out", str(folder / "out")],
             ["show", str(folder / patch)],
@@ -259,14 +274,17 @@ def test_the_command_line_says_what_was_wrong_with_a_patch(folder, capsys):
     assert "muwa.patch: wrong base" in capsys.readouterr().err
     assert main(["add", str(folder / "p.safetensors"), str(folder / "x"), "--out", str(folder / "sum")]) == 2
     assert "made for 2 different bases" in capsys.readouterr().err
-    assert main(["apply", str(folder / "p.safetensors"), str(folder / "none"), "--out", str(folder / "out")]) == 2
+    assert (
+        main(["apply", str(folder / "p.safetensors"), str(folder / "none"), "--out", str(folder / "out")])
+        == 2
+    )
     assert "found no such folder" in capsys.readouterr().err
     assert not (folder / "out").exists()
     assert not (folder / "sum").exists()
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "pytorch_model.bin"])
-def test_a_folder_with_pickled_weights_is_edited_and_given_back(tmp_path, name):
+def test_a_folder_with_pickled_weights_is_edited_and_restored(tmp_path, name):
     model, weights = in_dtype(torch.float32)
     (tmp_path / "base").mkdir()
     torch.save(weights, tmp_path / "base" / name)
@@ -281,7 +299,9 @@ def test_a_base_that_is_no_checkpoint_is_exit_code_2(folder, name, capsys):
     (folder / "text.safetensors").write_text("this is no checkpoint")
     (folder / "text.pt").write_text("this is no checkpoint")
     torch.save([1, 2], folder / "list.pt")
-    assert main(["apply", str(folder / "p.safetensors"), str(folder / name), "--out", str(folder / "out")]) == 2
+    assert (
+        main(["apply", str(folder / "p.safetensors"), str(folder / name), "--out", str(folder / "out")]) == 2
+    )
     assert name in capsys.readouterr().err
 
 
@@ -297,11 +317,17 @@ def test_a_patch_of_a_resnet_fits_the_checkpoint_it_was_made_for(tmp_path, capsy
     text = {"context_length": 16, "vocab_size": 64, "layers": 1, "width": 32, "heads": 2}
     network = open_clip.CLIP(16, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, text)
     model = Clip(
-        Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="resnet"
+        Towers(network, network.encode_image, network.encode_text),
+        tiny.prepare,
+        tiny.tokenize,
+        source="resnet",
     )
     save_file(
-        {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "base.safetensors"
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
+        tmp_path / "base.safetensors",
     )
     write_patch(tmp_path / "p", edit(model, ["visual.layer1.0.conv2.weight"]), model)
-    code = main(["apply", str(tmp_path / "p"), str(tmp_path / "base.safetensors"), "--out", str(tmp_path / "out")])
+    code = main(
+        ["apply", str(tmp_path / "p"), str(tmp_path / "base.safetensors"), "--out", str(tmp_path / "out")]
+    )
     assert (code, capsys.readouterr().err) == (0, "")

@@ -1,4 +1,5 @@
 import shutil
+from functools import partial
 
 import pytest
 import tiny
@@ -12,8 +13,8 @@ from muwa.models.diffusion import loading
 from muwa.patch import names
 from muwa.patch.__main__ import main
 from muwa.patch.apply import read_patch, write_patch
+from muwa.patch.files import read_weights
 from muwa.patch.folders import variants
-from muwa.patch.weights import read_weights
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
 
@@ -40,8 +41,9 @@ def edit(weights, *keys, size=0.3):
     return Edit({key: size * torch.randn(weights[key].shape, generator=generator) for key in keys}, ())
 
 
-def owned(model, *keys):
-    return model.owner(Edit({key: torch.zeros(1) for key in keys}, ())).weights
+def base_weights(model, *keys):
+    """Unedited tensors under the names of deltas."""
+    return model.patch_base(Edit({key: torch.zeros(1) for key in keys}, ())).weights
 
 
 def run(command, patch, on, out):
@@ -49,7 +51,9 @@ def run(command, patch, on, out):
 
 
 def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def changed(a, b):
@@ -57,20 +61,20 @@ def changed(a, b):
 
 
 def plain(folder, **options):
-    """The pictures that diffusers alone draws of the folder."""
+    """The images that diffusers alone generates with the folder."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(seed) for seed in PROMPTS.seeds]
-    pictures = pipeline(
+    out = pipeline(
         list(PROMPTS.texts), generator=noise, num_inference_steps=2, guidance_scale=2.0, output_type="pt"
     )
-    return (pictures.images.float() * 255).round().to(torch.uint8)
+    return (out.images.float() * 255).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("keys", [(FUSED, PROJ), (FUSED, CONV)])
-def test_a_pipelines_folder_is_edited_and_given_back(model, base, tmp_path, keys, capsys):
-    step = edit(owned(model, *keys), *keys)
-    write_patch(tmp_path / "p", step, model.owner(step))
+def test_a_pipelines_folder_is_edited_and_restored(model, base, tmp_path, keys, capsys):
+    step = edit(base_weights(model, *keys), *keys)
+    write_patch(tmp_path / "p", step, model.patch_base(step))
     assert run("apply", tmp_path / "p", base, tmp_path / "out") == 0
     assert f"{3 + 1} tensors edited" in capsys.readouterr().out
     before, after = files(base), files(tmp_path / "out")
@@ -80,8 +84,8 @@ def test_a_pipelines_folder_is_edited_and_given_back(model, base, tmp_path, keys
     differ = {name for name in old if not torch.equal(old[name], new[name])}
     assert differ == set(names.carry({key: step.deltas[key] for key in keys if key != CONV}, old))
     assert len(differ) == (3 if CONV in keys else 4)
-    assert torch.equal(plain(tmp_path / "out"), model.edited(step).draw(PROMPTS))
-    assert not torch.equal(plain(tmp_path / "out"), model.draw(PROMPTS))
+    assert torch.equal(plain(tmp_path / "out"), model.edited(step).generate(PROMPTS))
+    assert not torch.equal(plain(tmp_path / "out"), model.generate(PROMPTS))
     assert run("apply", tmp_path / "p", tmp_path / "out", tmp_path / "twice") == 2
     assert "the patch is applied already" in capsys.readouterr().err
     assert run("remove", tmp_path / "p", tmp_path / "out", tmp_path / "back") == 0
@@ -108,13 +112,27 @@ def test_any_other_pipeline_is_refused(model, base, tmp_path, capsys):
     other = {n: w + 1e-3 if n == FUSED else w for n, w in model.clip.weights.items()}
     write_patch(tmp_path / "p", step, model.clip.with_weights(other))
     assert run("apply", tmp_path / "p", base, tmp_path / "out") == 2
-    assert "wrong base: 3 of the 3 tensors to edit differ in text_encoder/model.safetensors" in capsys.readouterr().err
+    assert (
+        "wrong base: 3 of the 3 tensors to edit differ in text_encoder/model.safetensors"
+        in capsys.readouterr().err
+    )
     for key, weights, message in (
-        ("visual.proj", model.clip.weights, "text_encoder/model.safetensors: visual_projection.weight: not in this model"),
-        ("unet/none", {"unet/none": torch.ones(2)}, "unet/diffusion_pytorch_model.safetensors: none: not in this model"),
-        ("text_encoder_2/ln_final.bias", {"text_encoder_2/ln_final.bias": torch.ones(2)},
-         "text_encoder_2: looked for diffusion_pytorch_model.safetensors, model.safetensors, their variants"),
-    ):  # fmt: skip
+        (
+            "visual.proj",
+            model.clip.weights,
+            "text_encoder/model.safetensors: visual_projection.weight: not in this model",
+        ),
+        (
+            "unet/none",
+            {"unet/none": torch.ones(2)},
+            "unet/diffusion_pytorch_model.safetensors: none: not in this model",
+        ),
+        (
+            "text_encoder_2/ln_final.bias",
+            {"text_encoder_2/ln_final.bias": torch.ones(2)},
+            "text_encoder_2: looked for diffusion_pytorch_model.safetensors, model.safetensors, their variants",
+        ),
+    ):
         held = model.clip.with_weights({})
         held.weights = weights if key != "visual.proj" else model.clip.weights
         write_patch(tmp_path / "q", edit(held.weights, key), held)
@@ -126,35 +144,46 @@ def test_any_other_pipeline_is_refused(model, base, tmp_path, capsys):
 def test_every_variant_is_edited_and_a_pickled_twin_left_out(model, base, tmp_path):
     sd = shutil.copytree(base, tmp_path / "sd")
     weights = load_file(base / TEXT)
-    save_file({n: w.half() for n, w in weights.items()}, sd / "text_encoder/model.fp16.safetensors", {"format": "pt"})
+    save_file(
+        {n: w.half() for n, w in weights.items()},
+        sd / "text_encoder/model.fp16.safetensors",
+        {"format": "pt"},
+    )
     torch.save(weights, sd / "text_encoder/pytorch_model.bin")
-    torch.save({n: w.half() for n, w in load_file(base / UNET).items()}, sd / "unet/diffusion_pytorch_model.fp16.bin")
-    step = edit(owned(model, FUSED, CONV), FUSED, CONV)
-    write_patch(tmp_path / "p", step, model.owner(step))
+    torch.save(
+        {n: w.half() for n, w in load_file(base / UNET).items()}, sd / "unet/diffusion_pytorch_model.fp16.bin"
+    )
+    step = edit(base_weights(model, FUSED, CONV), FUSED, CONV)
+    write_patch(tmp_path / "p", step, model.patch_base(step))
     assert run("apply", tmp_path / "p", sd, tmp_path / "out") == 0
     before, after = files(sd), files(tmp_path / "out")
-    assert set(before) - set(after) == {"text_encoder/pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.bin"}
+    assert set(before) - set(after) == {
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.bin",
+    }
     assert set(after) - set(before) == {"unet/diffusion_pytorch_model.fp16.safetensors"}
     half = load_file(tmp_path / "out/text_encoder/model.fp16.safetensors")
     for name, delta in names.carry({FUSED: step.deltas[FUSED]}, half).items():
         assert torch.equal(half[name], (weights[name].half().float() + delta).half())
     unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.fp16.safetensors")["conv_in.weight"]
-    assert torch.equal(unet, (model.weights("unet")["conv_in.weight"].half().float() + step.deltas[CONV]).half())
-    assert torch.equal(plain(tmp_path / "out"), model.edited(step).draw(PROMPTS))
+    assert torch.equal(
+        unet, (model.weights("unet")["conv_in.weight"].half().float() + step.deltas[CONV]).half()
+    )
+    assert torch.equal(plain(tmp_path / "out"), model.edited(step).generate(PROMPTS))
     assert run("remove", tmp_path / "p", tmp_path / "out", tmp_path / "back") == 0
     again = files(tmp_path / "back")
     assert all(again[name] == before[name] for name in before if not name.endswith(".bin"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_folder_in_half_precision_draws_what_the_edited_pipeline_draws(tmp_path, dtype):
+def test_a_folder_in_half_precision_generates_what_the_edited_pipeline_generates(tmp_path, dtype):
     model = tiny_sd.diffusion(0, dtype)
     model.pipeline.save_pretrained(tmp_path / "sd")
     step = edit(model.clip.weights, FUSED, PROJ)
-    write_patch(tmp_path / "p", step, model.owner(step))
+    write_patch(tmp_path / "p", step, model.patch_base(step))
     assert run("apply", tmp_path / "p", tmp_path / "sd", tmp_path / "out") == 0
     assert {t.dtype for t in load_file(tmp_path / "out" / TEXT).values()} == {dtype}
-    assert torch.equal(plain(tmp_path / "out", dtype=dtype), model.edited(step).draw(PROMPTS))
+    assert torch.equal(plain(tmp_path / "out", dtype=dtype), model.edited(step).generate(PROMPTS))
     assert run("remove", tmp_path / "p", tmp_path / "out", tmp_path / "back") == 0
     assert files(tmp_path / "back") == files(tmp_path / "sd")
 
@@ -163,12 +192,13 @@ def test_both_encoders_of_xl_are_edited_in_a_folder(tmp_path):
     model = tiny_sd.xl()
     model.pipeline.save_pretrained(tmp_path / "xl")
     keys = (FUSED, f"text_encoder_2/{FUSED.replace('.2.', '.1.')}", "text_encoder_2/text_projection")
-    step = edit(owned(model, *keys), *keys)
-    write_patch(tmp_path / "p", step, model.owner(step))
+    step = edit(base_weights(model, *keys), *keys)
+    write_patch(tmp_path / "p", step, model.patch_base(step))
     assert run("apply", tmp_path / "p", tmp_path / "xl", tmp_path / "out") == 0
     assert changed(files(tmp_path / "xl"), files(tmp_path / "out")) == [
-        "text_encoder/model.safetensors", "text_encoder_2/model.safetensors",
-    ]  # fmt: skip
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+    ]
     now = type(model.pipeline).from_pretrained(tmp_path / "out")
     for component in ("text_encoder", "text_encoder_2"):
         want, found = model.edited(step).weights(component), dict(getattr(now, component).named_parameters())
@@ -185,11 +215,17 @@ def test_shards_are_edited_and_missing_ones_named(model, base, tmp_path):
     step = edit(model.clip.weights, FUSED, PROJ)
     write_patch(tmp_path / "p", step, model.clip)
     assert run("apply", tmp_path / "p", sd, tmp_path / "out") == 0
-    found = {n: t for path in (tmp_path / "out/text_encoder").glob("*.safetensors") for n, t in load_file(path).items()}
+    found = {
+        n: t
+        for path in (tmp_path / "out/text_encoder").glob("*.safetensors")
+        for n, t in load_file(path).items()
+    }
     want = model.edited(step).weights("text_encoder")
     assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
     (sd / "text_encoder/model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of the 2 shards of model-00001-of-00002.safetensors are there"):
+    with pytest.raises(
+        FileNotFoundError, match="1 of the 2 shards of model-00001-of-00002.safetensors are there"
+    ):
         variants(sd / "text_encoder")
     for i in range(2):
         torch.save({}, sd / f"unet/diffusion_pytorch_model.ema-0000{i + 1}-of-00002.bin")
@@ -197,7 +233,7 @@ def test_shards_are_edited_and_missing_ones_named(model, base, tmp_path):
         variants(sd / "unet")
 
 
-def test_weights_of_other_kinds_are_not_taken_for_weights(tmp_path):
+def test_files_of_other_kinds_do_not_count_as_weights(tmp_path):
     for name in (
         "openvino_model.bin",
         "model.onnx",
@@ -206,9 +242,16 @@ def test_weights_of_other_kinds_are_not_taken_for_weights(tmp_path):
         "config.json",
     ):
         (tmp_path / name).touch()
-    with pytest.raises(FileNotFoundError, match=r"or .bin twins; found \['config.json', 'flax_model.msgpack'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"or .bin twins; found \['config.json', 'flax_model.msgpack'"
+    ):
         variants(tmp_path)
-    for name in ("model.fp16-00001-of-00001.safetensors", "model.safetensors", "model.bin", "pytorch_model.fp16.bin"):
+    for name in (
+        "model.fp16-00001-of-00001.safetensors",
+        "model.safetensors",
+        "model.bin",
+        "pytorch_model.fp16.bin",
+    ):
         (tmp_path / name).touch()
     sets, twins = variants(tmp_path)
     assert sorted(path.name for one in sets for path in one) == [
@@ -230,7 +273,10 @@ def test_a_patch_fits_the_other_librarys_checkpoint(tmp_path, capsys):
     other = edit(clip.weights, "transformer.resblocks.0.attn.in_proj_weight", "visual.proj")
     write_patch(tmp_path / "from_open", other, clip)
     want = names.full(names.to_hf(clip.weights))
-    for patch, on, deltas in (("from_hf", "open", step.deltas), ("from_open", "hf", names.to_hf(other.deltas))):
+    for patch, on, deltas in (
+        ("from_hf", "open", step.deltas),
+        ("from_open", "hf", names.to_hf(other.deltas)),
+    ):
         file = f"{on}.safetensors"
         assert run("apply", tmp_path / patch, tmp_path / file, tmp_path / f"out_{on}") == 0
         found = names.full(read_weights(tmp_path / f"out_{on}" / file))
@@ -261,8 +307,8 @@ def test_a_tower_below_a_level_is_edited(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [torch.float16, torch.float32])
-def test_weights_that_were_rounded_to_bf16_before_are_edited_and_given_back(tmp_path, kept):
-    """A model trained in bf16 and stored otherwise: no single rounding of the CLIP's fp32."""
+def test_weights_that_were_rounded_to_bf16_before_are_edited_and_restored(tmp_path, kept):
+    """A model that was trained in bf16 and stored in another dtype: rounded more than once."""
     clip = tiny.clip()
     rounded = {n: t.bfloat16().to(kept) for n, t in names.to_hf(clip.weights).items()}
     save_file(rounded, tmp_path / "model.safetensors")
@@ -278,10 +324,10 @@ def test_weights_that_were_rounded_to_bf16_before_are_edited_and_given_back(tmp_
 
 
 def test_a_patch_of_a_pipeline_is_read_as_it_was_written(model, tmp_path):
-    step = edit(owned(model, FUSED, CONV), FUSED, CONV)
-    write_patch(tmp_path / "p", step, model.owner(step))
+    step = edit(base_weights(model, FUSED, CONV), FUSED, CONV)
+    write_patch(tmp_path / "p", step, model.patch_base(step))
     patch = read_patch(tmp_path / "p")
-    assert patch.base_fingerprint == model.owner(step).weights_fingerprint
+    assert patch.base_fingerprint == model.patch_base(step).weights_fingerprint
     assert torch.equal(patch.base[CONV], model.weights("unet")["conv_in.weight"])
     assert set(patch.deltas) == {FUSED, CONV}
 
@@ -291,7 +337,10 @@ def test_muwa_loads_an_edited_folder_with_the_edited_clip(model, base, tmp_path)
     write_patch(tmp_path / "p", step, model.clip)
     assert run("apply", tmp_path / "p", base, tmp_path / "out") == 0
     clips = {"text_encoder": lambda: load().edited(step)}
-    again = loading.load(str(tmp_path / "out"), clips=clips, steps=2, guidance=2.0)
-    assert torch.equal(again.draw(PROMPTS), model.edited(step).draw(PROMPTS))
+    load_pipeline = partial(
+        loading.load, str(tmp_path / "out"), steps=2, guidance=2.0, size=None, dtype="fp32", device="cpu"
+    )
+    again = load_pipeline(clips=clips)
+    assert torch.equal(again.generate(PROMPTS), model.edited(step).generate(PROMPTS))
     with pytest.raises(ValueError, match="is not the text_encoder of"):
-        loading.load(str(tmp_path / "out"), clips={"text_encoder": load})
+        load_pipeline(clips={"text_encoder": load})

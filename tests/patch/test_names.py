@@ -24,7 +24,7 @@ Q = "text_model.encoder.layers.1.self_attn.q_proj.weight"
 
 
 def narrow(*, quick: bool, width=32, layers=3):
-    """A CLIP of the structure of ViT-L-14, narrow: (open_clip's, its weights)."""
+    """A narrow CLIP with the structure of ViT-L-14: (open_clip's model, its weights)."""
     torch.manual_seed(0)
     model = open_clip.CLIP(
         16,
@@ -32,7 +32,7 @@ def narrow(*, quick: bool, width=32, layers=3):
         {"context_length": 24, "vocab_size": 64, "layers": layers, "width": width, "heads": 2},
         quick_gelu=quick,
     ).eval()
-    for parameter in model.parameters():  # norms and biases start at one and zero: nothing would be seen of them
+    for parameter in model.parameters():  # norms and biases start at 1 and 0, which would hide a wrong map
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model, weights_of(model)
 
@@ -45,22 +45,34 @@ def configs(model, act):
     """The two towers of an open_clip model as Hugging Face's configs."""
     text, eye = model.token_embedding.weight, model.visual
     words = CLIPTextConfig(
-        vocab_size=len(text), hidden_size=text.shape[1], intermediate_size=4 * text.shape[1], hidden_act=act,
-        num_hidden_layers=len(model.transformer.resblocks), max_position_embeddings=len(model.positional_embedding),
-        num_attention_heads=model.transformer.resblocks[0].attn.num_heads, projection_dim=model.text_projection.shape[1],
-        bos_token_id=len(text) - 2, eos_token_id=len(text) - 1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(text),
+        hidden_size=text.shape[1],
+        intermediate_size=4 * text.shape[1],
+        hidden_act=act,
+        num_hidden_layers=len(model.transformer.resblocks),
+        max_position_embeddings=len(model.positional_embedding),
+        num_attention_heads=model.transformer.resblocks[0].attn.num_heads,
+        projection_dim=model.text_projection.shape[1],
+        bos_token_id=len(text) - 2,
+        eos_token_id=len(text) - 1,
+        pad_token_id=0,
+    )
     width = eye.conv1.weight.shape[0]
-    pictures = CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, hidden_act=act, num_hidden_layers=len(eye.transformer.resblocks),
-        num_attention_heads=eye.transformer.resblocks[0].attn.num_heads, image_size=eye.image_size[0],
-        patch_size=eye.patch_size[0], projection_dim=eye.proj.shape[1],
-    )  # fmt: skip
-    return words, pictures
+    images = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        hidden_act=act,
+        num_hidden_layers=len(eye.transformer.resblocks),
+        num_attention_heads=eye.transformer.resblocks[0].attn.num_heads,
+        image_size=eye.image_size[0],
+        patch_size=eye.patch_size[0],
+        projection_dim=eye.proj.shape[1],
+    )
+    return words, images
 
 
 def filled(kind, config, weights):
-    """A Hugging Face model with the weights it has a place for, and no place left."""
+    """A Hugging Face model in which every parameter is set from `weights`."""
     model = kind(config).eval()
     own = model.state_dict()
     theirs = names.to_hf(weights)
@@ -91,42 +103,52 @@ def test_worked_by_hand():
     assert names.to_hf({"visual.proj": torch.ones(3, 2)})["visual_projection.weight"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("wrong", ["visual.trunk.blocks.0.attn.qkv.weight", "transformer.resblocks.0.attn.other"])
-def test_what_has_no_counterpart_is_said(wrong):
-    with pytest.raises(KeyError, match=f"{wrong}: no parameter of an open_clip CLIP that Hugging Face's CLIPModel has"):
+@pytest.mark.parametrize(
+    "wrong", ["visual.trunk.blocks.0.attn.qkv.weight", "transformer.resblocks.0.attn.other"]
+)
+def test_a_name_without_a_counterpart_is_refused(wrong):
+    with pytest.raises(
+        KeyError, match=f"{wrong}: no parameter of an open_clip CLIP that Hugging Face's CLIPModel has"
+    ):
         names.to_hf({wrong: torch.ones(1)})
-    with pytest.raises(KeyError, match=f"{wrong}: no parameter of a Hugging Face CLIPModel that open_clip's CLIP has"):
+    with pytest.raises(
+        KeyError, match=f"{wrong}: no parameter of a Hugging Face CLIPModel that open_clip's CLIP has"
+    ):
         names.to_open_clip({wrong: torch.ones(1)})
 
 
-def test_there_and_back_is_the_same():
+def test_to_hf_and_back_gives_the_same_tensors():
     weights = load("miniature").weights
     back = names.to_open_clip(names.to_hf(weights))
     assert set(back) == set(weights)
-    assert all(torch.equal(back[name], weight) and back[name].is_contiguous() for name, weight in weights.items())
+    assert all(
+        torch.equal(back[name], weight) and back[name].is_contiguous() for name, weight in weights.items()
+    )
 
 
-def test_a_text_tower_under_a_level_of_its_own_is_the_same_tower():
+def test_a_text_tower_below_a_level_text_is_the_same_tower():
     weights = narrow(quick=False)[1]
-    custom = {name if name.startswith(("visual", "logit")) else f"text.{name}": w for name, w in weights.items()}
+    custom = {
+        name if name.startswith(("visual", "logit")) else f"text.{name}": w for name, w in weights.items()
+    }
     theirs, want = names.to_hf(custom), names.to_hf(weights)
     assert all(torch.equal(theirs[name], tensor) for name, tensor in want.items())
     assert set(names.put_back(theirs, custom)) == set(custom)
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_the_towers_say_the_same_in_both_libraries(quick):
+def test_the_towers_give_the_same_embeddings_in_both_libraries(quick):
     model, weights = narrow(quick=quick)
     assert apart(model, weights, "quick_gelu" if quick else "gelu") <= 1e-5
 
 
-def test_the_other_activation_is_seen():
+def test_another_activation_would_be_noticed():
     model, weights = narrow(quick=True)
     assert apart(model, weights, "gelu") > 1e-4
 
 
 @pytest.mark.slow
-def test_a_vit_l_says_the_same_in_both_libraries():
+def test_a_vit_l_gives_the_same_embeddings_in_both_libraries():
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-L-14", pretrained=None).eval()
     weights = weights_of(model)
@@ -139,24 +161,34 @@ def test_a_vit_l_says_the_same_in_both_libraries():
 def apart(model, weights, act):
     """CLIPModel, CLIPTextModel and CLIPVisionModel, filled through the map, against open_clip: the largest difference of
     an embedding of length 1."""
-    words, pictures = configs(model, act)
+    words, images = configs(model, act)
     tokens, pixels = inputs(model)
     text, image = (F.normalize(x, dim=-1) for x in (model.encode_text(tokens), model.encode_image(pixels)))
-    joint = CLIPConfig(text_config=words.to_dict(), vision_config=pictures.to_dict(), projection_dim=text.shape[1])
+    joint = CLIPConfig(
+        text_config=words.to_dict(), vision_config=images.to_dict(), projection_dim=text.shape[1]
+    )
     both = filled(CLIPModel, joint, weights)(input_ids=tokens, pixel_values=pixels)
     alone = filled(CLIPTextModel, words, weights)(input_ids=tokens).pooler_output @ model.text_projection
-    eye = filled(CLIPVisionModel, pictures, weights)(pixel_values=pixels).pooler_output @ model.visual.proj
+    eye = filled(CLIPVisionModel, images, weights)(pixel_values=pixels).pooler_output @ model.visual.proj
     projected = filled(CLIPTextModelWithProjection, words, weights)(input_ids=tokens).text_embeds
-    pairs = ((both.text_embeds, text), (both.image_embeds, image), (alone, text), (eye, image), (projected, text))
+    pairs = (
+        (both.text_embeds, text),
+        (both.image_embeds, image),
+        (alone, text),
+        (eye, image),
+        (projected, text),
+    )
     return max((F.normalize(theirs, dim=-1) - ours).abs().max().item() for theirs, ours in pairs)
 
 
 def test_a_target_spells_a_name_with_its_level_without_it_or_below_another():
     model, weights = narrow(quick=False)
-    words, pictures = configs(model, "gelu")
-    text, eye = CLIPTextModel(words).state_dict(), CLIPVisionModel(pictures).state_dict()
-    llama = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
-    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=pictures, text_config=llama)).state_dict()
+    words, images = configs(model, "gelu")
+    text, eye = CLIPTextModel(words).state_dict(), CLIPVisionModel(images).state_dict()
+    llama = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=images, text_config=llama)).state_dict()
     k = "vision_model.encoder.layers.1.self_attn.k_proj.bias"
     assert names.spelled(k, eye) == "encoder.layers.1.self_attn.k_proj.bias"
     assert names.spelled(k, llava) == "model.vision_tower.encoder.layers.1.self_attn.k_proj.bias"
@@ -171,7 +203,9 @@ def test_a_target_spells_a_name_with_its_level_without_it_or_below_another():
     assert names.spelled("text_projection.weight", text) is None
     assert names.spelled("logit_scale", text) is None
     assert names.spelled("logit_scale", names.to_hf(weights)) == "logit_scale"
-    moved = names.carry({name: w for name, w in weights.items() if name.startswith("visual.transformer")}, llava)
+    moved = names.carry(
+        {name: w for name, w in weights.items() if name.startswith("visual.transformer")}, llava
+    )
     assert set(moved) == {name for name in llava if "vision_tower.encoder" in name}
 
 
@@ -182,7 +216,7 @@ def test_a_target_with_two_such_towers_is_refused():
         names.fit({Q: weights[Q]}, two)
 
 
-def test_what_a_target_lacks_is_said():
+def test_a_parameter_that_a_target_lacks_is_named():
     model, weights = narrow(quick=False)
     own = CLIPTextModel(configs(model, "gelu")[0]).state_dict()
     with pytest.raises(
@@ -198,7 +232,7 @@ def test_parts_of_a_fused_projection_that_are_absent_are_zero_in_a_delta():
     assert fused.tolist() == [[1, 1]] * 2 + [[0, 0]] * 4
 
 
-def test_both_spellings_can_be_carried_and_put_back():
+def test_tensors_under_either_name_can_be_carried_and_put_back():
     weights = narrow(quick=False)[1]
     theirs = names.to_hf(weights)
     for target in (weights, theirs):

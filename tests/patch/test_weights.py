@@ -1,24 +1,8 @@
-import json
-
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from muwa.patch.weights import find_checkpoint, read_weights, rewrite, tensor_digest, weights_fingerprint
-
-
-def sharded(folder, weights):
-    """A Hugging Face folder of two shards with an index."""
-    folder.mkdir()
-    names = sorted(weights)
-    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for file, own in parts.items():
-        save_file({name: weights[name] for name in own}, folder / file, metadata={"format": "pt"})
-    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+from muwa.patch.weights import add_delta, equal, same_bits, tensor_digest, weights_fingerprint
 
 
 @pytest.fixture
@@ -43,110 +27,29 @@ def test_a_fingerprint_leaves_masks_and_counters_out(weights):
     assert weights_fingerprint({**weights, "extra": torch.ones(1)}) != weights_fingerprint(weights)
 
 
-def test_weights_are_found_in_files_folders_and_shards(tmp_path, weights):
-    save_file(weights, tmp_path / "one.safetensors")
-    torch.save({"state_dict": {f"module.{n}": w for n, w in weights.items()}}, tmp_path / "one.pt")
-    torch.save(weights, tmp_path / "one.bin")
-    for name in ("open_clip_model.safetensors", "model.safetensors"):
-        (tmp_path / name.split(".")[0]).mkdir()
-        save_file(weights, tmp_path / name.split(".")[0] / name)
-    sharded(tmp_path / "shards", weights)
-    for base in ("one.safetensors", "one.pt", "one.bin", "open_clip_model", "model", "shards"):
-        found = read_weights(tmp_path / base)
-        assert set(found) == set(weights), base
-        assert all(
-            torch.equal(found[name], weights[name]) and found[name].dtype == torch.float16 for name in weights
-        ), base
+def test_a_delta_is_added_in_fp32_and_the_sum_is_cast_back():
+    """bf16 numbers are 2 ** -7 apart above 1 and 2 apart above 256: 1.005 rounds up, and 259 to the even 260."""
+    base = torch.tensor([1.0, 256.0], dtype=torch.bfloat16)
+    edited = add_delta(base, torch.tensor([0.005, 3.0]))
+    assert edited.dtype == torch.bfloat16
+    assert edited.tolist() == [1 + 2.0**-7, 260.0]
+    assert base.tolist() == [1, 256]
 
 
-def test_what_is_not_there_is_said(tmp_path, weights):
-    with pytest.raises(FileNotFoundError, match="looked for open_clip_model.safetensors, .* found no such folder"):
-        find_checkpoint(tmp_path / "none")
-    (tmp_path / "config.json").touch()
-    with pytest.raises(FileNotFoundError, match=r"found \['config.json'\]"):
-        find_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="want a .safetensors, .pt, .pth or .bin file"):
-        find_checkpoint(tmp_path / "config.json")
-    (sharded(tmp_path / "shards", weights) / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"index.json names model-00002-of-00002.safetensors, which is not there \(1 missing"
-    ):
-        find_checkpoint(tmp_path / "shards")
+def test_equal_tensors_have_one_shape_one_dtype_and_the_same_values():
+    ones = torch.ones(2)
+    assert equal(ones, torch.ones(2))
+    assert not equal(ones, torch.ones(2, 1))
+    assert not equal(ones, torch.ones(2).half())
+    assert not equal(ones, torch.zeros(2))
+    assert equal(torch.tensor(0.0), torch.tensor(-0.0))  # equal values with other bits
 
 
-def test_only_the_bytes_of_the_changed_tensor_change(tmp_path, weights):
-    base = sharded(tmp_path / "shards", weights)
-    (base / "config.json").write_text("{}")
-    rewrite(base, tmp_path / "out", {"visual.proj": torch.zeros(weights["visual.proj"].shape)})
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in base.iterdir()}
-    found = read_weights(tmp_path / "out")
-    assert found["visual.proj"].dtype == torch.float16
-    assert not found["visual.proj"].any()
-    assert all(torch.equal(found[name], weights[name]) for name in weights if name != "visual.proj")
-    raw = {path.name: path.read_bytes() for path in base.iterdir()}
-    new = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    (changed,) = [name for name in raw if raw[name] != new[name]]
-    differing = sum(a != b for a, b in zip(raw[changed], new[changed], strict=True))
-    assert 0 < differing <= weights["visual.proj"].numel() * 2
-
-
-def test_a_tensor_that_is_not_in_the_base_leaves_nothing_behind(tmp_path, weights):
-    save_file(weights, tmp_path / "one.safetensors")
-    with pytest.raises(KeyError, match=r"has no tensor visual.prj \(1 of the patch's are missing\)"):
-        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {"visual.prj": torch.zeros(1)})
-    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
-
-
-def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path, weights):
-    save_file(weights, tmp_path / "one.safetensors")
-    (tmp_path / "out").mkdir()
-    rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
-    assert set(load_file(tmp_path / "out" / "one.safetensors")) == set(weights)
-    with pytest.raises(FileExistsError, match="is there already; --out wants a new or empty folder"):
-        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
-
-
-def test_metadata_and_other_files_stay_and_the_base_is_untouched(tmp_path, weights):
-    base = tmp_path / "base"
-    (base / "more").mkdir(parents=True)
-    save_file(weights, base / "open_clip_model.safetensors", metadata={"format": "pt", "by": "us"})
-    (base / "more" / "vocab.txt").write_text("a b")
-    before = (base / "open_clip_model.safetensors").read_bytes()
-    rewrite(base, tmp_path / "out", {"visual.proj": torch.zeros(weights["visual.proj"].shape)})
-    with safe_open(tmp_path / "out" / "open_clip_model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "by": "us"}
-    assert (tmp_path / "out" / "more" / "vocab.txt").read_text() == "a b"
-    assert (base / "open_clip_model.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_pickle_keeps_its_dtypes_and_loses_its_wrapping(tmp_path, dtype):
-    tree = {"module.a": torch.ones(2, dtype=dtype), "module.b": torch.arange(3), "module.c": torch.ones(2, 2)}
-    torch.save({"state_dict": tree, "epoch": 3}, tmp_path / "old.pt")
-    rewrite(tmp_path / "old.pt", tmp_path / "out", {"a": torch.full((2,), 1.5)})
-    found = load_file(tmp_path / "out" / "old.safetensors")
-    assert {name: tensor.dtype for name, tensor in found.items()} == {"a": dtype, "b": torch.int64, "c": torch.float32}
-    assert (found["a"].tolist(), found["b"].tolist()) == ([1.5, 1.5], [0, 1, 2])
-
-
-def test_an_out_that_is_a_file_is_refused(tmp_path, weights):
-    save_file(weights, tmp_path / "one.safetensors")
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
-        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
-    assert (tmp_path / "out").read_text() == "mine"
-
-
-def test_a_pickle_with_tied_tensors_is_rewritten(tmp_path):
-    tied = torch.ones(3)
-    torch.save({"a": tied, "b": tied, "c": torch.ones(2)}, tmp_path / "old.pt")
-    rewrite(tmp_path / "old.pt", tmp_path / "out", {"c": torch.zeros(2)})
-    found = load_file(tmp_path / "out" / "old.safetensors")
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {"a": [1] * 3, "b": [1] * 3, "c": [0] * 2}
-
-
-def test_a_rewrite_that_fails_leaves_nothing_behind(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
-    with pytest.raises((ValueError, AssertionError)):
-        rewrite(tmp_path / "one.safetensors", tmp_path / "out", {"a": torch.ones(3)})
-    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+def test_a_stored_tensor_may_be_rounded_to_half_precision_once():
+    third = torch.tensor([1 / 3])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert same_bits(third.to(dtype), third)
+    assert same_bits(third.bfloat16().half(), third)
+    assert same_bits(third.half().float(), third)
+    assert not same_bits(third + 1e-3, third)
+    assert not same_bits(third[None], third)

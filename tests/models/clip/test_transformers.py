@@ -13,7 +13,8 @@ from muwa.library import load_clip_hf as load
 from muwa.miniature.train.clip import train_tokenizer
 from muwa.patch.__main__ import main
 from muwa.patch.apply import write_patch
-from muwa.patch.weights import read_weights, weights_fingerprint
+from muwa.patch.files import read_weights
+from muwa.patch.weights import weights_fingerprint
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
 

@@ -1,0 +1,203 @@
+"""Weight files without a model: find them, read them, and copy them with some tensors replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_PICKLED = (".pt", ".pth", ".bin")
+_SINGLE = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+_INDEX = "model.safetensors.index.json"
+
+
+def find_checkpoint(base: Path) -> list[Path]:
+    """The weight files of `base`: a file, or an open_clip or Hugging Face folder, which may have shards.
+
+    Raises:
+        FileNotFoundError: There are none, or shards are missing; says what was looked for.
+    """
+    if base.is_file():
+        if base.suffix != ".safetensors" and base.suffix not in _PICKLED:
+            raise FileNotFoundError(
+                f"{base}: want a .safetensors, .pt, .pth or .bin file, or a model's folder"
+            )
+        return [base]
+    if (base / _INDEX).is_file():
+        names = sorted(set(json.loads((base / _INDEX).read_text())["weight_map"].values()))
+        if missing := [name for name in names if not (base / name).is_file()]:
+            raise FileNotFoundError(
+                f"{base}: {_INDEX} names {missing[0]}, which is not there ({len(missing)} missing)"
+            )
+        return [base / name for name in names]
+    for name in _SINGLE:
+        if (base / name).is_file():
+            return [base / name]
+    there = sorted(path.name for path in base.iterdir())[:8] if base.is_dir() else "no such folder"
+    raise FileNotFoundError(f"{base}: looked for {', '.join(_SINGLE)} or {_INDEX}, found {there}")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of one weight file.
+
+    Pickled files are read with `weights_only=True`; a level "state_dict" and prefixes "module." are taken
+    off.
+
+    Raises:
+        ValueError: The file is no checkpoint.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({str(error).splitlines()[0][:160]})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: not a checkpoint: it holds a {type(tree).__name__}, want tensors by name")
+    tree = tree.get("state_dict", tree)
+    return {
+        name.removeprefix("module."): tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)
+    }
+
+
+def read_weights(base: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint file or folder, in the dtype they are stored in."""
+    return {name: tensor for path in find_checkpoint(base) for name, tensor in read_file(path).items()}
+
+
+def read_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Some tensors of one weight file; the others are not read if it is a safetensors file."""
+    if path.suffix != ".safetensors":
+        tensors = read_file(path)
+        return {name: tensors[name] for name in names}
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors of one weight file.
+
+    Raises:
+        ValueError: The file is no checkpoint.
+    """
+    if path.suffix != ".safetensors":
+        return list(read_file(path))
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+
+
+def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint file or folder to the folder `out` with some tensors replaced.
+
+    Each tensor is cast to its dtype in the base, and every other byte of a safetensors file stays the same.
+    Other files are copied. A pickled checkpoint becomes safetensors. `out` appears complete or not at all.
+
+    Args:
+        changed: Name -> the tensor that replaces it.
+
+    Raises:
+        FileExistsError: `out` exists and is not empty.
+        KeyError: A changed tensor is not in the base.
+    """
+    files = find_checkpoint(base)
+    path_of = {name: path for path in files for name in tensor_names(path)}
+    if missing := sorted(set(changed) - set(path_of)):
+        raise KeyError(f"{base}: has no tensor {missing[0]} ({len(missing)} of the patch's are missing)")
+    changes: dict[Path, dict[str, Tensor]] = {path: {} for path in files}
+    for name, tensor in changed.items():
+        changes[path_of[name]][name] = tensor
+    rewrite_files(base, out, changes)
+
+
+def rewrite_files(
+    base: Path, out: Path, changes: Mapping[Path, Mapping[str, Tensor]], dropped: Collection[Path] = ()
+) -> None:
+    """As `rewrite`, for any weight files of a folder, at any depth.
+
+    Args:
+        changes: Weight file of `base` -> its changed tensors by name.
+        dropped: Files of `base` that `out` shall not have.
+
+    Raises:
+        FileExistsError: `out` exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f"{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    left_out = {*dropped, *changes}  # the changed files are written one by one below
+    try:
+        if base.is_dir():
+            shutil.copytree(
+                base, draft, ignore=lambda at, files: {f for f in files if Path(at) / f in left_out}
+            )
+        else:
+            draft.mkdir()
+        for path, tensors in changes.items():
+            relative = path.relative_to(base) if base.is_dir() else Path(path.name)
+            _write_changed(path, (draft / relative).with_name(_safetensors_name(path)), tensors)
+        if out.is_dir():
+            out.rmdir()
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # it is gone already unless something failed
+
+
+def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
+    """Write the weight file `path` to the safetensors file `to`, with some tensors replaced."""
+    if path.suffix == ".safetensors":
+        shutil.copyfile(path, to)
+        _overwrite(to, changed)
+        return
+    tensors = read_file(path)
+    tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in changed.items()}
+    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, to, metadata={"format": "pt"})
+
+
+def _safetensors_name(path: Path) -> str:
+    """The name of a weight file as safetensors, under which the loader of its folder finds it."""
+    return re.sub(r"^(open_clip_)?pytorch_model", r"\1model", path.with_suffix(".safetensors").name)
+
+
+def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
+    """Replace tensors in a safetensors file by writing only their bytes.
+
+    The format is the length of a JSON header, the header, which says where each tensor lies, and the tensors
+    as raw little-endian bytes.
+
+    Raises:
+        ValueError: A tensor has another size than in the file.
+    """
+    with safe_open(path, "pt") as file:
+        raw = {name: tensor.to(file.get_tensor(name).dtype) for name, tensor in changed.items()}
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, tensor in raw.items():
+            start, end = header[name]["data_offsets"]
+            content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            if len(content) != end - start:
+                raise ValueError(
+                    f"{name}: got {len(content)} bytes, want {end - start} as in the base: another shape"
+                )
+            file.seek(8 + size + start)
+            file.write(content)
