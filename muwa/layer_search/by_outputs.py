@@ -19,7 +19,7 @@ from muwa.types.search import Evaluation, Layer, Search
 
 
 class OutputEvaluator(Protocol):
-    """Judges a step by the outputs of the edited model, beside those of the unedited model.
+    """Evaluates a step by the outputs of the edited model, beside those of the unedited model.
 
     Attributes:
         confirmation: How a step is evaluated again, as the beginning of a sentence: "Generated again with 12
@@ -99,22 +99,22 @@ def _confirm(
     tried: list[tuple[StartingPoint, Evaluation]],
     trace: _Trace,
 ) -> tuple[int | None, str]:
-    """Choose a step and evaluate it again; if it does not hold, choose among the others, a few times.
+    """Choose a step and evaluate it again. If it is no longer feasible, choose among the others, a few times.
 
     Returns:
-        (index into the trace of the evaluation that held, or None; why).
+        (index into the trace of the last evaluation, or None if no step was feasible again; why).
     """
-    left = list(tried)
-    for _ in range(search.confirmations):
+    left, confirmed = list(tried), 0
+    while confirmed < search.confirmations and (left or not tried):
         place, reason = choose([row for _, row in left], search.acceptance)
         if place is None:
             return None, reason
         point, row = left.pop(place)
-        again = trace.add(evaluator(point.layers, row.step, confirm=True)[0])
+        again, confirmed = trace.add(evaluator(point.layers, row.step, confirm=True)[0]), confirmed + 1
         if again.feasible or search.rule != "constrained":
             rates = f"recognised in {again.forgotten:.0%} and keeps {again.kept:.1%}"
             return len(trace.rows) - 1, f"{reason} {evaluator.confirmation} it is {rates}."
-    none = f"None of {search.confirmations} choices held."
+    none = f"None of {confirmed} choices held."
     return None, f"{none} {evaluator.confirmation} each was still recognised."
 
 

@@ -22,7 +22,7 @@ STARTS = ("clip", "ratio")
 
 @dataclass(frozen=True)
 class ZeroShotSettings:
-    """Settings of a search that judges each step by zero-shot accuracy on the probe images.
+    """Settings of a search that evaluates each step by zero-shot accuracy on the probe images.
 
     Args:
         granularity: "tensor" | "qkv" | "mlp" | "head": what counts as one layer (`muwa.models.clip.layers`).
@@ -65,7 +65,7 @@ class ZeroShotSettings:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Settings of a search that judges each step by what the edited model generates or answers.
+    """Settings of a search that evaluates each step by what the edited model generates or answers.
 
     Args:
         start: "clip": search the CLIP first, without any output. Take its best layers and start at their
@@ -79,12 +79,11 @@ class OutputSettings:
         max_evals: Steps that are tried a candidate.
         forget_at_most: A step is feasible if the upper end of Wilson's 95 % interval of the forget rate is at
             most this.
-        lost_at_most: The search of a candidate ends early at a feasible step that lost little. Of the other
-            outputs that were right before the edit, some rate is wrong after it. The upper end of its Wilson
-            interval is to be at most this. The paper's rule is 10 points; this is the same rule with an
-            interval.
+        lost_at_most: The search of a candidate ends at the first feasible step that lost at most this. What a
+            step lost is the upper end of a 95 % interval (`muwa.layer_search.evaluators.outputs.Hits.lost`).
+            The paper allows 10 points, without an interval.
         confirmations: How many chosen steps are evaluated again, with more and other samples, until one
-            holds.
+            is feasible again.
     """
 
     start: str

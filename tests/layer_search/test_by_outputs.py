@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import tiny
+import torch
 from layer_search.examples import pipeline, pipeline_gradients
 
 from muwa.config import part
@@ -11,6 +12,7 @@ from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.evaluators.outputs import Hits, evaluation
 from muwa.layer_search.steps import candidate_of
 from muwa.run import Run
+from muwa.types.gradients import Gradients
 from muwa.types.search import NOTHING_EDITED
 
 SEARCH = part(
@@ -88,6 +90,21 @@ def test_other_rules_keep_a_choice_that_does_not_hold(rule) -> None:
     assert found.chosen == len(found.trace) - 1
     assert not found.trace[-1].feasible
     assert "it is recognised in 100%" in found.why
+
+
+def test_confirmations_end_when_no_step_is_left() -> None:
+    found = run_search(Thresholds(forgets=0.1, confirms=0.3), candidates=1, max_evals=1)
+    assert (found.chosen, [row.step for row in found.trace]) == (None, [0.1, 0.1])
+    assert found.why == "None of 1 choices held. Looked at again each was still recognised."
+
+
+def test_an_empty_front_is_said() -> None:
+    clip = pipeline().clip
+    flat = {name: torch.zeros_like(weight) for name, weight in clip.weights.items()}
+    gradients = {"text_encoder": Gradients(flat, flat, 1, 1, {})}
+    found = by_outputs(SEARCH, Thresholds(0.1), pipeline(), gradients, tiny.task(), "Ada Fox", run=Run())
+    assert (found.front, found.trace, found.chosen) == ((), (), None)
+    assert found.why == "Nothing was tried: no layer is on the front."
 
 
 def test_without_a_feasible_step_nothing_is_confirmed() -> None:

@@ -100,6 +100,10 @@ def test_a_ready_search_has_its_classifier_and_its_key_goes_by_weights() -> None
         lazy.check(pipeline(), tiny.task())
         return lazy.ready(pipeline(), tiny.task())
 
-    here, moved, other = ready(tiny.NAMES, "here"), ready(tiny.NAMES, "there"), ready(tiny.NAMES[::-1], "here")
+    here, moved, other = (
+        ready(tiny.NAMES, "here"),
+        ready(tiny.NAMES, "there"),
+        ready(tiny.NAMES[::-1], "here"),
+    )
     assert isinstance(here.classifier, tiny_sd.Greys)
     assert fingerprint(here) == fingerprint(moved) != fingerprint(other)

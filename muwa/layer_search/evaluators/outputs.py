@@ -37,8 +37,8 @@ class Hits:
             before: The same outputs of the unedited model.
 
         Returns:
-            The upper end of Wilson's 95 % interval of a rate: of the outputs of both sets that were right
-            before, those that are not right now.
+            The upper end of Wilson's 95 % interval of a rate: among the outputs of both sets that were right
+            before the edit, those that are wrong after it.
         """
         rows = zip(self.right, before.right, self.roles, strict=True)
         lost = [not right for right, was_right, role in rows if was_right and role != "forget"]
