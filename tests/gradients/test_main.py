@@ -78,3 +78,17 @@ def test_a_name_that_the_run_did_not_forget_is_an_error_of_one_line(run, tmp_pat
     assert main(["export", str(run), str(tmp_path / "g"), "--concept", "Bo Hill"]) == 2
     assert capsys.readouterr().err == "muwa.gradients: run: --concept is 'Bo Hill', want one of Ada Fox\n"
     assert not (tmp_path / "g").exists()
+
+
+def test_the_gradients_of_a_real_run_come_out_of_its_cache(default_run, tmp_path):
+    folder, _ = default_run
+    entries = sorted((folder.parents[2] / "cache").glob("gradients/*/*/value.json"))
+    file = tmp_path / "g.safetensors"
+    assert main(["export", str(folder), str(file)]) == 0
+    gradients = read_gradients(file, None)
+    cfg = config.read_run(folder)
+    assert gradients.origin["losses"] == f"{cfg.method.forget_loss}/{cfg.method.retain_loss}"
+    assert gradients.forget.keys() == gradients.retain.keys() == config.build(cfg)["model"]().weights.keys()
+    assert (
+        sorted((folder.parents[2] / "cache").glob("gradients/*/*/value.json")) == entries
+    )  # nothing was computed
