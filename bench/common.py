@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 import muwa
-from muwa import config
 from muwa.miniature.population import FIRST_NAMES, LAST_NAMES
 from muwa.models.clip.model import Clip
 from muwa.types.data import Classes, Split, Task
@@ -50,7 +49,7 @@ def task(identity: str = "Kael_Lindqvar") -> Task:
     Its probe split has 4 images of each of 100 people, and 200 images of 100 objects.
     """
     data = muwa.load_miniature(str(ROOT), utility_probe=0.125)
-    limits = replace(config.part("task=celeba").limits, probe_share=0.25, probe_retain=4, eval_retain=1)
+    limits = {"probe_share": 0.25, "probe_retain": 4, "eval_retain": 1}
     found = muwa.celeba(data, identity=identity, limits=limits)
     known = found.probe.forget.classes.names
     more = (f"{first} {last}" for last in LAST_NAMES for first in FIRST_NAMES)
