@@ -125,17 +125,18 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
         ValueError: They are pickled and in shards.
     """
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found: dict[str, dict[str, Files]] = {}
+    by_variant: dict[str, dict[str, Files]] = {}
     for name in there:
         if match := _WEIGHTS.fullmatch(name):
-            found.setdefault(match["variant"] or "", {}).setdefault(match["kind"], []).append(folder / name)
-    if not found:
+            kinds = by_variant.setdefault(match["variant"] or "", {})
+            kinds.setdefault(match["kind"], []).append(folder / name)
+    if not by_variant:
         raise FileNotFoundError(
             f"{folder}: looked for diffusion_pytorch_model.safetensors, model.safetensors, their variants "
             f"(model.fp16.safetensors), shards or .bin twins; "
             f"found {there[:8] if folder.is_dir() else 'no such folder'}"
         )
-    sets = [kinds.get("safetensors") or kinds["bin"] for kinds in found.values()]
+    sets = [kinds.get("safetensors") or kinds["bin"] for kinds in by_variant.values()]
     for files in sets:
         shards = [int(n) for path in files for n in re.findall(r"-of-(\d+)\.", path.name)]
         if shards and len(files) != shards[0]:
@@ -144,8 +145,8 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
             )
         if shards and files[0].suffix == ".bin":
             raise ValueError(f"{files[0]}: pickled weights in shards; save them as safetensors first")
-    pickled = [path for kinds in found.values() if "safetensors" in kinds for path in kinds.get("bin", [])]
-    return sets, pickled
+    beside = [kinds.get("bin", []) for kinds in by_variant.values() if "safetensors" in kinds]
+    return sets, [path for files in beside for path in files]
 
 
 def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:

@@ -1,9 +1,9 @@
 """The parameter names of a CLIP in open_clip and in Hugging Face, and the map of tensors between them.
 
-    transformer.resblocks.3.attn.in_proj_weight  <->
-    text_model.encoder.layers.3.self_attn.{q,k,v}_proj.weight visual.transformer.resblocks.0.mlp.c_fc.bias <->
-    vision_model.encoder.layers.0.mlp.fc1.bias text_projection                              <->
-    text_projection.weight (transposed)
+    transformer.resblocks.3.attn.out_proj.bias   <-> text_model.encoder.layers.3.self_attn.out_proj.bias
+    visual.transformer.resblocks.0.mlp.c_fc.bias <-> vision_model.encoder.layers.0.mlp.fc1.bias
+    text_projection                              <-> text_projection.weight, transposed
+    transformer.resblocks.3.attn.in_proj_weight  <-> ...layers.3.self_attn.{q,k,v}_proj.weight, three tensors
 
 The map is linear and invertible, so it serves weights, gradients and deltas.
 
@@ -54,6 +54,7 @@ _LEVELS = {
     "transformer.resblocks": "text_model.encoder.layers",
     "visual.transformer.resblocks": "vision_model.encoder.layers",
 }
+# The end of a name that every tower of a kind has -> the level of its full names.
 _MARKS = {
     "embeddings.token_embedding.weight": "text_model.",
     "embeddings.patch_embedding.weight": "vision_model.",
@@ -85,17 +86,19 @@ def hf_names(name: str) -> list[str]:
     plain = name.removeprefix("text.")
     if plain in _OUTSIDE:
         return [_OUTSIDE[plain]]
-    found = _OPEN_CLIP.fullmatch(plain)
-    if found and found["rest"] in _BLOCK:
-        return [f"{_LEVELS[found['level']]}.{found['n']}.{_BLOCK[found['rest']]}"]
-    if found and found["rest"] in _FUSED:
-        stem = f"{_LEVELS[found['level']]}.{found['n']}.self_attn"
-        return [f"{stem}.{part}_proj.{_FUSED[found['rest']]}" for part in "qkv"]
+    match = _OPEN_CLIP.fullmatch(plain)
+    if match and match["rest"] in _BLOCK:
+        return [f"{_LEVELS[match['level']]}.{match['n']}.{_BLOCK[match['rest']]}"]
+    if match and match["rest"] in _FUSED:
+        stem = f"{_LEVELS[match['level']]}.{match['n']}.self_attn"
+        return [f"{stem}.{part}_proj.{_FUSED[match['rest']]}" for part in "qkv"]
     raise KeyError(f"{name}: no parameter of an open_clip CLIP that Hugging Face's CLIPModel has too")
 
 
 def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors (weights, gradients, deltas) under full Hugging Face names; fused ones are split.
+    """open_clip's weights, gradients or deltas under full Hugging Face names.
+
+    A fused projection becomes three tensors; the output projections of the towers are transposed.
 
     Raises:
         KeyError: A name has no counterpart.
@@ -120,15 +123,15 @@ def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     fused: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = _HF.fullmatch(name)
+        match = _HF.fullmatch(name)
         if name in _OUTSIDE_BACK:
             out[_OUTSIDE_BACK[name]] = (
                 tensor.T if _OUTSIDE_BACK[name] in _TRANSPOSED else tensor
             ).contiguous()
-        elif found and found["rest"] in _BLOCK_BACK:
-            out[f"{_LEVELS_BACK[found['level']]}.{found['n']}.{_BLOCK_BACK[found['rest']]}"] = tensor
-        elif found and (part := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", found["rest"])):
-            projection = f"{_LEVELS_BACK[found['level']]}.{found['n']}.attn.in_proj_{part[2]}"
+        elif match and match["rest"] in _BLOCK_BACK:
+            out[f"{_LEVELS_BACK[match['level']]}.{match['n']}.{_BLOCK_BACK[match['rest']]}"] = tensor
+        elif match and (part := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", match["rest"])):
+            projection = f"{_LEVELS_BACK[match['level']]}.{match['n']}.attn.in_proj_{part[2]}"
             fused.setdefault(projection, {})[part[1]] = tensor
         else:
             raise KeyError(f"{name}: no parameter of a Hugging Face CLIPModel that open_clip's CLIP has too")
@@ -181,13 +184,13 @@ def _located(
 def _lookup(target: Iterable[str]) -> Callable[[str], str | None]:
     """`spelled` as a function of the name, for many names of one target."""
     known = frozenset(target)
-    towers = [
+    marked = [
         (level, key.removesuffix(mark))
         for mark, level in _MARKS.items()
         for key in known
         if key.endswith(mark)
     ]
-    towers = [(level, prefix) for level, prefix in towers if not prefix or prefix.endswith(".")]
+    towers = [(level, prefix) for level, prefix in marked if not prefix or prefix.endswith(".")]
 
     def find(name: str) -> str | None:
         if not towers:  # the target is a few tensors: only full names can be found
@@ -268,12 +271,13 @@ def put_back(changed: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> di
     Raises:
         KeyError, ValueError: As in `fit`.
     """
-    where = homes(changed, weights)
-    if not _open_clip_homes(weights):
-        return {where[name]: tensor for name, tensor in changed.items()}
-    touched = {own: weights[own] for own in where.values()}
-    plain = {own.removeprefix("text."): own for own in touched}
-    return {plain[name]: tensor for name, tensor in to_open_clip({**to_hf(touched), **changed}).items()}
+    home = homes(changed, weights)
+    if not is_open_clip(weights):
+        return {home[name]: tensor for name, tensor in changed.items()}
+    unchanged = {name: weights[name] for name in home.values()}
+    with_level = {name.removeprefix("text."): name for name in unchanged}
+    replaced = to_open_clip({**to_hf(unchanged), **changed})
+    return {with_level[name]: tensor for name, tensor in replaced.items()}
 
 
 def is_open_clip(target: Iterable[str]) -> bool:
@@ -284,9 +288,9 @@ def is_open_clip(target: Iterable[str]) -> bool:
 def _open_clip_homes(target: Iterable[str]) -> dict[str, str]:
     """Full Hugging Face name -> the open_clip parameter that holds it; empty for any other target."""
     out: dict[str, str] = {}
-    for own in target:
+    for name in target:
         try:
-            out |= dict.fromkeys(hf_names(own), own)
+            out |= dict.fromkeys(hf_names(name), name)
         except KeyError:
             continue
     return out if set(out.values()) - {"logit_scale"} else {}

@@ -92,11 +92,11 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
         )
     candidates = {name: tensor for name, tensor in weights.items() if is_candidate(name, tensor)}
     depth = depths(list(weights))
-    found: dict[str, Layer] = {}
+    out: dict[str, Layer] = {}
     for name in candidates:
         for layer, scored, edited in _layers_of(name, candidates, heads, granularity):
-            found.setdefault(layer, Layer(layer, tower_of(name), depth[name], scored, edited))
-    return list(found.values())
+            out.setdefault(layer, Layer(layer, tower_of(name), depth[name], scored, edited))
+    return list(out.values())
 
 
 Group = tuple[str, tuple[Part, ...], tuple[Part, ...]]  # layer name, scored parts, edited parts
