@@ -55,36 +55,39 @@ def write_report(report: Report, *, show_forget: bool) -> None:
 
 
 def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
-    """Kind of figure -> its figures for the page: `source`, and `width` in pixels. Each is saved as a PNG.
+    """Kind of figure -> its figures for the page: `source`, `width` in pixels, and `title`.
 
-    Where several names were forgotten by searches of their own, a number follows the kind.
+    Each figure is saved as <kind>.png. Where there are several, they have titles and a number behind the kind.
     """
     embedded: dict[str, list[dict[str, Any]]] = {}
     for kind, made in _figures(report, show_forget=show_forget).items():
-        for i, figure in enumerate(made):
-            name = f"{kind}_{i + 1}" if len(made) > 1 else kind
-            path = report.folder / "figures" / f"{name}.png"
+        several = len(made) > 1
+        for i, (title, figure) in enumerate(made):
+            path = report.folder / "figures" / (f"{kind}_{i + 1}.png" if several else f"{kind}.png")
             figures.save(figure, path)
-            width = round(PIXELS * figure.get_figwidth())
-            embedded.setdefault(kind, []).append({"source": _embed(path.read_bytes()), "width": width})
+            source, width = _embed(path.read_bytes()), round(PIXELS * figure.get_figwidth())
+            image = {"source": source, "width": width, "title": title if several else ""}
+            embedded.setdefault(kind, []).append(image)
     return embedded
 
 
-def _figures(report: Report, *, show_forget: bool) -> dict[str, list[figures.Figure]]:
-    """Kind of figure -> its figures, one a search where it is about searches."""
-    made: dict[str, list[figures.Figure]] = {}
+def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, figures.Figure]]]:
+    """Kind of figure -> (title, figure) of each: one a search, or one in all."""
+    made: dict[str, list[tuple[str, figures.Figure]]] = {}
     for search in report.edit.searches:
         if search.scores:
-            made.setdefault("pareto", []).append(figures.pareto(search))
+            made.setdefault("pareto", []).append((search.concept, figures.pareto(search)))
         if search.trace:
-            made.setdefault("trace", []).append(figures.trace(search))
+            made.setdefault("trace", []).append((search.concept, figures.trace(search)))
     if figures.rates_of(report.before):
-        made["metrics"] = [figures.bars(report.before, report.after)]
+        made["metrics"] = [("", figures.bars(report.before, report.after))]
     if report.similarity:
         s: Any = report.similarity
-        made["similarity"] = [figures.similarity(s["names"], s["before"], s["after"], report.task.names)]
+        made["similarity"] = [
+            ("", figures.similarity(s["names"], s["before"], s["after"], report.task.names))
+        ]
     if shown := samples.with_images(report.examples):
-        made["examples"] = [samples.sheet(shown, show_forget=show_forget)]
+        made["examples"] = [("", samples.sheet(shown, show_forget=show_forget))]
     return made
 
 

@@ -73,6 +73,9 @@ def test_two_searches_have_a_figure_and_a_table_each(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count('class="chosen"') == 2
     assert page.index("<h3>Ada Fox</h3>") < page.index("<h3>Bo Hill</h3>")
+    assert (
+        page.count("<figcaption>Ada Fox</figcaption>") == page.count("<figcaption>Bo Hill</figcaption>") == 2
+    )
     names = sorted(path.stem for path in (tmp_path / "figures").glob("*.png"))
     assert names == ["metrics", "pareto_1", "pareto_2", "similarity", "trace_1", "trace_2"]
 
