@@ -1,4 +1,4 @@
-# make run: install, then the main job.   make test: install, then the tests.   make lint: style and types.
+# make run: install, then one run.   make test: install, then the tests.   make lint: install, then style and types.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -8,7 +8,7 @@ run: install
 	$(BIN)/python launch.py
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of a thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes with one thread each
 
 lint: install
 	$(BIN)/ruff check .
@@ -17,7 +17,7 @@ lint: install
 
 install: $(VENV)/installed
 
-# The exact pins of requirements.lock, each checked against its hash; about 6 GB, most of it torch.
+# Installs the exact versions of requirements.lock and checks their hashes; about 6 GB, most of it torch.
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

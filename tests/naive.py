@@ -1,4 +1,4 @@
-"""Second, naive implementations of what the rivals do, on open_clip's own network and with an AdamW of their own."""
+"""Naive second implementations of the baselines, on open_clip's network and with a separate AdamW."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def network(model, weights=None):
-    """open_clip's module with these weights, free to train."""
+    """A copy of open_clip's module with these weights (by default the model's); gradients are required."""
     net = copy.deepcopy(model._towers.model)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -20,7 +20,7 @@ def network(model, weights=None):
 
 
 def loss(net, pairs, batch, kind):
-    """The mean loss of the pairs at `batch`, from the formulas of the papers."""
+    """The mean loss of the pairs at the indices `batch`, from the formulas of the papers."""
     some = pairs.select(batch)
     images = net.encode_image(tiny.pixels(some.images), normalize=True)
     texts = net.encode_text(tiny.tokenize(list(some.captions)), normalize=True)
@@ -32,7 +32,7 @@ def loss(net, pairs, batch, kind):
 
 
 def gradient(net, pairs, batch, kind):
-    """Name -> gradient of that loss, zero where it does not reach."""
+    """Parameter name -> gradient of `loss`; zero where the loss does not reach."""
     net.zero_grad()
     loss(net, pairs, batch, kind).backward()
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
@@ -44,7 +44,10 @@ def batches(n, size, *seeds):
 
 
 def train(model, sections, *, epochs, batch_size, learning_rate, weight_decay=0.1, seed=0, mask=None):
-    """AdamW by its formulas (beta 0.9, 0.999), gone through `sections` (pairs, loss, sign) epoch by epoch: name -> change."""
+    """Train with AdamW by its formulas (betas 0.9 and 0.999): parameter name -> change.
+
+    Each epoch goes through all `sections`, which are (pairs, kind of loss, sign), in turn.
+    """
     net = network(model)
     own = dict(net.named_parameters())
     start = {n: p.detach().clone() for n, p in own.items()}
@@ -72,7 +75,7 @@ def train(model, sections, *, epochs, batch_size, learning_rate, weight_decay=0.
 
 
 def apart(got, want):
-    """|got - want| / |want| over all tensors; a name that is absent is a change of zero."""
+    """|got - want| / |want| over all tensors. A name that is absent from `got` is a change of zero."""
     both = [(got.get(n, torch.zeros_like(w)), w) for n, w in want.items()]
     off = sum((g - w).double().square().sum().item() for g, w in both)
     return (off / sum(w.double().square().sum().item() for _, w in both)) ** 0.5

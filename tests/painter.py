@@ -1,4 +1,4 @@
-"""A model that paints its prompt in plain colours, a classifier that reads them, and tasks for both: all by hand."""
+"""Fakes: a model that paints its prompt in colours, a classifier of colours, and tasks for both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
 
 CLASSES = ("Ada Fox", "Bo Hill", "Cy Reed", "star", "ring", "heart")
 STYLES = ("neon", "sepia", "mosaic")
-STEP = 40  # between the grey values of two labels
+STEP = 40  # difference between the colour values of two labels
 
 
 class Painter:
-    """Red says the class, green the style; `swap(text, seed)` gives another text to paint, or None."""
+    """A fake pipeline: red encodes the class, green the style.
+
+    `swap(text, seed)` gives another text to paint in place of the prompt, or None.
+    """
 
     batch, source = 7, "the painter"
 
@@ -44,7 +47,7 @@ class Painter:
 
 
 class Colours(ImageClassifier):
-    """Recognises the label whose value is nearest to the image's mean."""
+    """Recognises the label whose colour value is nearest to the mean of the image."""
 
     labels = MappingProxyType({"class": CLASSES, "style": STYLES})
 

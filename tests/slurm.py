@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for the length of a `with` block: munged, slurmctld and slurmd, nothing shared with another."""
+"""A real Slurm on this machine for the length of a `with` block: its own munged, slurmctld and slurmd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 Env = dict[str, str]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
-# Two partitions over one node of two CPUs: a job in `high` drives those in `low` out, back into the queue.
+# Two partitions over one node of two CPUs. A job in `high` preempts those in `low`, which requeue.
 CONF = """
 ClusterName=muwa
 SlurmctldHost={host}(127.0.0.1)
@@ -50,7 +50,7 @@ PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF
 
 
 def missing() -> str | None:
-    """Why a Slurm cannot be started here, or None."""
+    """Why Slurm cannot be started here; None if it can."""
     absent = [name for name in DAEMONS if shutil.which(name) is None]
     if absent:
         return f"no {', '.join(absent)} here: apt-get install slurm-wlm munge"
@@ -59,10 +59,13 @@ def missing() -> str | None:
 
 @contextmanager
 def cluster() -> Iterator[Env]:
-    """Start it; gives the environment in which sbatch and the others find it. Its jobs and daemons end with the block."""
+    """Start the cluster. Yields the environment in which sbatch and the other commands find it.
+
+    Its jobs and daemons end with the block.
+    """
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as stack:
         folder, host = Path(name), socket.gethostname().split(".")[0]
-        folder.chmod(0o755)  # munged wants its socket where everybody can reach it
+        folder.chmod(0o755)  # munged wants a socket that all users can reach
         for inner in ("state", "spool"):
             (folder / inner).mkdir()
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
@@ -72,23 +75,29 @@ def cluster() -> Iterator[Env]:
         env = {**os.environ, "SLURM_CONF": str(conf)}
 
         files = [f"--{one}-file={folder}/munge.{one}" for one in ("key", "log", "pid", "seed")]
-        stack.enter_context(_daemon(["munged", "--foreground", f"--socket={folder}/munge.socket", *files], folder, env))
+        munged = ["munged", "--foreground", f"--socket={folder}/munge.socket", *files]
+        stack.enter_context(_daemon(munged, folder, env))
         wait(lambda: (folder / "munge.socket").exists(), "munged's socket")
         stack.enter_context(_daemon(["slurmctld", "-D"], folder, env))
         wait(lambda: "UP" in ask(env, "scontrol", "ping"), "slurmctld")
         stack.enter_context(_daemon(["slurmd", "-D", "-N", host], folder, env))
-        stack.callback(_clear, env, lambda: list((folder / "spool").glob(f"{host}_*")))  # a socket a step
+        # the spool folder has one socket for each job step
+        stack.callback(_clear, env, lambda: list((folder / "spool").glob(f"{host}_*")))
         wait(lambda: ask(env, "sinfo", "-h", "-o", "%T").split() == ["idle"], "an idle node")
         yield env
 
 
 def ask(env: Env, *command: str) -> str:
-    """What a command of Slurm's prints; nothing when it fails."""
+    """The output of a Slurm command; empty if it fails."""
     return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
 
 def wait(ready: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Look until `ready()`."""
+    """Wait until `ready()` is true.
+
+    Raises:
+        TimeoutError: It is not after so many seconds; says what was waited for.
+    """
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
@@ -98,7 +107,7 @@ def wait(ready: Callable[[], object], what: str, seconds: float = 30) -> None:
 
 @contextmanager
 def _daemon(command: list[str], folder: Path, env: Env) -> Iterator[None]:
-    """A process in the foreground, its output in a file; ended with the block, by force after ten seconds."""
+    """Run a daemon with its output in a file. It ends with the block, by force after ten seconds."""
     with (folder / f"{command[0]}.out").open("w") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=out)
         try:
@@ -113,7 +122,7 @@ def _daemon(command: list[str], folder: Path, env: Env) -> Iterator[None]:
 
 
 def _clear(env: Env, steps: Callable[[], object]) -> None:
-    """Cancel what still runs, and wait for its end: the processes of a job outlive the daemons."""
+    """Cancel the jobs and wait for their end. Otherwise their processes would outlive the daemons."""
     ask(env, "scancel", "-u", "root")
     wait(lambda: not ask(env, "squeue", "-h") and not steps(), "the end of the jobs")
 
@@ -125,7 +134,7 @@ def _free_port() -> int:
 
 
 class Brake:
-    """A logger that stands still where the gradients are done, in the first attempt of a job: there it can be met."""
+    """A logger that waits after the gradients in the first attempt of a job: a test can preempt it there."""
 
     def log(self, event, row):
         if event == "gradients" and "SLURM_RESTART_COUNT" not in os.environ:
