@@ -66,7 +66,7 @@ def commands() -> list[Command]:
 
 
 COMMANDS = commands()
-ENVIRONMENT = {"S": "seed=0", "ALL": "Kael_Lindqvar", "DEV": "Kael_Lindqvar"}
+ENVIRONMENT = {"ALL": "Kael_Lindqvar", "DEV": "Kael_Lindqvar"}
 
 
 def shown(command: Command) -> str:
