@@ -57,7 +57,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
 def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
     """Kind of figure -> its figures for the page: `source`, `width` in pixels, and `title`.
 
-    Each figure is saved as <kind>.png. Where there are several, they have titles and a number behind the kind.
+    Each figure is saved as <kind>.png. Several of a kind have titles, and numbers in their file names.
     """
     embedded: dict[str, list[dict[str, Any]]] = {}
     for kind, made in _figures(report, show_forget=show_forget).items():
