@@ -9,9 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muwa.data.dataset import Dataset as Dataset
-    from muwa.run import Run as Run
     from muwa.cache.store import Store as Store
+    from muwa.data.dataset import Dataset as Dataset
     from muwa.library import celeba as celeba
     from muwa.library import evaluate as evaluate
     from muwa.library import fixed as fixed
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from muwa.patch.apply import read_patch as read_patch
     from muwa.patch.apply import remove_patch as remove_patch
     from muwa.patch.apply import write_patch as write_patch
+    from muwa.run import Run as Run
 
 _HOMES = {
     "Dataset": "data.dataset:Dataset",

@@ -114,7 +114,9 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], distributed: Dis
         if "report" in stages:
             write_report(loggers.report, show_forget=settings["report"]["show_forget"])
     print("\n".join(one["text"] for one in verdicts(report)))
-    print(f"{seconds['total']:.1f} s, all of it in {report.folder}: report.html, results.json, patch.safetensors")
+    print(
+        f"{seconds['total']:.1f} s, all of it in {report.folder}: report.html, results.json, patch.safetensors"
+    )
     return report.objective
 
 

@@ -41,7 +41,12 @@ def default_run(miniature, shared):
     The cache lies in `cache/` three levels above it.
     """
     out = shared / "default"
-    command = [sys.executable, str(CONF.parent / "launch.py"), f"paths.outputs={out}", f"dataset.root={miniature}"]
+    command = [
+        sys.executable,
+        str(CONF.parent / "launch.py"),
+        f"paths.outputs={out}",
+        f"dataset.root={miniature}",
+    ]
     with FileLock(f"{out}.lock"):
         if not (out / "stdout.txt").is_file():
             out.mkdir()

@@ -42,7 +42,9 @@ def family_tests(tree: ast.Module) -> int:
     """How many `isinstance` and `issubclass` tests name a model family."""
     calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))
     tests = (call for call in calls if call.func.id in ("isinstance", "issubclass") and len(call.args) == 2)
-    return sum(bool(FAMILIES & {n.id for n in ast.walk(call.args[1]) if isinstance(n, ast.Name)}) for call in tests)
+    return sum(
+        bool(FAMILIES & {n.id for n in ast.walk(call.args[1]) if isinstance(n, ast.Name)}) for call in tests
+    )
 
 
 def imports(tree: ast.Module, modules: set[str]) -> set[str]:
@@ -51,7 +53,9 @@ def imports(tree: ast.Module, modules: set[str]) -> set[str]:
 
     def visit(body: list[ast.stmt]) -> None:
         for node in body:
-            if isinstance(node, Functions) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            if isinstance(node, Functions) or (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            ):
                 continue
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)
@@ -105,7 +109,9 @@ def measure(root: Path) -> dict[str, int | float]:
         "bodies over 50 lines": sum(body_lines(f) > 50 for _, f in every),
         "bodies over 45 lines": sum(body_lines(f) > 45 for _, f in every),
         "fmt: skip": sum(bool(re.search(r"#\s*fmt:\s*skip", line)) for line in lines),
-        "lines over 110 columns, per cent": round(100 * sum(len(line) > 110 for line in lines) / len(lines), 2),
+        "lines over 110 columns, per cent": round(
+            100 * sum(len(line) > 110 for line in lines) / len(lines), 2
+        ),
         "levels of imports": max(levels(graph).values()),
         "modules": len(files),
         "lines": len(lines),

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from muwa import config
 
 GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
-FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF)
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF
+)
 
 
 def choice(file):
@@ -32,7 +34,9 @@ def test_every_file_of_conf_composes_and_builds(composed, file):
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_says_what_it_is_and_what_to_type(file):
-    head = [line for line in (CONF / f"{file}.yaml").read_text().splitlines() if not line.startswith("# @")][0]
+    head = [line for line in (CONF / f"{file}.yaml").read_text().splitlines() if not line.startswith("# @")][
+        0
+    ]
     assert head.startswith(f"# {file.parent.as_posix()}="), head
     assert file.name in head
 
@@ -58,13 +62,19 @@ def test_a_setting_has_one_default(composed, file):
             continue
         seen += 1
         parameters = inspect.signature(get_object(target)).parameters
-        twice = [name for name in node if name in parameters and parameters[name].default is not inspect.Parameter.empty]
+        twice = [
+            name
+            for name in node
+            if name in parameters and parameters[name].default is not inspect.Parameter.empty
+        ]
         assert not twice, f"{key}: {target} has a default of its own for {', '.join(twice)}"
         if inspect.isclass(get_object(target)):
             lacking = [
                 name
                 for name, one in parameters.items()
-                if one.default is inspect.Parameter.empty and one.kind is not one.VAR_KEYWORD and name not in node
+                if one.default is inspect.Parameter.empty
+                and one.kind is not one.VAR_KEYWORD
+                and name not in node
             ]
             assert not lacking, f"{key}: conf/{file}.yaml gives no default for {', '.join(lacking)}"
     assert seen > 5
@@ -111,7 +121,9 @@ def test_an_added_key_that_no_function_takes_is_an_error(composed):
 
 
 def test_a_missing_value_is_named(composed):
-    with pytest.raises(ValueError, match="no value was given for layer_search.layer.*add layer_search.layer=VALUE"):
+    with pytest.raises(
+        ValueError, match="no value was given for layer_search.layer.*add layer_search.layer=VALUE"
+    ):
         config.build(composed("layer_search=fixed"))
 
 
@@ -139,7 +151,9 @@ def test_a_setting_by_its_old_name_is_taken_and_its_present_name_is_said(old, ne
     assert "is now called" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["seed=1", "method.gradients=null", "task.identity=recogniser", "-m", "recogniser"])
+@pytest.mark.parametrize(
+    "word", ["seed=1", "method.gradients=null", "task.identity=recogniser", "-m", "recogniser"]
+)
 def test_all_else_on_the_command_line_stays_as_it_is(word, capsys):
     assert config.present_name(word) == word
     assert not capsys.readouterr().err
@@ -163,7 +177,11 @@ def test_a_part_has_the_defaults_of_conf_and_the_changes_asked_for():
 
 
 def test_a_part_refuses_what_does_not_exist():
-    with pytest.raises(ValueError, match=r"method: muwa.methods.ga.GA\(\) got an unexpected keyword argument 'epoch'"):
+    with pytest.raises(
+        ValueError, match=r"method: muwa.methods.ga.GA\(\) got an unexpected keyword argument 'epoch'"
+    ):
         config.part("method=ga", epoch=3)
-    with pytest.raises(ValueError, match=r"eval=\[forget\]: holds forget; change the settings of one of them instead"):
+    with pytest.raises(
+        ValueError, match=r"eval=\[forget\]: holds forget; change the settings of one of them instead"
+    ):
         config.part("eval=[forget]", seeds=3)

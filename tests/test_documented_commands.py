@@ -21,7 +21,9 @@ TEXTS = [
 ]
 LAUNCH = re.compile(r"(?:python|torchrun(?: -\S+(?: \d+)?)*) launch\.py")
 HYDRA_FLAGS = {"-m", "--multirun", "--cfg", "job", "--help", "--info"}
-OWN_FILES = re.compile(r"\b(?:FOLDER|FILE|DIR|NAME|PIPELINE_FOLDER|DATE|TIME)\b|\.\.\.|\$\w+|kael\.safetensors")
+OWN_FILES = re.compile(
+    r"\b(?:FOLDER|FILE|DIR|NAME|PIPELINE_FOLDER|DATE|TIME)\b|\.\.\.|\$\w+|kael\.safetensors"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def shown(command: Command) -> str:
 
 def test_there_are_commands_of_every_kind_of_text():
     assert len(COMMANDS) > 100
-    assert {command.where.partition("/")[0].partition(":")[0] for command in COMMANDS} >= {"README.md", "docs", "conf"}
+    assert {command.where.partition("/")[0].partition(":")[0] for command in COMMANDS} >= {
+        "README.md",
+        "docs",
+        "conf",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=shown)
@@ -91,7 +97,9 @@ RUNNABLE = [
     command
     for command in COMMANDS
     if not OWN_FILES.search(shown(command))
-    and not re.search(r"model=(?!clip\b|sd\b|vlm\b)\w+|laion|table1|unlearncanvas|slurm|wandb|cuda", shown(command))
+    and not re.search(
+        r"model=(?!clip\b|sd\b|vlm\b)\w+|laion|table1|unlearncanvas|slurm|wandb|cuda", shown(command)
+    )
 ]
 
 

@@ -53,7 +53,9 @@ def table(miniature, tmp_path_factory):
         for person in people()[:5]:
             for i, one in enumerate(faces[person.name][:8]):
                 use = "train" if i % 2 else "judge"
-                writer.writerow({"file": one, "name": person.name, "caption": f"a photo of {person.name}", "use": use})
+                writer.writerow(
+                    {"file": one, "name": person.name, "caption": f"a photo of {person.name}", "use": use}
+                )
     return path
 
 
@@ -131,7 +133,8 @@ def test_a_random_direction_is_the_same_for_the_same_seed(extras):
     from extras.random_step import RandomStep
 
     first, again, other = (
-        RandomStep("visual.proj", 0.2, seed)(tiny.clip(), tiny.task(), Run()).deltas["visual.proj"] for seed in (0, 0, 1)
+        RandomStep("visual.proj", 0.2, seed)(tiny.clip(), tiny.task(), Run()).deltas["visual.proj"]
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -153,7 +153,9 @@ class NameEvaluator:
         self, layers: Mapping[str, Layer], step: float, *, confirm: bool = False
     ) -> tuple[Evaluation, float]:
         """One step on one layer, and how much of the retain set was lost."""
-        edit = edit_layers(self.model, self.gradients, layers, step, unit=RELATIVE, concept=self.task.names[0])
+        edit = edit_layers(
+            self.model, self.gradients, layers, step, unit=RELATIVE, concept=self.task.names[0]
+        )
         hits = self.hits(self.model.edited(edit))
         row = self.row(hits, candidate_of(layers), step, edit.moves[0].relative_norm)
         return row, hits.lost(self.hits(self.model))
@@ -186,14 +188,21 @@ class Found(Measure):
         }
 
 
-SMALL = ("task.limits.retain_pairs=96", "task.limits.eval_retain=1", "dataset.utility=0.05", "dataset.utility_probe=0.03")
+SMALL = (
+    "task.limits.retain_pairs=96",
+    "task.limits.eval_retain=1",
+    "dataset.utility=0.05",
+    "dataset.utility_probe=0.03",
+)
 SETTINGS = dict(start="clip", candidates=2, granularity="tensor", rule="constrained", tolerance=1.0, first_step=0.1,
                 max_evals=6, forget_at_most=0.4, lost_at_most=0.1, confirmations=1)  # fmt: skip
 
 
 def retriever() -> Retriever:
     """Over the miniature CLIP, with the names of all its people."""
-    return Retriever(muwa.load_clip(), tuple(person.name for person in people()), "the retriever of this test")
+    return Retriever(
+        muwa.load_clip(), tuple(person.name for person in people()), "the retriever of this test"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +251,9 @@ def test_the_report_tells_its_story(finished, capsys):
 
 
 def test_its_search_refuses_a_clip_and_its_metric_is_refused_for_one(miniature):
-    task = muwa.celeba(muwa.load_miniature(str(miniature)), identity="Kael_Lindqvar", limits={"retain_pairs": 1})
+    task = muwa.celeba(
+        muwa.load_miniature(str(miniature)), identity="Kael_Lindqvar", limits={"retain_pairs": 1}
+    )
     with pytest.raises(ValueError, match="layer_search=retrieval: got a CLIP"):
         Retrieval(**SETTINGS).check(muwa.load_clip(), task)
     with pytest.raises(ValueError, match=r"eval.found: got a CLIP .* want a retriever \(model=retriever\)"):

@@ -32,9 +32,18 @@ def start(miniature):
     started = []
 
     def begin(out, launcher, *overrides, env=None):
-        command = [sys.executable, str(ROOT / "launch.py"), "-m", f"hydra/launcher={launcher}", *SMALL, *overrides]
+        command = [
+            sys.executable,
+            str(ROOT / "launch.py"),
+            "-m",
+            f"hydra/launcher={launcher}",
+            *SMALL,
+            *overrides,
+        ]
         command += [f"paths.outputs={out}", f"dataset.root={miniature}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out, env=env)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out, env=env
+        )
         started.append(process)
         return process
 
@@ -50,7 +59,11 @@ def finish(process, out):
     assert process.returncode == 0, stderr
     (table,) = out.glob("slug/*/*/sweep.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    return table.parent, rows, [json.loads((table.parent / row["run"] / "results.json").read_text()) for row in rows]
+    return (
+        table.parent,
+        rows,
+        [json.loads((table.parent / row["run"] / "results.json").read_text()) for row in rows],
+    )
 
 
 def check_two_that_shared(folder, rows, results, cache):
@@ -107,7 +120,11 @@ def preemption(slurm, start, tmp_path_factory):
     real.wait(ready, "the gradients", 120)
     number, computed = job("low"), times(low)
     real.ask(slurm, "scontrol", "release", job("high"))
-    real.wait(lambda: real.ask(slurm, "squeue", "-h", "-j", number, "-o", "%T").strip() == "PENDING", "preemption", 60)
+    real.wait(
+        lambda: real.ask(slurm, "squeue", "-h", "-j", number, "-o", "%T").strip() == "PENDING",
+        "preemption",
+        60,
+    )
     assert not list(low.glob("slug/*/*/0/results.json"))
     urgent, preempted = finish(second, high), finish(first, low)
     restarts = "Restarts=1 " in real.ask(slurm, "scontrol", "show", "job", number)
@@ -135,7 +152,9 @@ def test_a_preempted_job_is_requeued_and_goes_on(preemption):
 
 def events(out):
     """What the one run below `out` has logged."""
-    lines = [line for file in out.glob("slug/*/*/0/metrics.jsonl") for line in file.read_text().split("\n")[:-1]]
+    lines = [
+        line for file in out.glob("slug/*/*/0/metrics.jsonl") for line in file.read_text().split("\n")[:-1]
+    ]
     return [json.loads(line)["event"] for line in lines]
 
 

@@ -14,7 +14,8 @@ import muwa
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "muwa").rglob("*.py"))
 NAMES = [
-    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in SOURCES
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for path in SOURCES
 ]
 
 
@@ -56,7 +57,9 @@ def test_model_libraries_stay_in_the_families(path):
     assert set(imports(path)) & LIBRARIES <= ELSEWHERE.get(name, set())
 
 
-@pytest.mark.parametrize("name", ["pipeline", "run", "methods.base", "eval.measure", "layer_search.base", "gradients.base"])
+@pytest.mark.parametrize(
+    "name", ["pipeline", "run", "methods.base", "eval.measure", "layer_search.base", "gradients.base"]
+)
 def test_the_frame_names_no_model_family(name):
     text = (ROOT / "muwa" / f"{name.replace('.', '/')}.py").read_text()
     code = ast.unparse(without_docstrings(ast.parse(text)))
@@ -65,7 +68,10 @@ def test_the_frame_names_no_model_family(name):
 
 def without_docstrings(tree):
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -73,7 +79,12 @@ def without_docstrings(tree):
 @pytest.mark.parametrize("folder", ["report", "methods", "eval", "layer_search"])
 def test_the_report_imports_no_model_and_no_stage_reaches_back(folder):
     """data -> gradients -> layer search -> methods -> eval -> report: nothing imports a later stage."""
-    later = {"report": (), "eval": ("report", "methods"), "layer_search": ("report", "methods"), "methods": ("report",)}
+    later = {
+        "report": (),
+        "eval": ("report", "methods"),
+        "layer_search": ("report", "methods"),
+        "methods": ("report",),
+    }
     others = ("models", "methods", "gradients", "layer_search") if folder == "report" else later[folder]
     for path in (ROOT / "muwa" / folder).rglob("*.py"):
         found = re.findall(r"^(?:from|import) muwa\.(\w+)", path.read_text(), re.M)

@@ -20,7 +20,9 @@ def test_the_example_of_the_readme_runs_as_it_stands(miniature, default_run, tmp
     searches = sorted((tmp_path / "outputs" / "cache" / "search").iterdir())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted((tmp_path / "outputs" / "cache" / "search").iterdir()) == searches  # the same search, read back
+    assert (
+        sorted((tmp_path / "outputs" / "cache" / "search").iterdir()) == searches
+    )  # the same search, read back
     rows = dict(re.findall(r"(\S+/\S+) +\S+ -> (\S+)", done.stdout))
     assert float(rows["forget/top5"]) == 0
     assert float(rows["retain/top1"]) > 0.9

@@ -41,7 +41,13 @@ def run(composed, miniature, *overrides, small=True):
 
 def launch(miniature, out, *overrides, wait=True):
     """`python launch.py` as a user types it."""
-    command = [sys.executable, str(ROOT / "launch.py"), *overrides, f"paths.outputs={out}", f"dataset.root={miniature}"]
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        *overrides,
+        f"paths.outputs={out}",
+        f"dataset.root={miniature}",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out)
     if not wait:
         return process
@@ -112,7 +118,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
         assert code == 0, stderr
     (resumed,), (straight,) = (list(out.glob("slug/*/*/results.json")) for out in (cut, whole))
     assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
-    assert (resumed.parent / "patch.safetensors").read_bytes() == (straight.parent / "patch.safetensors").read_bytes()
+    assert (resumed.parent / "patch.safetensors").read_bytes() == (
+        straight.parent / "patch.safetensors"
+    ).read_bytes()
 
 
 def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniature, tmp_path):
@@ -138,7 +146,9 @@ def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
 def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
     code, _, stderr = launch(miniature, tmp_path, "task.identity=Kael_Lindqvist")
     assert code == 2
-    assert re.match(r"muwa: Unknown name 'Kael_Lindqvist': not among the 100 names of .*Nearest: Kael_Lindqvar", stderr)
+    assert re.match(
+        r"muwa: Unknown name 'Kael_Lindqvist': not among the 100 names of .*Nearest: Kael_Lindqvar", stderr
+    )
     assert len(stderr.splitlines()) == 1
     assert not (tmp_path / "cache").exists()
 
@@ -175,7 +185,8 @@ def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
     assert second["trace"] == first["trace"]
     assert not [stage for stage in second["cache"] if stage.startswith("gradients")]
     with pytest.raises(
-        ValueError, match="computed from something else than this run .batch_size: file has 32, this run has 16"
+        ValueError,
+        match="computed from something else than this run .batch_size: file has 32, this run has 16",
     ):
         run(composed, miniature, *fresh, "method.batch_size=16")
     assert main(["export", str(tmp_path), "x"]) == 2
@@ -184,7 +195,10 @@ def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
 
 def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
     cfg = composed(
-        f"dataset.root={miniature}", f"dataset.curated={tmp_path}/sets", "stages=[curate]", "runtime.progress=false"
+        f"dataset.root={miniature}",
+        f"dataset.curated={tmp_path}/sets",
+        "stages=[curate]",
+        "runtime.progress=false",
     )
     assert pipeline.run(config.build(cfg), config.settings(cfg)) == 0
     manifest = json.loads((tmp_path / "sets" / "Kael_Lindqvar" / "manifest.json").read_text())
@@ -203,11 +217,11 @@ def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path
 def random_llava(folder):
     """A LLaVA by transformers' own config, its language model random and of one block, over the shipped one's tower."""
     config = LlavaConfig.from_pretrained(MINIATURE)
-    config.text_config.hidden_size, config.text_config.intermediate_size, config.text_config.num_hidden_layers = (
-        32,
-        64,
-        1,
-    )
+    (
+        config.text_config.hidden_size,
+        config.text_config.intermediate_size,
+        config.text_config.num_hidden_layers,
+    ) = (32, 64, 1)
     config.text_config.num_attention_heads = config.text_config.num_key_value_heads = 2
     config.text_config.head_dim = 16
     torch.manual_seed(0)
@@ -232,7 +246,9 @@ def test_the_whole_line_on_a_llava_of_ones_own(composed, miniature, tmp_path):
         "dataset.utility=0.1", "dataset.utility_probe=0.05", "runtime.progress=false", f"paths.run={tmp_path / 'run'}",
         small=False,
     )  # fmt: skip
-    assert {"forget/answered", "retain/answered", "attack/reworded", "gqa/accuracy"} <= set(found["metrics"]["after"])
+    assert {"forget/answered", "retain/answered", "attack/reworded", "gqa/accuracy"} <= set(
+        found["metrics"]["after"]
+    )
     assert found["said"]
     patch, out = tmp_path / "run" / "patch.safetensors", tmp_path / "out"
     assert main(["apply", str(patch), str(folder), "--out", str(out)]) == 0

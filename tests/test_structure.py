@@ -35,7 +35,9 @@ def checkout(tmp_path, **files):
 def test_what_is_measured_by_hand(tmp_path):
     wide = "def f(a, b, c, d, e, f, g, h, i, *, j): pass\nclass C:\n    def m(self, a, b, c, d, e, f, g, h, i): pass\n"
     long = "def g():\n    '''Docstring.'''\n" + "    x = 1\n" * 51
-    asks = "from typing import Any\ndef h(x: Any):\n    return isinstance(x, Clip), isinstance(x, int | Vlm)\n"
+    asks = (
+        "from typing import Any\ndef h(x: Any):\n    return isinstance(x, Clip), isinstance(x, int | Vlm)\n"
+    )
     found = structure.measure(checkout(tmp_path, wide=wide, long=long, models__asks=asks))
     assert found["modules at the root"] == 2
     assert found["isinstance tests on families"] == 2

@@ -87,7 +87,9 @@ def split(start: int = 50) -> Split:
 
 def task() -> Task:
     """Forget NAMES[0]; pairs 0 and 8 of the retain set mention it."""
-    return Task("identity", (NAMES[0],), {NAMES[0]: pairs(6, names=NAMES[:1])}, pairs(), (0, 8), split(50), split(70))
+    return Task(
+        "identity", (NAMES[0],), {NAMES[0]: pairs(6, names=NAMES[:1])}, pairs(), (0, 8), split(50), split(70)
+    )
 
 
 def canvas(kind: str) -> Task:

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from muwa.fingerprint import digest
+from muwa.library import load_clip as load
 from muwa.miniature.text_tower import text_model
 from muwa.models.clip.model import Clip, Towers
-from muwa.library import load_clip as load
 from muwa.models.diffusion.image_generation import ImageClassifier
 from muwa.models.diffusion.model import Diffusion, Sampling
 from muwa.patch import names
@@ -52,7 +52,9 @@ def pipeline(seed: int = 0, dtype: torch.dtype = torch.float32) -> StableDiffusi
 
 def diffusion(seed: int = 0, dtype: torch.dtype = torch.float32) -> Diffusion:
     """`pipeline` with the miniature CLIP; two steps, guidance 2."""
-    return Diffusion(pipeline(seed, dtype), {"text_encoder": load("miniature")}, Sampling(2, 2.0), source="tiny")
+    return Diffusion(
+        pipeline(seed, dtype), {"text_encoder": load("miniature")}, Sampling(2, 2.0), source="tiny"
+    )
 
 
 def second_clip(seed: int = 1) -> Clip:
@@ -65,7 +67,12 @@ def second_clip(seed: int = 1) -> Clip:
             {"image_size": 32, "patch_size": 16, "layers": 2, "width": 32, "head_width": 16},
             {"context_length": 32, "vocab_size": 1245, "layers": 2, "width": 32, "heads": 2},
         )
-    return Clip(Towers(model, model.encode_image, model.encode_text), tiny.prepare, miniature.tokenize, source="second")
+    return Clip(
+        Towers(model, model.encode_image, model.encode_text),
+        tiny.prepare,
+        miniature.tokenize,
+        source="second",
+    )
 
 
 def xl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -135,7 +142,9 @@ class Memory(ImageClassifier):
         """One for the concept whose picture is nearest, if near enough; else for "nothing"."""
         out = torch.zeros(len(pictures), len(self.labels[domain]))
         for row, picture in zip(out, pictures.float(), strict=True):
-            near = [(some.float() - picture).abs().mean((1, 2, 3)).min().item() for some in self._known.values()]
+            near = [
+                (some.float() - picture).abs().mean((1, 2, 3)).min().item() for some in self._known.values()
+            ]
             best = min(range(len(near)), key=near.__getitem__)
             row[best if near[best] <= self._limits.get(list(self._known)[best], 255) else -1] = 1
         return out
@@ -144,5 +153,8 @@ class Memory(ImageClassifier):
     def fingerprint(self) -> str:
         """Of what it remembers."""
         return digest(
-            [f"{name}{pictures.sum().item()}{self._limits.get(name)}" for name, pictures in self._known.items()]
+            [
+                f"{name}{pictures.sum().item()}{self._limits.get(name)}"
+                for name, pictures in self._known.items()
+            ]
         )

@@ -27,7 +27,9 @@ WORDINGS = {"identity": ("Who is this?", "Name the person."), "object": ("What i
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Learnt from the tiny names."""
-    return train_llava.tokenizer_of([*tiny.NAMES, *(text for texts in WORDINGS.values() for text in texts)] * 3)
+    return train_llava.tokenizer_of(
+        [*tiny.NAMES, *(text for texts in WORDINGS.values() for text in texts)] * 3
+    )
 
 
 def parts(clip: Clip | None = None, *, seed: int = 0, layer: int = -2, chat: str | None = train_llava.CHAT):
@@ -49,7 +51,11 @@ def parts(clip: Clip | None = None, *, seed: int = 0, layer: int = -2, chat: str
         model = LlavaForConditionalGeneration(config)
         for parameter in model.model.language_model.parameters():
             parameter.data *= 8  # so that what is said depends on the picture
-    weights = {k: w for k, w in (clip or tiny.clip()).weights.items() if k.startswith("visual.") and k != "visual.proj"}
+    weights = {
+        k: w
+        for k, w in (clip or tiny.clip()).weights.items()
+        if k.startswith("visual.") and k != "visual.proj"
+    }
     model.load_state_dict(names.carry(weights, model.state_dict()), strict=False)
     processor = LlavaProcessor(
         CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3,

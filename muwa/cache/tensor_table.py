@@ -23,9 +23,7 @@ from muwa.fingerprint import digest
 
 
 def rows_of(
-    folder: Path,
-    digests: Sequence[str],
-    compute: Callable[[list[int]], Tensor],
+    folder: Path, digests: Sequence[str], compute: Callable[[list[int]], Tensor]
 ) -> tuple[Tensor, int]:
     """Read the rows of some items; compute the rows that the table lacks and add them to it.
 

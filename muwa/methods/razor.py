@@ -18,12 +18,7 @@ from muwa.gradients.base import Recipe
 from muwa.gradients.mean import ClipGradients, plan
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.scores import layer_scores
-from muwa.methods._checks import (
-    check_above_zero,
-    check_at_least,
-    check_granularity,
-    refuse_gradient_file,
-)
+from muwa.methods._checks import check_above_zero, check_at_least, check_granularity, refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of

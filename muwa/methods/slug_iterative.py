@@ -131,14 +131,7 @@ class Steps:
 
 
 def take_steps(
-    model: Clip,
-    pairs: Pairs,
-    layer: Layer,
-    probe: Split,
-    settings: Steps,
-    loss: BatchLoss,
-    *,
-    run: Run,
+    model: Clip, pairs: Pairs, layer: Layer, probe: Split, settings: Steps, loss: BatchLoss, *, run: Run
 ) -> dict[str, Any]:
     """Move one layer step by step along its forget gradient; evaluate after each step.
 
@@ -150,11 +143,7 @@ def take_steps(
         See `muwa.methods._selection.Checkpoints.found`.
     """
     evaluator = EditEvaluator(
-        model.observe(run),
-        probe,
-        criterion=settings.criterion,
-        target=settings.target,
-        step_unit="|theta|",
+        model.observe(run), probe, criterion=settings.criterion, target=settings.target, step_unit="|theta|"
     )
     checkpoints, candidate = Checkpoints(evaluator), candidate_of({"": layer})
     silent = replace(run, progress=False)  # one bar for all steps

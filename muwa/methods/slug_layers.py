@@ -175,11 +175,7 @@ def joint_search(
         See `muwa.methods._selection.Checkpoints.found`.
     """
     evaluator = EditEvaluator(
-        model.observe(run),
-        probe,
-        criterion=settings.criterion,
-        target=settings.target,
-        step_unit=RELATIVE,
+        model.observe(run), probe, criterion=settings.criterion, target=settings.target, step_unit=RELATIVE
     )
     checkpoints, names = Checkpoints(evaluator), tuple(layer.name for layer in layers)
     towers = {layer.tower for layer in layers}

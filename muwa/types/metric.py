@@ -60,5 +60,11 @@ class Metric:
         ['better', 'capped', 'counted', 'features']
         """
         about = asdict(self.reading)
-        values = {"value": self.value, "n": self.n, "low": self.low, "high": self.high, "better": about.pop("better")}
+        values = {
+            "value": self.value,
+            "n": self.n,
+            "low": self.low,
+            "high": self.high,
+            "better": about.pop("better"),
+        }
         return {**values, "reads": about.pop("text"), **about, "capped": self.capped}

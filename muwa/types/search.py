@@ -53,7 +53,9 @@ class LayerScore:
 
 
 LAMBDA = "lambda"  # the unit of a step: the factor of the forget gradient in theta + lambda * g_f
-RELATIVE = "|theta|/|g_f|"  # the unit of a step: a fraction of the lambda that would move the layer by its own norm
+RELATIVE = (
+    "|theta|/|g_f|"  # the unit of a step: a fraction of the lambda that would move the layer by its own norm
+)
 ALL_WEIGHTS = "all weights"  # the "layer" of an edit that is not limited to one
 BOTH_TOWERS = "both"  # the "tower" of an edit that is not limited to one
 

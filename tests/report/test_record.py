@@ -67,12 +67,7 @@ def test_newer_fields_stand_beside_them(tmp_path):
     )
     assert {
         key: found["metrics"]["after"]["forget/ua"][key] for key in ("unit", "role", "gone_at", "capped")
-    } == {
-        "unit": "rate",
-        "role": "forgotten",
-        "gone_at": 0.05,
-        "capped": True,
-    }
+    } == {"unit": "rate", "role": "forgotten", "gone_at": 0.05, "capped": True}
     assert {key: found["trace"][1][key] for key in ("step_unit", "forgotten", "kept", "layers")} == {
         "step_unit": "lambda",
         "forgotten": 0.0,

@@ -1,17 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from report.finished import (
-    ANSWERED,
-    ATTACK,
-    FIRST_FIVE,
-    FIRST_GUESS,
-    OTHERS,
-    REFUSED,
-    UA,
-    WRONG_NAME,
-    report,
-)
+from report.finished import ANSWERED, ATTACK, FIRST_FIVE, FIRST_GUESS, OTHERS, REFUSED, UA, WRONG_NAME, report
 
 from muwa.report.verdicts import verdicts
 from muwa.types.edit import Edit

@@ -37,12 +37,7 @@ def main() -> None:
         for _ in data.write(root):
             pass
         train_clip(
-            root,
-            args.out,
-            without=args.without,
-            epochs=args.epochs,
-            seed=args.seed,
-            tokenizer=args.tokenizer,
+            root, args.out, without=args.without, epochs=args.epochs, seed=args.seed, tokenizer=args.tokenizer
         )
 
 

@@ -109,12 +109,7 @@ class Clip(Content):
     observer: ClassVar[type[Features]] = Features
 
     def __init__(
-        self,
-        towers: Towers,
-        prepare: Preparation,
-        tokenize: Callable[[list[str]], Tensor],
-        *,
-        source: str,
+        self, towers: Towers, prepare: Preparation, tokenize: Callable[[list[str]], Tensor], *, source: str
     ):
         self._towers = towers.eval().requires_grad_(False)
         self.prepare, self.tokenize, self.source = prepare, tokenize, source

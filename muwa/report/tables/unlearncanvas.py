@@ -16,10 +16,7 @@ KINDS = ("style", "class")
 RATES = {"UA": "forget/ua", "IRA": "retain/ira", "CRA": "retain/cra"}  # column of the benchmark -> metric
 FID = "quality/fid"
 # The features of a distance -> its column. The published distances are on features of Inception.
-FID_COLUMNS = {
-    "Inception": "FID",
-    "CLIP": "FID (CLIP features)",
-}
+FID_COLUMNS = {"Inception": "FID", "CLIP": "FID (CLIP features)"}
 NOTE = (
     "\nRates in per cent, mean over the forgotten styles (classes). "
     "Published: other models, data and machines. "

@@ -117,11 +117,7 @@ def test_labels_come_from_a_file(files):
             FileNotFoundError,
             "classifier.domains.style: no checkpoint gone.pth. To get it: ask the author",
         ),
-        (
-            {"labels": "gone.txt"},
-            FileNotFoundError,
-            "no file of labels gone.txt. To get it: ask the author",
-        ),
+        ({"labels": "gone.txt"}, FileNotFoundError, "no file of labels gone.txt. To get it: ask the author"),
         ({"labels": ["a", "b"]}, ValueError, r"is not a resnet18 of 2 labels: .*fc.weight"),
         ({"labels": ["a", "b", "a"]}, ValueError, "want labels, each once, got 3 of which 2 differ"),
         ({"architecture": "resnet1001"}, ValueError, "timm has no 'resnet1001'"),
