@@ -1,7 +1,7 @@
 """Look into a cache.
 
 python -m muwa.cache ls outputs/cache                 # entries, size, age
-python -m muwa.cache why KEY [KEY2] --root ROOT       # what a key is made of; of two: what differs
+python -m muwa.cache why KEY [KEY2] --root ROOT       # the parts of a key; of two: which differ
 python -m muwa.cache clear ROOT [--stage gradients/forget]
 """
 
@@ -18,10 +18,12 @@ from typing import Any
 
 
 def _entries(root: Path) -> list[Path]:
+    """The folders of all complete entries under `root`."""
     return sorted(path.parent for path in root.rglob("key.json") if ".draft" not in path.parent.name)
 
 
 def _find(root: Path, key: str) -> dict[str, Any]:
+    """The parts of the one key under `root` that begins with `key`."""
     found = [folder for folder in _entries(root) if folder.name.startswith(key)]
     if len(found) != 1:
         raise ValueError(f"{key}: {len(found)} entries under {root} begin with it, want one")

@@ -1,0 +1,140 @@
+"""Cache entries on disk: folders that hold a value as JSON and safetensors (never pickle), and its key.
+
+    value.json            the value; a tensor is replaced by its name
+    value.safetensors     the tensors, if there are any
+    key.json              stage, key, parts of the key, and seconds of computation
+
+An entry is written to a draft folder and renamed, so an interrupted write leaves no entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from muwa.types import data, edit, gradients, metric, search
+
+# The records that a value may hold: the dataclasses of muwa.types.
+RECORDS: dict[str, type] = {
+    name: record
+    for module in (data, edit, gradients, metric, search)
+    for name, record in vars(module).items()
+    if dataclasses.is_dataclass(record) and isinstance(record, type)
+}
+
+
+def read_entry(folder: Path) -> tuple[bool, Any]:
+    """(True, value), or (False, None) if there is no complete entry. Warns of a damaged entry."""
+    if not (folder / "value.json").is_file():
+        return False, None
+    try:
+        tree = json.loads((folder / "value.json").read_text())
+        tensors = load_file(folder / "value.safetensors") if (folder / "value.safetensors").is_file() else {}
+        return True, _load(tree, tensors)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        warnings.warn(
+            f"cache entry {folder.name[:12]} is damaged ({error}); it is computed again", stacklevel=3
+        )
+        return False, None
+
+
+def write_entry(folder: Path, value: Any, about: Mapping[str, object]) -> None:
+    """Write an entry. It appears when it is complete, or not at all.
+
+    Args:
+        about: The content of key.json.
+
+    Raises:
+        TypeError: The value is of a kind that the cache does not take.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _dump(value, tensors)
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    if tensors:
+        save_file(tensors, draft / "value.safetensors")
+    (draft / "value.json").write_text(json.dumps(tree))
+    (draft / "key.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+
+
+def compute_seconds(folder: Path) -> float:
+    """The seconds that computing the value of an entry took."""
+    return json.loads((folder / "key.json").read_text())["seconds"]
+
+
+def start_attempt(unfinished: Path) -> float:
+    """Note that an attempt at a resumable computation starts now.
+
+    Args:
+        unfinished: The folder of its unfinished state; made if it does not exist.
+
+    Returns:
+        Seconds that the stopped attempts took, each from its start to the last file that it wrote.
+    """
+    unfinished.mkdir(parents=True, exist_ok=True)
+    note = unfinished / "attempts.json"
+    spent = 0.0
+    if note.is_file():
+        started, spent = json.loads(note.read_text())
+        written = [path.stat().st_mtime for path in unfinished.iterdir() if path != note]
+        spent += max([0.0, *(when - started for when in written)])
+    draft = unfinished / "attempts.draft"
+    draft.write_text(json.dumps([time.time(), spent]))
+    os.replace(draft, note)
+    return spent
+
+
+def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON. Each tensor is added to `tensors`; the JSON holds its name there."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensor = value.detach().cpu().contiguous()
+        memory = {other.untyped_storage().data_ptr() for other in tensors.values()}
+        shared = tensor.untyped_storage().data_ptr() in memory  # safetensors refuses views of one memory
+        tensors[name] = tensor.clone() if shared else tensor
+        return {"tensor": name}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"plain": value}
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_dump(item, tensors) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[_dump(k, tensors), _dump(v, tensors)] for k, v in value.items()]}
+    if dataclasses.is_dataclass(value) and RECORDS.get(type(value).__name__) is type(value):
+        fields = {f.name: _dump(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, "fields": fields}
+    raise TypeError(
+        f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of muwa.types"
+    )
+
+
+def _load(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_dump`."""
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "plain" in tree:
+        return tree["plain"]
+    if "list" in tree:
+        return [_load(item, tensors) for item in tree["list"]]
+    if "tuple" in tree:
+        return tuple(_load(item, tensors) for item in tree["tuple"])
+    if "dict" in tree:
+        return {_load(k, tensors): _load(v, tensors) for k, v in tree["dict"]}
+    fields = {name: _load(value, tensors) for name, value in tree["fields"].items()}
+    return RECORDS[tree["type"]](**fields)

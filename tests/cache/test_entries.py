@@ -1,0 +1,114 @@
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from muwa.cache.entries import compute_seconds, read_entry, start_attempt, write_entry
+from muwa.types.edit import Edit, Move
+from muwa.types.gradients import Gradients
+from muwa.types.metric import Metric
+from muwa.types.search import LAMBDA, Candidate, Evaluation, LayerScore, Search
+
+ROW = Evaluation(
+    Candidate({"": "l"}, "text"), 1, 0.1, LAMBDA, 0.2, False, 1.0, 0.85, 0.01, 0.3, {"forget_top1": 1.0}
+)
+MOVE = Move("a", "text", "l", 1.0, 0.1)
+
+
+def written_and_read(folder, value):
+    """The value as an entry gives it back."""
+    write_entry(folder, value, {})
+    found, back = read_entry(folder)
+    assert found
+    return back
+
+
+@pytest.mark.parametrize("value", [
+    None, 1, 0.1, "a", True, (1, "b", None), [1, [2]], {"a": 1, "b": (2,)}, {1: "x"}, Metric(0.1, 3), MOVE,
+    Search("a", "paper", "tensor", {}, ("l",), ROW, (ROW, ROW), None, "why"),
+])  # fmt: skip
+def test_values_come_back_as_they_were(tmp_path, value):
+    back = written_and_read(tmp_path / "entry", value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
+    tensor = torch.randn(3, 4).mul(3).to(dtype)
+    back = written_and_read(tmp_path / "entry", {"a": [tensor, tensor[0]]})
+    assert torch.equal(back["a"][0], tensor)
+    assert torch.equal(back["a"][1], tensor[0])
+    assert back["a"][0].dtype == back["a"][1].dtype == dtype
+
+
+def test_dataclasses_of_tensors_come_back_with_their_types(tmp_path):
+    score = LayerScore(0.5, 0.25, -0.25, 2.0, 1.0, 4.0, "text")
+    search = Search("a", "paper", "tensor", {"l": score}, ("l",), ROW, (ROW,), 0, "why")
+    edit = Edit({"w": torch.arange(6.0).view(2, 3)}, (MOVE,), (search,))
+    gradients = Gradients({"w": torch.ones(2)}, {"w": -torch.ones(2)}, 3, 4, {"model": "m"})
+    back, other = written_and_read(tmp_path / "entry", (edit, gradients))
+    assert (type(back), type(other), type(back.searches[0].scores["l"])) == (Edit, Gradients, LayerScore)
+    assert (back.moves, back.searches) == (edit.moves, edit.searches)
+    assert torch.equal(back.deltas["w"], edit.deltas["w"])
+    assert torch.equal(other.retain["w"], gradients.retain["w"])
+    assert (other.n_forget, other.n_retain, other.origin) == (3, 4, {"model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [({1}, "set"), ([object()], "object"), ({"a": torch.Size([2, 3])}, "Size")]
+)
+def test_other_kinds_are_refused_and_nothing_is_written(tmp_path, value, kind):
+    with pytest.raises(TypeError, match=f"cannot cache a {kind}: want tensors, plain values or the"):
+        write_entry(tmp_path / "entry", value, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_holds_its_key_and_its_seconds(tmp_path):
+    write_entry(tmp_path / "entry", 1, {"stage": "s", "seconds": 2.5})
+    assert json.loads((tmp_path / "entry" / "key.json").read_text()) == {"stage": "s", "seconds": 2.5}
+    assert compute_seconds(tmp_path / "entry") == 2.5
+
+
+def test_a_second_write_replaces_the_entry(tmp_path):
+    write_entry(tmp_path / "entry", torch.ones(2), {})
+    assert written_and_read(tmp_path / "entry", 3) == 3
+    assert sorted(path.name for path in (tmp_path / "entry").iterdir()) == ["key.json", "value.json"]
+
+
+def test_an_entry_that_is_not_there_is_not_found(tmp_path):
+    assert read_entry(tmp_path / "entry") == (False, None)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"[]", b"3", b"{}", b"\xff\xfe", b'{"tensor": "9"}', b'{"type": "Nothing", "fields": {}}'],
+)
+def test_garbage_is_reported_and_not_found(tmp_path, garbage):
+    write_entry(tmp_path / "entry", torch.ones(2), {})
+    (tmp_path / "entry" / "value.json").write_bytes(garbage)
+    with pytest.warns(UserWarning, match="cache entry entry is damaged .* it is computed again"):
+        assert read_entry(tmp_path / "entry") == (False, None)
+
+
+def test_an_entry_whose_tensors_are_gone_is_reported_and_not_found(tmp_path):
+    write_entry(tmp_path / "entry", torch.ones(2), {})
+    (tmp_path / "entry" / "value.safetensors").unlink()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert read_entry(tmp_path / "entry") == (False, None)
+
+
+def test_each_stopped_attempt_counts_up_to_the_last_file_that_it_wrote(tmp_path):
+    """Two attempts: of 30 s (it wrote state) and of 0 s (it wrote nothing). The third starts with 30 s spent."""
+    folder = tmp_path / "unfinished"
+    assert start_attempt(folder) == 0
+    began, spent = json.loads((folder / "attempts.json").read_text())
+    assert spent == 0
+    assert abs(time.time() - began) < 60
+    (folder / "state").write_text("")
+    os.utime(folder / "state", (began + 30,) * 2)
+    assert start_attempt(folder) == pytest.approx(30, abs=1e-3)
+    os.utime(folder / "state", (began - 5,) * 2)
+    assert start_attempt(folder) == pytest.approx(30, abs=1e-3)
