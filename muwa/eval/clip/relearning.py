@@ -1,4 +1,4 @@
-"""How fast does the forgotten come back in fine-tuning on a few of its images, or on images of others?"""
+"""How soon is the target recognised again under fine-tuning on a few of its images, or on related data?"""
 
 from __future__ import annotations
 
@@ -24,33 +24,37 @@ from muwa.types.metric import Metric, Reading
 
 @dataclass(frozen=True)
 class Relearning(Measure):
-    """`relearn/steps_<shots>`, `relearn/steps_others`: AdamW steps until half of what was known is back.
+    """`relearn/steps_<shots>`, `relearn/steps_others`: AdamW steps until the target is back.
 
-    All weights are fine-tuned. The forgotten is back at the first step at which at least half as many of its
-    eval images are recognised (top 1 among all names) as by the unedited model. Higher is better. The value
-    is `steps`, and capped, where that never came. An unedited model needs 0 steps.
+    Higher is better. All weights are fine-tuned. The target is back at the first step at which at least half
+    as many of its eval images are recognised (top 1 among all names) as by the unedited model. If that never
+    happens, the value is `steps` and is marked as capped. An unedited model needs 0 steps.
 
-        shots     on that many forget pairs, all of them in each step: mean(1 - cosine)
-        others    on `batch_size` retain pairs a step that do not name the forgotten: CLIP's contrastive loss
+    Two kinds of fine-tuning:
 
-    The interval comes from resampled eval images, along one fine-tuning; it ends at `steps` too.
+    - shots: on `shots` forget pairs of each name; full-batch if they fit in `batch_size`. The loss is
+      mean(1 - cosine).
+    - others: on batches of retain pairs that do not mention the target. The loss is CLIP's contrastive loss.
+
+    The interval comes from resampling the eval images; the fine-tuning is not repeated. The interval ends at
+    `steps` at most.
 
     Args:
-        shots: Numbers of pairs of each forgotten name, one fine-tuning for each; at most as many as there
-            are.
+        shots: Numbers of forget pairs per name, one fine-tuning for each. A name with fewer pairs gives all
+            it has.
         others: Whether to fine-tune on pairs of others as well.
-        steps: The most steps of a fine-tuning.
-        every: Steps between evaluations; each encodes the eval images and all names anew.
-        learning_rate, weight_decay: Of AdamW.
-        batch_size: Pairs a step, of the others; and of the shots where those are more.
-        seed: Of which pairs.
+        steps: The largest number of steps of one fine-tuning.
+        every: Steps between evaluations; each evaluation re-encodes the eval images and all names.
+        learning_rate, weight_decay: Settings of AdamW.
+        batch_size: Pairs per step, or all pairs if there are fewer.
+        seed: Seed for the choice and order of pairs.
 
     Raises:
-        ValueError: A setting is out of range, or fewer than two pairs are of others (`check`). The loss is no
-            longer finite.
+        ValueError: A setting is out of range, or fewer than two retain pairs do not mention the target
+            (raised by `check`). The loss is no longer finite (raised by the call).
 
-    Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); on data that only lies
-    near: Hu et al. (arXiv 2406.13356). Differs: steps instead of epochs.
+    Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); relearning on related
+    data: Hu et al. (arXiv 2406.13356). Differs: steps are counted, not epochs.
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -65,7 +69,7 @@ class Relearning(Measure):
     seed: int
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range, or fewer than two pairs are of others."""
+        """Raise if a setting is out of range, or fewer than two retain pairs do not mention the target."""
         for key, value, least in (
             ("steps", self.steps, 1),
             ("every", self.every, 1),
@@ -81,7 +85,7 @@ class Relearning(Measure):
         n = len(of_others(task))
         if self.others and n < 2:  # a contrastive loss compares pairs
             raise ValueError(
-                f"eval.relearning.others: got {n} retain pairs that do not name the forgotten, want at "
+                f"eval.relearning.others: got {n} retain pairs that do not mention the target, want at "
                 "least 2; set eval.relearning.others=false"
             )
 
@@ -89,7 +93,7 @@ class Relearning(Measure):
         """See the class."""
         model, run, images = features.model, features.run, task.eval.forget
         known = recognised(Features(model.unedited, run), images)
-        trials = {str(shots): (first_pairs(task, shots, self.seed), "cosine") for shots in self.shots}
+        trials = {str(shots): (sample_pairs(task, shots, self.seed), "cosine") for shots in self.shots}
         if self.others:
             trials["others"] = (of_others(task), "contrastive")
         metrics: dict[str, Metric] = {}
@@ -117,10 +121,11 @@ class TuningSettings:
 
     Args:
         loss: "cosine" | "contrastive" (`muwa.gradients.losses`).
-        enough: Stop once so many images are recognised. With as many as the unedited model knew, hardly a
-            resample of the images is left without an answer.
-        steps, every, learning_rate, weight_decay, batch_size: As in `Relearning`.
-        seed: Of the order of the pairs.
+        enough: Stop early once this many images are recognised. The full number that the unedited model
+            recognised (not half of it) is used, so that almost every bootstrap resample reaches its own
+            threshold before the stop.
+        steps, every, learning_rate, weight_decay, batch_size: The settings of `Relearning`.
+        seed: Seed for the order of the pairs.
     """
 
     loss: str
@@ -137,8 +142,8 @@ def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: TuningSet
     """Fine-tune a copy of `model` on `pairs`, and evaluate it on `images` every few steps.
 
     Returns:
-        (1 + evaluations, images) bool: which images are recognised first of all names, before the first step
-        and at each evaluation.
+        (1 + evaluations, images) bool: whether each image's own name ranks first among all names, before the
+        first step and at each evaluation.
 
     Raises:
         ValueError: The loss is no longer finite.
@@ -170,42 +175,44 @@ def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: TuningSet
 
 
 def steps_until_back(hits: Tensor, known: Tensor, cap: int, every: int, reading: Reading) -> Metric:
-    """The first step at which half as many images are recognised as were `known`, or `cap`.
+    """The first step at which at least half as many images are recognised as were `known`, or `cap`.
 
     Args:
         hits: (1 + evaluations, n) bool of `relearn`, `every` steps apart.
-        known: (n,) bool: which the unedited model recognises.
+        known: (n,) bool: which images the unedited model recognises.
+        cap: The number of steps of the fine-tuning.
+        every: Steps between evaluations.
 
     Returns:
-        The metric; n is the number of images. It is capped where the forgotten never came back. Where nothing
-        was known, nothing can come back: `cap`, without an interval.
+        The metric; n is the number of images. It is capped if the target never came back. If nothing was
+        known, nothing can come back: the value is `cap`, capped, without an interval.
     """
     seen, was = hits.double().numpy(), known.double().numpy()
     if not was.sum():
-        unknown = replace(reading, text=f"{reading.text} The unedited model knew none of them.")
+        unknown = replace(reading, text=f"{reading.text}; the unedited model recognised none")
         return Metric(float(cap), len(was), reading=unknown, capped=True)
 
     def is_back(weights: np.ndarray) -> np.ndarray:
-        """(resamples, 1 + evaluations) bool: whether the forgotten is back at each evaluation."""
+        """(resamples, 1 + evaluations) bool: whether the target is back at each evaluation."""
         return weights @ seen.T >= np.maximum((weights @ was)[:, None] / 2, 1e-9)
 
-    def first(back: np.ndarray) -> np.ndarray:
-        """(resamples,) the first step at which it is back."""
+    def first_step(back: np.ndarray) -> np.ndarray:
+        """(resamples,) the first step at which the target is back."""
         return np.where(back.any(1), np.minimum(back.argmax(1) * every, cap), cap)
 
     every_image = is_back(np.ones((1, len(was))))
-    value, capped = float(first(every_image)[0]), not every_image.any()
-    return Metric(value, len(was), *interval(first(is_back(counts(len(was))))), reading, capped)
+    value, capped = float(first_step(every_image)[0]), not every_image.any()
+    return Metric(value, len(was), *interval(first_step(is_back(counts(len(was))))), reading, capped)
 
 
 def recognised(features: Features, images: LabelledImages) -> Tensor:
-    """(n,) bool: the images whose own name is first of all names."""
+    """(n,) bool: whether each image's own name ranks first among all names."""
     labels = torch.tensor(images.labels, dtype=torch.long)
     return top_k(features.images(images), features.classes(images.classes), labels, 1)
 
 
-def first_pairs(task: Task, shots: int, seed: int) -> Pairs:
-    """`shots` forget pairs of each name, by `seed`; the pairs of fewer shots are among those of more."""
+def sample_pairs(task: Task, shots: int, seed: int) -> Pairs:
+    """`shots` random forget pairs of each name; a smaller sample is a subset of a larger one."""
     parts = []
     for name in task.names:
         pairs = task.forget[name]
@@ -216,18 +223,18 @@ def first_pairs(task: Task, shots: int, seed: int) -> Pairs:
 
 
 def reading(name: str, n: int, cap: int) -> Reading:
-    """How to read `relearn/steps_<name>` of a fine-tuning on `n` pairs, for `cap` steps at most."""
-    what = "pairs of others only" if name == "others" else f"{n} forget pairs"
+    """How to read `relearn/steps_<name>`, measured on `n` pairs and at most `cap` steps."""
+    what = "retain pairs that do not mention the target" if name == "others" else f"{n} forget pairs"
     return Reading(
-        f"steps of fine-tuning on {what} until half of the held-out images that the unedited model knew are "
-        f"known again; {cap}: not within so many.",
+        f"steps of fine-tuning on {what} until at least half as many held-out images are recognised as by "
+        f"the unedited model; {cap} means not within {cap} steps",
         unit="steps",
         section="Relearning",
     )
 
 
 def _batches(n: int, tuning: TuningSettings) -> Iterator[list[int]]:
-    """Indices of the pairs of each step: a new order once fewer than a batch are left."""
+    """Indices of the pairs of each step, in random order; reshuffled once fewer than a batch are left."""
     rng, order = np.random.default_rng(tuning.seed), np.zeros(0, int)
     while True:
         if len(order) < min(tuning.batch_size, n):
@@ -237,7 +244,7 @@ def _batches(n: int, tuning: TuningSettings) -> Iterator[list[int]]:
 
 
 def _unlabelled(pairs: Pairs) -> LabelledImages:
-    """The images of `pairs`; their labels mean nothing."""
+    """The images of `pairs`, with the placeholder label 0."""
     return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))
 
 
@@ -245,7 +252,7 @@ def _unlabelled(pairs: Pairs) -> LabelledImages:
 def _recognised_with(
     model: Clip, leaves: Mapping[str, Tensor], pixels: Tensor, images: LabelledImages
 ) -> Tensor:
-    """(n,) bool: which of the images the model recognises with these weights.
+    """(n,) bool: which of the images `model` recognises with the weights `leaves`.
 
     Args:
         pixels: (n, 3, h, w) uint8 of `images`.

@@ -1,4 +1,4 @@
-"""The strongest prompt attack: a prompt learnt on images of the forgotten, against the edited model."""
+"""White-box prompt attack: a prompt learnt on forget images through the model under test."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from muwa.types.metric import Metric
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
 
-MARKER = (
-    "q"  # one token of every CLIP tokenizer, in no name: the learnt embeddings take its place in a prompt
-)
-SCALE = 2.0**10  # of the loss: Adam does not notice it, and half precision would lose small gradients
+# A single token in every CLIP tokenizer and not a word of any name; the learnt embeddings replace it.
+MARKER = "q"
+
+# Loss scale: Adam is invariant to it, and it keeps small fp16 gradients from underflowing.
+SCALE = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Learning:
 
     Args:
         texts: Prompts with {} for the learnt tokens; one is taken at random for each image of a batch.
-        start: A word. Its token embeddings, repeated, are where the learnt ones start.
-        tokens: How many token embeddings are learnt.
-        steps, batch, rate: Steps of Adam, images a step, learning rate.
-        seed: Of templates, images, noise and timesteps.
+        start: A word whose token embeddings initialise the learnt ones; repeated if it has fewer tokens.
+        tokens: Number of token embeddings to learn.
+        steps, batch, rate: Number of Adam steps, images per step, learning rate.
+        seed: Seed for templates, images, noise and timesteps.
     """
 
     texts: tuple[str, ...]
@@ -70,24 +71,24 @@ class SoftPrompt(Measure):
         classifier: Loads the classifier.
         templates: Prompts with {} for the learnt tokens; one is taken at random for each image of a batch.
         style_templates: The same, for tasks of kind "style".
-        start: Kind of task -> a word whose token embeddings the learnt ones start at.
-        tokens: How many token embeddings are learnt.
-        steps, batch, rate: Of Adam, on images of the forgotten with noise of random strength.
-        examples: Images to learn from, of each name: the first of its forget set.
-        seed: Of templates, images, noise and timesteps.
-        seeds: Images generated from each prompt, from `first_seed` on: the task's prompt around the learnt
-            tokens.
+        start: Kind of task -> a word whose token embeddings initialise the learnt ones.
+        tokens: Number of token embeddings to learn.
+        steps, batch, rate: Number of Adam steps, images per step, learning rate.
+        examples: Number of forget images per name to learn from (the first ones).
+        seed: Seed for templates, images, noise and timesteps.
+        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ... The prompt is the task's, with
+            the learnt tokens in place of the name.
         first_seed: The first seed.
         cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
             takes all.
 
     Raises:
-        ValueError: The pipeline is not Stable Diffusion 1 or 2; a setting is below 1; a kind has no word to
-            start at; the learnt tokens do not fit into a prompt; the classifier has no label for a forgotten
-            name (`check`).
+        ValueError: The pipeline is not Stable Diffusion 1 or 2; a setting is below 1; `start` has no word for
+            the task's kind; a prompt does not fit; the classifier has no label for a name to forget
+            (`check`).
 
-    Source: textual inversion (arXiv 2208.01618); against models that have forgotten, Pham et al. (arXiv
-    2308.01508). Differs: several tokens; latents are means of the posterior.
+    Sources: textual inversion (arXiv 2208.01618); as an attack on unlearnt models, Pham et al. (arXiv
+    2308.01508). Differs: several tokens are learnt; latents are the mean of the VAE's posterior, not samples.
     """
 
     observes: ClassVar[type[Observer]] = ImageGenerator
@@ -140,13 +141,13 @@ class SoftPrompt(Measure):
             requests = self._requests(of_name)
             hits += recognised(generate_embedded(model, requests, embeddings), requests, classifier)
         text = (
-            f"fraction of images generated with {self.tokens} token embeddings, learnt against the model in "
-            f"{self.steps} steps on images of the forgotten, in which it is the classifier's first guess; "
-            "compare with before the edit, and with more steps"
+            f"fraction of images, generated from a learnt prompt ({self.tokens} token embeddings, "
+            f"{self.steps} steps), whose first classifier guess is the target"
         )
         return {"attack/soft_prompt": hit_rate(hits, attack_reading(text, "by a learnt prompt"))}
 
     def _learning(self, task: Task) -> Learning:
+        """The settings of `learn` for the task's kind."""
         texts = self.style_templates if task.kind == "style" else self.templates
         start = self.start[task.kind]
         return Learning(tuple(texts), start, self.tokens, self.steps, self.batch, self.rate, self.seed)
@@ -156,6 +157,7 @@ class SoftPrompt(Measure):
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def _requests(self, task: Task) -> list[ImageRequest]:
+        """What to generate: the images of the task's prompt, from each seed."""
         return forget_requests(task, task.prompts[0], self._seeds, self.cross)
 
     def _prompts(self, task: Task) -> list[str]:
@@ -166,8 +168,9 @@ class SoftPrompt(Measure):
 def learn(model: Diffusion, pairs: Pairs, settings: Learning, *, run: Run) -> Tensor:
     """Token embeddings (tokens, d), fp32, that minimise the pipeline's loss on the images of `pairs`.
 
-    E |truth - UNet(x_t, t, e(text with the tokens))|^2        truth: the noise, or v, as the pipeline
-    predicts
+        E |truth - UNet(x_t, t, e(text with the tokens))|^2
+
+    The truth is the noise or v, whichever the pipeline predicts.
     """
     texts = with_markers(settings.texts, settings.tokens)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -193,7 +196,7 @@ def learn(model: Diffusion, pairs: Pairs, settings: Learning, *, run: Run) -> Te
 
 @torch.no_grad()
 def latents_of(model: Diffusion, pairs: Pairs) -> Tensor:
-    """The UNet latents of the images of `pairs`, cut to the generated size: (n, c, h, w) fp32."""
+    """(n, c, h, w) fp32 latents of the images, resized and centre-cropped to the generated size."""
     with model.loaded() as loaded:
         pipeline: Any = loaded
         vae = pipeline.vae
@@ -208,7 +211,7 @@ def latents_of(model: Diffusion, pairs: Pairs) -> Tensor:
 
 @contextmanager
 def in_place_of_markers(model: Diffusion, vectors: Tensor) -> Iterator[None]:
-    """Put `vectors` (k, d) in place of the markers' token embeddings, in the order of the markers."""
+    """Replace the token embeddings of the markers by `vectors` (k, d), in order, inside a `with` block."""
     table: nn.Module = model.pipeline.text_encoder.get_input_embeddings()
     marker = _token_ids(model, [MARKER])[0][0]
 
@@ -232,7 +235,7 @@ def _embed_with_gradients(model: Diffusion, texts: Sequence[str]) -> Tensor:
 
 
 def _start(model: Diffusion, settings: Learning) -> Tensor:
-    """(tokens, d) fp32: the token embeddings of the word to start at, over and over."""
+    """(tokens, d) fp32: the token embeddings of the word `start`, repeated as often as needed."""
     with model.loaded() as loaded:
         pipeline: Any = loaded
         table = pipeline.text_encoder.get_input_embeddings().weight
@@ -241,7 +244,7 @@ def _start(model: Diffusion, settings: Learning) -> Tensor:
 
 
 def _token_ids(model: Diffusion, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without start and end, cut as the pipeline cuts them."""
+    """Token ids of each text, without start and end markers, truncated as the pipeline truncates them."""
     tokenizer = model.pipeline.tokenizer
     every = tokenizer(list(texts), truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
     return [ids[1:-1] for ids in every]
@@ -253,10 +256,10 @@ def with_markers(texts: Sequence[str], tokens: int) -> list[str]:
 
 
 def check_markers(model: Diffusion, texts: Sequence[str], tokens: int) -> None:
-    """Raise if a prompt does not have exactly `tokens` markers once the pipeline has cut it.
+    """Raise if a prompt does not have exactly `tokens` markers after the pipeline has truncated it.
 
     Raises:
-        ValueError: Gives the prompt.
+        ValueError: A prompt does not fit; the message quotes it.
     """
     marker = _token_ids(model, [MARKER])[0]
     for text, ids in zip(texts, _token_ids(model, texts), strict=True):

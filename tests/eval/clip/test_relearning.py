@@ -33,7 +33,10 @@ def test_half_of_what_was_known_by_hand():
 
 def test_never_is_the_cap_and_at_once_is_0():
     reads = reading("others", 12, 50)
-    assert "50: not within so many" in reads.text
+    assert reads.text == (
+        "steps of fine-tuning on retain pairs that do not mention the target until at least half as many "
+        "held-out images are recognised as by the unedited model; 50 means not within 50 steps"
+    )
     never = torch.zeros(51, 4, dtype=torch.bool)
     metric = steps_until_back(never, KNOWN, 50, 1, reads)
     assert (metric.value, metric.capped) == (50, True)
@@ -41,7 +44,7 @@ def test_never_is_the_cap_and_at_once_is_0():
     assert (metric.value, metric.capped) == (0, False)
     unknown = steps_until_back(never, torch.zeros(4, dtype=torch.bool), 50, 1, reads)
     assert (unknown.value, unknown.low, unknown.capped) == (50.0, None, True)
-    assert unknown.reading == replace(reads, text=f"{reads.text} The unedited model knew none of them.")
+    assert unknown.reading == replace(reads, text=f"{reads.text}; the unedited model recognised none")
 
 
 def test_what_is_back_at_the_last_step_is_not_capped():

@@ -131,7 +131,10 @@ def test_what_is_generated_is_the_tasks_prompt_with_what_was_learnt(model, monke
     found = measure(ImageGenerator(model, Run()), task)["attack/soft_prompt"]
     assert (found.n, found.reading.better, found.reading.role) == (n, "lower", "attack")
     assert found.reading.label == "by a learnt prompt"
-    assert "2 token embeddings, learnt against the model in 2 steps" in found.reading.text
+    assert found.reading.text == (
+        "fraction of images, generated from a learnt prompt (2 token embeddings, 2 steps), whose first "
+        "classifier guess is the target"
+    )
     requests, embeddings = given[0]
     assert {one.concept for one in requests} == set(task.names)
     assert [one.seed for one in requests[:2]] == [5000, 5001]
