@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from muwa.report.runs import Variant
+from muwa.report.text import rounded
 from muwa.types.metric import RATE, Metric
 from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Search
 
@@ -20,7 +21,7 @@ from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Se
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
 TOWER_COLOURS = {"vision": BLUE, "text": ORANGE}
 SIZE = "‖Δθ‖ / ‖θ‖, %"  # how far a step went
-_BARS = 16  # a figure of more rates shows those under the report's first heading
+_BARS = 16  # the most rates in one figure; of more, those under the report's first heading are shown
 
 # Rates of a search by the name that its evaluations give them: name, label, colour, line style.
 SEARCH_RATES = (
@@ -53,7 +54,7 @@ def short_candidate(candidate: Candidate) -> str:
 
 
 def search_rates(search: Search) -> list[tuple[str, str, str, str, list[float]]]:
-    """(name, label, colour, line style, a rate each evaluation) of what a search's figure and table show.
+    """(name, label, colour, line style, one rate per evaluation) of what a search's figure and table show.
 
     They are those of `SEARCH_RATES` that every evaluation has. A search without any of them shows `forgotten`
     and `kept`.
@@ -84,9 +85,9 @@ def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
 
 
 def pareto(search: Search) -> Figure:
-    """Importance against alignment of every layer, one panel a tower.
+    """Importance against alignment of every layer, one panel per tower.
 
-    The layers of the front are joined and named, those that were edited ringed.
+    A line joins the layers of the Pareto front, which are named. Rings mark the layers that were edited.
     """
     towers = list(dict.fromkeys(score.tower for score in search.scores.values()))
     towers.sort(key=[*TOWER_COLOURS, *towers].index)
@@ -134,7 +135,7 @@ def _scores(
 
 
 def _label(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float], chosen: set[str]) -> None:
-    """Name the points of a front right of the panel, from top to bottom, with thin lines to their points."""
+    """Write the names of a front's points to the right of the panel, with thin lines to the points."""
     if not names:
         return
     low, high = np.log(axis.get_ylim())
@@ -161,7 +162,7 @@ def _label(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[floa
 
 
 def trace(search: Search) -> Figure:
-    """What each step did, one panel a candidate: rates on the probe set against the size of the step."""
+    """What each step did, one panel per candidate: rates on the probe set against the size of the step."""
     panels: dict[tuple[str, str], list[int]] = {}  # candidate -> its places in the trace
     for i, row in enumerate(search.trace):
         panels.setdefault((row.candidate.tower, row.candidate.name), []).append(i)
@@ -247,7 +248,10 @@ def rates_of(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
-    """Rates before and after, with their 95 % intervals; of many, those under the report's first heading."""
+    """Rates before and after, with their 95 % intervals.
+
+    If there are too many for one figure, only those under the report's first heading are shown.
+    """
     names = rates_of(before)
     if len(names) > _BARS:
         names = [name for name in names if not before[name].reading.section] or names[:_BARS]
@@ -262,7 +266,7 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
             low = 100 * (metric.low if metric.low is not None else metric.value)
             high = 100 * (metric.high if metric.high is not None else metric.value)
             axis.plot([low, high], [place, place], color="#333333", linewidth=1)
-            axis.text(max(value, high) + 1.5, place, f"{value:.1f}", va="center", fontsize=8)
+            axis.text(max(value, high) + 1.5, place, rounded(value, ".1f"), va="center", fontsize=8)
     axis.set_yticks(
         np.arange(len(names))[::-1], [f"{name}  (n={after[name].n})" for name in names], fontsize=9
     )
@@ -275,12 +279,12 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
 def kept_against_forgotten(
     variants: Mapping[Variant, tuple[Sequence[float], Sequence[float]]], forget_rate: str
 ) -> Figure:
-    """The runs of a sweep: a point a variant, the mean over its runs, with one standard deviation as bars.
+    """The runs of a sweep: one point per variant, the mean of its runs, with one standard deviation as bars.
 
     Args:
         variants: Variant -> (forget rate after the edit in per cent, change of what is kept in points), one
-            value a run. The last setting decides the marker, the method and the other settings the colour. A
-            line joins the points of a colour.
+            value per run. The last setting decides the marker; the method and the other settings decide the
+            colour. A line joins the points of a colour.
         forget_rate: The name of the forget rate, for the axis.
     """
     figure, axes = blank(8.6, 4.6)
@@ -308,7 +312,7 @@ def kept_against_forgotten(
 
 
 def _point(axis: Any, values: tuple[Sequence[float], Sequence[float]], **style: Any) -> None:
-    """A mean with one standard deviation as bars; the horizontal bar ends where rates do, at 0 and 100."""
+    """A mean with one standard deviation as bars; the horizontal bar is cut at 0 and 100."""
     x, y = (float(np.mean(each)) for each in values)
     wide, high = (float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in values)
     ends = [[min(wide, x)], [min(wide, 100 - x)]]

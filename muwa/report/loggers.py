@@ -16,12 +16,8 @@ from muwa.types.report import Report
 
 log = logging.getLogger(__name__)
 
-PLOTS = (
-    "pareto",
-    "trace",
-    "metrics",
-    "similarity",
-)  # figures of numbers; `examples` holds images and is not sent
+# The figures that are sent: those of numbers. `examples` holds images and is not sent.
+PLOTS = ("pareto", "trace", "metrics", "similarity")
 
 
 class Logger(Protocol):
@@ -55,7 +51,7 @@ class Loggers:
 
 
 class Jsonl:
-    """A file with one JSON line an event, written at once: "time" (UTC), "event" and the event's fields."""
+    """A file with one JSON line per event, written at once: "time" (UTC), "event" and the event's fields."""
 
     def __init__(self, path: str):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +125,7 @@ class Wandb:
             return
         try:
             action(*arguments)
-        except (
-            Exception
-        ) as error:  # no package, disk, network or service: whatever fails in W&B, the run goes on
+        except Exception as error:  # whatever fails in W&B (package, disk, network, service), the run goes on
             self._off = True
             log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, error)
 

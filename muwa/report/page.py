@@ -11,21 +11,23 @@ from muwa.data.shards import image_ending
 from muwa.fingerprint import read_image
 from muwa.report import figures, samples
 from muwa.report.record import results
-from muwa.report.text import environment, write_text
+from muwa.report.text import environment, rounded, write_text
 from muwa.report.verdicts import verdicts
 from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Metric
 from muwa.types.report import Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
-PIXELS = 96  # of the page, to an inch of a figure
+PIXELS = 96  # pixels of the page per inch of a figure
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
 DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units have three
 
 
 def write_report(report: Report, *, show_forget: bool) -> None:
-    """Write results.json, figures/*.png and report.html to the run's folder, each whole or not at all.
+    """Write results.json, figures/*.png and report.html to the run's folder.
+
+    Each file appears when it is complete, or not at all.
 
     Args:
         show_forget: Whether the page shows images of the forget set. False shows none.
@@ -72,7 +74,7 @@ def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, An
 
 
 def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, figures.Figure]]]:
-    """Kind of figure -> (title, figure) of each: one a search, or one in all."""
+    """Kind of figure -> (title, figure) of each figure: one per search, or one in all."""
     made: dict[str, list[tuple[str, figures.Figure]]] = {}
     for search in report.edit.searches:
         if search.scores:
@@ -105,7 +107,7 @@ def step_heading(edit: Edit) -> str:
 
 
 def steps_table(search: Search) -> dict[str, Any]:
-    """The page's table of a search: its concept, the headings of its steps and rates, one row a step."""
+    """The page's table of a search: its concept, the headings of its steps and rates, one row per step."""
     rates = figures.search_rates(search)
     unit = search.trace[0].step_unit
     rows = [
@@ -125,7 +127,7 @@ def steps_table(search: Search) -> dict[str, Any]:
 
 
 def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """One row a metric for the page's table; rates in per cent, their changes in points."""
+    """One row per metric for the page's table; rates in per cent, their changes in points."""
     rows = []
     for name, metric in after.items():
         unit = metric.reading.unit
@@ -170,11 +172,15 @@ def _number(value: float, unit: str, sign: str = "") -> str:
 
     >>> [_number(x, "distance") for x in (0.0, 0.000123, -0.00456, 0.0256, 12.3456)]
     ['0', '0.000123', '-0.00456', '0.026', '12.346']
-    >>> _number(0.001, "rate"), _number(0.00123, "distance", "+"), _number(24.0, "steps", "+")
-    ('0.0', '+0.00123', '+24')
+    >>> [_number(x, "rate", "+") for x in (-0.04, 0.0, 0.06)]
+    ['0.0', '0.0', '+0.1']
+    >>> _number(0.00123, "distance", "+")
+    '+0.00123'
+    >>> _number(24.0, "steps", "+")
+    '+24'
     """
     if unit in DECIMALS:
-        return f"{value:{sign}.{DECIMALS[unit]}f}"
+        return rounded(value, f"{sign}.{DECIMALS[unit]}f")
     if value == 0:
         return "0"
     return f"{value:{sign}.3g}" if abs(value) < 0.01 else f"{value:{sign}.3f}"

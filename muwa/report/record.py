@@ -19,7 +19,7 @@ SCHEMA = 1
 def results(report: Report) -> dict[str, Any]:
     """All keys of results.json, as plain values without NaN.
 
-    Schema 1 fixes the keys and what they mean. Newer keys stand beside them and need no new schema.
+    Schema 1 fixes the keys and what they mean. Newer keys are added to them and need no new schema.
     """
     searches = report.edit.searches
     return {

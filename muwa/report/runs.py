@@ -79,7 +79,7 @@ def grouped(runs: Sequence[SweptRun]) -> dict[Variant, list[Results]]:
 
 
 def unedited(variants: Variants) -> dict[str, list[Results]]:
-    """Label of an unedited model -> one run a request, whose metrics before the edit describe the model.
+    """Label of an unedited model -> one run per request, whose metrics before the edit describe the model.
 
     All variants of a request share these metrics. Two requests are the same when model and data have the same
     fingerprints. The label is "before", or "before (source, start of the digest)" with several models.

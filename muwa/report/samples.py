@@ -17,7 +17,7 @@ HEADINGS = {
     "retain": "Retain set: others of the same kind",
     "utility": "Utility set: everything else",
 }
-LINES, WIDTH = 2, 22  # the lines of a prompt above its column, and their width in letters
+LINES, WIDTH = 2, 22  # lines of a prompt above its column, and letters per line
 
 
 def with_images(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -26,7 +26,9 @@ def with_images(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def sheet(examples: Sequence[Example], *, show_forget: bool) -> figures.Figure:
-    """Two rows a role, before above after; a column a prompt. Forget images are grey unless `show_forget`.
+    """Two rows per role, before above after; one column per prompt.
+
+    Forget images are grey unless `show_forget`.
 
     Args:
         examples: Those of `with_images`, at least one.

@@ -1,4 +1,4 @@
-"""A sweep as one table: sweep.csv and sweep.html beside its runs, one row a run, with mean ± std."""
+"""A sweep as one table: sweep.csv and sweep.html next to its runs, one row per run, with mean ± std."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filelock import FileLock
 from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
 from muwa.report.tables import methods, unlearncanvas, vlm
-from muwa.report.text import environment, write_text
+from muwa.report.text import environment, rounded, write_text
 from muwa.report.verdicts import is_gone, still_there
 from muwa.types.metric import RATE
 
@@ -33,7 +33,7 @@ def write_sweep(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    with FileLock(folder / ".sweep.lock"):  # runs side by side end at any time
+    with FileLock(folder / ".sweep.lock"):  # runs of a sweep may end at the same time
         _write(folder)
 
 
@@ -75,8 +75,8 @@ def _write(folder: Path) -> None:
 def read_runs(folder: Path) -> list[SweptRun]:
     """The runs of a sweep, in the order of their numbers.
 
-    A setting that several methods share (`learning_rate`) counts as not given where the run's method does not
-    read it. It counts as not swept where the runs that read it agree.
+    If a run's method does not read a setting that several methods share (`learning_rate`), the run counts as
+    not having it. If all runs that read such a setting agree on its value, it counts as not swept.
     """
     places = sorted((path.parent.parent for path in folder.glob("*/.hydra/overrides.yaml")), key=_order)
     given = list(map(_overrides, places))
@@ -149,7 +149,7 @@ def summary(runs: Sequence[SweptRun]) -> dict[str, str]:
             v for row in rows if isinstance(v := row.get(column), int | float) and not isinstance(v, bool)
         ]
         if values:
-            cells[column] = f"{statistics.mean(values):.4g} ± {_std(values):.2g}"
+            cells[column] = f"{rounded(statistics.mean(values), '.4g')} ± {_std(values):.2g}"
     return cells
 
 
@@ -168,7 +168,8 @@ def headline(runs: Sequence[SweptRun]) -> str:
         text += f" {forgot} of {len(done)} forgot ({', '.join(_goal(done[0], name) for name in names)})."
     for name in _of_role(done, "kept") if _alike(runs) else ():
         changes = [_points(found, name) for found in done]
-        text += f" Mean change of {name}: {statistics.mean(changes):+.2f} ± {_std(changes):.2f} points."
+        change = f"{rounded(statistics.mean(changes), '+.2f')} ± {_std(changes):.2f}"
+        text += f" Mean change of {name}: {change} points."
     return text
 
 
@@ -190,7 +191,7 @@ def _has_role(metric: Mapping[str, Any], role: str) -> bool:
 
 
 def _forgot(found: Results, names: Sequence[str]) -> bool:
-    """Whether each of these rates says that what was to be forgotten is gone."""
+    """Whether the target is gone by each of these rates."""
     metrics = [found["metrics"]["after"][name] for name in names]
     return all(is_gone(metric["value"], metric["better"], metric["gone_at"]) for metric in metrics)
 
@@ -208,7 +209,7 @@ def _goal(found: Results, name: str) -> str:
 
 
 def _highest(found: Results, names: Sequence[str]) -> float:
-    """The highest rate, over these metrics, at which what was to be forgotten is still there."""
+    """The highest rate, over these metrics, at which the target is still there."""
     metrics = [found["metrics"]["after"][name] for name in names]
     return max(still_there(metric["value"], metric["better"]) for metric in metrics)
 
@@ -219,14 +220,14 @@ def _points(found: Results, name: str) -> float:
 
 
 def _std(values: Sequence[float]) -> float:
-    """The sample standard deviation; 0 of a single value."""
+    """The sample standard deviation; 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _figure(runs: Sequence[SweptRun]) -> str | None:
-    """Forgetting against keeping, a dot a run, as an embedded PNG; None where rates of one kind are missing.
+    """Forgetting against keeping, one dot per run, as an embedded PNG; None if rates of one kind are missing.
 
-    Each run stands at the highest of its forget rates.
+    The horizontal position of a run is the highest of its forget rates.
     """
     done = [run.results for run in runs if run.results]
     forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")

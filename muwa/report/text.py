@@ -1,4 +1,4 @@
-"""Text files of a report, and the environment of its HTML templates."""
+"""Text files of a report, the environment of its HTML templates, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ def environment() -> jinja2.Environment:
     """The environment of the templates. It escapes what it inserts, and an undefined name is an error."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+
+
+def rounded(value: float, spec: str) -> str:
+    """A number in a format such as "+.1f". What rounds to zero has no sign.
+
+    >>> rounded(-0.04, ".1f")
+    '0.0'
+    >>> rounded(0.04, "+.1f")
+    '0.0'
+    >>> rounded(-0.06, "+.1f")
+    '-0.1'
+    """
+    text = format(value, spec)
+    return text if text.strip("+-0.,") else text.lstrip("+-")

@@ -4,47 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from muwa.report.text import rounded
 from muwa.types.metric import Metric
 from muwa.types.report import Report
 
-HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows what is to be forgotten
+HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows the target
 _ROUNDING = 1e-9  # so that 1 of 20 is 5 %, also as 1 - 19/20
 
 
 def verdicts(report: Report) -> list[dict[str, str]]:
-    """The outcome in words, the most important sentence first.
+    """The outcome in words, one sentence per entry.
+
+    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label.
+    Metrics of role "detail" are appended to the first sentence. The rates of target and attacks are those at
+    which the target is still there, whichever direction of the metric is better.
 
     Returns:
-        [{"kind": "good" | "bad" | "note", "text": ...}], one sentence each. A metric gives a sentence when
-        its reading has a role and a label. Rates of what was to be forgotten say how often it is still there.
+        [{"kind": "good" | "bad" | "note", "text": ...}].
     """
-    found = [*_searches(report), *_hardly_known(report)]
-    if report.edit.moves:
+    found = [*_search_warnings(report), *_hardly_known(report)]
+    if report.edit.moves:  # an unchanged model forgot nothing, and a warning says so already
         found += _forgotten(report)
     found += _kept(report) + _attacks(report)
     return found or [_verdict("note", "Nothing was measured.")]
 
 
 def still_there(value: float, better: str) -> float:
-    """The rate at which what was to be forgotten is still there, from a rate whose better direction is given.
+    """The rate at which the target is still there, from a rate and its better direction.
 
-    >>> still_there(0.25, "lower"), still_there(0.25, "higher")
-    (0.25, 0.75)
+    >>> still_there(0.25, "lower")
+    0.25
+    >>> still_there(0.25, "higher")
+    0.75
     """
     return 1 - value if better == "higher" else value
 
 
 def is_gone(value: float, better: str, gone_at: float) -> bool:
-    """Whether what was to be forgotten counts as forgotten: it is still there at a rate of at most `gone_at`.
+    """Whether the target counts as forgotten: it is still there at a rate of at most `gone_at`.
 
-    >>> is_gone(0.95, "higher", 0.05), is_gone(0.06, "lower", 0.05)
-    (True, False)
+    >>> is_gone(0.95, "higher", 0.05)
+    True
+    >>> is_gone(0.06, "lower", 0.05)
+    False
     """
     return still_there(value, better) <= gone_at + _ROUNDING
 
 
-def _searches(report: Report) -> list[dict[str, str]]:
-    """The searches that chose no step, or one that is not feasible."""
+def _search_warnings(report: Report) -> list[dict[str, str]]:
+    """A warning for each search that chose no step, or one that is not feasible."""
     found = []
     for search in report.edit.searches:
         if search.chosen is None:
@@ -57,7 +65,7 @@ def _searches(report: Report) -> list[dict[str, str]]:
 
 
 def _hardly_known(report: Report) -> list[dict[str, str]]:
-    """A warning when the unedited model hardly knows what is to be forgotten."""
+    """A warning if the unedited model hardly knows the target."""
     main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
     if not main or _still_there(main[0]) > HARDLY_KNOWN:
         return []
@@ -67,12 +75,12 @@ def _hardly_known(report: Report) -> list[dict[str, str]]:
 
 
 def _forgotten(report: Report) -> list[dict[str, str]]:
-    """A sentence for each metric of what was to be forgotten. The details follow the first as clauses."""
+    """A sentence for each metric of role "forgotten"; the details follow the first as clauses."""
     found: list[dict[str, str]] = []
     details = [f"{_percent(m.value)} {m.reading.label}" for m in _of_role(report.after, "detail").values()]
     for name, metric in _of_role(report.after, "forgotten").items():
         gone = _is_gone(metric)
-        verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still sometimes'}"
+        verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still'}"
         change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         clauses = "; " + ", ".join(details) if details and not found else ""
         text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
@@ -81,25 +89,23 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
 
 
 def _kept(report: Report) -> list[dict[str, str]]:
-    """A sentence for each metric of what was to be kept, with its change in percentage points."""
+    """A sentence for each metric of role "kept", with its change in percentage points."""
     found = []
     for name, metric in _of_role(report.after, "kept").items():
         before = report.before[name]
-        points = 100 * (metric.value - before.value)
+        points = rounded(100 * (metric.value - before.value), "+.1f")
         rates = f"{_percent(before.value)} → {_percent(metric.value)}"
-        found.append(
-            _verdict("note", f"{metric.reading.label}: {rates} ({points:+.1f} points, n = {metric.n}).")
-        )
+        found.append(_verdict("note", f"{metric.reading.label}: {rates} ({points} points, n = {metric.n})."))
     return found
 
 
 def _attacks(report: Report) -> list[dict[str, str]]:
-    """A sentence for each other way of asking for what was to be forgotten."""
+    """A sentence for each metric of role "attack"."""
     found = []
     for name, metric in _of_role(report.after, "attack").items():
         change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         kind = "note" if metric.reading.better == "neither" else "good" if _is_gone(metric) else "bad"
-        found.append(_verdict(kind, f"Asked otherwise ({metric.reading.label}): {change}."))
+        found.append(_verdict(kind, f"Attack ({metric.reading.label}): {change}."))
     return found
 
 
@@ -124,7 +130,7 @@ def _is_gone(metric: Metric) -> bool:
 
 
 def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
+    return f"{rounded(100 * rate, '.1f')} %"
 
 
 def _verdict(kind: str, text: str) -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_a_run_forgot_when_its_rates_are_at_their_goals(tmp_path):
         readings = {"forget/ua": UA, "retain/ira": replace(OTHERS, label="Others")}
         write(tmp_path / str(number), readings, before=(0.1, 0.9), after=(ua, 0.9))
     assert headline(read_runs(tmp_path)) == (
-        "2 of 2 runs are done. 1 of 2 forgot (forget/ua ≥ 95 %). Mean change of retain/ira: +0.00 ± 0.00 points."
+        "2 of 2 runs are done. 1 of 2 forgot (forget/ua ≥ 95 %). Mean change of retain/ira: 0.00 ± 0.00 points."
     )
 
 

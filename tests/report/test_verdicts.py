@@ -39,7 +39,7 @@ def test_the_sentences_of_a_clip(tmp_path):
         ("good", "Ada Fox is no longer the model's first guess: 100.0 % → 0.0 % on 8 held-out images."),
         (
             "bad",
-            "Ada Fox is still sometimes among the model's first five guesses: 87.5 % → 12.5 % on 8 held-out images.",
+            "Ada Fox is still among the model's first five guesses: 87.5 % → 12.5 % on 8 held-out images.",
         ),
         ("note", "The other names: 98.5 % → 97.9 % (-0.6 points, n = 792)."),
         ("note", "Everything else: 98.1 % → 90.0 % (-8.1 points, n = 1200)."),
@@ -57,7 +57,7 @@ def test_the_sentences_of_a_clip(tmp_path):
         (
             0.9,
             "bad",
-            "Ada Fox is still sometimes what it generates when asked: 90.0 % → 10.0 % on 20 generated images.",
+            "Ada Fox is still what it generates when asked: 90.0 % → 10.0 % on 20 generated images.",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_attacks_are_good_when_they_fail(tmp_path, value, better, kind):
     reading = replace(ATTACK, better=better)
     before = {"attack/reworded": Metric(0.9, 20, reading=reading)}
     after = {"attack/reworded": Metric(value, 20, reading=reading)}
-    text = f"Asked otherwise (in other words): 90.0 % → {100 * value:.1f} % on 20 generated images."
+    text = f"Attack (in other words): 90.0 % → {100 * value:.1f} % on 20 generated images."
     assert judged(tmp_path, before, after) == [(kind, text)]
 
 
@@ -100,13 +100,26 @@ def test_the_verdict_never_praises_what_failed(tmp_path):
     texts = said(report(tmp_path, after=0.5))
     assert (
         "bad",
-        "Ada Fox is still sometimes the model's first guess: 100.0 % → 50.0 % on 2 held-out images.",
+        "Ada Fox is still the model's first guess: 100.0 % → 50.0 % on 2 held-out images.",
     ) in texts
     infeasible = said(report(tmp_path, chosen=0))[0]
     assert infeasible == ("bad", "The step taken for Ada Fox was not feasible on the probe images. A reason.")
     none = said(report(tmp_path, chosen=None, after=1.0))
     assert none[0] == ("bad", "No step was found for Ada Fox, so the model is unchanged for it. A reason.")
     assert none[1:] == [("note", "The other names: 90.0 % → 88.0 % (-2.0 points, n = 7).")]
+
+
+@pytest.mark.parametrize(("value", "points"), [(0.8996, "0.0"), (0.9004, "0.0"), (0.8994, "-0.1")])
+def test_a_change_that_rounds_to_zero_has_no_sign(tmp_path, value, points):
+    before, after = ({"retain/top1": Metric(one, 7, reading=OTHERS)} for one in (0.9, value))
+    text = f"The other names: 90.0 % → {100 * value:.1f} % ({points} points, n = 7)."
+    assert judged(tmp_path, before, after) == [("note", text)]
+
+
+def test_what_is_known_as_before_is_still_known(tmp_path):
+    before = {"forget/top1": Metric(1.0, 2, reading=FIRST_GUESS)}
+    text = "Ada Fox is still the model's first guess: 100.0 % → 100.0 % on 2 held-out images."
+    assert judged(tmp_path, before, before) == [("bad", text)]
 
 
 def test_several_names_are_plural(tmp_path):

@@ -1,4 +1,4 @@
-"""The tables of a sweep over methods: a row a method (mean ± std over its requests), or a row a metric."""
+"""The tables of a sweep over methods: one row per method (mean ± std over its requests), or per metric."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from muwa.report.runs import (
     value_of,
     variant_of,
 )
-from muwa.report.text import write_text
+from muwa.report.text import rounded, write_text
 
-ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")  # of SLUG's tables
+ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")  # as SLUG's tables
 FORGOTTEN = "forget/top5"  # at 0 a run counts as having forgotten
 KEPT = ("retain/top1", "utility/top1")
 COSTS: dict[str, tuple[str, float]] = {
@@ -86,7 +86,7 @@ def paired(runs: Sequence[SweptRun]) -> tuple[list[str], list[list[str]]]:
 
 
 def _shared(one: Requests, other: Requests) -> list[list[Pair]]:
-    """For each request that both forgot with the same seed: the runs of both, one pair a seed."""
+    """For each request that both forgot with the same seed: the runs of both, one pair per seed."""
     every = [
         [
             (one[request][seed], other[request][seed])
@@ -98,7 +98,7 @@ def _shared(one: Requests, other: Requests) -> list[list[Pair]]:
 
 
 def _kept_more(pairs: Sequence[Pair], name: str) -> float:
-    """By how many points the second of a pair is higher after the edit, the mean over pairs."""
+    """By how many points the second run of a pair is higher after the edit; the mean over pairs."""
     return 100 * statistics.mean(
         value_of(mine, "after", name) - value_of(first, "after", name) for first, mine in pairs
     )
@@ -114,7 +114,8 @@ def _interval(values: Sequence[float]) -> str:
         return "-"
     mean = statistics.mean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    mean_text, low, high = (rounded(value, "+.2f") for value in (mean, mean - half, mean + half))
+    return f"{mean_text} ({low} to {high})"
 
 
 def accuracies(variants: Variants) -> tuple[list[str], list[list[str]]]:
@@ -169,8 +170,10 @@ def _cell(metrics: Sequence[Mapping[str, Any]]) -> str:
 def _spread(values: Sequence[float]) -> str:
     """Mean, and ± sample std where there are several values.
 
-    >>> _spread([1.0, 3.0]), _spread([0.125])
-    ('2.00 ± 1.41', '0.125')
+    >>> _spread([1.0, 3.0])
+    '2.00 ± 1.41'
+    >>> _spread([0.125])
+    '0.125'
     """
     mean = statistics.mean(values)
     if len(values) < 2:
@@ -186,7 +189,7 @@ def _number(value: float, like: float | None = None) -> str:
     """
     size = abs(value if like is None else like)
     places = 0 if size == 0 or size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
-    return f"{value:,.{places}f}"
+    return rounded(value, f",.{places}f")
 
 
 def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The table of a sweep over styles and classes, in UnlearnCanvas' format, beside the published rows."""
+"""The table of a sweep over styles and classes, in UnlearnCanvas' format, with the published rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FID = "quality/fid"
 # The features of a distance -> its column. The published distances are on features of Inception.
 FID_COLUMNS = {"Inception": "FID", "CLIP": "FID (CLIP features)"}
 NOTE = (
-    "\nRates in per cent, mean over the forgotten styles (classes). "
+    "\nRates in per cent, mean over the styles (classes) to forget. "
     "Published: other models, data and machines. "
     "FIDs on features of CLIP are not comparable with FIDs on features of Inception.\n"
 )
@@ -48,7 +48,7 @@ def _belongs(run: SweptRun) -> bool:
 
 
 def measured(variants: Variants) -> list[dict[str, str]]:
-    """One row a variant, in the columns of the published table; the unedited model comes first."""
+    """One row per variant, in the columns of the published table; the unedited model comes first."""
     rows = [_row(label, runs, "before") for label, runs in unedited(variants).items()]
     return rows + [_row(variant.label, runs, "after") for variant, runs in variants.items()]
 

@@ -1,4 +1,4 @@
-"""The table of a sweep over identities with a vision-language model, as SLUG prints it: a row an identity."""
+"""The table of a sweep over identities with a vision-language model, one row per identity, as in SLUG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muwa.report.runs import Results, SweptRun, grouped
-from muwa.report.text import write_text
+from muwa.report.text import rounded, write_text
 from muwa.types.metric import RATE
 
 ANSWERED = ("forget/answered", "retain/answered", "utility/answered")
@@ -27,12 +27,12 @@ PUBLISHED = (
 
 
 def applies(runs: Sequence[SweptRun]) -> bool:
-    """Whether a run asked a model who somebody is."""
+    """Whether a run measured the answers to questions about the target."""
     return any(map(_belongs, runs))
 
 
 def write(folder: Path, runs: Sequence[SweptRun]) -> None:
-    """Write vlm.md: a row an identity and their mean; where methods were swept, method after method."""
+    """Write vlm.md: one row per identity, then their mean; swept methods follow one another."""
     mine = [run for run in runs if _belongs(run)]
     columns, variants = metrics_of([run.results for run in mine]), grouped(mine)
     several = len(variants) > 1
@@ -72,4 +72,4 @@ def _cell(runs: Sequence[Results], name: str) -> str:
     metrics = [[run["metrics"][when][name] for run in runs] for when in ("before", "after")]
     means = [statistics.mean(metric["value"] for metric in found) for found in metrics]
     rate = all(metric.get("unit") == RATE for metric in metrics[1])
-    return " → ".join(f"{100 * mean:.1f}" if rate else f"{mean:.4g}" for mean in means)
+    return " → ".join(rounded(100 * mean, ".1f") if rate else rounded(mean, ".4g") for mean in means)

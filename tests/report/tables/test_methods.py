@@ -105,7 +105,7 @@ def test_methods_are_compared_request_by_request_where_both_forgot():
                  SweptRun({"method": "ga", "task.identity": name}, run("ga", 0.0, ga))]  # fmt: skip
     header, rows = paired(runs)
     assert header == ["kept more than slug, points", "requests", "retain/top1", "utility/top1"]
-    assert rows == [["ga", "2", "+6.00 (-6.71 to +18.71)", "+0.00 (+0.00 to +0.00)"]]
+    assert rows == [["ga", "2", "+6.00 (-6.71 to +18.71)", "0.00 (0.00 to 0.00)"]]
 
 
 def test_seeds_of_one_person_are_not_as_many_people():
@@ -120,7 +120,7 @@ def test_seeds_of_one_person_are_not_as_many_people():
     ):
         runs += [SweptRun({"method": "slug", "task.identity": name, "seed": seed}, run("slug", gone, 0.7)),
                  SweptRun({"method": "ga", "task.identity": name, "seed": seed}, run("ga", 0.0, ga))]  # fmt: skip
-    assert paired(runs)[1] == [["ga", "2", "+7.00 (-5.71 to +19.71)", "+0.00 (+0.00 to +0.00)"]]
+    assert paired(runs)[1] == [["ga", "2", "+7.00 (-5.71 to +19.71)", "0.00 (0.00 to 0.00)"]]
     once = [SweptRun({**one.swept, "seed": str(i)}, one.results) for i, one in enumerate(runs[:4])]
     assert paired(once)[1] == [["ga", "0", "-", "-"]]  # never by the same seed
 
