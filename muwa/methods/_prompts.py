@@ -1,4 +1,4 @@
-"""The prompts that contain a name, for any kind of task; and those that are to be kept."""
+"""Prompts for methods, for any kind of task: those with a name to forget, and those to retain."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from muwa.types.data import Task
 
-# Kind of task -> what to generate in place of a name, where no anchor is given.
+# Kind of task -> what to generate in place of a name if no anchor is given.
 ANCHORS = {"identity": "a person", "object": "an object", "style": "photo", "class": "object"}
 
 
 def prompts_with(task: Task, name: str) -> tuple[str, ...]:
-    """The bare name, then the prompts of the task with it.
+    """The bare name, then the task's prompts with this name.
 
-    Kinds "style" and "class" have one prompt for each name of the probe's utility images; other kinds have
-    one prompt.
+    Kinds "style" and "class" have one prompt per name of the probe's utility images; other kinds have one
+    prompt.
 
     Returns:
-        As many prompts for each name, in the same order: those of two names can be compared one by one. An
-        empty name gives the prompts without a name.
+        The same number of prompts for any name, in the same order, so the prompts of two names can be paired
+        one by one. An empty name gives the prompts without a name.
     """
     if task.kind in ("style", "class"):
         other = "class" if task.kind == "style" else "style"
@@ -32,10 +32,10 @@ def prompts_with(task: Task, name: str) -> tuple[str, ...]:
 
 
 def prompt_pairs(task: Task, anchor: str) -> tuple[tuple[str, str], ...]:
-    """Every prompt with a forgotten name, paired with the same prompt with `anchor` in place of the name.
+    """Every prompt with a name to forget, paired with the same prompt with `anchor` in place of the name.
 
     Raises:
-        ValueError: The anchor is one of the forgotten names.
+        ValueError: The anchor is one of the names to forget.
     """
     if anchor in task.names:
         raise ValueError(

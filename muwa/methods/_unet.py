@@ -1,4 +1,4 @@
-"""What the methods that edit a UNet share: checks, a training loop, and the edit that is made of deltas."""
+"""Code shared by the methods that edit a UNet: checks, a training loop, and the edit made from deltas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Training(TypedDict):
-    """What a training gives: deltas by name of the UNet's parameter, and the loss before each step."""
+    """The result of a training: UNet parameter name -> delta, and the loss before each step."""
 
     deltas: Deltas
     losses: list[float]
@@ -33,7 +33,7 @@ def check_unet_method(method: str, model: Any, run: Run) -> None:
     """Raise if a method that edits a UNet does not fit the model or the run.
 
     Args:
-        method: Its name in the config ("uce").
+        method: The method's name in the config ("uce").
 
     Raises:
         ValueError: The model generates no images, its UNet has no cross-attention, or the run has a gradient
@@ -56,13 +56,13 @@ def train_weights(
     """Minimise a loss over fp32 copies of some weights.
 
     Args:
-        start: Parameter name -> weight before the training; it is not changed.
-        optimizer: Makes the optimizer of these tensors.
-        loss: Takes parameter name -> weight; gives a scalar.
-        max_norm: The gradient of a step is clipped to this norm; None does not clip.
+        start: Parameter name -> weight before the training; not changed.
+        optimizer: Makes the optimizer for a list of tensors.
+        loss: Takes parameter name -> weight; returns a scalar.
+        max_norm: The gradient of each step is clipped to this norm; None does not clip.
 
     Raises:
-        ValueError: The loss is no longer finite.
+        ValueError: The loss is not finite.
     """
     weights = {name: weight.detach().float().clone().requires_grad_() for name, weight in start.items()}
     descent = optimizer(list(weights.values()))
@@ -82,7 +82,7 @@ def train_weights(
 
 
 def log_losses(task: Task, losses: Sequence[float], run: Run) -> None:
-    """Log one "loss" event for each step of a training, whether it was computed or read back."""
+    """Log one "loss" event per step of a training, whether it was just computed or read from the cache."""
     for step, value in enumerate(losses):
         run.log("loss", {"concept": ", ".join(task.names), "step": step + 1, "loss": value})
 
@@ -90,13 +90,13 @@ def log_losses(task: Task, losses: Sequence[float], run: Run) -> None:
 def unet_edit(
     model: Diffusion, task: Task, deltas: Mapping[str, Tensor], layer: str, step: float, samples: int = 0
 ) -> Edit:
-    """The edit of a UNet, with one move for each name: all names were forgotten together.
+    """The edit of a UNet, with one move per name: all names were forgotten together.
 
     Args:
-        deltas: Parameter name of the UNet -> fp32 change.
+        deltas: UNet parameter name -> fp32 change.
         layer: What was edited, in words.
-        step: Of the moves: how far the edit went, in a unit of the method's choice.
-        samples: Images whose gradient was taken.
+        step: How far the edit went, in a unit of the method's choice.
+        samples: Number of images whose gradient was computed.
     """
     weights = model.weights("unet")
     size = norm(deltas) / norm({name: weights[name] for name in deltas}) if deltas else 0.0

@@ -1,4 +1,4 @@
-"""ESD: fine-tune a UNet away from a concept by its own negative guidance (arXiv 2303.07345, ICCV 2023)."""
+"""ESD: fine-tune a UNet towards its own negative guidance (arXiv 2303.07345, ICCV 2023)."""
 
 from __future__ import annotations
 
@@ -31,26 +31,28 @@ VARIANTS = {"x": "cross-attention", "u": "all but cross-attention"}
 class ESD(Method):
     """Fine-tune a UNet so that a prompt with a forgotten name gives what guidance away from it gave before.
 
-    Each iteration takes one of all prompts at random. The model that is trained denoises noise with this
-    prompt up to a random timestep; the loss there is the mean square distance to the target `away_from`.
-    Several names are forgotten together.
+    Each iteration draws one prompt at random. The model in training denoises random noise with this prompt,
+    down to a random timestep. The loss there is the mean squared distance to the target `away_from`. Several
+    names are forgotten together. In the record, `Move.step` holds `learning_rate * iterations`.
 
     Args:
-        variant: The weights that are trained: "x", the cross-attention (a name in a prompt is forgotten);
-            "u", all others (the concept is forgotten whatever the prompt).
-        eta: Strength of the negative guidance, at least 0: how far beyond the prediction for the empty prompt
-            the target lies.
-        iterations: Steps of Adam. The step in the record is `learning_rate * iterations`.
-        learning_rate: Of Adam.
-        batch_size: Images an iteration, all with the same prompt and at the same timestep.
+        variant: Which weights are trained. "x": the cross-attention, so that the name in a prompt is
+            forgotten. "u": all others, so that the concept is forgotten whatever the prompt.
+        eta: Strength of the negative guidance, at least 0: how far the target lies beyond the prediction for
+            the empty prompt.
+        iterations: Steps of Adam.
+        learning_rate: Learning rate of Adam.
+        batch_size: Images per iteration, all with the same prompt and at the same timestep.
         sampling_steps: DDIM steps from noise to an image.
         start_guidance: Classifier-free guidance while the model denoises, at least 1 (no guidance).
-        seed: Of prompts, timesteps and noise.
+        seed: Seed for prompts, timesteps and noise.
 
-    Source: the paper's variants ESD-x and ESD-u, with Adam and one image an iteration. Differs in three ways.
-    The timestep is the one at which the sampler has stopped; the authors' first code draws one near it. "u"
-    trains every weight outside `attn2`; the authors leave out the time embedding and the last layer. The
-    prompts of a name are those of the task and the bare name.
+    Source: the paper's variants ESD-x and ESD-u, with Adam and one image per iteration. We differ in three
+    ways:
+
+    - The timestep is the one at which the sampler has stopped. The authors' first code draws one near it.
+    - "u" trains every weight outside `attn2`. The authors leave out the time embedding and the last layer.
+    - The prompts of a name are the task's prompts and the bare name.
     """
 
     variant: str
@@ -79,10 +81,10 @@ class ESD(Method):
         check_above_zero({"learning_rate": self.learning_rate})
 
     def __call__(self, model: Diffusion, task: Task, run: Run) -> Edit:
-        """The edit of the weights that were trained.
+        """The edit of the trained weights.
 
         Raises:
-            ValueError: The loss is no longer finite.
+            ValueError: The loss is not finite.
         """
         prompts = tuple(dict.fromkeys(prompt for name in task.names for prompt in prompts_with(task, name)))
         training: Training = run.cached("edit", train, model, prompts, self, _free={"run": run})
@@ -95,7 +97,7 @@ def train(model: Diffusion, prompts: Sequence[str], settings: ESD, *, run: Run) 
     """Train copies of the weights: see `ESD`.
 
     Raises:
-        ValueError: The loss is no longer finite.
+        ValueError: The loss is not finite.
     """
     denoiser, cross = Denoiser(model), settings.variant == "x"
     start = {name: weight for name, weight in denoiser.weights.items() if (".attn2." in name) == cross}
@@ -127,13 +129,13 @@ def train(model: Diffusion, prompts: Sequence[str], settings: ESD, *, run: Run) 
 def away_from(given: Tensor, without: Tensor, eta: float) -> Tensor:
     """The target `without - eta (given - without)`: guidance away from a prompt, by the unedited model.
 
-    It is the same target for predictions of noise and of v. At one x_t and t (alpha > 0), v = (noise - sigma
-    x_t) / alpha is affine in the noise, and the weights 1 + eta and -eta of this mix add up to 1. Only the
-    loss weighs timesteps differently.
+    The target is the same whether the UNet predicts noise or v. At a fixed x_t and t (alpha > 0), v = (noise
+    - sigma x_t) / alpha is affine in the noise, and the weights 1 + eta and -eta add up to 1. Only the loss
+    weights timesteps differently.
 
     Args:
-        given: Predictions with the prompt.
-        without: Predictions with the empty prompt, of the same shape.
+        given: Predictions for the prompt.
+        without: Predictions for the empty prompt, of the same shape.
 
     >>> away_from(torch.tensor(3.0), torch.tensor(1.0), 0.5).item()
     0.0

@@ -1,4 +1,4 @@
-"""FT: fine-tune a CLIP on the retain pairs and hope that it forgets the rest."""
+"""FT: fine-tune a CLIP on the retain pairs only, and hope that it forgets the rest."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FT(Method):
-    """AdamW down the retain loss, on the retain pairs that do not mention what is to be forgotten.
+    """Minimise the retain loss with AdamW, on the retain pairs that do not mention a name to forget.
 
-    No forget pair is seen: all names of a task are forgotten at once, or none is. The edit is of all weights;
-    the step of each move is the learning rate.
+    The training sees no forget pair, so there is one training for all names of a task. All weights are
+    trained. In the record, `Move.step` holds the learning rate.
 
     Args:
         retain_loss: "contrastive" | "cosine".
         epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
         rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
+            both rules.
         patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
         ValueError: The loss is not finite.
 
-    Source: a baseline of SLUG (arXiv 2407.11867), table 1: 10 epochs, batches of 32, decay 0.1, a cosine
-    schedule. We differ: eval mode, no augmentation, no warm-up.
+    Source: a baseline of SLUG (arXiv 2407.11867), table 1: 10 epochs, batches of 32, weight decay 0.1, a
+    cosine schedule. We differ: eval mode, no augmentation, no warm-up.
     """
 
     retain_loss: str

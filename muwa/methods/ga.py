@@ -1,4 +1,4 @@
-"""GA: gradient ascent on the forget loss, of all weights of a CLIP."""
+"""GA: gradient ascent on the forget loss, for all weights of a CLIP."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GA(Method):
-    """AdamW *up* the forget loss, on the forget pairs. Nothing protects what is to be kept.
+    """Maximise the forget loss with AdamW, on the forget pairs. Nothing protects what the model should keep.
 
-    Several names are forgotten together, their pairs joined. The edit is of all weights; the step of each
-    move is the learning rate.
+    Several names are forgotten together, their pairs joined. All weights are trained. In the record,
+    `Move.step` holds the learning rate.
 
     Args:
         forget_loss: "cosine" | "contrastive" (the `_o` variants of SLUG's release). Its sign is flipped here.
         epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
         rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
+            both rules.
         patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
         ValueError: The loss is not finite.
 
     Source: Thudi et al. 2022 (arXiv 2109.13398), as a baseline of SLUG (arXiv 2407.11867), table 1: 10
-    epochs, batches of 32, decay 0.1, a cosine schedule. We differ: eval mode, no augmentation, no warm-up.
+    epochs, batches of 32, weight decay 0.1, a cosine schedule. We differ: eval mode, no augmentation, no
+    warm-up.
     """
 
     forget_loss: str

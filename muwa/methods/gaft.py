@@ -1,4 +1,4 @@
-"""GAFT: gradient ascent on the forget loss and descent on the retain loss, in turn, of a whole CLIP."""
+"""GAFT: gradient ascent on the forget loss, then descent on the retain loss, for all weights of a CLIP."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GAFT(Method):
-    """An epoch is AdamW up the forget loss on all forget pairs, then down the retain loss on all retain
-    pairs.
+    """Maximise the forget loss and minimise the retain loss with AdamW, in turn.
 
-    Several names are forgotten together, their pairs joined. The edit is of all weights; the step of each
-    move is the learning rate.
+    An epoch is one pass over all forget pairs (ascent), then one over all retain pairs (descent). Several
+    names are forgotten together, their pairs joined. All weights are trained. In the record, `Move.step`
+    holds the learning rate.
 
     Args:
         forget_loss, retain_loss: "cosine" | "contrastive".
-        epochs: Each is one pass over the forget pairs and one over the retain pairs.
-        learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
+        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
         rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
+            both rules.
         patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
         ValueError: The loss is not finite.
 
-    Source: a baseline of SLUG (arXiv 2407.11867), table 1: ascent and descent in turn. Our choice: both
-    passes are one epoch, the weights are evaluated after it, and one optimizer serves both. We differ: eval
-    mode, no augmentation, no warm-up.
+    Source: a baseline of SLUG (arXiv 2407.11867), table 1: ascent and descent in turn. Our choice: an epoch
+    has both passes, the weights are evaluated after both, and both share one optimizer. We differ: eval mode,
+    no augmentation, no warm-up.
     """
 
     forget_loss: str

@@ -1,4 +1,4 @@
-"""Lip: smooth a CLIP around a name, at synthetic images; no real data is used (WACV 2025).
+"""Lip: smooth a CLIP around a name, on synthetic images; the training uses no real data (WACV 2025).
 
 Source: Kravets, Namboodiri, "Zero-Shot Class Unlearning in CLIP with Synthetic Samples", arXiv 2407.07485.
 """
@@ -33,45 +33,50 @@ if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
     from muwa.types.data import Classes, Split, Task
 
-# At each noise level: how many more tensors of each tower a step moves than `layers`.
+# Per noise level: tensors moved per tower in addition to `layers`.
 MORE_TENSORS = (0, 2, 5, 8, 10, 15, 20)
 
 
 @dataclass(frozen=True)
 class LIP(Method):
-    """Adam down a Lipschitz loss at synthetic images, until the model no longer recognises the name in them.
+    """Minimise a Lipschitz loss with Adam on synthetic images, until the model no longer recognises them.
 
     The loss is `lipschitz`. Each step moves only the tensors of each tower with the largest mean |gradient|.
-    An epoch is undone if it does not lower the rate at which the synthetic images are recognised. The epochs
-    after it use the next noise level, and move a few more tensors.
+    An epoch is undone if it does not lower the rate at which the synthetic images are recognised. The next
+    epochs then use the next noise level, and move a few more tensors.
 
-    Several names are forgotten together; their pairs are not used. The step of each move is the noise level.
-    `samples` of the edit counts synthetic images.
+    Several names are forgotten together; their pairs are not used. In the record, `Move.step` holds the noise
+    level, and `Edit.samples` counts synthetic images.
 
     Args:
-        pictures: Synthetic images of each name.
-        confidence: An image is finished when the probability of its name, among the names of the probe,
-            reaches this; in [0, 1).
-        dream_steps: Steps of Adam on the pixels of the synthetic images, at most.
+        pictures: Number of synthetic images per name.
+        confidence: An image is finished when the probability of its name, among the names of the probe
+            images, reaches this; in [0, 1).
+        dream_steps: Largest number of Adam steps on the pixels of the synthetic images.
         noise: Noise levels in the order of their use: standard deviations of the perturbation, in scaled
             pixels.
-        copies: Perturbed copies of each image a step.
-        layers: Tensors of each tower that a step moves at the first noise level; 0, 2, 5, 8, 10, 15, 20 more
-            at the levels in turn.
+        copies: Perturbed copies per image and step.
+        layers: Tensors per tower that a step moves at the first noise level. At the later levels a step moves
+            more (`MORE_TENSORS`).
         threshold: The smoothing ends when at most this fraction of the synthetic images is recognised. It is
             in [0, 1).
-        epochs: At most; each is one pass over the synthetic images, evaluated on the probe images.
-        learning_rate, weight_decay: Of Adam; the decay is part of the gradient.
-        batch_size: Synthetic images a step.
+        epochs: Largest number of epochs. Each is one pass over the synthetic images, and is evaluated on the
+            probe images.
+        learning_rate: Learning rate of Adam.
+        weight_decay: Weight decay of Adam, added to the gradient.
+        batch_size: Synthetic images per step.
         rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no epoch is feasible. One smoothing serves both rules.
-        seed: Of the first pixels and of the perturbations.
+        seed: Seed for the first pixels and the perturbations.
 
-    Source: the abstract of the paper, and the behaviour of the authors' code: the loss, noise, growing number
-    of tensors, undoing, Adam with 5e-5, (0.9, 0.98), 1e-6 and 0.2, 25 copies, threshold 0.1, confidence 0.8.
-    How it makes its images could not be read: Adam on the pixels, from noise, is ours. Differs in three ways.
-    The model is in eval mode. Embeddings and projections of the text tower may move too; the authors move
-    only its blocks. The edit is chosen by `rule`; they take the last epoch that was not undone.
+    Source: the abstract of the paper, and the authors' code. From the code: the loss, the noise, the growing
+    number of tensors and the undoing of epochs; Adam (lr 5e-5, betas (0.9, 0.98), eps 1e-6, weight decay
+    0.2); 25 copies; threshold 0.1; confidence 0.8. How the paper makes its images is not described in what we
+    could read; Adam on the pixels, from noise, is our choice. We differ in three ways:
+
+    - The model is in eval mode.
+    - Embeddings and projections of the text tower may move too; the authors move only its blocks.
+    - The edit is chosen by `rule`; the authors take the last epoch that was not undone.
     """
 
     pictures: int
@@ -117,7 +122,7 @@ class LIP(Method):
         return edit_of(task, search, deltas_of(search, found), len(images.labels) * len(found["trace"]))
 
     def _synthetic_images(self, model: Clip, task: Task, run: Run) -> SyntheticImages:
-        """`pictures` images of each name. Their prompts go in turn through all prompts with the name."""
+        """`pictures` images per name. Their prompts cycle through all prompts that contain the name."""
         classes = task.probe.forget.classes
         labels = tuple(classes.names.index(name) for name in task.names for _ in range(self.pictures))
         prompts = tuple(
@@ -136,8 +141,8 @@ class SyntheticImages:
 
     Args:
         raw: (n, 3, h, w) fp32 in [0, 1].
-        labels: What each image shows: an index into the names of the probe.
-        prompts: A prompt with the name that each image shows.
+        labels: For each image, the index of its name among the names of the probe images.
+        prompts: For each image, a prompt containing its name.
     """
 
     raw: Tensor
@@ -157,13 +162,13 @@ def synthesise(
 ) -> Tensor:
     """Make images from noise, by Adam on their pixels, until the model recognises each as its label.
 
-    The loss is the cross-entropy of the temperature times the cosines with all names. An image that has
-    reached `confidence` is not changed any more.
+    The loss is the cross-entropy over all names, with `model.scale` times the cosines as logits. An image
+    that has reached `confidence` is not changed any more.
 
     Args:
-        labels: One index into `classes.names` for each image.
-        confidence: The probability of the label to reach.
-        steps: At most.
+        labels: For each image, an index into `classes.names`.
+        confidence: Probability of the label at which an image is finished.
+        steps: Largest number of steps.
 
     Returns:
         (n, 3, h, w) fp32 in [0, 1], on the CPU.
@@ -192,7 +197,7 @@ def synthesise(
 
 
 def scaled(model: Clip, raw: Tensor) -> Tensor:
-    """Pixels (n, 3, h, w) in [0, 1], scaled as the vision tower takes them."""
+    """Pixels (n, 3, h, w) in [0, 1], normalised as the vision tower expects them."""
     mean, std = (
         torch.tensor(x, device=raw.device).view(-1, 1, 1) for x in (model.prepare.mean, model.prepare.std)
     )
@@ -200,19 +205,20 @@ def scaled(model: Clip, raw: Tensor) -> Tensor:
 
 
 def embedded(model: Clip, tower: str, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Embeddings (n, d) fp32 before they are normalised, with `weights` in place of the model's."""
+    """Embeddings (n, d) fp32, not normalised, with `weights` in place of the model's."""
     return model.go(tower, model.enter(tower, inputs), model.staged_forward(tower).end, weights).x.float()
 
 
 def lipschitz(text: Tensor, image: Tensor, perturbed: Tensor, distances: Tensor) -> Tensor:
-    """How fast embeddings change near the images: `sum over images of (|t - v'| + |v - v'|) / (2 |x' - x|)`.
+    """How fast embeddings change near the images.
 
-    It is the mean over copies. The embedding of a perturbed image stands for that of a perturbed text, as
-    tokens cannot be perturbed a little.
+    Summed over images, averaged over perturbed copies: `(|t - v'| + |v - v'|) / (2 |x' - x|)`. The embedding
+    of a perturbed image stands for that of a perturbed text, because tokens cannot be perturbed by a small
+    amount.
 
     Args:
         text, image: (n, d) embeddings t of the prompts and v of the images.
-        perturbed: (copies, n, d) embeddings v' of the perturbed images, without a graph.
+        perturbed: (copies, n, d) embeddings v' of the perturbed images, detached (no autograd graph).
         distances: (copies, n) lengths |x' - x| of the perturbations.
 
     >>> one = torch.eye(2)[:1]
@@ -224,7 +230,7 @@ def lipschitz(text: Tensor, image: Tensor, perturbed: Tensor, distances: Tensor)
 
 
 def largest(gradients: Mapping[str, Tensor], count: int) -> set[str]:
-    """The `count` tensors of each tower with the largest mean |gradient|; of equal ones, the first."""
+    """Names of the `count` tensors of each tower with the largest mean |gradient|; ties go to the first."""
     found: set[str] = set()
     for tower in ("vision", "text"):
         names = [name for name in gradients if tower_of(name) == tower and name != "logit_scale"]
@@ -233,11 +239,7 @@ def largest(gradients: Mapping[str, Tensor], count: int) -> set[str]:
 
 
 class Smoothing:
-    """Copies of a model's weights on their way down the Lipschitz loss.
-
-    Args:
-        settings: Those of the method.
-    """
+    """Trainable copies of a model's weights."""
 
     def __init__(self, model: Clip, images: SyntheticImages, settings: LIP):
         self._model, self._settings = model, settings
@@ -250,7 +252,7 @@ class Smoothing:
         self._tokens = model.tokenize(list(images.prompts))
 
     def deltas(self) -> Deltas:
-        """The change so far, of the tensors that changed."""
+        """The deltas so far, of the tensors that changed."""
         return difference(self.weights, self._start)
 
     def state(self) -> dict[str, Any]:
@@ -259,20 +261,20 @@ class Smoothing:
         return {"weights": weights, "adam": copy.deepcopy(self._adam.state_dict())}
 
     def undo(self, state: Mapping[str, Any]) -> None:
-        """Go back to a `state`. Random numbers that were used stay used."""
+        """Restore a `state`. The generator is not rewound."""
         self._adam.load_state_dict(state["adam"])
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])
 
     def epoch(self, level: int) -> None:
-        """One pass over the images at a noise level, an index into `noise`."""
+        """One pass over the images. `level` is an index into `noise`."""
         for first in range(0, len(self._tokens), self._settings.batch_size):
             batch = slice(first, first + self._settings.batch_size)
             self._step(self.pixels[batch], self._tokens[batch], level)
 
     def _step(self, pixels: Tensor, tokens: Tensor, level: int) -> None:
-        """One step on one batch. Perturbed images stay in the range of the batch's pixels."""
+        """One step on one batch. Perturbed pixels are clamped to the range of the batch's pixels."""
         self._adam.zero_grad(set_to_none=True)
         low, high, perturbed, distances = pixels.min(), pixels.max(), [], []
         for _ in range(self._settings.copies):
@@ -332,7 +334,7 @@ def recognised(model: Clip, pixels: Sequence[Tensor], labels: Sequence[int], cla
 
     Args:
         pixels: Batches of scaled pixels (n, 3, h, w).
-        labels: One index into `classes.names` for each image.
+        labels: For each image, an index into `classes.names`.
     """
     names = class_features(Tower(model, "text"), classes, run=Run())
     with torch.no_grad():

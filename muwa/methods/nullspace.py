@@ -1,4 +1,4 @@
-"""Null space: take the text directions of a name out of the last visual projection, in closed form.
+"""Null space: remove the text directions of a name from the last visual projection, in closed form.
 
 Source: Mishra et al., "Erasing CLIP Memories", arXiv 2512.14137.
 """
@@ -40,22 +40,22 @@ LEFT = (  # projections of shape (d, width): embeddings are W x
 class NullSpace(Method):
     """W' = W (I - s U U^T) for the projection W that gives image embeddings x W.
 
-    The columns of U (d, r) are an orthonormal basis of the embeddings of the prompts with the names. At s = 1
-    and full rank, the cosine of any image with each of these prompts is 0. Only the probe images are used.
-    The step of each move is s.
+    The columns of U (d, r) are an orthonormal basis of the embeddings of the prompts that contain a name to
+    forget. At s = 1 and full rank, the cosine of any image with each of these prompts is 0. The method uses
+    no training pairs, only the probe images. In the record, `Move.step` holds s.
 
     Args:
-        templates: The prompts, with {} for the name; None takes those of the probe images and the task's
-            prompts.
-        rank: Columns of U, in falling order of the singular values of the prompts' embeddings; None takes
-            all.
-        strengths: The s to try, in this order, in (0, 1].
+        templates: Prompts, with {} in place of the name; None takes the zero-shot prompts of the probe images
+            and the task's prompts.
+        rank: Number of columns of U, taken in descending order of the singular values of the prompts'
+            embeddings; None takes all.
+        strengths: The values of s to try, in this order, in (0, 1].
         rule, criterion, target: Which strength becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no strength is feasible. One sweep serves both rules.
 
     Source: only the abstract of the paper was available. It says: an orthonormal basis of the target's text
     embeddings is projected out of the final projection layer, and a partial projection balances forgetting
-    and retaining. Chosen here: the prompts, singular vectors as the basis, and s by `rule`. What the paper
+    and retaining. Our choice: the prompts, singular vectors as the basis, and s by `rule`. What the paper
     does with the texts of retained classes is not implemented.
     """
 
@@ -99,7 +99,7 @@ class NullSpace(Method):
         return edit_of(task, search, deltas, samples=0)
 
     def _prompts(self, task: Task) -> tuple[str, ...]:
-        """The prompts with each name, without repetition."""
+        """The prompts that contain a name to forget, without repetition."""
         if self.templates is not None:
             prompts = [template.format(name) for name in task.names for template in self.templates]
         else:
@@ -116,7 +116,7 @@ def projection(model: Clip) -> str:
     """The name of the weight that maps the last hidden state of the vision tower to image embeddings.
 
     Raises:
-        ValueError: The model has none of the names that are known.
+        ValueError: The model has no weight with a name in `RIGHT` or `LEFT`.
     """
     for name in (*RIGHT, *LEFT):
         if name in model.weights:
@@ -131,10 +131,10 @@ def directions(model: Clip, prompts: Sequence[str], rank: int | None) -> Tensor:
     """An orthonormal basis of the prompts' embeddings: their first right singular vectors.
 
     Args:
-        rank: How many at most; None takes all.
+        rank: Largest number of directions; None takes all.
 
     Returns:
-        (d, r) fp64 on the CPU. Directions with less than 1e-4 of the largest singular value are left out:
+        (d, r) fp64 on the CPU. Directions whose singular value is at most 1e-4 of the largest are left out:
         they come from prompts with almost equal embeddings.
     """
     embeddings = model.encode("text", model.tokenize(list(prompts))).double().cpu()
@@ -144,13 +144,14 @@ def directions(model: Clip, prompts: Sequence[str], rank: int | None) -> Tensor:
 
 
 def projected(weights: Mapping[str, Tensor], name: str, basis: Tensor, strength: float) -> Deltas:
-    """What the projection adds to the weights: `-s W U U^T`, or `-s U U^T W`.
+    """The deltas of the edit: `-s W U U^T`, or `-s U U^T W`.
 
     The first is for weights of shape (width, d), the second for weights of shape (d, width) and their bias.
 
     Args:
-        name: The weight (`projection`).
+        name: Name of the weight to edit (`projection`).
         basis: U, (d, r) fp64.
+        strength: s.
 
     >>> u = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     >>> projected({"visual.proj": torch.tensor([[3.0, 4.0]])}, "visual.proj", u, 0.5)["visual.proj"].tolist()

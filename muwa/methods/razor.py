@@ -39,39 +39,41 @@ if TYPE_CHECKING:
 class RAZOR(Method):
     """Step along one fused gradient on the layers and heads that score best; add one until a step forgets.
 
-    direction(l) = f g_f - g_r - m g_m
-    score(l) = |g_f| / |theta| (1 - cos(g_f, g_r))^alpha
+        direction(l) = f g_f - g_r - m g_m
+        score(l) = |g_f| / |theta| (1 - cos(g_f, g_r))^alpha
 
     g_f, g_r and g_m are the gradients of the forget loss, the retain loss and the mismatch
     (`mismatch_gradient`), at the weights of the round. Several names are forgotten together: g_f is the mean
-    over all their pairs. The step of each move is relative to the norm of each layer; the layer of each move
-    is the round.
+    over all their pairs. In the record, `Move.step` holds the step relative to the norm of each layer, and
+    `Move.layer` the round.
 
     Args:
-        granularity: What is scored: "head", attention heads and all other weight tensors; or another one of
-            `muwa.models.clip.layers`.
-        alpha: Weight of the direction in the score, in [0, 1].
-        threshold: The first round takes everything that scores at least this fraction of the best score, in
-            [0, 1].
-        forget_weight: f, above 0.
-        mismatch_weight: m, at least 0.
-        rounds: At most; each round after the first adds the best-scoring layer or head that is not yet in the
-            set.
+        granularity: What is scored: "head", attention heads and all other weight tensors; or another value of
+            `muwa.models.clip.layers.GRANULARITIES`.
+        alpha: Exponent that weights the angle between the gradients in the score, in [0, 1].
+        threshold: The first round takes all layers and heads that score at least this fraction of the best
+            score, in [0, 1].
+        forget_weight: f, the weight of the forget gradient, above 0. The retain gradient has weight 1.
+        mismatch_weight: m, the weight of the mismatch gradient, at least 0.
+        rounds: Largest number of rounds. Each later round adds one more layer or head, until some step
+            forgets.
         first_step: The first step of a round's bisection (`muwa.layer_search.bisection.bisection`): each
-            layer moves by this fraction of its own norm.
-        max_evals: Steps of a round.
+            layer moves by this fraction of its norm.
+        max_evals: Steps tried per round.
         forget_loss, retain_loss: "cosine" | "contrastive".
-        batch_size: Pairs a batch. It sets the negatives of the contrastive loss.
+        batch_size: Pairs per batch. It sets the number of negatives in the contrastive loss.
         rule, criterion, target: Which step becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no step is feasible. One search serves both rules.
-        seed: Of the order of the pairs.
+        seed: Seed for the order of the pairs.
 
-    Source: two public notes on the paper, as its own text and code were not available. They give the score,
-    the loss of three parts, the bisected step and at most 6 rounds. What they leave open is ours. The
-    threshold is relative to the best score. Each gradient has length 1 in each layer, so that the weights
-    mean the same everywhere (the paper weighs raw gradients, by values that we do not know). All layers of a
-    round have the same relative step (the paper searches one for each). Round 1 has no mismatch gradient, as
-    nothing has changed yet. `_try_steps` says what the next round starts from.
+    Source: two public notes on the paper, because its text and code were not available. They give the score,
+    the loss of three parts, the bisected step and at most 6 rounds. What they leave open is our choice:
+
+    - The threshold is relative to the best score.
+    - Each gradient is scaled to length 1 in each layer, so that its weight means the same in every layer. The
+      paper weights raw gradients, by values that we do not know.
+    - All layers of a round have the same relative step. The paper searches for one step per layer.
+    - Round 1 has no mismatch gradient, because nothing has changed yet.
     """
 
     granularity: str
@@ -92,12 +94,12 @@ class RAZOR(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the gradients are taken."""
+        """How the gradients are computed."""
         return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
 
     @property
     def gradients(self) -> ClipGradients:
-        """What g_f and g_r are taken from."""
+        """The source of g_f and g_r."""
         return ClipGradients()
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
@@ -123,12 +125,12 @@ class RAZOR(Method):
 
 
 def score(importance: float, cosine: float, alpha: float) -> float:
-    """importance (1 - cosine)^alpha: high for a large forget gradient that is not along the retain gradient.
+    """`importance (1 - cosine)^alpha`: high for a large forget gradient that differs in direction from g_r.
 
     Args:
         importance: |g_f| / |theta|.
-        cosine: Of g_f and g_r, with its sign. At 1, what forgets (a step up g_f) also raises the retain loss
-            most. At -1, the same step lowers it.
+        cosine: Cosine between g_f and g_r, with its sign. At 1, a step up g_f (which forgets) also raises the
+            retain loss the most. At -1, the same step lowers it the most.
 
     >>> score(2.0, -1.0, 0.5) == 2 * 2**0.5, score(2.0, 1.0, 0.5)
     (True, 0.0)
@@ -141,8 +143,8 @@ class RoundGradients:
     """The gradients of one round: parameter name -> mean over pairs, with the sign of its loss.
 
     Args:
-        mismatch: Empty where nothing has changed yet.
-        samples: Pairs that gave them.
+        mismatch: Empty in round 1, because nothing has changed yet, and if `mismatch_weight` is 0.
+        samples: Number of pairs that gave the gradients.
     """
 
     forget: Mapping[str, Tensor]
@@ -154,8 +156,12 @@ class RoundGradients:
 def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict[str, Any]:
     """All rounds: see `RAZOR`.
 
+    A round in which some step is feasible is the last one. Otherwise the next round starts from the edit that
+    forgets most, and among equals from the one that keeps most.
+
     Returns:
-        See `muwa.methods._selection.Checkpoints.found`; "samples" are pairs whose gradient was taken.
+        See `muwa.methods._selection.Checkpoints.found`; "samples" counts the pairs whose gradient was
+        computed.
     """
     evaluator = EditEvaluator(
         model.observe(run),
@@ -175,7 +181,7 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
         samples += gradients.samples
         scores = layer_scores(now.weights, gradients.forget, gradients.retain, list(layers.values()))
         ranks = {name: score(one.importance, one.cosine, settings.alpha) for name, one in scores.items()}
-        chosen = _grown(chosen, ranks, settings.threshold)
+        chosen = _grow(chosen, ranks, settings.threshold)
         direction = fused([layers[name] for name in chosen], now.weights, gradients, settings)
         where = f"round {turn + 1}, {len(chosen)} layers and heads"
         tried = _try_steps(checkpoints, deltas, direction, settings, Candidate({"": where}, BOTH_TOWERS))
@@ -185,8 +191,12 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
     return checkpoints.found(samples=samples)
 
 
-def _grown(chosen: Sequence[str], ranks: Mapping[str, float], threshold: float) -> list[str]:
-    """The names of the first round's layers if there are none so far; else one more than so far."""
+def _grow(chosen: Sequence[str], ranks: Mapping[str, float], threshold: float) -> list[str]:
+    """The names of the layers of a round.
+
+    In round 1, all layers scoring at least `threshold` times the best; later, `chosen` plus the best-scoring
+    layer not yet in it.
+    """
     if not chosen:
         return [name for name, value in ranks.items() if value >= threshold * max(ranks.values())]
     others = [name for name in ranks if name not in chosen]
@@ -219,15 +229,17 @@ def round_gradients(model: Clip, now: Clip, task: Task, settings: RAZOR, run: Ru
 
 
 def mismatch_gradient(model: Clip, now: Clip, pairs: Pairs, recipe: Recipe, run: Run) -> dict[str, Tensor]:
-    """The mean gradient of the mismatch, at the weights of `now`: zero where nothing has changed.
+    """The gradient of the mean mismatch at the weights of `now`; zero if `now` is `model`.
 
-    mismatch = mean_ij (cos(v_i, t_j) - cos0(v_i, t_j))^2 of a batch, where cos0 is that of the unedited
-    `model`.
+        mismatch = mean_ij (cos(v_i, t_j) - cos0(v_i, t_j))^2
+
+    i and j run over the images and texts of a batch. cos0 is the same cosine under the unedited `model`.
 
     Args:
         pairs: Retain pairs.
 
-    Source: "similarity drift" of the notes on the paper; the square and the whole matrix are ours.
+    Source: "similarity drift" in the notes on the paper. The square, and the mean over all pairs of image and
+    text, are our choice.
     """
     batches = plan(len(pairs), recipe.batch_size, recipe.seed)
     total: dict[str, Tensor] = {}
@@ -254,8 +266,8 @@ def fused(
 ) -> Deltas:
     """The direction of a round: up the forget loss, down the other two.
 
-    In each layer it is `f g_f - g_r - m g_m`, each gradient of length 1 there, scaled to the norm of the
-    layer. So a step of 0.1 moves each layer by a tenth of its norm.
+    In each layer, the three gradients are scaled to length 1 and added as `f g_f - g_r - m g_m`. The sum is
+    scaled to the norm of the layer. So a step of 0.1 moves each layer by a tenth of its norm.
 
     Args:
         weights: Parameter name -> weights of the round.
@@ -292,11 +304,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 def _try_steps(
     checkpoints: Checkpoints, base: Deltas, direction: Deltas, settings: RAZOR, candidate: Candidate
 ) -> list[tuple[Evaluation, Deltas]]:
-    """A round's bisection from `base`: (evaluation, deltas) of each step.
-
-    If no step is feasible, the next round starts from the one that forgets most, and of those the one that
-    keeps most.
-    """
+    """A round's bisection from `base`: (evaluation, deltas) of each step."""
     steps = bisection(settings.first_step, settings.max_evals)
     tried: list[tuple[Evaluation, Deltas]] = []
     step: float | None = next(steps)

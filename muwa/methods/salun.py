@@ -1,4 +1,4 @@
-"""SalUn: GAFT on only the weights that the forget loss depends on most (arXiv 2310.12508, ICLR 2024)."""
+"""SalUn: GAFT on only the weights with the largest forget gradient (arXiv 2310.12508, ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SalUn(Method):
-    """GAFT on the `share` of all weights with the largest |g_f| (`largest`); all others keep their bits.
+    """GAFT on the fraction `share` of all weights with the largest |g_f|; all other weights stay unchanged.
 
-    Several names are forgotten together, their pairs joined: g_f is the mean over all these pairs. The step
-    of each move is the learning rate. `samples` of the edit counts the pass that gave g_f too. With a
-    gradient file g_f is read from it.
+    Several names are forgotten together, their pairs joined: g_f is the mean over all these pairs. It is read
+    from the gradient file if the run has one. In the record, `Move.step` holds the learning rate, and
+    `Edit.samples` includes the pass that gave g_f.
 
     Args:
-        share: Of all single weights of the model, in (0, 1].
+        share: Fraction of the model's individual weights to train, in (0, 1].
         forget_loss, retain_loss: "cosine" | "contrastive". g_f is the gradient of the forget loss at the
             unedited weights.
-        epochs: Each is one pass over the forget pairs (ascent) and one over the retain pairs (descent).
+        epochs: Largest number of epochs. Each is one pass over the forget pairs (ascent) and one over the
+            retain pairs (descent).
         learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
         rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the paper's. One training serves both rules.
+            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
+            both rules.
         patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
 
     Raises:
         ValueError: The loss is not finite; or the gradient file was computed from something else.
 
-    Source: the paper's saliency mask and masked update. Its threshold is the median; here it follows from
-    `share`. SLUG (arXiv 2407.11867) compares with the mask on GAFT. We differ: weight decay does not move
-    masked weights either.
+    Source: the paper's saliency mask and masked update. Its threshold is the median of |g_f|; ours follows
+    from `share`. SLUG (arXiv 2407.11867) uses GAFT with this mask as a baseline. We differ: weight decay does
+    not move masked weights either.
     """
 
     uses_workers: ClassVar[bool] = True
@@ -69,7 +71,7 @@ class SalUn(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How g_f is taken."""
+        """How g_f is computed."""
         return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
@@ -82,7 +84,7 @@ class SalUn(Method):
         ascent_and_descent(task, self.forget_loss, self.retain_loss)
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
-        """See `Method`. All ranks take g_f together."""
+        """See `Method`. All ranks compute g_f together."""
         gradient = forget_gradient(model, task, self.recipe, run)
         if gradient is None:
             return Edit({}, ())
@@ -94,7 +96,8 @@ class SalUn(Method):
 def forget_gradient(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
     """The mean gradient of the forget loss over the pairs of all names; None on worker ranks.
 
-    The sum of each name is read from `run.gradient_file` if there is one, else from the cache, else computed.
+    The sum over the pairs of each name is read from `run.gradient_file` if there is one. Else it is read from
+    the cache, or computed.
 
     Raises:
         ValueError: The gradient file was computed from something else.
@@ -119,10 +122,10 @@ def _add(total: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, T
 
 
 def largest(gradient: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which single weights have the largest |gradient|: exactly round(share * all) of them.
+    """A mask of the individual weights with the largest |gradient|: exactly `round(share * all)` of them.
 
-    They are ranked over all tensors together. Ties go to the earlier weight: in the order of `gradient`, then
-    of its elements.
+    They are ranked over all tensors together. Ties go to the earlier weight, in the order of the tensors in
+    `gradient` and of the elements in a tensor.
 
     Returns:
         Name -> bool tensor of the gradient's shape.

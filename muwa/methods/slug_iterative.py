@@ -1,4 +1,4 @@
-"""SLUG in small steps on the layer that it chooses; the forget gradient is taken again after each step."""
+"""SLUG in small steps on the layer that it chooses, with a new forget gradient after each step."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlugIterative(Method):
-    """The layer that SLUG's search chooses moves in small steps, each along a new forget gradient.
+    """Move the layer that SLUG's search chooses in small steps, each along a new forget gradient.
 
-    Each name is forgotten by itself, on the original model, and the edits are added. A name whose search
+    Each name is forgotten separately on the original model, and the edits are added. A name whose search
     chose no layer has no delta.
 
     Args:
         layer_search: SLUG's search, which chooses the layer (`muwa.methods.slug.Slug`).
         step: Length of a step, as a fraction of the norm of the layer's original weights.
-        rounds: Steps at most.
-        patience: The method ends this many steps after the first feasible one.
+        rounds: Largest number of steps.
+        patience: Stop this many steps after the first feasible one.
         rule, target, criterion: Which step becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no step is feasible.
         forget_loss, retain_loss, batch_size, seed: As in `muwa.methods.slug.Slug`.
@@ -64,7 +64,7 @@ class SlugIterative(Method):
 
     @property
     def gradients(self) -> ClipGradients:
-        """What the gradients are taken of."""
+        """The source of the gradients."""
         return ClipGradients()
 
     @property
@@ -75,7 +75,7 @@ class SlugIterative(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the gradients are taken."""
+        """How the gradients are computed."""
         return self.slug.recipe
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
@@ -121,7 +121,7 @@ class SlugIterative(Method):
 
 @dataclass(frozen=True)
 class Steps:
-    """How a layer moves: the settings of `SlugIterative` with these names."""
+    """How a layer moves: the fields of `SlugIterative` with these names."""
 
     step: float
     rounds: int
@@ -137,7 +137,7 @@ def take_steps(
 
     Args:
         pairs: The forget set.
-        loss: The forget loss with its batches.
+        loss: The forget loss, with its batch size and seed.
 
     Returns:
         See `muwa.methods._selection.Checkpoints.found`.

@@ -1,4 +1,4 @@
-"""SLUG's step on several layers at once, or on layers picked otherwise: the ablation of its single layer."""
+"""SLUG's step on several layers at once, or on layers picked by other criteria: the paper's ablation."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ PICKS = ("front", "importance", "alignment", "random", "all")
 class SlugLayers(Method):
     """One step along the forget gradients g of `k` layers together: theta_l + s (|theta_l| / |g_l|) g_l.
 
-    The relative step s is found by bisection. Each name has its layers and its step on the original model;
-    the edits are added.
+    The relative step s is found by bisection. Each name has its layers and its step, both found on the
+    original model; the edits are added.
 
     Args:
-        pick: The order of the layers. "front": the most important ones on the Pareto fronts of the towers.
-            "importance": the most important of all. "alignment": the least aligned of all. "random": by
-            `seed`. "all": as "importance".
-        k: How many of them; None takes all.
+        pick: Which layers come first. "front": those on the Pareto fronts of the towers, most important
+            first. "importance": the most important of all layers. "alignment": the least aligned of all
+            layers. "random": a random order. "all": as "importance".
+        k: Number of layers to edit; None takes all.
         granularity: What counts as one layer (`muwa.models.clip.layers`).
-        first_step, max_evals: Of the bisection of s.
+        first_step, max_evals: First step of the bisection of s, and number of steps tried.
         rule, target, criterion: Which step becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no step is feasible.
         forget_loss, retain_loss, batch_size: As in `muwa.methods.slug.Slug`.
-        seed: Of the order of the pairs, and of pick "random".
+        seed: Seed for the order of the pairs, and for pick "random".
 
     Source: SLUG (arXiv 2407.11867), table 4: importance alone, alignment alone, a random layer, all front
-    layers, all layers. Differs: the layers have one relative step in common; the step of each variant is
-    searched like SLUG's.
+    layers, all layers. We differ: all layers share one relative step, which is searched as SLUG searches its
+    step.
     """
 
     uses_workers: ClassVar[bool] = True
@@ -75,12 +75,12 @@ class SlugLayers(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the gradients are taken."""
+        """How the gradients are computed."""
         return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
 
     @property
     def gradients(self) -> ClipGradients:
-        """What the gradients are taken of."""
+        """The source of the gradients."""
         return ClipGradients()
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
@@ -128,7 +128,7 @@ class SlugLayers(Method):
 
 
 def ordered(scores: Mapping[str, LayerScore], pick: str, seed: int) -> list[str]:
-    """The names of the layers in the order of `pick`. Layers without a forget gradient are left out."""
+    """The names of the layers in the order of `pick`. Layers with a zero forget gradient are left out."""
     moving = {name: one for name, one in scores.items() if one.forget_norm > 0}
     important = sorted(moving, key=lambda name: -moving[name].importance)
     if pick == "front":
@@ -142,7 +142,7 @@ def ordered(scores: Mapping[str, LayerScore], pick: str, seed: int) -> list[str]
 
 
 def distinct(names: Sequence[str], layers: Sequence[Layer]) -> list[str]:
-    """`names` without layers whose weights an earlier one moves too (q, k, v of Hugging Face models)."""
+    """`names` without the layers that move the same weights as an earlier one (q, k, v of Hugging Face)."""
     edited = {layer.name: layer.edited for layer in layers}
     first: dict[tuple[Part, ...], str] = {}
     for name in names:
@@ -152,7 +152,7 @@ def distinct(names: Sequence[str], layers: Sequence[Layer]) -> list[str]:
 
 @dataclass(frozen=True)
 class StepSearch:
-    """How the relative step is searched: the settings of `SlugLayers` with these names."""
+    """Settings of the search for the relative step: the fields of `SlugLayers` with these names."""
 
     first_step: float
     max_evals: int
@@ -192,7 +192,7 @@ def joint_search(
 
 
 def joint_deltas(model: Clip, gradients: Gradients, layers: Sequence[Layer], step: float) -> Deltas:
-    """Parameter name -> fp32 delta: each layer moves along its forget gradient by `step` times its norm."""
+    """Parameter name -> fp32 delta. Each layer moves along its forget gradient, by `step` times its norm."""
     deltas: Deltas = {}
     for layer in layers:
         moved = step_deltas(model, gradients, layer, step * ratio(model, gradients, layer))

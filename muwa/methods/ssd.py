@@ -1,4 +1,4 @@
-"""SSD: dampen weights that matter far more to the forget pairs than to the retain pairs.
+"""SSD: dampen weights that are far more important for the forget pairs than for the retain pairs.
 
 Source: Foster et al., "Selective Synaptic Dampening", AAAI 2024, arXiv 2308.07707.
 """
@@ -30,33 +30,36 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Pairs, Split, Task
 
-STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # the release's linspace(0.1, 5, 10)
+STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # linspace(0.1, 5, 10), as in SLUG's release
 
 
 @dataclass(frozen=True)
 class SSD(Method):
     """theta' = theta * min(1, c F_r / F_f) where F_f > alpha F_r; elsewhere theta. There is no training.
 
-    F_f and F_r are the diagonal Fisher importances of the forget and the retain pairs: `importance_sum`
-    divided by the number of pairs. Several names are forgotten together, their pairs joined. The step of each
-    move is c.
+    F_f and F_r are the diagonal Fisher importances for the forget and the retain pairs: `importance_sum`
+    divided by the number of pairs. Several names are forgotten together, their pairs joined. In the record,
+    `Move.step` holds c.
 
     Args:
-        alpha: A weight is dampened only if it is this many times as important to the forget pairs.
-        strengths: The c to try, in this order; None for the release's 10 from 0.1 to 5. A smaller c dampens
-            more.
-        forget_loss, retain_loss: "cosine" | "contrastive". The method wants the training loss for both. But
-            in a batch with pairs of one name no pair is the right one, so the contrastive forget loss makes
-            every weight important.
-        batch_size: Pairs a batch. The mean gradient of each batch is squared, so it is part of the result.
+        alpha: A weight is dampened only if it is more than this many times as important for the forget pairs
+            as for the retain pairs.
+        strengths: The values of c to try, in this order; None for the 10 values from 0.1 to 5 of SLUG's
+            release. A smaller c dampens more.
+        forget_loss, retain_loss: "cosine" | "contrastive". The method is meant to use the training loss for
+            both. But in a batch whose pairs all show one name, every caption fits every image, so the
+            contrastive forget loss gives every weight a large importance.
+        batch_size: Pairs per batch. The mean gradient of each batch is squared, so the batch size affects the
+            result.
         rule, criterion, target: Which strength becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no strength is feasible. One sweep serves both rules.
-        seed: Of the order of the pairs.
+        seed: Seed for the order of the pairs.
 
-    Source: the paper's selection and dampening. SLUG (arXiv 2407.11867) compares with it over alpha and c,
-    with the bound 1. The paper takes importances of single samples; its code squares the mean gradient of
-    each batch, and so do we. We weight by samples, so that a short last batch does not count as a full one.
-    We differ from the paper: F_r is of the retain pairs, not of all training pairs.
+    Source: the paper's selection and dampening. SLUG (arXiv 2407.11867) uses it as a baseline; its release
+    has alpha 10, sweeps c, and caps the factor with min(1, .). The paper computes importances from single
+    samples; its code squares the mean gradient of each batch, and so do we. We weight batches by their number
+    of pairs, so that a short last batch does not count as a full one. We differ from the paper: F_r is
+    computed on the retain pairs, not on all training pairs.
     """
 
     uses_workers: ClassVar[bool] = True
@@ -73,7 +76,7 @@ class SSD(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the gradients are taken that are squared."""
+        """How the gradients that get squared are computed."""
         return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
@@ -87,7 +90,7 @@ class SSD(Method):
         retain_pairs(task)
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
-        """See `Method`. All ranks take the importances together."""
+        """See `Method`. All ranks compute the importances together."""
         joined = forget_pairs(task)
         forget = importances("forget", model, joined, self.recipe.forget, run=run)
         retain = importances("retain", model, task.retain, self.recipe.retain, without=task.mentions, run=run)
@@ -118,13 +121,14 @@ def _strengths(method: SSD) -> tuple[float, ...]:
 def importances(
     side: str, model: Clip, pairs: Pairs, loss: BatchLoss, *, without: tuple[int, ...] = (), run: Run
 ) -> dict[str, Tensor]:
-    """Parameter name -> importance. Its sums are cached; {} on worker ranks.
+    """Parameter name -> importance of each weight; {} on worker ranks. The sums are cached.
 
-    All requests on the same data share the sum over all retain pairs. Leaving out the pairs `without` takes
-    one pass over the batches that hold them.
+    All tasks on the same data share the sum over all retain pairs. Leaving out the pairs `without` takes one
+    pass over the batches that contain them.
 
     Args:
-        side: "forget" | "retain", the folder in the cache.
+        side: "forget" | "retain": the folder in the cache.
+        without: Indices of the pairs to leave out.
     """
     free = {"run": run}
     total = run.cached(f"importances/{side}", importance_sum, model, pairs, loss, _free=free, _together=True)
@@ -156,8 +160,9 @@ def importance_sum(
     """`sum_b n_b (grad of the batch-mean loss_b)^2`, element by element, over batches b of n_b pairs.
 
     Args:
-        without: Give the change of that sum when these pairs are left out of their batches instead.
-        run: Its processes share each batch: all of them must call this.
+        without: If given, return the change in that sum when the pairs with these indices are left out of
+            their batches.
+        run: Its processes share each batch, so all of them must call this function.
 
     Returns:
         Parameter name -> fp32 tensor of its shape, on the CPU.
@@ -180,7 +185,7 @@ def importance_sum(
 
 
 def dampened(weights: Mapping[str, Tensor], importances: Importances, alpha: float, c: float) -> Deltas:
-    """What dampening adds to the weights: `theta (min(1, c F_r / F_f) - 1)` where F_f > alpha F_r, else 0.
+    """The deltas of dampening: `theta (min(1, c F_r / F_f) - 1)` where F_f > alpha F_r, else 0.
 
     >>> theta = torch.tensor([4.0, 4.0, -8.0])
     >>> f, r = torch.tensor([32.0, 32.0, 1.0]), torch.tensor([2.0, 8.0, 0.0])

@@ -1,4 +1,4 @@
-"""Task arithmetic: learn the forget pairs better, then go the other way (arXiv 2212.04089, ICLR 2023)."""
+"""Task arithmetic: fine-tune on the forget pairs, then subtract that change (arXiv 2212.04089, ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ if TYPE_CHECKING:
     from muwa.types.data import Split, Task
     from muwa.types.edit import Edit
 
-SCALES = tuple(i / 20 for i in range(1, 21))  # 0.05 to 1, the paper's; 0 is no edit
+SCALES = tuple(i / 20 for i in range(1, 21))  # the paper's: 0.05 to 1
 
 
 @dataclass(frozen=True)
 class TaskArithmetic(Method):
-    """theta' = theta - scale (theta_ft - theta). Here theta_ft is fine-tuned *down* the forget loss.
+    """theta' = theta - scale (theta_ft - theta). Here theta_ft minimises the forget loss on the forget pairs.
 
-    The fine-tuning is on the forget pairs. Several names are learned and forgotten together, their pairs
-    joined. The edit is of all weights; the step of each move is the scale.
+    So the model first learns the forget pairs better, then moves the opposite way. Several names are learned
+    and forgotten together, their pairs joined. All weights are trained. In the record, `Move.step` holds the
+    scale.
 
     Args:
-        scales: To try, in this order; None for the paper's 0.05, 0.1, ..., 1. A scale above 1 is allowed.
+        scales: Scales to try, in this order; None for the paper's 0.05, 0.1, ..., 1. A scale above 1 is
+            allowed.
         forget_loss: "cosine" | "contrastive". Its sign is not flipped.
-        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`, of the
-            fine-tuning.
+        epochs, learning_rate, weight_decay, batch_size, seed: Settings of the fine-tuning, see
+            `muwa.methods._finetune.Schedule`.
         rule, criterion, target: Which scale becomes the edit (`muwa.methods._selection.Selection`). "best"
             takes none if no scale is feasible. One training and one sweep serve both rules.
 
     Raises:
         ValueError: The loss is not finite.
 
-    Source: the paper's section 3 (forgetting by negation), with a learning rate of 1e-5, decay 0.1 and a
-    cosine schedule. We differ: the paper fine-tunes the image tower on a labelled task, in 2,000 steps of 128
-    images. Here both towers are fine-tuned on image-text pairs, and the loss is our choice.
+    Source: the paper's section 3 (forgetting by negation), with a learning rate of 1e-5, weight decay 0.1 and
+    a cosine schedule. We differ: the paper fine-tunes the image tower on a labelled task, in 2,000 steps of
+    128 images. We fine-tune both towers on image-text pairs, and the loss is our choice.
     """
 
     scales: Sequence[float] | None
@@ -63,7 +65,7 @@ class TaskArithmetic(Method):
 
     @property
     def schedule(self) -> Schedule:
-        """Of the fine-tuning."""
+        """Schedule of the fine-tuning."""
         return Schedule(self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.seed)
 
     def check(self, model: Editable, task: Task, run: Run) -> None:

@@ -23,33 +23,36 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Task
 
-BATCH = 64  # prompts that are encoded at once
+BATCH = 64  # prompts encoded at once
 
 
 @dataclass(frozen=True)
 class UCE(Method):
     """Give prompts with a forgotten name the keys and values of the anchor's prompts; keep those of others.
 
-    W = (e sum W_0 a c^T + p sum W_0 k k^T + lamb W_0) (e sum c c^T + p sum k k^T + lamb I)^-1
+        W = (e sum W_0 a c^T + p sum W_0 k k^T + lamb W_0) (e sum c c^T + p sum k k^T + lamb I)^-1
 
-    W_0 is each weight `attn2.to_k` and `attn2.to_v` of the UNet, e is `erase_scale` and p is
-    `preserve_scale`. The vectors are token embeddings: c of a prompt with a forgotten name, a of the anchor's
-    prompt at the same place, k of a retain prompt.
+    W_0 stands for each weight `attn2.to_k` and `attn2.to_v` of the UNet, e is `erase_scale` and p is
+    `preserve_scale`. The vectors are token embeddings: c from a prompt with a forgotten name, a from the
+    anchor's prompt at the same position, k from a retain prompt.
 
     Several names are forgotten together. The retain prompts are the empty one and those with the names of the
-    probe's retain images.
+    probe's retain images. In the record, `Move.step` holds `erase_scale`.
 
     Args:
         anchor: What to generate in place of the names; "" is no name at all.
-        erase_scale: Weight of the prompts to forget, above 0. It is the step in the record.
+        erase_scale: Weight of the prompts to forget, above 0.
         preserve_scale: Weight of each retain prompt, at least 0.
-        lamb: How strongly W stays at W_0, in squared embedding norms, above 0.
+        lamb: How strongly the weights are held at their original values, in units of squared embedding norms,
+            above 0.
 
     Source: equation 7 of the paper, with its v* = W_0 a. `lamb` and the choice of tokens are from the
-    authors' code: of a prompt to forget and its anchor, the tokens from the last one of the last word on,
-    padding included; of a retain prompt, all. Differs in three ways. Every prompt to forget has its own
-    anchor prompt; the authors give all of them the same one. The empty prompt is always retained, not only
-    where there is no other. All W share one factor, W = W_0 (I + R M^-1), which is solved once in fp64.
+    authors' code. A prompt to forget and its anchor give the tokens from the last token of the last word to
+    the end, padding included. A retain prompt gives all its tokens. We differ in three ways:
+
+    - Each prompt to forget has its own anchor prompt. The authors use the same one for all.
+    - The empty prompt is always retained, not only if there is no other.
+    - All W share one factor, W = W_0 (I + R M^-1), which is solved once in fp64.
     """
 
     anchor: str
@@ -65,7 +68,7 @@ class UCE(Method):
         prompt_pairs(task, self.anchor)
 
     def __call__(self, model: Diffusion, task: Task, run: Run) -> Edit:
-        """The edit of all keys and values."""
+        """The edit of all cross-attention keys and values."""
         pairs, retained = prompt_pairs(task, self.anchor), retain_prompts(task)
         factor = run.cached("edit", common_factor, model, pairs, retained, self, _free={"run": run})
         counts = {"forgotten_prompts": len(pairs), "kept_prompts": len(retained)}
@@ -80,7 +83,9 @@ def common_factor(
 ) -> Tensor:
     """R M^-1, which all weights share: every W_0 becomes W_0 (I + R M^-1).
 
-    R = e sum (a - c) c^T and M = e sum c c^T + p sum k k^T + lamb I: the formula of `UCE` with W_0 taken out.
+        R = e sum (a - c) c^T        M = e sum c c^T + p sum k k^T + lamb I
+
+    This is the formula of `UCE` with W_0 factored out.
 
     Args:
         pairs: (prompt to forget, prompt of the anchor).
@@ -104,10 +109,12 @@ def common_factor(
 
 
 def aligned_tokens(model: Diffusion, prompt: str, anchor: str) -> tuple[Tensor, Tensor]:
-    """Token embeddings of two prompts, each from the last token of its last word on; of an empty prompt, all.
+    """Token embeddings of two prompts, each from the last token of its last word to the end of its padding.
+
+    An empty prompt gives all its tokens. The longer of the two is cut to the length of the other.
 
     Returns:
-        Two tensors (n, d) fp64; n is the number of tokens that both prompts have from there on.
+        Two tensors (n, d) fp64.
     """
     tokenizer = model.pipeline.tokenizer or model.pipeline.tokenizer_2
     masks = [
