@@ -1,4 +1,4 @@
-"""Samples and tasks: image-text pairs, labelled images, splits, and what is to be forgotten."""
+"""Samples and tasks: image-text pairs, labelled images, splits, and the names to forget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muwa.fingerprint import Content, digest, read_image
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample that cannot be used: where it is (shard and key, or file) and why."""
+    """A sample that cannot be used: where it is (shard and key, or file), and why not."""
 
     where: str
     why: str
@@ -21,7 +21,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Pairs(Content):
-    """Image-text pairs: they give gradients.
+    """Image-text pairs. Gradients are computed on them.
 
     Attributes:
         keys: A name for each pair, for messages and manifests.
@@ -51,7 +51,7 @@ class Pairs(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all images and captions, in order; keys do not count."""
+        """Digest of all images and captions, in order; keys are left out."""
         return digest([part for pair in zip(self.images, self.captions, strict=True) for part in pair])
 
 
@@ -61,7 +61,7 @@ class Classes(Content):
 
     Attributes:
         names: The labels.
-        templates: Prompts with `{}` for the name; the embeddings of a name's prompts are averaged.
+        templates: Prompts with `{}` for the name. The embedding of a name is the mean over its prompts.
     """
 
     names: tuple[str, ...]
@@ -79,7 +79,7 @@ class Classes(Content):
 
 @dataclass(frozen=True)
 class LabelledImages(Content):
-    """Images with labels: accuracies are measured on them.
+    """Images with labels. Accuracies are measured on them.
 
     Attributes:
         keys: A name for each image, for messages.
@@ -121,7 +121,7 @@ class Split(Content):
     """Images to measure on, in three sets.
 
     Attributes:
-        forget: Images of what is to be forgotten.
+        forget: Images of the names to forget.
         retain: Images of other names of the same kind (other people, other styles).
         utility: Images of another kind (objects, where people are forgotten).
     """
@@ -138,7 +138,7 @@ class Split(Content):
 
 @dataclass(frozen=True)
 class Task(Content):
-    """What is to be forgotten, the pairs that give gradients, and the images to measure on.
+    """The names to forget, the pairs that gradients are computed on, and the images to measure on.
 
     Attributes:
         kind: "identity", "object", "style" or "class".
@@ -167,7 +167,7 @@ class Task(Content):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all data; broken samples do not count."""
+        """Digest of all data; broken samples are left out."""
         pairs = [self.forget[name].fingerprint for name in self.names]
         mentions = ",".join(map(str, self.mentions))
         parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions, *self.prompts]

@@ -12,7 +12,15 @@ from muwa.types.search import Search
 
 @dataclass(frozen=True)
 class Move:
-    """One layer's step for one name, part of an edit."""
+    """The step on one layer that an edit takes to forget one name.
+
+    Args:
+        concept: The name to forget.
+        tower: "vision" | "text" | `BOTH_TOWERS` | "unet".
+        layer: The name of the layer.
+        step: The factor of the gradient, or another size of the step that the method states.
+        relative_norm: |delta| / |theta| of the layer.
+    """
 
     concept: str
     tower: str
@@ -23,9 +31,16 @@ class Move:
 
 @dataclass(frozen=True)
 class Edit:
-    """What to add to the weights: parameter name -> fp32 delta of the parameter's shape; and how it came about."""
+    """What to add to the weights, and how it was found.
+
+    Args:
+        deltas: Parameter name -> what is added to the parameter, fp32, of its shape.
+        moves: The steps that make up the deltas.
+        searches: The layer searches that chose them; empty for a method without a search.
+        samples: The number of training pairs whose gradient was taken; a pair counts once per pass.
+    """
 
     deltas: Mapping[str, Tensor]
     moves: tuple[Move, ...]
     searches: tuple[Search, ...] = ()
-    samples: int = 0  # training pairs whose gradient was taken, each counted once a pass
+    samples: int = 0

@@ -1,4 +1,4 @@
-"""Mean gradients of the forget and the retain loss, as they pass from the gradient stage to the layer search."""
+"""Mean gradients of the forget and the retain loss: the input of a layer search."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from muwa.fingerprint import Content, digest
 
 @dataclass(frozen=True)
 class Gradients(Content):
-    """Mean gradients of both losses at the unedited weights: parameter name -> tensor of the parameter's shape.
-    Sign: of the loss itself (a step *along* `forget` raises it). `n_*` pairs gave each mean. `origin`: their inputs.
+    """Mean gradients of the forget and the retain loss, at the unedited weights.
+
+    Args:
+        forget, retain: Parameter name -> gradient of the loss itself, of the parameter's shape. A step along
+            `forget` raises the forget loss.
+        n_forget, n_retain: The number of pairs that each gradient is the mean over.
+        origin: Input -> fingerprint or value: everything that the gradients were computed from.
     """
 
     forget: Mapping[str, Tensor]
@@ -24,5 +29,5 @@ class Gradients(Content):
 
     @property
     def fingerprint(self) -> str:
-        """Of what they were computed from (gradients are a function of it)."""
+        """Digest of `origin`, which determines the gradients."""
         return digest([f"{key}={self.origin[key]}" for key in sorted(self.origin)])

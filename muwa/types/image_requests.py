@@ -1,4 +1,4 @@
-"""What is asked of a text-to-image model: prompts with seeds, and the concept that each image is to show."""
+"""Requests to a text-to-image model: prompts with seeds, and the concept that each image is to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muwa.fingerprint import Content, digest
 
 @dataclass(frozen=True)
 class Prompts(Content):
-    """The images to generate: for each a text and the seed of its initial noise."""
+    """Images to generate: the text of each, and the seed of its initial noise."""
 
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -40,7 +40,7 @@ class ImageRequest:
 
     Args:
         text: The prompt.
-        seed: Of its initial noise.
+        seed: The seed of the initial noise.
         domain: The labels that the concept is among: "style" or "class". People and objects are classes.
         concept: A name of that domain.
         role: "forget" (the concept is to be forgotten), "retain" (another concept of the same domain), or

@@ -10,21 +10,31 @@ RATE = "rate"  # the unit of a number in [0, 1], which reports show in per cent
 
 @dataclass(frozen=True)
 class Reading:
-    """How a metric is to be read. Reports, sweeps and tables go by these fields, never by a metric's name.
+    """How to read a metric. Reports, sweeps and tables use these fields; they never parse a metric's name.
+
+    The target is what a task names to forget.
 
     Args:
         text: One sentence: what was counted or measured.
         better: "higher" | "lower" | "neither".
-        unit: "rate" (in [0, 1]), or what else it is: "cosine", "auc", "distance", "score", "steps", ...
-        role: What the metric is about: "forgotten" (how far the forgotten is still there), "kept" (what was to stay),
-            "attack" (the forgotten, asked for in another way), "detail" (a clause after the headline); "" is none of these.
-        in_objective: Whether the objective of a sweep counts it. Its role is then "forgotten" or "kept".
-        label: The words of the report's verdict. Forgotten: "<names> is no longer <label>". Kept: "<label>: 98 % -> 97 %".
-            Attack: "Asked otherwise (<label>): ...". Detail: "12 % <label>". "" gives no verdict.
+        unit: "rate" (in [0, 1]), or another unit: "cosine", "auc", "distance", "score", "steps", ...
+        role: What the metric is about:
+            "forgotten": whether the target is still recognised;
+            "kept": whether something else is still recognised, which must not be lost;
+            "attack": whether the target is recognised when it is asked for in another way;
+            "detail": more about the target, for a clause after its verdict;
+            "": none of these.
+        in_objective: Whether the objective of a sweep counts the metric. Its role is then "forgotten" or
+            "kept".
+        label: The words of the report's verdict, by role; "" gives no verdict.
+            "forgotten": "NAMES is no longer LABEL: ...";
+            "kept": "LABEL: 98 % -> 97 %";
+            "attack": "... (LABEL): 100 % -> 0 %";
+            "detail": "12 % LABEL".
         counted: What `n` counts, for the verdict: "held-out images", "generated images", ...
-        gone_at: The forgotten counts as forgotten at this rate or below.
-        section: The heading of the report's table under which the metric stands; "" is the first, without a heading.
-        features: Whose features a distance is measured on ("CLIP", "Inception"); "" where it is on none.
+        gone_at: The target counts as forgotten if it is still recognised at this rate or below.
+        section: The heading above the metric in the report's table; "" stands first, without a heading.
+        features: The model whose features a distance compares ("CLIP", "Inception"); "" for other metrics.
     """
 
     text: str = ""
@@ -41,9 +51,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Metric:
-    """A value, the number of samples behind it, its 95 % interval where one is defined, and how to read it.
+    """A measured value and how to read it.
 
-    `capped` says that the value was cut off at the most that was tried: it is then a lower bound.
+    Args:
+        value: The value, in `reading.unit`.
+        n: The number of samples behind it.
+        low, high: Its 95 % interval; None if none is defined.
+        reading: What the value means.
+        capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
     """
 
     value: float
@@ -53,8 +68,13 @@ class Metric:
     reading: Reading = field(default_factory=Reading)
     capped: bool = False
 
+    @property
+    def still_recognised(self) -> float:
+        """The rate at which the target is still recognised, for a rate of role "forgotten" or "attack"."""
+        return still_recognised(self.value, self.reading.better)
+
     def record(self) -> dict[str, Any]:
-        """Plain values, as results.json has them: the fields of the reading stand beside those of the metric.
+        """Plain values for results.json: the fields of the metric and of its reading, in one mapping.
 
         >>> sorted(Metric(0.5, 8, reading=Reading("accuracy")).record())[:4]
         ['better', 'capped', 'counted', 'features']
@@ -68,3 +88,17 @@ class Metric:
             "better": about.pop("better"),
         }
         return {**values, "reads": about.pop("text"), **about, "capped": self.capped}
+
+
+def still_recognised(value: float, better: str) -> float:
+    """The rate at which the target is still recognised.
+
+    Args:
+        value: A rate in [0, 1]. If lower is better, it counts where the target is recognised; if higher is
+            better, where it is not.
+        better: `Reading.better`.
+
+    >>> still_recognised(0.25, "lower"), still_recognised(0.25, "higher")
+    (0.25, 0.75)
+    """
+    return 1 - value if better == "higher" else value

@@ -1,4 +1,4 @@
-"""What is asked of a vision-language model about images, and what counts as the right answer."""
+"""Questions to a vision-language model about images, and what counts as the right answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions(Content):
-    """What a model reads, in order: for each question its text and its images."""
+    """The inputs of a model, in order: the text and the images of each question."""
 
     texts: tuple[str, ...]
     images: tuple[tuple[EncodedImage, ...], ...]

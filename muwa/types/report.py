@@ -1,4 +1,4 @@
-"""A finished run, as the report stage takes it."""
+"""A finished run: the input of the report stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from muwa.types.metric import Metric
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run: everything `results.json` says (documented in docs/results_schema.md)."""
+    """A finished run: everything that results.json holds. docs/results_schema.md documents it.
+
+    Args:
+        before, after: The metrics of the unedited and of the edited model.
+        similarity: The similarity matrices (`muwa.pipeline.similarity`).
+        seconds: Stage -> seconds.
+        cache: Cache stage -> "hit", "miss" or "partial".
+        examples: The same prompts or questions, with the outputs of both models.
+        cost: What the method cost: seconds, memory, training pairs and more (`muwa.pipeline.cost`).
+    """
 
     name: str
     folder: Path
@@ -28,5 +37,5 @@ class Report:
     cache: Mapping[str, str]
     peak_memory_bytes: int
     provenance: Mapping[str, object] = field(default_factory=dict)
-    examples: tuple[Example, ...] = ()  # the same prompts and questions, before and after
-    cost: Mapping[str, float] = field(default_factory=dict)  # of the method: seconds, memory, samples, ...
+    examples: tuple[Example, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """A slice of one weight tensor: `length` rows (dim 0) or columns (dim 1) from `start`; the whole when length is 0."""
+    """A slice of one weight tensor.
+
+    Args:
+        name: The name of the tensor.
+        dim, start, length: The slice holds `length` rows (dim 0) or columns (dim 1) from `start`. A length of
+            0 is the whole tensor.
+    """
 
     name: str
     dim: int = 0
@@ -26,14 +32,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Layer:
-    """A candidate to edit. `scored` gives its importance and alignment; `edited` is what moves when it is chosen.
+    """A layer that a search may edit.
 
-    They differ only for Hugging Face models, where the release scores one of q/k/v (or fc1/fc2) and edits all.
-    `depth` is in [0, 1], from the tower's input to its output.
+    `scored` and `edited` differ only for Hugging Face models. There SLUG's release scores one of q/k/v (or
+    fc1/fc2) and edits all of them.
+
+    Args:
+        tower: "vision" | "text".
+        depth: In [0, 1], from the tower's input to its output.
+        scored: The weights that importance and alignment are computed from.
+        edited: The weights that a step changes.
     """
 
     name: str
-    tower: str  # "vision" | "text"
+    tower: str
     depth: float
     scored: tuple[Part, ...]
     edited: tuple[Part, ...]
@@ -41,7 +53,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerScore:
-    """importance = |g_f| / |theta| (>= 0); alignment = |cos(g_f, g_r)| in [0, 1]; cosine keeps its sign."""
+    """The scores of one layer, for its weights theta, forget gradient g_f and retain gradient g_r.
+
+    Args:
+        importance: |g_f| / |theta|, >= 0.
+        alignment: |cos(g_f, g_r)|, in [0, 1].
+        cosine: cos(g_f, g_r), in [-1, 1].
+        weight_norm, forget_norm, retain_norm: |theta|, |g_f| and |g_r|.
+        tower: "vision" | "text".
+    """
 
     importance: float
     alignment: float
@@ -52,12 +72,12 @@ class LayerScore:
     tower: str
 
 
-LAMBDA = "lambda"  # the unit of a step: the factor of the forget gradient in theta + lambda * g_f
-RELATIVE = (
-    "|theta|/|g_f|"  # the unit of a step: a fraction of the lambda that would move the layer by its own norm
-)
-ALL_WEIGHTS = "all weights"  # the "layer" of an edit that is not limited to one
-BOTH_TOWERS = "both"  # the "tower" of an edit that is not limited to one
+# Units of a step.
+LAMBDA = "lambda"  # the factor of the forget gradient: theta + lambda * g_f
+RELATIVE = "|theta|/|g_f|"  # a step of 1 moves the layer by the norm of its weights
+
+ALL_WEIGHTS = "all weights"  # stands for the layer, if an edit is not limited to one
+BOTH_TOWERS = "both"  # stands for the tower, if an edit is not limited to one
 
 
 @dataclass(frozen=True)
@@ -65,11 +85,12 @@ class Candidate:
     """What one step of a search edits: one layer of each encoder.
 
     Args:
-        layers: Encoder -> the name of its layer. The encoder is "" for a CLIP, else the name of the component that holds
-            the CLIP's tower ("text_encoder", "text_encoder_2", "vision_tower"). Empty for the unedited model.
+        layers: Encoder name -> name of the edited layer. The encoders are those of `Editable.clips`: "" for a
+            plain CLIP; "text_encoder", "text_encoder_2" or "vision_tower" for a CLIP inside a larger model.
+            Empty for the unedited model.
         tower: "vision" | "text" | `BOTH_TOWERS`; "" for the unedited model.
-        names: The same layers as reports and traces write them. A layer of a second text encoder has the encoder's name
-            before it.
+        names: The same layers as reports and traces write them: the name of a second text encoder stands
+            before its layer. Empty if `layers` has the names already.
     """
 
     layers: Mapping[str, str]
@@ -78,7 +99,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """All layers in one text, for display only: "transformer.resblocks.0.attn.out_proj.weight + text_encoder_2/...".
+        """All layers in one text, joined by " + ". For display only; no code parses it.
 
         >>> Candidate({"": "visual.proj"}, "vision").name, Candidate({}, "").name
         ('visual.proj', '')
@@ -91,20 +112,24 @@ NOTHING_EDITED = Candidate({}, "")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One step of a search: what was tried, and what it did to the probe images (or answers). Rates are in [0, 1].
+    """One step that a search tried, and its effect on the probe images (or on answers about them).
+
+    All rates are in [0, 1].
 
     Args:
+        candidate: What the step edited.
         iteration: 1, 2, ... within its candidate; 0 for the unedited model.
-        step: How far it went, in `step_unit`: `LAMBDA`, `RELATIVE`, or what the method says ("learning rate").
-        relative_norm: |delta| / |theta| over the edited parts.
-        feasible: Whether the forget rate that decides is at or below the target.
-        forgotten: The forget rate that decides (top-1 or top-5): 0 is forgotten.
-        kept: The mean of the retain and the utility rate.
+        step: The size of the step, in `step_unit`.
+        step_unit: `LAMBDA`, `RELATIVE`, or a method's own unit ("learning rate").
+        relative_norm: |delta| / |theta| over the edited weights.
+        feasible: Whether the step forgets: `forgotten` is at most what the search allows.
+        forgotten: The forget accuracy: the rate at which the target is still recognised. 0 means forgotten.
+        kept: The kept rate: the mean of the retain and the utility accuracy. 1 means that nothing was lost.
         kept_error: The standard error of `kept`, from the binomial variances of its two rates.
-        closeness: How close the forget samples still are to their name (a mean cosine). Of steps that keep as much, the
-            one with the lowest closeness is chosen.
-        metrics: All rates by name. A zero-shot search gives forget_top1, forget_top5, forget_cosine, retain_top1 and
-            utility_top1; another search may give others.
+        closeness: How close the forget samples still are to their name (a mean cosine). Among steps that keep
+            equally much, the one with the lowest closeness is chosen.
+        metrics: All rates by name. A zero-shot search gives forget_top1, forget_top5, forget_cosine,
+            retain_top1 and utility_top1. Other searches may give others.
     """
 
     candidate: Candidate
@@ -120,27 +145,37 @@ class Evaluation:
     metrics: Mapping[str, float]
 
     def record(self) -> dict[str, Any]:
-        """Plain values, as results.json and the log have them: schema 1's keys, then the newer ones."""
-        return {
-            "layer": self.candidate.name, "tower": self.candidate.tower, "iteration": self.iteration, "step": self.step,
-            "relative_norm": self.relative_norm, **self.metrics, "feasible": self.feasible,
-            "step_unit": self.step_unit, "forgotten": self.forgotten, "kept": self.kept,
+        """Plain values for results.json and the log. The keys that were added later stand last."""
+        first = {
+            "layer": self.candidate.name,
+            "tower": self.candidate.tower,
+            "iteration": self.iteration,
+            "step": self.step,
+            "relative_norm": self.relative_norm,
+            **self.metrics,
+            "feasible": self.feasible,
+        }
+        added = {
+            "step_unit": self.step_unit,
+            "forgotten": self.forgotten,
+            "kept": self.kept,
             "layers": dict(self.candidate.layers),
-        }  # fmt: skip
+        }
+        return {**first, **added}
 
 
 @dataclass(frozen=True)
 class Search:
-    """All that a layer search found for one name.
+    """The result of a layer search for one name.
 
     Args:
-        concept: The name (names that were forgotten together are joined by ", ").
-        rule, granularity: The settings that decided; for the record.
-        scores: Layer -> its scores; empty where none were computed.
-        front: The layers on the Pareto front.
-        before: The unedited model.
+        concept: The name to forget. Several names that were searched together are joined by ", ".
+        rule, granularity: The settings `rule` and `granularity` of the search.
+        scores: Layer name -> its scores; empty if none were computed.
+        front: The names of the layers on the Pareto front.
+        before: The evaluation of the unedited model.
         trace: Every step that was tried, in order.
-        chosen: An index into `trace`; None when no step was chosen.
+        chosen: The index of the chosen step in `trace`; None if none was chosen.
         why: One sentence for people: why this step, or why none.
     """
 
