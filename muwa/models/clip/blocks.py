@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-Call = tuple[Sequence[Any], Mapping[str, Any]]  # what a tower passes to a block beside x: mask, flags
+Call = tuple[Sequence[Any], Mapping[str, Any]]  # what a tower passes to a block besides x: mask, flags
 Project = Callable[[Tensor], Tensor]
 
 
@@ -110,7 +110,7 @@ def _timm(block: Block) -> Halves:
 
 
 def _named(call: Call, *names: str) -> dict[str, Any]:
-    """The arguments of a call by name; `names` are those of the positional arguments."""
+    """The arguments of a call as keywords; `names` are those of the positional arguments."""
     return {**dict(zip(names, call[0], strict=False)), **call[1]}
 
 

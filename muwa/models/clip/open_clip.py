@@ -1,4 +1,4 @@
-"""Load an open_clip model: by name with a pretrained tag or a checkpoint file, or from a folder."""
+"""Load an open_clip model: a known architecture with a pretrained tag or a checkpoint file, or a folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
         pretrained: A tag of that name ("laion400m_e32"), the path of a checkpoint file, or None for random
             weights, to try all stages on a real architecture.
         device: "cpu", "cuda", "cuda:1", ...
-        seed: Of random weights. It has no effect on weights that are loaded.
+        seed: Seed of random weights. It has no effect on weights that are loaded.
 
     Raises:
         ValueError: The name is unknown (lists the nearest ones), or a file or folder has no weights that fit.
@@ -44,7 +44,7 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
         name = f"local-dir:{MINIATURE}"
     _check(name, pretrained)
     check_device(device)
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
             model, _, prepare = open_clip.create_model_and_transforms(
@@ -124,8 +124,8 @@ def _missing(name: str, pretrained: str | None, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages that open_clip logs on the root logger. Its errors are still raised."""
+def quiet() -> Iterator[None]:
+    """Silence log messages and standard error while a model is loaded. Errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

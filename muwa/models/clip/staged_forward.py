@@ -1,6 +1,7 @@
 """The forward pass of a tower in stages: it can stop and resume at each block.
 
-So a layer search computes the activations before an edited layer once, and then only the remaining layers.
+A layer search therefore computes the activations before an edited layer once, and for each step only the
+layers after it.
 
 Positions along a tower of N blocks:
 
@@ -11,10 +12,12 @@ Positions along a tower of N blocks:
 - 2 N + 2: its embeddings
 
 The model's own `forward` does the work. The modules that a stage leaves out are replaced during one call. Two
-savings change no embedding; each model is tested on a few inputs before they are used:
+savings change no embedding:
 
 - only the pooled token goes through the queries and the MLP of the last block;
 - prompts are cut after the last end of text of the batch, since a causal tower never looks at later tokens.
+
+`muwa.models.clip.model.Clip.staged_forward` tests this on a few inputs before the savings are used.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ class Activations:
         at: The position.
         x: The activations at that position.
         pooled: (n,) index of the token of each input that will be pooled; None where all tokens are needed.
-        calls: What the tower passes to each block beside `x`.
-        shapes: Module -> shape of its output, for the modules that are done before the first block.
+        calls: What the tower passes to each block besides `x`.
+        shapes: Module -> shape of its output, for the modules that run before the first block.
     """
 
     inputs: Tensor
@@ -93,7 +96,7 @@ class StagedForward:
             if name not in self._names and not name.startswith(inside)
         }
         self.tokens, self.width = 64, 512
-        self._before: set[str] = set()  # names of the modules that are done when the first block begins
+        self._before: set[str] = set()  # names of the modules that run before the first block
 
     @property
     def end(self) -> int:
@@ -102,13 +105,13 @@ class StagedForward:
 
     @property
     def can_reduce(self) -> bool:
-        """Whether the pooled token can go through the last block alone."""
+        """Whether the last block can be run for the pooled token only."""
         return bool(self.blocks) and (last := self._halves[-1]) is not None and last.pooled is not None
 
     def lengths(self, inputs: Tensor) -> Tensor:
-        """(n,) tokens of each prompt that are needed: up to the end of text if padding is cut, else all."""
+        """(n,) number of tokens needed of each prompt: up to the end of text if padding is cut, else all."""
         if self.tower == "text" and self.reduced:
-            return inputs.argmax(-1) + 1
+            return inputs.argmax(-1) + 1  # the end of text has the highest id
         return torch.full((len(inputs),), inputs.shape[-1])
 
     def place(self, names: Sequence[str]) -> tuple[int, int | None]:
@@ -124,6 +127,7 @@ class StagedForward:
         return start, places[0][1] if len(set(names)) == 1 else None
 
     def _place(self, name: str) -> tuple[int, int | None]:
+        """`place` of a single weight."""
         for k, prefix in enumerate(self._names if self.blocks else ()):
             if name.startswith(f"{prefix}."):
                 known, inner = self._halves[k], name.removeprefix(f"{prefix}.")
@@ -135,16 +139,26 @@ class StagedForward:
         if self.blocks and _PROJECTION.search(name):
             return self.end - 1, self.end
         module = name.rpartition(".")[0]
+        # A module that contains the blocks may use its own weights anywhere: only the inputs are before them.
         around = not self.blocks or f"{self._names[0]}.".startswith(f"{module}." if module else "")
         return (0, None) if around or module in self._before else (self.end - 1, None)
 
     def run(self, activations: Activations, to: int) -> Activations:
-        """The activations at a later position `to`, inside a block only if its halves are known."""
+        """The activations at a later position `to`.
+
+        If `to` lies inside a block whose halves are unknown, the block runs as a whole: the activations are
+        then those after it, at `to` + 1.
+        """
         while activations.at < to:
             activations = self._step(activations, to)
         return activations
 
     def _step(self, activations: Activations, to: int) -> Activations:
+        """The activations one stage further.
+
+        A stage ends before the first block, in the middle of a block, after it, or at the embeddings. A block
+        is split only if `to` is its middle, or if its second half needs the pooled token only.
+        """
         at, x = activations.at, activations.x
         if not self.blocks:
             return replace(activations, at=self.end, x=self._encode(x))
@@ -196,11 +210,12 @@ class StagedForward:
         """(n,) index of the token that is pooled: the end of text, or the class token of an image."""
         if not self.reduced:
             return None
-        text = self.tower == "text"
-        return inputs.argmax(-1) if text else torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+        if self.tower == "text":
+            return inputs.argmax(-1)  # the end of text has the highest id
+        return torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
     def _finish(self, activations: Activations) -> Tensor:
-        """From after the blocks to the embeddings: the tower's own forward, without all that comes before."""
+        """From the last block's output to the embeddings, by the tower's own forward without the earlier layers."""
         x = activations.x
         if activations.pooled is not None and self.tower == "text":
             x = x.expand(-1, activations.inputs.shape[1], -1)  # the tower pools one of these equal tokens

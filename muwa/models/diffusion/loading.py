@@ -13,11 +13,11 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from muwa.models.clip.model import Clip, check_device
-from muwa.models.clip.open_clip import _quiet
+from muwa.models.clip.open_clip import quiet
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
+from muwa.models.precision import dtype_named
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # What `from_pretrained` raises, depending on which part of a folder is damaged. The hub's own errors are
 # OSErrors.
@@ -48,8 +48,9 @@ def load(
     Args:
         path: "miniature", a folder that `save_pretrained` of a diffusers pipeline wrote, or a hub id.
         clips: Text encoder ("text_encoder", "text_encoder_2") -> loads the CLIP whose text tower it is.
-        steps, guidance, size: How images are sampled (`Sampling`).
-        dtype: Of the pipeline: "fp32", "fp16" or "bf16". The CLIPs, gradients and deltas stay fp32.
+        steps, guidance, size: Settings of `Sampling`.
+        dtype: Type of the pipeline's weights: "fp32", "fp16" or "bf16". The CLIPs, gradients and deltas stay
+            fp32.
         device: "cpu", "cuda", ...
 
     Raises:
@@ -60,14 +61,13 @@ def load(
     No pickle is unpacked: weights are safetensors, or read with `weights_only`. A safety checker is left out.
     """
     check_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
+    torch_dtype = dtype_named(dtype)
     if steps < 1 or guidance < 1 or (size is not None and size % 8):
         raise ValueError(
             f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is "
             "none), and a size that is a multiple of 8"
         )
-    pipeline = _read_pipeline(path, DTYPES[dtype])
+    pipeline = _read_pipeline(path, torch_dtype)
     encoders = _check_parts(pipeline, path)
     if sorted(clips) != encoders:
         raise ValueError(
@@ -95,7 +95,7 @@ def _read_pipeline(path: str, dtype: torch.dtype) -> Any:
         if not full and any(folder.glob("unet/*.fp16.safetensors")):
             options["variant"] = "fp16"
     try:
-        with _quiet():
+        with quiet():
             where = str(folder) if path == "miniature" else path
             return DiffusionPipeline.from_pretrained(where, dtype=dtype, **options)
     except LOADING_ERRORS as error:
@@ -153,7 +153,7 @@ def check_folder(folder: Path) -> set[str]:
     except ValueError as error:
         raise ValueError(f"{index}: not JSON ({error})") from error
     if not isinstance(named, dict):
-        raise ValueError(f"{index}: want the parts of a pipeline by name, got a {type(named).__name__}")
+        raise ValueError(f"{index}: got a {type(named).__name__}, want an object that names the parts")
     parts = {name for name, kind in named.items() if isinstance(kind, list) and kind[0]}
     needed = parts & {*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler"}
     missing = [name for name in sorted(needed) if not any((folder / name).glob("*"))]

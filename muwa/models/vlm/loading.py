@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from muwa.models.clip.model import Clip, check_device
-from muwa.models.clip.open_clip import _quiet
-from muwa.models.diffusion.loading import DTYPES
+from muwa.models.clip.open_clip import quiet
+from muwa.models.precision import dtype_named
 from muwa.models.vlm.model import Vlm
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
@@ -31,7 +31,8 @@ def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str
             or a hub id.
         clip: Loads the CLIP whose vision tower it is.
         max_new_tokens: The longest answer. SLUG's code takes 16.
-        dtype: Of the model: "fp32", "fp16" or "bf16". The CLIP, gradients and deltas stay fp32.
+        dtype: Type of the model's weights: "fp32", "fp16" or "bf16". The CLIP, gradients and deltas stay
+            fp32.
         device: "cpu", "cuda", ...
 
     Raises:
@@ -39,11 +40,10 @@ def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str
         FileNotFoundError: The weights are not there; says what was looked for and how to get them.
     """
     check_device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype: got {dtype!r}, want one of {', '.join(DTYPES)}")
+    torch_dtype = dtype_named(dtype)
     if max_new_tokens < 1:
         raise ValueError(f"model.max_new_tokens: got {max_new_tokens}, want at least 1")
-    model, processor = _read_model(str(MINIATURE) if path == "miniature" else path, DTYPES[dtype])
+    model, processor = _read_model(str(MINIATURE) if path == "miniature" else path, torch_dtype)
     _complete(processor, model.config)
     model.to(device)
     return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {path}")
@@ -60,7 +60,7 @@ def _read_model(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if folder.is_dir():
         check_folder(folder)
     try:
-        with _quiet():
+        with quiet():
             _check_tower(path, AutoConfig.from_pretrained(path))
             model, loaded = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, output_loading_info=True

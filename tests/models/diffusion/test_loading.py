@@ -107,7 +107,11 @@ DAMAGE = {
         ValueError,
         "model_index.json: not JSON",
     ),
-    "index a list": (lambda p: (p / "model_index.json").write_text("[]"), ValueError, "by name, got a list"),
+    "index a list": (
+        lambda p: (p / "model_index.json").write_text("[]"),
+        ValueError,
+        "got a list, want an object",
+    ),
     "no unet": (
         lambda p: shutil.rmtree(p / "unet"),
         FileNotFoundError,
