@@ -85,7 +85,7 @@ def text_encoder(clip: str, blocks: int, act: str) -> CLIPTextModel:
     found = {}
     for name, tensor in weights.items():
         if not name.startswith("visual.") and name not in ("text_projection", "logit_scale"):
-            found |= names.places(name, tensor, wanted)
+            found |= names.parts_in_target(name, tensor, wanted)
     tower.load_state_dict(found)
     return tower
 

@@ -87,7 +87,7 @@ def xl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
         )
     ).eval()  # fmt: skip
     text = {name: w for name, w in second.weights.items() if not name.startswith(("visual", "logit"))}
-    tower.load_state_dict(names.fit(names.to_hf(text), tower.state_dict()))
+    tower.load_state_dict(names.rename_to_target(names.to_hf(text), tower.state_dict()))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(

@@ -56,7 +56,7 @@ def parts(clip: Clip | None = None, *, seed: int = 0, layer: int = -2, chat: str
         for k, w in (clip or tiny.clip()).weights.items()
         if k.startswith("visual.") and k != "visual.proj"
     }
-    model.load_state_dict(names.carry(weights, model.state_dict()), strict=False)
+    model.load_state_dict(names.convert_to_target(weights, model.state_dict()), strict=False)
     processor = LlavaProcessor(
         CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3,
                            image_std=[0.5] * 3),

@@ -104,9 +104,9 @@ def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
 def by_clip(model: Vlm, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the vision tower under the names of its CLIP; zeros for the other weights of that CLIP."""
     weights = model.clip.weights
-    vision = {name: w for name, w in weights.items() if names.places(name, w, tower)}
-    homes = names.homes(names.full(vision), tower)
-    renamed = names.put_back({name: tower[home] for name, home in homes.items()}, vision)
+    vision = {name: w for name, w in weights.items() if names.parts_in_target(name, w, tower)}
+    homes = names.target_names_of(names.to_full_names(vision), tower)
+    renamed = names.write_back({name: tower[home] for name, home in homes.items()}, vision)
     return {
         name: renamed[name].contiguous()
         if name in renamed

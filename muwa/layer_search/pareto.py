@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from muwa.layer_search.scores import layer_scores
-from muwa.patch.names import full_name
+from muwa.patch.names import delta_key
 from muwa.types.search import Layer, LayerScore
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ScoredLayers:
 
     Args:
         layers: Encoder -> layer name -> layer.
-        scores: Layer name, with the encoder's before it where `full_name` says so -> score.
+        scores: Layer name, with the encoder's before it where `delta_key` says so -> score.
         fronts: Encoder -> names on the fronts of its towers.
     """
 
@@ -68,7 +68,7 @@ class ScoredLayers:
     @property
     def front(self) -> tuple[str, ...]:
         """The fronts of all encoders, in the names that `scores` has."""
-        return tuple(full_name(encoder, name) for encoder, names in self.fronts.items() for name in names)
+        return tuple(delta_key(encoder, name) for encoder, names in self.fronts.items() for name in names)
 
 
 def scored_layers(
@@ -88,5 +88,5 @@ def scored_layers(
         forget, retain = gradients[encoder].forget, gradients[encoder].retain
         of_encoder = layer_scores(clip.weights, forget, retain, list(layers[encoder].values()))
         fronts[encoder] = tuple(name for tower in towers for name in pareto(of_encoder, tower))
-        scores |= {full_name(encoder, name): score for name, score in of_encoder.items()}
+        scores |= {delta_key(encoder, name): score for name, score in of_encoder.items()}
     return ScoredLayers(layers, scores, fronts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muwa.patch.names import full_name
+from muwa.patch.names import delta_key
 from muwa.types.edit import Edit, Move
 from muwa.types.search import LAMBDA, RELATIVE, Candidate, Layer, Search
 
@@ -63,7 +63,7 @@ def candidate_of(layers: Mapping[str, Layer]) -> Candidate:
     """
     names = {encoder: layer.name for encoder, layer in layers.items()}
     towers = [layer.tower for layer in layers.values()]
-    return Candidate(names, towers[0], tuple(full_name(encoder, name) for encoder, name in names.items()))
+    return Candidate(names, towers[0], tuple(delta_key(encoder, name) for encoder, name in names.items()))
 
 
 def edit_layers(
@@ -101,8 +101,8 @@ def edit_layers(
         clip, of_encoder = model.clips[encoder], gradients[encoder]
         size = step if unit == LAMBDA else step * ratio(clip, of_encoder, layer)
         added = step_deltas(clip, of_encoder, layer, size)
-        deltas |= {full_name(encoder, name): delta for name, delta in added.items()}
-        name = full_name(encoder, layer.name)
+        deltas |= {delta_key(encoder, name): delta for name, delta in added.items()}
+        name = delta_key(encoder, layer.name)
         moves.append(Move(concept, layer.tower, name, size, relative_size(clip, layer, added)))
     return Edit(deltas, tuple(moves))
 

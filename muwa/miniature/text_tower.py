@@ -31,5 +31,5 @@ def text_model() -> tuple[CLIPTextModel, CLIPTokenizer]:
     weights = load_file(MINIATURE / "open_clip_model.safetensors")
     left_out = ("text_projection", "logit_scale")
     own = {k: v.float() for k, v in weights.items() if not k.startswith("visual.") and k not in left_out}
-    tower.load_state_dict(names.fit(names.to_hf(own), tower.state_dict()))
+    tower.load_state_dict(names.rename_to_target(names.to_hf(own), tower.state_dict()))
     return tower, tokenizer

@@ -40,7 +40,7 @@ def has_other_names(base: Path, edited: Iterable[str]) -> bool:
     there = {name for path in find_checkpoint(base) for name in tensor_names(path)}
     missing = [name for name in edited if name not in there]
     try:
-        names.homes(_full_names(missing), there)
+        names.target_names_of(_full_names(missing), there)
     except (KeyError, ValueError):
         return False
     return bool(missing)
@@ -49,7 +49,7 @@ def has_other_names(base: Path, edited: Iterable[str]) -> bool:
 def _full_names(clip_names: Iterable[str]) -> list[str]:
     out: list[str] = []
     for name in clip_names:
-        out += [name] if names.is_full(name) else names.hf_names(name)
+        out += [name] if names.is_full_name(name) else names.hf_names(name)
     return out
 
 
@@ -160,7 +160,9 @@ def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
         for name, tensor in read_tensors(path, stored_set & set(tensor_names(path))).items()
     }
     if part.clip and names.is_open_clip(stored_set):  # one stored tensor may hold q, k and v
-        new = names.put_back(_changed(names.full(stored), deltas, base, remove, part.where), stored)
+        new = names.write_back(
+            _changed(names.to_full_names(stored), deltas, base, remove, part.where), stored
+        )
     else:
         current = {name: stored[stored_names[name]] for name in deltas}
         changed = _changed(current, deltas, base, remove, part.where)
@@ -184,8 +186,8 @@ def _located(
     """
     try:
         if part.clip:
-            deltas = names.full(part.deltas)
-            return deltas, names.full(part.base), names.homes(deltas, stored)
+            deltas = names.to_full_names(part.deltas)
+            return deltas, names.to_full_names(part.base), names.target_names_of(deltas, stored)
         there = set(stored)
         if missing := [name for name in part.deltas if name not in there]:
             raise KeyError(f"{missing[0]}: not in this model ({len(missing)} of the patch's are missing)")

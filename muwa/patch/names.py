@@ -7,13 +7,21 @@
 
 The map is linear and invertible, so it serves weights, gradients and deltas.
 
-A full Hugging Face name starts with `text_model.` or `vision_model.`, as in `CLIPModel` and in files on the
-hub. transformers 5 drops this level from a tower that stands alone: names of `CLIPTextModel` start with
-`embeddings.`, those of LLaVA's tower with `model.vision_tower.embeddings.`. `to_hf` gives full names. `fit`
-finds the names of a target, whatever its levels are: it looks for the token embedding (text) or the patch
-embedding (vision) of a tower.
+A full name is a parameter's name in Hugging Face's `CLIPModel` and in files on the hub: inside a tower it
+starts with `text_model.` or `vision_model.`. Other models have other name prefixes. In transformers 5 the
+names of a `CLIPTextModel` start with `embeddings.`, and those of LLaVA's tower with
+`model.vision_tower.embeddings.`.
 
-open_clip's `CustomTextCLIP` puts its text tower under `text.`; that level is optional here.
+A target is a model or weight file whose own names are wanted. Functions take it as the list of all its
+parameter names. Whatever its name prefixes are, they are found from the token embedding (text) or the patch
+embedding (vision) of each tower.
+
+    `to_hf`, `to_open_clip`   from one library to the other, with full names
+    `to_full_names`           from either library to full names
+    `rename_to_target`        from full names to the target's names
+    `convert_to_target`       from either library to the target's names
+
+open_clip's `CustomTextCLIP` puts its text tower under the name prefix `text.`, which is optional here.
 """
 
 from __future__ import annotations
@@ -50,35 +58,35 @@ _OUTSIDE = {
     "logit_scale": "logit_scale",
 }
 _TRANSPOSED = {"text_projection", "visual.proj"}
-_LEVELS = {
+_BLOCK_PREFIXES = {
     "transformer.resblocks": "text_model.encoder.layers",
     "visual.transformer.resblocks": "vision_model.encoder.layers",
 }
-# The end of a name that every tower of a kind has -> the level of its full names.
+# Suffix of a parameter name present in every text (vision) tower -> prefix of that tower's full names.
 _MARKS = {
     "embeddings.token_embedding.weight": "text_model.",
     "embeddings.patch_embedding.weight": "vision_model.",
 }
 _PROJECTIONS = {"text_projection.weight": "text_model.", "visual_projection.weight": "vision_model."}
-_OPEN_CLIP = re.compile(r"(?P<level>(?:visual\.)?transformer\.resblocks)\.(?P<n>\d+)\.(?P<rest>.+)")
-_HF = re.compile(r"(?P<level>(?:text|vision)_model\.encoder\.layers)\.(?P<n>\d+)\.(?P<rest>.+)")
-_OUTSIDE_BACK, _BLOCK_BACK, _LEVELS_BACK = (
-    {new: old for old, new in table.items()} for table in (_OUTSIDE, _BLOCK, _LEVELS)
+_OPEN_CLIP = re.compile(r"(?P<prefix>(?:visual\.)?transformer\.resblocks)\.(?P<n>\d+)\.(?P<rest>.+)")
+_HF = re.compile(r"(?P<prefix>(?:text|vision)_model\.encoder\.layers)\.(?P<n>\d+)\.(?P<rest>.+)")
+_OUTSIDE_BACK, _BLOCK_BACK, _BLOCK_PREFIXES_BACK = (
+    {new: old for old, new in table.items()} for table in (_OUTSIDE, _BLOCK, _BLOCK_PREFIXES)
 )
 ENCODERS = ("text_encoder", "text_encoder_2")  # the text encoders of a diffusers pipeline
 
 
-def full_name(encoder: str, name: str) -> str:
-    """The name of a delta or a layer of an encoder. Those of the second have its name before them.
+def delta_key(encoder: str, name: str) -> str:
+    """The key of a delta or layer of an encoder. Names of the second encoder get its name as a prefix.
 
-    >>> full_name("text_encoder", "text_projection"), full_name("text_encoder_2", "text_projection")
+    >>> delta_key("text_encoder", "text_projection"), delta_key("text_encoder_2", "text_projection")
     ('text_projection', 'text_encoder_2/text_projection')
     """
     return f"{encoder}/{name}" if encoder == ENCODERS[1] else name
 
 
 def hf_names(name: str) -> list[str]:
-    """The Hugging Face names of an open_clip parameter: three (q, k, v) for a fused projection, else one.
+    """The full names of an open_clip parameter: three (q, k, v) for a fused projection, else one.
 
     Raises:
         KeyError: A CLIP with two transformer towers has no such parameter.
@@ -88,15 +96,15 @@ def hf_names(name: str) -> list[str]:
         return [_OUTSIDE[plain]]
     match = _OPEN_CLIP.fullmatch(plain)
     if match and match["rest"] in _BLOCK:
-        return [f"{_LEVELS[match['level']]}.{match['n']}.{_BLOCK[match['rest']]}"]
+        return [f"{_BLOCK_PREFIXES[match['prefix']]}.{match['n']}.{_BLOCK[match['rest']]}"]
     if match and match["rest"] in _FUSED:
-        stem = f"{_LEVELS[match['level']]}.{match['n']}.self_attn"
+        stem = f"{_BLOCK_PREFIXES[match['prefix']]}.{match['n']}.self_attn"
         return [f"{stem}.{part}_proj.{_FUSED[match['rest']]}" for part in "qkv"]
     raise KeyError(f"{name}: no parameter of an open_clip CLIP that Hugging Face's CLIPModel has too")
 
 
 def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's weights, gradients or deltas under full Hugging Face names.
+    """open_clip's weights, gradients or deltas under full names.
 
     A fused projection becomes three tensors; the output projections of the towers are transposed.
 
@@ -115,7 +123,7 @@ def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_hf`. Missing parts of a fused projection become zero, as is right for a delta.
+    """The inverse of `to_hf`. Missing parts of a fused projection become zero, which only deltas allow.
 
     Raises:
         KeyError: A name has no counterpart.
@@ -129,9 +137,9 @@ def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 tensor.T if _OUTSIDE_BACK[name] in _TRANSPOSED else tensor
             ).contiguous()
         elif match and match["rest"] in _BLOCK_BACK:
-            out[f"{_LEVELS_BACK[match['level']]}.{match['n']}.{_BLOCK_BACK[match['rest']]}"] = tensor
+            out[f"{_BLOCK_PREFIXES_BACK[match['prefix']]}.{match['n']}.{_BLOCK_BACK[match['rest']]}"] = tensor
         elif match and (part := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", match["rest"])):
-            projection = f"{_LEVELS_BACK[match['level']]}.{match['n']}.attn.in_proj_{part[2]}"
+            projection = f"{_BLOCK_PREFIXES_BACK[match['prefix']]}.{match['n']}.attn.in_proj_{part[2]}"
             fused.setdefault(projection, {})[part[1]] = tensor
         else:
             raise KeyError(f"{name}: no parameter of a Hugging Face CLIPModel that open_clip's CLIP has too")
@@ -141,66 +149,59 @@ def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def spelled(name: str, target: Iterable[str]) -> str | None:
-    """The name that a target has for a parameter; None if it lacks the parameter.
-
-    Args:
-        name: A full Hugging Face name.
-        target: All parameter names of a Hugging Face model or file.
+def name_in_target(full_name: str, target: Iterable[str]) -> str | None:
+    """The name that a Hugging Face target has for a parameter; None if it lacks the parameter.
 
     Raises:
         ValueError: The target has several towers that the parameter could belong to.
     """
-    return _lookup(target)(name)
+    return _lookup(target)(full_name)
 
 
-def fit(tensors: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
-    """`tensors` under the names of a target.
-
-    Args:
-        tensors: Under full Hugging Face names.
-        target: All parameter names of a Hugging Face model or file.
+def rename_to_target(tensors: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors under full names, renamed to the names of a Hugging Face target.
 
     Raises:
-        KeyError: The target lacks some of them; names these.
+        KeyError: The target lacks some of the parameters; the message lists them.
         ValueError: The target has several towers that a parameter could belong to.
     """
     target = list(target)
-    return {home: tensors[name] for name, home in _located(tensors, _lookup(target), target).items()}
+    return {new: tensors[name] for name, new in _find_all(tensors, _lookup(target), target).items()}
 
 
-def _located(
-    wanted: Iterable[str], find: Callable[[str], str | None], target: Sequence[str]
+def _find_all(
+    full_names: Iterable[str], find: Callable[[str], str | None], target: Sequence[str]
 ) -> dict[str, str]:
-    """Name -> `find(name)`; raises KeyError if one is None."""
-    found = {name: find(name) for name in wanted}
-    if missing := [name for name, home in found.items() if home is None]:
+    """Full name -> `find(full name)`; raises KeyError if one is None."""
+    found = {name: find(name) for name in full_names}
+    if missing := [name for name, new in found.items() if new is None]:
         raise KeyError(
             f"{', '.join(missing[:4])}: not in this model, whose first parameters are {', '.join(target[:3])}"
         )
-    return {name: home for name, home in found.items() if home is not None}
+    return {name: new for name, new in found.items() if new is not None}
 
 
 def _lookup(target: Iterable[str]) -> Callable[[str], str | None]:
-    """`spelled` as a function of the name, for many names of one target."""
+    """`name_in_target` as a function of the full name, for many names and one target."""
     known = frozenset(target)
     marked = [
-        (level, key.removesuffix(mark))
-        for mark, level in _MARKS.items()
+        (full_prefix, key.removesuffix(mark))
+        for mark, full_prefix in _MARKS.items()
         for key in known
         if key.endswith(mark)
     ]
-    towers = [(level, prefix) for level, prefix in marked if not prefix or prefix.endswith(".")]
+    # (prefix of the tower's full names, prefix of its names in the target)
+    towers = [(full_prefix, prefix) for full_prefix, prefix in marked if not prefix or prefix.endswith(".")]
 
     def find(name: str) -> str | None:
         if not towers:  # the target is a few tensors: only full names can be found
             return name if name in known else None
-        level = next((level for level in _MARKS.values() if name.startswith(level)), _PROJECTIONS.get(name))
+        wanted = next((start for start in _MARKS.values() if name.startswith(start)), _PROJECTIONS.get(name))
         spellings = set()
-        for tower_level, prefix in towers:
-            if level in (tower_level, None):
-                outside = prefix.removesuffix(tower_level)
-                bare = name.removeprefix(tower_level)
+        for full_prefix, prefix in towers:
+            if wanted in (full_prefix, None):
+                outside = prefix.removesuffix(full_prefix)
+                bare = name.removeprefix(full_prefix)
                 spellings |= {f"{prefix}{bare}"} if bare != name else {f"{outside}{name}", f"{prefix}{name}"}
         matches = sorted(spellings & known)
         if len(matches) > 1:
@@ -210,83 +211,84 @@ def _lookup(target: Iterable[str]) -> Callable[[str], str | None]:
     return find
 
 
-def is_full(name: str) -> bool:
-    """Whether a CLIP's parameter name is a full Hugging Face name (`logit_scale`, which is both, is not)."""
+def is_full_name(name: str) -> bool:
+    """Whether a name is a full name. `logit_scale` is valid in both libraries and is not counted."""
     return name.startswith(tuple(_MARKS.values())) or name in _PROJECTIONS
 
 
-def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` under full Hugging Face names. Each may be given under its name in either library.
+def to_full_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under full names. Each may be given under its open_clip name or its full name.
 
     Raises:
         KeyError: As in `to_hf`.
     """
-    hugging_face = {name: t for name, t in tensors.items() if is_full(name)}
+    hugging_face = {name: t for name, t in tensors.items() if is_full_name(name)}
     return {**to_hf({name: t for name, t in tensors.items() if name not in hugging_face}), **hugging_face}
 
 
-def carry(tensors: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
-    """`tensors`, given as in `full`, under the names of `target`, a Hugging Face model or file.
+def convert_to_target(tensors: Mapping[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors under the names of a Hugging Face target. They may be given as in `to_full_names`.
 
     Raises:
-        KeyError, ValueError: As in `to_hf` and `fit`.
+        KeyError, ValueError: As in `to_hf` and `rename_to_target`.
     """
-    return fit(full(tensors), target)
+    return rename_to_target(to_full_names(tensors), target)
 
 
-def places(name: str, tensor: Tensor, target: Iterable[str]) -> dict[str, Tensor]:
-    """The parameters of `target` that hold the CLIP parameter `name`: their names -> their parts of `tensor`.
+def parts_in_target(name: str, tensor: Tensor, target: Iterable[str]) -> dict[str, Tensor]:
+    """`convert_to_target` for one tensor; empty if the target lacks the parameter.
 
-    Empty if the target lacks the parameter.
+    Returns:
+        Name in the target -> the part of `tensor` that is stored there. A fused projection has three parts.
     """
     try:
-        return carry({name: tensor}, target)
+        return convert_to_target({name: tensor}, target)
     except KeyError:
         return {}
 
 
-def homes(wanted: Iterable[str], target: Iterable[str]) -> dict[str, str]:
-    """Full Hugging Face name -> the target's name for it. The target may have the names of either library.
+def target_names_of(full_names: Iterable[str], target: Iterable[str]) -> dict[str, str]:
+    """Full name -> name of the target's parameter that holds it.
 
-    In an open_clip target, q, k and v of a block share one parameter.
+    The target may be of either library. In an open_clip target, q, k and v of a block share one parameter.
 
     Raises:
-        KeyError, ValueError: As in `fit`.
+        KeyError, ValueError: As in `rename_to_target`.
     """
     target = list(target)
-    in_open_clip = _open_clip_homes(target)
-    return _located(wanted, in_open_clip.get if in_open_clip else _lookup(target), target)
+    in_open_clip = _open_clip_names_of(target)
+    return _find_all(full_names, in_open_clip.get if in_open_clip else _lookup(target), target)
 
 
-def put_back(changed: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `weights` with their parts in `changed` replaced: the inverse of `full`.
+def write_back(changed: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace the parts of `weights` that are in `changed`: the inverse of `to_full_names`.
 
     Args:
-        changed: Under full Hugging Face names.
-        weights: Under the names of either library; at least the tensors that hold a part of `changed`.
+        changed: Tensors under full names.
+        weights: Tensors under the names of either library; at least those that hold a part of `changed`.
 
     Returns:
-        The replaced tensors alone, under their names in `weights`.
+        Only the replaced tensors, under their names in `weights`.
 
     Raises:
-        KeyError, ValueError: As in `fit`.
+        KeyError, ValueError: As in `rename_to_target`.
     """
-    home = homes(changed, weights)
+    name_of = target_names_of(changed, weights)
     if not is_open_clip(weights):
-        return {home[name]: tensor for name, tensor in changed.items()}
-    unchanged = {name: weights[name] for name in home.values()}
-    with_level = {name.removeprefix("text."): name for name in unchanged}
+        return {name_of[name]: tensor for name, tensor in changed.items()}
+    unchanged = {name: weights[name] for name in name_of.values()}
+    with_prefix = {name.removeprefix("text."): name for name in unchanged}
     replaced = to_open_clip({**to_hf(unchanged), **changed})
-    return {with_level[name]: tensor for name, tensor in replaced.items()}
+    return {with_prefix[name]: tensor for name, tensor in replaced.items()}
 
 
 def is_open_clip(target: Iterable[str]) -> bool:
-    """Whether parameter names are open_clip's."""
-    return bool(_open_clip_homes(target))
+    """Whether the target's parameter names are open_clip's."""
+    return bool(_open_clip_names_of(target))
 
 
-def _open_clip_homes(target: Iterable[str]) -> dict[str, str]:
-    """Full Hugging Face name -> the open_clip parameter that holds it; empty for any other target."""
+def _open_clip_names_of(target: Iterable[str]) -> dict[str, str]:
+    """Full name -> name of the open_clip parameter that holds it; empty for any other target."""
     out: dict[str, str] = {}
     for name in target:
         try:
@@ -297,7 +299,9 @@ def _open_clip_homes(target: Iterable[str]) -> dict[str, str]:
 
 
 def by_component(deltas: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The deltas of a pipeline's edit by component. Without one, a name is of the first text encoder's CLIP.
+    """The deltas of a pipeline's edit by component.
+
+    A key without a component prefix belongs to the first text encoder.
 
     >>> by_component({"unet/conv_in.weight": 1, "text_projection": 2})
     {'unet': {'conv_in.weight': 1}, 'text_encoder': {'text_projection': 2}}

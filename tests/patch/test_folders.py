@@ -82,7 +82,7 @@ def test_a_pipelines_folder_is_edited_and_restored(model, base, tmp_path, keys, 
     assert changed(before, after) == sorted([TEXT, *([UNET] if CONV in keys else [])])
     old, new = load_file(base / TEXT), load_file(tmp_path / "out" / TEXT)
     differ = {name for name in old if not torch.equal(old[name], new[name])}
-    assert differ == set(names.carry({key: step.deltas[key] for key in keys if key != CONV}, old))
+    assert differ == set(names.convert_to_target({key: step.deltas[key] for key in keys if key != CONV}, old))
     assert len(differ) == (3 if CONV in keys else 4)
     assert torch.equal(plain(tmp_path / "out"), model.edited(step).generate(PROMPTS))
     assert not torch.equal(plain(tmp_path / "out"), model.generate(PROMPTS))
@@ -163,7 +163,7 @@ def test_every_variant_is_edited_and_a_pickled_twin_left_out(model, base, tmp_pa
     }
     assert set(after) - set(before) == {"unet/diffusion_pytorch_model.fp16.safetensors"}
     half = load_file(tmp_path / "out/text_encoder/model.fp16.safetensors")
-    for name, delta in names.carry({FUSED: step.deltas[FUSED]}, half).items():
+    for name, delta in names.convert_to_target({FUSED: step.deltas[FUSED]}, half).items():
         assert torch.equal(half[name], (weights[name].half().float() + delta).half())
     unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.fp16.safetensors")["conv_in.weight"]
     assert torch.equal(
@@ -272,14 +272,14 @@ def test_a_patch_fits_the_other_librarys_checkpoint(tmp_path, capsys):
     write_patch(tmp_path / "from_hf", step, theirs)
     other = edit(clip.weights, "transformer.resblocks.0.attn.in_proj_weight", "visual.proj")
     write_patch(tmp_path / "from_open", other, clip)
-    want = names.full(names.to_hf(clip.weights))
+    want = names.to_full_names(names.to_hf(clip.weights))
     for patch, on, deltas in (
         ("from_hf", "open", step.deltas),
         ("from_open", "hf", names.to_hf(other.deltas)),
     ):
         file = f"{on}.safetensors"
         assert run("apply", tmp_path / patch, tmp_path / file, tmp_path / f"out_{on}") == 0
-        found = names.full(read_weights(tmp_path / f"out_{on}" / file))
+        found = names.to_full_names(read_weights(tmp_path / f"out_{on}" / file))
         assert all(torch.equal(found[n], want[n] + deltas[n] if n in deltas else want[n]) for n in want)
         assert run("apply", tmp_path / patch, tmp_path / f"out_{on}" / file, tmp_path / "twice") == 2
         assert "the patch is applied already" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_tower_below_a_level_is_edited(tmp_path):
     write_patch(tmp_path / "p", step, clip)
     assert run("apply", tmp_path / "p", tmp_path / "model.safetensors", tmp_path / "out") == 0
     found = load_file(tmp_path / "out/model.safetensors")
-    deltas = names.carry(step.deltas, llava)
+    deltas = names.convert_to_target(step.deltas, llava)
     assert len(deltas) == 3
     assert all(torch.equal(found[n], llava[n] + deltas[n] if n in deltas else llava[n]) for n in llava)
 
@@ -316,7 +316,7 @@ def test_weights_that_were_rounded_to_bf16_before_are_edited_and_restored(tmp_pa
     write_patch(tmp_path / "p", step, clip)
     assert run("apply", tmp_path / "p", tmp_path / "model.safetensors", tmp_path / "out") == 0
     found = load_file(tmp_path / "out/model.safetensors")
-    for name, delta in names.carry(step.deltas, rounded).items():
+    for name, delta in names.convert_to_target(step.deltas, rounded).items():
         assert torch.equal(found[name], (rounded[name].float() + delta).to(kept))
     assert run("remove", tmp_path / "p", tmp_path / "out/model.safetensors", tmp_path / "back") == 0
     back = load_file(tmp_path / "back/model.safetensors")

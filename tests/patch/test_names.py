@@ -76,7 +76,11 @@ def filled(kind, config, weights):
     model = kind(config).eval()
     own = model.state_dict()
     theirs = names.to_hf(weights)
-    model.load_state_dict(names.fit({name: t for name, t in theirs.items() if names.spelled(name, own)}, own))
+    model.load_state_dict(
+        names.rename_to_target(
+            {name: t for name, t in theirs.items() if names.name_in_target(name, own)}, own
+        )
+    )
     return model
 
 
@@ -133,7 +137,7 @@ def test_a_text_tower_below_a_level_text_is_the_same_tower():
     }
     theirs, want = names.to_hf(custom), names.to_hf(weights)
     assert all(torch.equal(theirs[name], tensor) for name, tensor in want.items())
-    assert set(names.put_back(theirs, custom)) == set(custom)
+    assert set(names.write_back(theirs, custom)) == set(custom)
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -181,7 +185,7 @@ def apart(model, weights, act):
     return max((F.normalize(theirs, dim=-1) - ours).abs().max().item() for theirs, ours in pairs)
 
 
-def test_a_target_spells_a_name_with_its_level_without_it_or_below_another():
+def test_a_target_has_a_full_name_or_one_without_prefix_or_with_another_prefix():
     model, weights = narrow(quick=False)
     words, images = configs(model, "gelu")
     text, eye = CLIPTextModel(words).state_dict(), CLIPVisionModel(images).state_dict()
@@ -190,30 +194,30 @@ def test_a_target_spells_a_name_with_its_level_without_it_or_below_another():
     )
     llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=images, text_config=llama)).state_dict()
     k = "vision_model.encoder.layers.1.self_attn.k_proj.bias"
-    assert names.spelled(k, eye) == "encoder.layers.1.self_attn.k_proj.bias"
-    assert names.spelled(k, llava) == "model.vision_tower.encoder.layers.1.self_attn.k_proj.bias"
-    assert names.spelled(k, [f"x.{name}" for name in names.to_hf(weights)]) == f"x.{k}"
-    assert names.spelled(Q, text) == "encoder.layers.1.self_attn.q_proj.weight"
-    assert names.spelled(Q, names.to_hf(weights)) == Q
-    assert names.spelled(Q, [Q]) == Q
+    assert names.name_in_target(k, eye) == "encoder.layers.1.self_attn.k_proj.bias"
+    assert names.name_in_target(k, llava) == "model.vision_tower.encoder.layers.1.self_attn.k_proj.bias"
+    assert names.name_in_target(k, [f"x.{name}" for name in names.to_hf(weights)]) == f"x.{k}"
+    assert names.name_in_target(Q, text) == "encoder.layers.1.self_attn.q_proj.weight"
+    assert names.name_in_target(Q, names.to_hf(weights)) == Q
+    assert names.name_in_target(Q, [Q]) == Q
     for target in (eye, llava):  # a vision tower that stands alone has names like a text tower's
-        assert names.spelled(Q, target) is None
-        assert names.spelled("text_model.embeddings.position_embedding.weight", target) is None
-    assert names.spelled(k, text) is None
-    assert names.spelled("text_projection.weight", text) is None
-    assert names.spelled("logit_scale", text) is None
-    assert names.spelled("logit_scale", names.to_hf(weights)) == "logit_scale"
-    moved = names.carry(
+        assert names.name_in_target(Q, target) is None
+        assert names.name_in_target("text_model.embeddings.position_embedding.weight", target) is None
+    assert names.name_in_target(k, text) is None
+    assert names.name_in_target("text_projection.weight", text) is None
+    assert names.name_in_target("logit_scale", text) is None
+    assert names.name_in_target("logit_scale", names.to_hf(weights)) == "logit_scale"
+    moved = names.convert_to_target(
         {name: w for name, w in weights.items() if name.startswith("visual.transformer")}, llava
     )
     assert set(moved) == {name for name in llava if "vision_tower.encoder" in name}
 
 
-def test_a_target_with_two_such_towers_is_refused():
+def test_a_target_with_two_matching_towers_is_refused():
     weights = names.to_hf(narrow(quick=False)[1])
-    two = [f"{level}.{name}" for level in ("a", "b") for name in weights]
+    two = [f"{prefix}.{name}" for prefix in ("a", "b") for name in weights]
     with pytest.raises(ValueError, match=rf"{Q}: matches a.{Q}, b.{Q}: say which of these towers is meant"):
-        names.fit({Q: weights[Q]}, two)
+        names.rename_to_target({Q: weights[Q]}, two)
 
 
 def test_a_parameter_that_a_target_lacks_is_named():
@@ -222,9 +226,11 @@ def test_a_parameter_that_a_target_lacks_is_named():
     with pytest.raises(
         KeyError, match=r"visual_projection.weight: not in this model, whose first parameters are embed"
     ):
-        names.carry({"visual.proj": weights["visual.proj"]}, own)
-    assert names.places("visual.proj", weights["visual.proj"], own) == {}
-    assert list(names.places("ln_final.bias", weights["ln_final.bias"], own)) == ["final_layer_norm.bias"]
+        names.convert_to_target({"visual.proj": weights["visual.proj"]}, own)
+    assert names.parts_in_target("visual.proj", weights["visual.proj"], own) == {}
+    assert list(names.parts_in_target("ln_final.bias", weights["ln_final.bias"], own)) == [
+        "final_layer_norm.bias"
+    ]
 
 
 def test_parts_of_a_fused_projection_that_are_absent_are_zero_in_a_delta():
@@ -232,25 +238,25 @@ def test_parts_of_a_fused_projection_that_are_absent_are_zero_in_a_delta():
     assert fused.tolist() == [[1, 1]] * 2 + [[0, 0]] * 4
 
 
-def test_tensors_under_either_name_can_be_carried_and_put_back():
+def test_tensors_under_either_name_can_be_converted_and_written_back():
     weights = narrow(quick=False)[1]
     theirs = names.to_hf(weights)
     for target in (weights, theirs):
         for source in (weights, theirs):
-            back = names.put_back(names.full(source), target)
+            back = names.write_back(names.to_full_names(source), target)
             assert set(back) == set(target)
             assert all(torch.equal(back[name], target[name]) for name in target)
-    (name,) = names.put_back({Q: torch.zeros_like(theirs[Q])}, weights)
-    kept = names.put_back({Q: torch.zeros_like(theirs[Q])}, weights)[name]
+    (name,) = names.write_back({Q: torch.zeros_like(theirs[Q])}, weights)
+    kept = names.write_back({Q: torch.zeros_like(theirs[Q])}, weights)[name]
     assert not kept[:32].any()
     assert torch.equal(kept[32:], weights[name][32:])
     with pytest.raises(KeyError, match="text_model.encoder.layers.7.mlp.fc1.bias: not in this model"):
-        names.put_back({"text_model.encoder.layers.7.mlp.fc1.bias": torch.ones(1)}, weights)
+        names.write_back({"text_model.encoder.layers.7.mlp.fc1.bias": torch.ones(1)}, weights)
 
 
 def test_a_tower_of_many_names_is_looked_up_quickly():
     weights = names.to_hf(narrow(quick=False, width=16, layers=24)[1])
     start = time.process_time()
     for name, tensor in weights.items():
-        assert names.places(name, tensor, weights)
+        assert names.parts_in_target(name, tensor, weights)
     assert time.process_time() - start < 5  # 0.1 s on an idle core

@@ -105,7 +105,7 @@ def model(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGenera
     llava = LlavaForConditionalGeneration(_config(tokenizer, vision, clip["model_cfg"]["embed_dim"]))
     weights = load_file(MINIATURE / "open_clip_model.safetensors")
     tower = {k: v.float() for k, v in weights.items() if k.startswith("visual.") and k != "visual.proj"}
-    missing = llava.load_state_dict(names.carry(tower, llava.state_dict()), strict=False)
+    missing = llava.load_state_dict(names.convert_to_target(tower, llava.state_dict()), strict=False)
     assert not missing.unexpected_keys
     llava.model.vision_tower.requires_grad_(False)
     size = vision["image_size"]

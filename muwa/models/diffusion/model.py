@@ -163,7 +163,7 @@ class Diffusion(Content):
             weights = self.weights(component)
             if component in clips:
                 clips[component] = clips[component].edited(replace(edit, deltas=deltas))
-                deltas = names.carry(deltas, weights)
+                deltas = names.convert_to_target(deltas, weights)
             for name, delta in deltas.items():
                 if name not in weights or weights[name].shape != delta.shape:
                     self.with_weights({f"{component}/{name}": delta})  # raises, and says what is wrong

@@ -32,7 +32,9 @@ def weights_read(
         for name, weight in clip.weights.items()
         if not name.startswith(("visual", "vision", "logit"))
     }
-    places = {name: at for name, weight in text.items() if (at := names.places(name, weight, parameters))}
+    places = {
+        name: at for name, weight in text.items() if (at := names.parts_in_target(name, weight, parameters))
+    }
     expected = {place: part for at in places.values() for place, part in at.items()}
     different = [
         place

@@ -110,7 +110,7 @@ class Vlm(Content):
             KeyError: A delta belongs to no weight of the vision tower.
         """
         tower = self.tower
-        deltas = names.carry(edit.deltas, tower) if edit.deltas else {}
+        deltas = names.convert_to_target(edit.deltas, tower) if edit.deltas else {}
         changes = {
             name: (tower[name].float() + delta.to(tower[name].device)).to(tower[name].dtype)
             for name, delta in deltas.items()
@@ -214,7 +214,7 @@ class Vlm(Content):
         """
         tower = self.tower
         vision = {name: w for name, w in clip.weights.items() if name.startswith(("visual", "vision"))}
-        places = {name: at for name, w in vision.items() if (at := names.places(name, w, tower))}
+        places = {name: at for name, w in vision.items() if (at := names.parts_in_target(name, w, tower))}
         expected = {place: part for at in places.values() for place, part in at.items()}
         different = [
             place

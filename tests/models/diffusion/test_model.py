@@ -9,7 +9,7 @@ from muwa.library import load_clip as load
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_generation import generated
 from muwa.models.diffusion.model import Diffusion, Sampling
-from muwa.patch.names import by_component, carry
+from muwa.patch.names import by_component, convert_to_target
 from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
@@ -74,7 +74,7 @@ def test_an_edit_gives_another_model_and_leaves_this_one(model):
     assert not torch.equal(edited.generate(PROMPTS), images)
     assert edited.fingerprint != mark
     assert torch.equal(edited.clip.weights[FUSED], model.clip.weights[FUSED] + step.deltas[FUSED])
-    for place, delta in carry({FUSED: step.deltas[FUSED]}, model.weights("text_encoder")).items():
+    for place, delta in convert_to_target({FUSED: step.deltas[FUSED]}, model.weights("text_encoder")).items():
         assert torch.equal(
             edited.weights("text_encoder")[place], model.weights("text_encoder")[place] + delta
         )

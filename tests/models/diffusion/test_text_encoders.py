@@ -8,7 +8,7 @@ from transformers import CLIPTextModel
 
 from muwa.library import load_clip as load
 from muwa.models.diffusion.model import Diffusion, Sampling
-from muwa.patch.names import carry
+from muwa.patch.names import convert_to_target
 from muwa.types.edit import Edit
 
 
@@ -73,7 +73,7 @@ def test_the_clip_of_a_pipeline_stored_in_half_precision_is_the_full_one():
     assert not torch.equal(noisy.weights[PROJ], noisy.weights[PROJ].half().float())
     half = {
         name: w.half().float()
-        for name, w in carry(text_of(noisy), pipeline.text_encoder.state_dict()).items()
+        for name, w in convert_to_target(text_of(noisy), pipeline.text_encoder.state_dict()).items()
     }
     pipeline.text_encoder.load_state_dict(half)
     assert (

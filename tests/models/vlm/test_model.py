@@ -63,7 +63,7 @@ def test_an_edit_reaches_the_tower_and_leaves_the_model_as_it_was() -> None:
 
 def test_an_answer_is_that_of_plain_transformers_with_the_edited_weights() -> None:
     plain, processor = tiny_vlm.parts()
-    changed = names.carry(edit().deltas, dict(plain.named_parameters()))
+    changed = names.convert_to_target(edit().deltas, dict(plain.named_parameters()))
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             if name in changed:
