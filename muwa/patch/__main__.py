@@ -23,7 +23,7 @@ from muwa.patch.files import read_weights, rewrite
 
 
 def _show(path: Path, patch: Patch) -> None:
-    """Print what a patch holds and how it was found."""
+    """Print the content of a patch and how its edit was found."""
     console = Console()
     title = f"{path}, {path.stat().st_size / 1e6:.2f} MB"
     table = Table("name", "tower", "layer", "step", "relative norm", title=title)
@@ -33,7 +33,7 @@ def _show(path: Path, patch: Patch) -> None:
     for name, delta in patch.deltas.items():
         console.print(f"{name}  {tuple(delta.shape)}", highlight=False)
     console.print(f"base {patch.base_fingerprint}", highlight=False)
-    console.print_json(json.dumps(patch.story))
+    console.print_json(json.dumps(patch.provenance))
 
 
 def _change(patch: Patch, base: Path, out: Path, *, remove: bool) -> int:
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns the exit code: 2 for a wrong input."""
+    """Command line. Returns the exit code: 0, or 2 for a wrong input."""
     args = _parser().parse_args(argv)
     try:
         if args.command == "show":

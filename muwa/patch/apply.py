@@ -1,4 +1,4 @@
-"""A patch: an edit as a safetensors file that can be applied, removed bit for bit, and joined with others.
+"""A patch: an edit as a safetensors file. It can be applied, removed bit for bit, and joined with others.
 
     python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or the folder of a model
     python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
@@ -7,9 +7,8 @@
 
 The file holds `delta/<name>` (fp32) and `base/<name>` for each edited tensor. The base's tensors are needed
 because subtraction does not undo a floating-point addition exactly. A patch is bound to its base by a
-fingerprint of all weights, and any other base is refused. `muwa.patch.folders` serves folders that hold only
-a part of the model, or that use the names of the other library; there the edited tensors themselves are
-compared.
+fingerprint of all weights, and any other base is refused. `muwa.patch.folders` handles folders that hold only
+a part of the model, or that use the names of the other library. It compares the edited tensors themselves.
 """
 
 from __future__ import annotations
@@ -42,34 +41,35 @@ class Patch:
     Args:
         deltas: Name -> what is added to the tensor, fp32.
         base: Name -> the unedited tensor, for the same names.
-        base_fingerprint: Of all weights of the base.
+        base_fingerprint: Fingerprint of all weights of the base.
         moves: The layers and steps of the edit.
-        story: How the edit was found; JSON-able.
+        provenance: How the edit was found; can be written as JSON. The file has it under the key "story".
     """
 
     deltas: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
     base_fingerprint: str
     moves: tuple[Move, ...]
-    story: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
 
 def write_patch(
-    path: str | Path, edit: Edit, model: Weighted, story: Mapping[str, Any] = MappingProxyType({})
+    path: str | Path, edit: Edit, model: Weighted, provenance: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
     """Write an edit as a patch file. The same edit gives the same bytes.
 
     Args:
-        model: What the patch is bound to: `patch_base(edit)` of the unedited model.
-        story: How the edit was found; JSON-able. The rule and the reason of each search are added.
+        model: The base of the patch: `patch_base(edit)` of the unedited model.
+        provenance: How the edit was found; can be written as JSON. The rule and the reason of each search are
+            added.
     """
     searches = [
         {"concept": s.concept, "rule": s.rule, "granularity": s.granularity, "why": s.why}
         for s in edit.searches
     ]
     base = {name: model.weights[name] for name in edit.deltas}
-    story = {**story, "searches": searches}
-    save_patch(Path(path), Patch(edit.deltas, base, model.weights_fingerprint, edit.moves, story))
+    provenance = {**provenance, "searches": searches}
+    save_patch(Path(path), Patch(edit.deltas, base, model.weights_fingerprint, edit.moves, provenance))
 
 
 def save_patch(path: Path, patch: Patch) -> None:
@@ -79,7 +79,7 @@ def save_patch(path: Path, patch: Patch) -> None:
     about = {
         "base_fingerprint": patch.base_fingerprint,
         "moves": [asdict(move) for move in patch.moves],
-        "story": dict(patch.story),
+        "story": dict(patch.provenance),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
@@ -92,7 +92,7 @@ def read_patch(path: Path) -> Patch:
     """Read a patch file.
 
     Raises:
-        ValueError: The file is no patch.
+        ValueError: The file is not a patch.
         FileNotFoundError: The file does not exist.
     """
     if not path.is_file():
@@ -125,7 +125,8 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
         weights: All tensors of the base.
 
     Raises:
-        ValueError: `weights` are not the patch's base (says what differs), or the patch is applied already.
+        ValueError: `weights` are not the patch's base (the message says what differs), or the patch is
+            applied already.
     """
     fingerprint = weights_fingerprint(weights)
     if fingerprint == patch.base_fingerprint:
@@ -140,7 +141,7 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
     ]
     reason = f"{len(different)} of the {len(patch.deltas)} tensors to edit differ"
     if missing:
-        reason = f"it has no {missing[0]}"
+        reason = f"these weights have no {missing[0]}"
     raise ValueError(
         f"wrong base: its fingerprint is {fingerprint[:12]}, the patch was made for "
         f"{patch.base_fingerprint[:12]} ({reason}). "
@@ -149,7 +150,7 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
 
 
 def remove_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor]:
-    """The base's bits of the edited tensors, in the dtype of `weights`.
+    """The original tensors, bit for bit, in the dtype of `weights`.
 
     Args:
         weights: All tensors of the edited model.
@@ -179,7 +180,7 @@ def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:
 
 
 def add_patches(patches: Sequence[Patch]) -> Patch:
-    """Join patches of one base. Deltas of the same tensor are added up.
+    """Join patches made for the same base. Deltas of the same tensor are added.
 
     Raises:
         ValueError: The patches were made for different bases.
@@ -195,4 +196,4 @@ def add_patches(patches: Sequence[Patch]) -> Patch:
             deltas[name] = deltas[name] + delta if name in deltas else delta
         base |= patch.base
     moves = tuple(move for patch in patches for move in patch.moves)
-    return Patch(deltas, base, bases.pop(), moves, {"added": [dict(patch.story) for patch in patches]})
+    return Patch(deltas, base, bases.pop(), moves, {"added": [dict(patch.provenance) for patch in patches]})

@@ -29,7 +29,7 @@ def find_checkpoint(base: Path) -> list[Path]:
     """The weight files of `base`: a file, or an open_clip or Hugging Face folder, which may have shards.
 
     Raises:
-        FileNotFoundError: There are none, or shards are missing; says what was looked for.
+        FileNotFoundError: There are none, or shards are missing. The message lists what was looked for.
     """
     if base.is_file():
         if base.suffix != ".safetensors" and base.suffix not in _PICKLED:
@@ -54,11 +54,11 @@ def find_checkpoint(base: Path) -> list[Path]:
 def read_file(path: Path) -> dict[str, Tensor]:
     """All tensors of one weight file.
 
-    Pickled files are read with `weights_only=True`; a level "state_dict" and prefixes "module." are taken
-    off.
+    Pickled files are read with `weights_only=True`. An outer dict "state_dict" and the name prefix "module."
+    are removed.
 
     Raises:
-        ValueError: The file is no checkpoint.
+        ValueError: The file is not a checkpoint.
     """
     try:
         if path.suffix == ".safetensors":
@@ -76,7 +76,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(base: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint file or folder, in the dtype they are stored in."""
+    """All tensors of a checkpoint file or folder, in their stored dtype."""
     return {name: tensor for path in find_checkpoint(base) for name, tensor in read_file(path).items()}
 
 
@@ -90,10 +90,10 @@ def read_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors of one weight file.
+    """The names of all tensors in one weight file.
 
     Raises:
-        ValueError: The file is no checkpoint.
+        ValueError: The file is not a checkpoint.
     """
     if path.suffix != ".safetensors":
         return list(read_file(path))
@@ -134,7 +134,7 @@ def rewrite_files(
 
     Args:
         changes: Weight file of `base` -> its changed tensors by name.
-        dropped: Files of `base` that `out` shall not have.
+        dropped: Files of `base` to leave out of `out`.
 
     Raises:
         FileExistsError: `out` exists and is not empty.
@@ -159,7 +159,7 @@ def rewrite_files(
             out.rmdir()
         os.replace(draft, out)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # it is gone already unless something failed
+        shutil.rmtree(draft, ignore_errors=True)  # there is one only if something failed
 
 
 def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
@@ -174,18 +174,18 @@ def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
 
 
 def _safetensors_name(path: Path) -> str:
-    """The name of a weight file as safetensors, under which the loader of its folder finds it."""
+    """The name under which a folder's loader finds a weight file that became safetensors."""
     return re.sub(r"^(open_clip_)?pytorch_model", r"\1model", path.with_suffix(".safetensors").name)
 
 
 def _overwrite(path: Path, changed: Mapping[str, Tensor]) -> None:
     """Replace tensors in a safetensors file by writing only their bytes.
 
-    The format is the length of a JSON header, the header, which says where each tensor lies, and the tensors
-    as raw little-endian bytes.
+    A safetensors file has three parts: the length of a JSON header; the header, which says where each tensor
+    starts and ends; and the tensors as raw little-endian bytes.
 
     Raises:
-        ValueError: A tensor has another size than in the file.
+        ValueError: A tensor's size differs from its size in the file.
     """
     with safe_open(path, "pt") as file:
         raw = {name: tensor.to(file.get_tensor(name).dtype) for name, tensor in changed.items()}

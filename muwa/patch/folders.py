@@ -1,8 +1,8 @@
 """Patches on folders that hold only a part of the model, or that use the names of the other library.
 
-These are diffusers pipelines, models with a CLIP's tower below a level, and a Hugging Face CLIP under a patch
-with open_clip's names (or the reverse). The fingerprint of all weights cannot be compared there. So a patch
-is bound by the bits of the tensors that it edits.
+There are three kinds: diffusers pipelines; models with a CLIP's tower under another name prefix; and CLIPs
+where the folder has Hugging Face's names and the patch open_clip's, or the reverse. The fingerprint of all
+weights cannot be compared there. So a patch is bound to the exact bits of the tensors that it edits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>(?!safetensors|bin)[\w-]+?))?"
     r"(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
-Files = list[Path]  # the files that hold one set of weights: one file, or shards
+Files = list[Path]  # the files of one set of weights: one file, or its shards
 
 
 def is_pipeline(base: Path) -> bool:
@@ -32,7 +32,7 @@ def is_pipeline(base: Path) -> bool:
 
 
 def has_other_names(base: Path, edited: Iterable[str]) -> bool:
-    """Whether a checkpoint holds edited tensors under other names than the patch.
+    """Whether a checkpoint holds the edited tensors under names that differ from the patch's.
 
     Args:
         edited: The names in the patch.
@@ -58,7 +58,7 @@ class _Part:
     """One set of weight files, and the part of a patch that is for them.
 
     Args:
-        clip: Whether the names are those of a CLIP, in the spelling of either library.
+        clip: Whether the names are a CLIP's, from either library.
     """
 
     files: Files
@@ -79,17 +79,19 @@ def rewrite_folder(base: Path, out: Path, patch: Patch, *, remove: bool) -> int:
 
     Args:
         base: The folder of a pipeline, or a checkpoint. All variants of an edited component are changed.
-        patch: Its names are "text_encoder_2/<CLIP name>", "unet/<name>", or a CLIP's name for the first text
+        patch: Its keys are "text_encoder_2/<CLIP name>", "unet/<name>", or a CLIP's name for the first text
             encoder.
-        remove: Whether the patch is removed instead of applied.
+        remove: Remove the patch instead of applying it.
 
     Returns:
-        How many tensors were changed, over all files.
+        The number of tensors changed, over all files.
 
     Raises:
-        ValueError: A tensor is not the patch's base; or it is edited already (or, to remove it, not edited).
-        KeyError: A tensor that is to be edited is missing.
-        FileNotFoundError: A component has no weights that can be changed; says what was looked for.
+        ValueError: A tensor is not the patch's base; or the patch is applied already (with `remove`: is not
+            applied).
+        KeyError: A tensor to edit is missing.
+        FileNotFoundError: A component has no weights that can be changed. The message lists what was looked
+            for.
     """
     parts, dropped = _parts(base, patch)
     changes: dict[Path, dict[str, Tensor]] = {}
@@ -100,7 +102,7 @@ def rewrite_folder(base: Path, out: Path, patch: Patch, *, remove: bool) -> int:
 
 
 def _parts(base: Path, patch: Patch) -> tuple[list[_Part], Files]:
-    """(the sets of weight files with their part of the patch, files that the copy shall not have)."""
+    """(The sets of weight files with their part of the patch, files to leave out of the copy)."""
     if not is_pipeline(base):
         return [_Part(find_checkpoint(base), patch.deltas, patch.base, clip=True)], []
     parts: list[_Part] = []
@@ -117,7 +119,7 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
     """The weight files of one component of a pipeline.
 
     Returns:
-        (the files of each variant (none, "fp16", ...), pickled files that a variant has beside safetensors
+        (The files of each variant (none, "fp16", ...); pickled files of variants that also have safetensors
         files).
 
     Raises:
@@ -176,7 +178,7 @@ def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
 def _located(
     part: _Part, stored: Iterable[str]
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, str]]:
-    """(deltas, base tensors, names in the files) of a part. A CLIP's are by full Hugging Face name.
+    """(Deltas, base tensors, names in the files) of a part. A CLIP's are under full names.
 
     Args:
         stored: All names in the files.
@@ -208,8 +210,8 @@ def _changed(
     `current` may be the base rounded to half precision, as `muwa.patch.weights.same_bits` allows.
 
     Raises:
-        ValueError: `current` is neither the base nor the base plus the deltas, or it is what is asked for
-            already.
+        ValueError: `current` is neither the base nor the base plus the deltas; or the patch is applied
+            already (with `remove`: is not applied).
     """
     rounded = {name: _rounded(base[name], current[name], deltas[name], remove) for name in deltas}
     edited = {name: add_delta(rounded[name], delta) for name, delta in deltas.items()}
@@ -230,9 +232,9 @@ def _changed(
 
 
 def _rounded(base: Tensor, current: Tensor, delta: Tensor, remove: bool) -> Tensor:
-    """`base` cast to the dtype of `current`: directly, or by way of the half precision that gives `current`.
+    """`base` cast to the dtype of `current`: directly, or via the half precision that gives `current`.
 
-    With `remove`, the cast is the one that gives `current` after the delta is added.
+    With `remove`, it is the cast that gives `current` when the delta is added.
     """
     casts = [base.to(dtype).to(current.dtype) for dtype in (current.dtype, *HALVES)]
     return next((x for x in casts if equal(current, add_delta(x, delta) if remove else x)), casts[0])

@@ -1,4 +1,4 @@
-"""Named tensors in memory: their fingerprint, adding a delta, and whether two tensors are the same."""
+"""Named tensors in memory: fingerprints, adding a delta, and comparing two tensors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def fingerprint_of_digests(digests: Mapping[str, str]) -> str:
 
 
 def is_weight(name: str, tensor: Tensor) -> bool:
-    """Whether a stored tensor is a weight; masks, position numbers and integers are not."""
+    """Whether a stored tensor is a weight. Masks, position ids, running statistics and integers are not."""
     return tensor.is_floating_point() and not name.endswith(_BUFFERS)
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of a set of weights. A patch is bound to it.
 
-    It is the same in every dtype that holds the weights exactly.
+    The fingerprint is the same in every dtype that holds the weights exactly.
     """
     return fingerprint_of_digests({n: tensor_digest(t) for n, t in weights.items() if is_weight(n, t)})
 
@@ -50,7 +50,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def same_bits(stored: Tensor, expected: Tensor) -> bool:
-    """Whether `stored` is `expected`, cast to its dtype directly or by way of fp16 or bf16."""
+    """Whether `stored` equals `expected` cast to its dtype, directly or via fp16 or bf16."""
     if stored.shape != expected.shape:
         return False
     stored, expected = stored.cpu(), expected.cpu()

@@ -78,7 +78,7 @@ def test_any_other_base_is_refused(tmp_path):
     touched = {**model.weights, "ln_final.weight": model.weights["ln_final.weight"] + 1e-3}
     with pytest.raises(ValueError, match=r"wrong base: .*0 of the 2 tensors to edit differ"):
         apply_patch(touched, patch)
-    with pytest.raises(ValueError, match=r"wrong base: .*it has no visual.proj"):
+    with pytest.raises(ValueError, match=r"wrong base: .*these weights have no visual.proj"):
         apply_patch({n: w for n, w in model.weights.items() if n != "visual.proj"}, patch)
 
 
@@ -188,7 +188,7 @@ def test_the_command_line_adds_and_shows(folder, capsys):
     shown = capsys.readouterr().out
     assert "visual.proj" in shown
     assert one.base_fingerprint in shown
-    assert json.loads(json.dumps(dict(one.story)))["searches"] == []
+    assert json.loads(json.dumps(dict(one.provenance)))["searches"] == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
