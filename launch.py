@@ -16,7 +16,7 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
-    """Build the parts, run the pipeline; the returned score is what a sweeper minimises."""
+    """Build the parts and run the pipeline. Returns the objective, which a sweeper minimises."""
     with config.one_line_errors():
         return pipeline.run(config.build(cfg), config.settings(cfg))
 

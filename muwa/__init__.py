@@ -1,6 +1,7 @@
 """Make a vision-language model forget one thing by editing one layer with one gradient, and prove it.
 
-The library's names; each is loaded from its module when it is first used, so `import muwa` costs nothing.
+These are the names of the library. Each is loaded from its module when it is first used, so `import muwa` is
+fast.
 """
 
 from __future__ import annotations

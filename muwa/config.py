@@ -1,7 +1,7 @@
 """The bridge to Hydra: the typed root of the config, the parts that it configures, and the pages of a sweep.
 
-This is the only module beside launch.py that imports hydra or omegaconf. A group's node names a class or a
-function (`_target_`); its signature is the schema. Every keyword is checked against it before any compute.
+Besides launch.py, this is the only module that imports hydra or omegaconf. A config group names a class or a
+function (`_target_`). Its signature is the schema: every keyword is checked against it before any compute.
 """
 
 from __future__ import annotations
@@ -30,13 +30,8 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
-RECORDS = (
-    "task",
-    "method",
-    "eval",
-    "gradient_source",
-    "layer_search",
-)  # groups whose parts are records of settings
+# Groups whose parts are records of settings. The parts of the other groups are loaders.
+RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
 CONF = Path(__file__).parent.parent / "conf"
 RENAMED = {  # settings that had another name: old -> present
     "recogniser": "classifier",
@@ -49,7 +44,7 @@ STAGES = ("curate", "unlearn", "eval", "report")
 
 @dataclass
 class Paths:
-    """Folders of this machine; they enter no cache key."""
+    """Folders of this machine. They are part of no cache key."""
 
     outputs: str = MISSING
     cache: str = MISSING
@@ -106,23 +101,20 @@ def register() -> None:
 
 
 def adapt_command_line() -> None:
-    """Rewrite `sys.argv` before Hydra reads it: present names of settings, and no folders for worker ranks.
+    """Rewrite `sys.argv` before Hydra reads it.
 
-    All processes of a torchrun have the same command line, but only the main rank has a folder and a log.
+    Old names of settings become present names. Worker ranks get no folder and no log: all processes of a
+    torchrun have the same command line, but only the main rank may write.
     """
     sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
     if _is_worker():
-        sys.argv += [
-            "hydra.run.dir=.",
-            "hydra.sweep.dir=.",
-            "hydra.sweep.subdir=.",
-            "hydra.output_subdir=null",
-        ]
+        sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
+        sys.argv += ["hydra.output_subdir=null"]
         sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
 def present_name(override: str) -> str:
-    """The override with the present name of its setting. If the name was an old one, say so on stderr.
+    """The override with the present name of its setting. Prints a note on stderr if the name is old.
 
     >>> present_name("seed=1"), present_name("eval.canvas.seeds=2")
     ('seed=1', 'eval.canvas.seeds=2')
@@ -144,7 +136,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     """The parts of a composed config: task, method and metrics as records, the others as partials.
 
     Raises:
-        ValueError: A keyword does not fit, a stage is unknown, or a value is missing (`???`); gives the key.
+        ValueError: A keyword does not fit, a stage is unknown, or a value is missing (`???`). Names the key.
     """
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
@@ -160,12 +152,12 @@ def build(cfg: DictConfig) -> dict[str, Any]:
 
 
 def made(part: Any) -> Any:
-    """`part` with every partial of a class called, at any depth: those classes are records of settings.
+    """`part` with every partial of a class called, at any depth. Such classes are records of settings.
 
-    Other partials stay: they load something when they are called.
+    Partials of functions stay: they load something when they are called.
 
     Raises:
-        ValueError: A record refuses one of its settings; says which.
+        ValueError: A record refuses one of its settings. Names the setting.
     """
     if isinstance(part, Mapping):
         return {name: made(inner) for name, inner in part.items()}
@@ -179,8 +171,9 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
 
     Args:
         choice: "group=file" as on the command line: "method=ga", "layer_search=grid", "eval=[forget]".
-        more: Further overrides, for settings that other settings are made of ("dataset.root=DIR").
-        changed: Settings with other values, of any type. A mapping changes some settings of a nested record:
+        more: Further overrides as on the command line, such as "dataset.root=DIR". Settings that refer to an
+            overridden one change with it.
+        changed: New values of settings, of any type. A mapping changes some settings of a nested record:
             `part("task=celeba", identity="Kael_Lindqvar", limits={"retain_pairs": 96})`.
 
     Returns:
@@ -196,7 +189,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     cfg = composed(choice, *more).copy()
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
-            cfg[group][key] = None  # so that the rest can be made; the value given takes its place below
+            cfg[group][key] = None  # so that the rest can be built; `_with` sets the given value below
     found = instantiate(cfg[group], _convert_="all")
     if isinstance(found, partial):
         found = _with(found, changed)
@@ -211,15 +204,14 @@ def _with(made: partial, changed: Mapping[str, Any]) -> partial:
     keywords = dict(made.keywords)
     for name, value in changed.items():
         nested = keywords.get(name)
-        keywords[name] = (
-            _with(nested, value) if isinstance(nested, partial) and isinstance(value, Mapping) else value
-        )
+        inside = isinstance(nested, partial) and isinstance(value, Mapping)
+        keywords[name] = _with(nested, value) if inside else value
     return partial(made.func, *made.args, **keywords)
 
 
 @functools.cache
 def composed(*overrides: str) -> DictConfig:
-    """The config of launch.py with some overrides. The folders that only a launched run has are outputs/."""
+    """The config of launch.py with some overrides. The folders of a launched run are set to outputs/."""
     register()
     if GlobalHydra.instance().is_initialized():
         raise ValueError("config.part: Hydra is running already; take the parts that config.build makes")
@@ -228,43 +220,38 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def check(parts: Mapping[str, Any]) -> None:
-    """Raise if a keyword of a partial does not fit the function or class that it names; nested ones too.
+    """Raise if a keyword of a partial does not fit its function or class; nested partials too.
+
+    A class of one of the groups `RECORDS` must get all its settings.
 
     Raises:
-        ValueError: Gives the key, the function and what does not fit: before any compute.
+        ValueError: Names the key, the function and what does not fit.
     """
     for key, part in parts.items():
-        group = key.partition(".")[0]
         if isinstance(part, Mapping):
             check({f"{key}.{name}": inner for name, inner in part.items()})
         elif isinstance(part, partial):
             signature = inspect.signature(part.func)
-            bind = (
-                signature.bind if inspect.isclass(part.func) and group in RECORDS else signature.bind_partial
-            )
+            complete = inspect.isclass(part.func) and key.partition(".")[0] in RECORDS
+            bind = signature.bind if complete else signature.bind_partial
             try:
                 bind(*part.args, **part.keywords)
             except TypeError as error:
                 where = f"{part.func.__module__}.{part.func.__qualname__}"
                 raise ValueError(f"{key}: {where}() {error}") from error
-            check(
-                {
-                    f"{key}.{name}": inner
-                    for name, inner in part.keywords.items()
-                    if isinstance(inner, partial | Mapping)
-                }
-            )
+            nested = {name: x for name, x in part.keywords.items() if isinstance(x, partial | Mapping)}
+            check({f"{key}.{name}": inner for name, inner in nested.items()})
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The whole config as plain values, for provenance and dashboards, with the `command` of this run."""
+    """The whole config as plain values, with the `command` of this run, for provenance and dashboards."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {**{str(key): value for key, value in plain.items()}, "command": _command()}
 
 
 def _command() -> str:
-    """The command that makes this run again; one run of a multirun is a command of its own."""
+    """The command that repeats this run. For one run of a multirun, it runs only that one."""
     words = sys.argv
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         words = ["launch.py", *HydraConfig.get().overrides.task]
@@ -272,7 +259,7 @@ def _command() -> str:
 
 
 def read_run(run: Path) -> DictConfig:
-    """The config of a finished run, as Hydra kept it in `.hydra/config.yaml`.
+    """The config of a finished run, as Hydra saved it in `.hydra/config.yaml`.
 
     Raises:
         ValueError: `run` is not the folder of a run.
@@ -290,7 +277,7 @@ def read_run(run: Path) -> DictConfig:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a single run with one line where the input was wrong. HYDRA_FULL_ERROR=1 shows the traceback.
+    """End a run on bad input with one line on stderr. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
     In a multirun the error is raised: the other runs go on, and Hydra reports it at the end.
     """
@@ -304,10 +291,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 class SweepPages(Callback):
-    """Writes sweep.csv and sweep.html beside the runs of a multirun, again after each run.
+    """Writes sweep.csv and sweep.html next to the runs of a multirun, again after each run.
 
-    Runs side by side may end at any time, on any machine. Each notes in its folder how it ended, then writes the
-    pages under a lock. So the last run leaves them complete, even if the launching process is gone.
+    Runs in parallel may end at any time, on any machine. Each run notes in its folder how it ended, then
+    writes the pages under a lock. The last run therefore leaves them complete, even if the launching process
+    is gone.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

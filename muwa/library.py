@@ -1,7 +1,7 @@
 """muwa from Python: the same parts as the command line, with the defaults of conf/.
 
-Each function takes the settings of its config group as keywords, so `slug(model, task, run, batch_size=16)` does what
-`method.batch_size=16` does on the command line.
+Each function takes the settings of its config group as keywords. For example, `slug(model, task, run,
+batch_size=16)` does what `method.batch_size=16` does on the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from muwa.types.metric import Metric
 
 
 def load_miniature(root: str, **settings: Any) -> Dataset:
-    """The miniature's data set (`dataset=miniature`), written to `root` if it is not there."""
+    """The miniature's data set (`dataset=miniature`). It is written to `root` if it is not there yet."""
     return config.part("dataset=miniature", f"dataset.root={root}", **settings)()
 
 
@@ -31,8 +31,8 @@ def load_clip(*weights: str | None, **settings: Any) -> Clip:
     """An open_clip model (`model=clip`).
 
     Args:
-        weights: The name of an architecture, then a pretrained tag, a checkpoint file, or None for random weights:
-            `load_clip("ViT-B-32", "laion400m_e32")`. The miniature where none is given.
+        weights: The name of an architecture, then a pretrained tag, a checkpoint file, or None for random
+            weights: `load_clip("ViT-B-32", "laion400m_e32")`. Without arguments, the miniature.
     """
     return config.part("model=clip", **dict(zip(("name", "pretrained"), weights, strict=False)), **settings)()
 
@@ -43,17 +43,17 @@ def load_clip_hf(path: str, **settings: Any) -> Clip:
 
 
 def celeba(dataset: Dataset, **settings: Any) -> Task:
-    """The task to forget identities (`task=celeba`); give `identity`, a name or several."""
+    """The task to forget people (`task=celeba`). Give `identity`: one name or a list of names."""
     return config.part("task=celeba", **settings)(dataset)
 
 
 def objects(dataset: Dataset, **settings: Any) -> Task:
-    """The task to forget objects (`task=object`); give `object`, a class or several."""
+    """The task to forget objects (`task=object`). Give `object`: one class or a list of classes."""
     return config.part("task=object", **settings)(dataset)
 
 
 def unlearn(model: Editable, task: Task, run: Run, method: str = "slug", **settings: Any) -> Edit:
-    """The edit of any method (`method=...`): checked first, then computed or read back from the cache of `run`."""
+    """The edit of any method (`method=...`). Its settings are checked before anything is computed."""
     return make_edit(config.part(f"method={method}", **settings), model, task, run)
 
 
@@ -65,10 +65,10 @@ def slug(model: Editable, task: Task, run: Run, **settings: Any) -> Edit:
 def evaluate(
     model: Editable, task: Task, run: Run, metrics: str = "forget,retain,utility,similarity"
 ) -> dict[str, Metric]:
-    """Metric name -> metric of one model (`eval=[...]`).
+    """Measure one model (`eval=[...]`): metric name -> metric.
 
     Args:
-        metrics: Files of conf/eval/, joined by commas.
+        metrics: Names of files in conf/eval/, joined by commas.
     """
     measures = config.part(f"eval=[{metrics}]")
     check_measures(model, task, measures)
@@ -81,10 +81,10 @@ def pareto_bisect(**settings: Any) -> LayerSearch:
 
 
 def grid(**settings: Any) -> LayerSearch:
-    """Given layers and steps (`layer_search=grid`)."""
+    """A search over given layers and steps (`layer_search=grid`)."""
     return config.part("layer_search=grid", **settings)
 
 
 def fixed(**settings: Any) -> LayerSearch:
-    """One given layer and step (`layer_search=fixed`)."""
+    """No search: one given layer and step (`layer_search=fixed`)."""
     return config.part("layer_search=fixed", **settings)

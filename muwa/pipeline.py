@@ -1,4 +1,7 @@
-"""The story of a run: data -> method (gradients, scores, layer search) -> edit -> eval -> report."""
+"""One run, stage by stage: data -> method -> edit -> eval -> report.
+
+For SLUG, the method (muwa/methods/slug.py) is gradients -> scores -> layer search.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import torch
 from muwa.cache.store import Store
 from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_measures, evaluate, fitting
-from muwa.methods.base import make_edit
+from muwa.methods.base import Method, make_edit
 from muwa.models.base import Editable
 from muwa.patch.apply import write_patch
 from muwa.report.loggers import Loggers
@@ -43,15 +46,17 @@ LIBRARIES = (
     "numpy",
 )
 MATRIX_NAMES = 12  # retained names in the similarity matrix
+PATCH = "patch.safetensors"
 
 
 @dataclass(frozen=True)
-class Made:
-    """An edit, and what making it cost.
+class EditWithCost:
+    """An edit, and what the method that made it cost.
 
     Args:
-        seconds: Of the method from nothing; what was read back from the cache counts with the time that it took.
-        peak_memory: Bytes, of the method alone.
+        seconds: Seconds the method takes with an empty cache: cached results count with their original
+            compute time.
+        peak_memory: The peak memory of the method, in bytes.
     """
 
     edit: Edit
@@ -60,29 +65,30 @@ class Made:
 
 
 def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
-    """One run: every stage in turn, everything written to the run's folder.
+    """One run: all of its stages in turn. Everything is written to the folder of the run.
 
     Args:
-        parts: What `muwa.config.build` makes of a config: `model`, `dataset` and `task` as callables, `method` as a record,
-            `eval` as a mapping of records, `logger` as a mapping of callables.
+        parts: What `muwa.config.build` makes of a config: `model` and `dataset` as loaders, `task` and
+            `method` as callable records, `eval` as a mapping of records, `logger` as a mapping of loaders.
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`objective`); 0 when `eval` is not among the stages.
+        The objective (`objective`); 0 if `eval` is not among the stages.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, before any compute.
+        ValueError, FileNotFoundError: Bad input. Most is found before any compute; a metric that cannot be
+            computed, before the edit.
     """
     with join(settings["runtime"]["device"]) as distributed:
         return _run(parts, settings, distributed)
 
 
 def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], distributed: Distributed) -> float:
-    """The run of one process: the main rank does all of it, worker ranks help with the gradients."""
+    """The run of one process: the main rank does everything, worker ranks help to compute gradients."""
     stages, runtime = settings["stages"], settings["runtime"]
     if runtime["threads"]:
         torch.set_num_threads(runtime["threads"])
-    reset_peak(runtime["device"])  # in a sweep, runs follow each other in one process
+    reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     progress = runtime["progress"] and distributed.is_main
@@ -106,26 +112,29 @@ def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], distributed: Dis
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", dict(settings))
         report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
-        if report is None:
-            return 0.0
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started
-        loggers.report = replace(report, seconds=seconds)
-        if "report" in stages:
-            write_report(loggers.report, show_forget=settings["report"]["show_forget"])
-    print("\n".join(one["text"] for one in verdicts(report)))
-    print(
-        f"{seconds['total']:.1f} s, all of it in {report.folder}: report.html, results.json, patch.safetensors"
-    )
-    return report.objective
+        if report is not None:
+            report = loggers.report = replace(report, seconds=seconds)
+            if "report" in stages:
+                write_report(report, show_forget=settings["report"]["show_forget"])
+    if report is not None:
+        print("\n".join(one["text"] for one in verdicts(report)))
+    written = ["report.html", "results.json"] if report is not None and "report" in stages else []
+    files = ", ".join([*written, PATCH])
+    print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
+    return report.objective if report is not None else 0.0
 
 
 def unlearn(
     parts: Mapping[str, Any], settings: Mapping[str, Any], model: Editable, task: Task, run: Run
 ) -> Report | None:
-    """Check everything, measure, make the edit, write the patch, measure again. None without the stage `eval`.
+    """Check everything, measure, make the edit, write the patch, and measure again.
 
-    The unedited model is measured first, so that a metric which cannot be computed ends the run before the edit is made.
+    The unedited model is measured first: a metric that cannot be computed then ends the run before the edit.
+
+    Returns:
+        The report; None without the stage `eval`.
     """
     device, folder = settings["runtime"]["device"], Path(settings["paths"]["run"])
     measures = fitting(model, parts["eval"]) if "eval" in settings["stages"] else {}
@@ -135,10 +144,8 @@ def unlearn(
     before = evaluate(observer, task, measures)
     earlier = peak_memory(device)
     made = _make(parts["method"], model, task, run, device)
-    story = {"model": model.source, "task": task.kind, "names": list(task.names), "versions": versions(),
-             "method": type(parts["method"]).__module__, "data": task.fingerprint}  # fmt: skip
-    patch = folder / "patch.safetensors"
-    write_patch(patch, made.edit, model.patch_base(made.edit), story)
+    patch = folder / PATCH
+    write_patch(patch, made.edit, model.patch_base(made.edit), metadata(parts["method"], model, task))
     if "eval" not in settings["stages"]:
         return None
     edited = model.edited(made.edit)
@@ -164,27 +171,50 @@ def unlearn(
     )
 
 
-def _make(method: Any, model: Editable, task: Task, run: Run, device: str) -> Made:
+def metadata(method: Method, model: Editable, task: Task) -> dict[str, object]:
+    """What the patch file says about its origin."""
+    return {
+        "model": model.source,
+        "task": task.kind,
+        "names": list(task.names),
+        "versions": versions(),
+        "method": type(method).__module__,
+        "data": task.fingerprint,
+    }
+
+
+def _make(method: Method, model: Editable, task: Task, run: Run, device: str) -> EditWithCost:
     """Make the edit; measure its time and memory."""
     reset_peak(device)
     started, saved = time.perf_counter(), run.store.saved if run.store else 0.0
     edit = make_edit(method, model, task, run)
-    took = time.perf_counter() - started + (run.store.saved if run.store else 0.0) - saved
-    return Made(edit, took, peak_memory(device))
+    seconds = time.perf_counter() - started + (run.store.saved if run.store else 0.0) - saved
+    return EditWithCost(edit, seconds, peak_memory(device))
 
 
-def cost(made: Made, patch: Path) -> dict[str, float]:
-    """What the method cost: seconds, bytes of memory, bytes of the patch, weights that changed, training pairs used."""
+def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
+    """What the method cost.
+
+    Returns:
+        "seconds"; "peak_memory_bytes"; "bytes" of the patch file; "parameters", the number of weights that
+        changed; "samples", the number of training pairs whose gradient was taken.
+    """
     changed = sum(delta.count_nonzero().item() for delta in made.edit.deltas.values())
-    size = patch.stat().st_size
-    return {"seconds": made.seconds, "peak_memory_bytes": made.peak_memory, "bytes": size, "parameters": changed,
-            "samples": made.edit.samples}  # fmt: skip
+    return {
+        "seconds": made.seconds,
+        "peak_memory_bytes": made.peak_memory,
+        "bytes": patch.stat().st_size,
+        "parameters": changed,
+        "samples": made.edit.samples,
+    }
 
 
 def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[str, object]:
-    """The similarity matrix before and after: {"names", "n" (images a row), "before", "after"}.
+    """The similarity matrices of the model's first CLIP, before and after the edit.
 
-    It is that of the model's first CLIP. Empty where a CLIP inside a larger model was not edited.
+    Returns:
+        "names", "n" (images per row), "before" and "after". Returns {} if the model is not itself a CLIP and
+        its first CLIP was not edited.
     """
     (encoder, clip), changed = next(iter(model.clips.items())), next(iter(edited.clips.values()))
     if encoder and clip.weights_fingerprint == changed.weights_fingerprint:
@@ -194,29 +224,29 @@ def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
-    """What a sweep minimises: what is still there of the forgotten plus what was lost of the rest (0 is perfect).
+    """What a sweep minimises: how much of the target is still recognised plus how much of the rest was lost.
 
-    The sum over metrics with `reading.in_objective`: the rate at which the forgotten is still recognised (1 - value where
-    higher is better), and max(0, drop) of what was to be kept. Metrics that were not asked for count 0.
+    0 is perfect. It is a sum over the metrics with `reading.in_objective`: the rate at which the target is
+    still recognised (role "forgotten") and the drop of the rate, if it dropped (role "kept").
     """
     total = 0.0
     for name, metric in after.items():
         reading = metric.reading
         if reading.in_objective and reading.role == "forgotten":
-            total += metric.value if reading.better == "lower" else 1 - metric.value
+            total += metric.still_recognised
         elif reading.in_objective and reading.role == "kept":
             total += max(0.0, before[name].value - metric.value)
     return total
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
+    """The versions of Python and of the libraries that results depend on."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
 
 
 def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
-    """What is needed to make the run again, and to know that it was the same."""
+    """What is needed to repeat the run, and to check that it was the same."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),
@@ -231,7 +261,7 @@ def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout muwa runs from, with "+changes" when it was edited; None outside one."""
+    """The commit of the checkout that muwa runs from, with "+changes" if files differ; None outside one."""
     here = Path(__file__).parent
 
     def git(*arguments: Sequence[str] | str) -> str | None:

@@ -29,10 +29,11 @@ class Run:
 
     Args:
         store: The cache; without one, every value is computed again.
-        log: Called with every event of the run: "gradients", "scores", "evaluation", "loss", "metrics".
+        log: Called with every event of the run; `muwa.report.loggers.Logger` lists the events.
         distributed: The processes that compute gradients together.
         progress: Whether to show progress bars on stderr.
-        gradient_file: A file of `python -m muwa.gradients export`, read instead of computing gradients.
+        gradient_file: A file written by `python -m muwa.gradients export`. Its gradients are read instead of
+            being computed.
     """
 
     store: Store | None = None
@@ -59,7 +60,7 @@ class Run:
         """`function(*args, **keywords, **_free)`, read back from the cache if it was computed before.
 
         Args:
-            stage: The folder of the cache that holds the values.
+            stage: The cache stage: the folder of the cache that holds the values.
             _free: Arguments that cannot change the value; they are not part of the key.
             _together: Whether all ranks compute the value together. Then worker ranks get None.
             _resume: The name of an argument that takes a folder, where an unfinished computation leaves its
@@ -82,8 +83,10 @@ class Run:
         Rows of items that were computed before are read back from the cache.
 
         Args:
-            owner: What each row depends on beside its item: a tower, a preparation, a model.
-            items: An object with `digests` (one for each item, at least one) and `select(indices)`.
+            stage: The cache stage, as in `cached`.
+            owner: What each row depends on besides its item: a tower, a preparation, a model.
+            items: An object with `digests` (one per item; there must be at least one item) and
+                `select(indices)`.
         """
         if self.store is None:
             return function(owner, items, **_free)

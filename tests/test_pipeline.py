@@ -1,4 +1,4 @@
-"""The whole line on the miniature: what a user types, what lies in the run's folder afterwards."""
+"""Whole runs on the miniature: what a user types, and the files in the run's folder afterwards."""
 
 import base64
 import csv
@@ -41,13 +41,8 @@ def run(composed, miniature, *overrides, small=True):
 
 def launch(miniature, out, *overrides, wait=True):
     """`python launch.py` as a user types it."""
-    command = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        *overrides,
-        f"paths.outputs={out}",
-        f"dataset.root={miniature}",
-    ]
+    fixed = (f"paths.outputs={out}", f"dataset.root={miniature}")
+    command = [sys.executable, str(ROOT / "launch.py"), *overrides, *fixed]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out)
     if not wait:
         return process
@@ -70,7 +65,8 @@ def test_the_default_leaves_every_file_and_says_where(default_run):
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html",
             "figures/pareto.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
-    assert str(folder) in stdout
+    files = "report.html, results.json, patch.safetensors"
+    assert re.search(rf"^Finished in \d+\.\d s\. Output in {re.escape(str(folder))}: {files}$", stdout, re.M)
     assert "Kael Lindqvar is no longer the model's first guess" in stdout
     events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = json.loads((folder / "results.json").read_text())
@@ -118,9 +114,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
         assert code == 0, stderr
     (resumed,), (straight,) = (list(out.glob("slug/*/*/results.json")) for out in (cut, whole))
     assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
-    assert (resumed.parent / "patch.safetensors").read_bytes() == (
-        straight.parent / "patch.safetensors"
-    ).read_bytes()
+    first, second = (one.parent / "patch.safetensors" for one in (resumed, straight))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniature, tmp_path):
@@ -153,15 +148,15 @@ def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_pictures_of_the_forgotten_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):
+def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):
     def shown():
-        """LabelledImages of the forgotten person that stand in any file of the run."""
+        """How many images of the forget set are in any file of the run."""
         cfg = composed(f"dataset.root={miniature}", "runtime.progress=false")
         task = config.build(cfg)["task"](config.build(cfg)["dataset"]())
-        pictures = [path.read_bytes() for path in (*task.eval.forget.images, *task.probe.forget.images)]
-        pictures += task.forget["Kael Lindqvar"].images
+        images = [path.read_bytes() for path in (*task.eval.forget.images, *task.probe.forget.images)]
+        images += task.forget["Kael Lindqvar"].images
         files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
-        return sum(p in file or base64.b64encode(p) in file for p in pictures for file in files)
+        return sum(image in file or base64.b64encode(image) in file for image in images for file in files)
 
     run(composed, miniature)
     assert shown() == 0
@@ -184,10 +179,8 @@ def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
     _, second = run(composed, miniature, *fresh)
     assert second["trace"] == first["trace"]
     assert not [stage for stage in second["cache"] if stage.startswith("gradients")]
-    with pytest.raises(
-        ValueError,
-        match="computed from something else than this run .batch_size: file has 32, this run has 16",
-    ):
+    message = "computed from something else than this run .batch_size: file has 32, this run has 16"
+    with pytest.raises(ValueError, match=message):
         run(composed, miniature, *fresh, "method.batch_size=16")
     assert main(["export", str(tmp_path), "x"]) == 2
     assert "want the folder of a run" in capsys.readouterr().err
@@ -206,6 +199,19 @@ def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("stages", ["unlearn", "unlearn,eval", "unlearn,report"])
+def test_the_last_line_lists_only_what_was_written(composed, miniature, tmp_path, capsys, stages):
+    cfg = composed(
+        f"dataset.root={miniature}", *SMALL, "layer_search.max_evals=1", "eval=[forget]", f"stages=[{stages}]"
+    )
+    pipeline.run(config.build(cfg), config.settings(cfg))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"Finished in \d+\.\d s\. Output in {tmp_path / 'run'}: patch\.safetensors", last)
+    there = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "patch.safetensors" in there
+    assert not there & {"report.html", "results.json"}
+
+
 def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path):
     _, found = run(composed, miniature, "task=object", "task.object=[red_star,blue_ring]")
     assert found["task"]["names"] == ["red star", "blue ring"]
@@ -215,15 +221,12 @@ def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path
 
 
 def random_llava(folder):
-    """A LLaVA by transformers' own config, its language model random and of one block, over the shipped one's tower."""
+    """A LLaVA folder: the vision tower of the shipped one, and a random language model of one block."""
     config = LlavaConfig.from_pretrained(MINIATURE)
-    (
-        config.text_config.hidden_size,
-        config.text_config.intermediate_size,
-        config.text_config.num_hidden_layers,
-    ) = (32, 64, 1)
-    config.text_config.num_attention_heads = config.text_config.num_key_value_heads = 2
-    config.text_config.head_dim = 16
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 32, 64, 1
+    text.num_attention_heads = text.num_key_value_heads = 2
+    text.head_dim = 16
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
     tower = LlavaForConditionalGeneration.from_pretrained(MINIATURE).model.vision_tower
@@ -233,8 +236,8 @@ def random_llava(folder):
     return folder
 
 
-def test_the_whole_line_on_a_llava_of_ones_own(composed, miniature, tmp_path):
-    """Asked, edited, asked again, reported, and the patch in a folder that plain transformers loads."""
+def test_a_whole_run_on_a_llava_of_ones_own(composed, miniature, tmp_path):
+    """A run from questions to report; its patch gives a folder that plain transformers loads."""
     folder = random_llava(tmp_path / "llava")
     _, found = run(
         composed, miniature, "model=vlm", f"model.path={folder}", "model.max_new_tokens=3",

@@ -131,7 +131,8 @@ class Store:
         Args:
             stage: The cache stage, as in `get`.
             owner: What each row depends on besides its item: a tower, a preparation, a model.
-            items: An object with `digests` (one for each item, at least one) and `select(indices)`.
+            items: An object with `digests` (one per item; there must be at least one item) and
+                `select(indices)`.
         """
         started = time.perf_counter()
         parts = key_parts(stage, function, (owner,), {}, _free)

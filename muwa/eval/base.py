@@ -1,4 +1,4 @@
-"""The contract of a measure: a frozen record of settings that turns an observer into metrics."""
+"""The contract of a measure: a frozen record of settings that computes metrics from a model's outputs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ class Measure(Protocol):
     """Measures one model on the eval split of a task. One measure may give several metrics.
 
     Attributes:
-        observes: The kind of observer that it looks at. A model of another family is refused.
+        observes: The kind of observer that the measure needs. A model with another kind is refused.
     """
 
     observes: ClassVar[type[Observer]]
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting does not fit, or a file is missing; before any compute. Nothing is refused by default.
+        """Raise if a setting does not fit or a file is missing; before any compute.
+
+        The default accepts everything.
 
         Raises:
-            ValueError, FileNotFoundError: Says which setting, what it was and what is wanted.
+            ValueError, FileNotFoundError: Names the setting, its value and what is wanted.
         """
 
     def __call__(self, observer: Any, task: Task) -> dict[str, Metric]:
-        """Metric name ("group/what") -> metric."""
+        """Metric name ("group/what") -> metric.
+
+        Args:
+            observer: The observer of the model to measure; an instance of `observes`.
+        """

@@ -12,13 +12,14 @@ from muwa.types.metric import Metric
 
 
 def evaluate(observer: Observer, task: Task, measures: Mapping[str, Measure]) -> dict[str, Metric]:
-    """Metric name -> metric, on the eval split of `task`.
+    """Apply all measures to one model: metric name -> metric, on the eval split of `task`.
 
-    What the model gave before is read back from the cache of `observer.run`, whose `seconds` note each measure's time.
+    Outputs of the model that the cache of `observer.run` holds are read back. The time of each measure is
+    added to `seconds` of that cache.
 
     Args:
         observer: `model.observe(run)` of the model to measure.
-        measures: By their names in the config.
+        measures: Name in the config -> measure.
     """
     metrics: dict[str, Metric] = {}
     store = observer.run.store
@@ -32,9 +33,10 @@ def evaluate(observer: Observer, task: Task, measures: Mapping[str, Measure]) ->
 
 
 def fitting(model: Editable, measures: Mapping[str, Measure]) -> dict[str, Measure]:
-    """The measures that look at what this model gives, of a list for all families as `eval=full` is.
+    """Those measures of a list for all families (`eval=full`) that fit this model.
 
-    A list that names measures of one or two families only is returned as it is: `check_measures` then refuses the others.
+    A list with measures of only one or two families is returned as it is. If some do not fit the model,
+    `check_measures` then refuses them.
     """
     if len({measure.observes for measure in measures.values()}) < 3:
         return dict(measures)
@@ -42,7 +44,7 @@ def fitting(model: Editable, measures: Mapping[str, Measure]) -> dict[str, Measu
 
 
 def check_measures(model: Editable, task: Task, measures: Mapping[str, Measure]) -> None:
-    """Raise if a measure does not fit the model, or refuses one of its settings; before any compute.
+    """Raise if a measure does not fit the model or refuses one of its settings; before any compute.
 
     Raises:
         ValueError, FileNotFoundError: Names the measure, what it got and what it wants.

@@ -11,10 +11,10 @@ from muwa.types.edit import Edit
 
 
 class Method(Protocol):
-    """Makes an edit that forgets what a task names. A frozen record of its paper's settings.
+    """Makes an edit that forgets the names of a task. A method is a frozen record of its paper's settings.
 
     Attributes:
-        uses_workers: Whether worker ranks help (with gradients). The worker ranks of any other method do nothing.
+        uses_workers: Whether worker ranks help to compute gradients. If not, they do nothing.
     """
 
     uses_workers: ClassVar[bool] = False
@@ -23,18 +23,21 @@ class Method(Protocol):
         """Raise if a setting is out of range or does not fit the model; before any compute.
 
         Raises:
-            ValueError: Names the setting, what it was and what is wanted.
+            ValueError: Names the setting, its value and what is wanted.
         """
 
     def __call__(self, model: Any, task: Task, run: Run) -> Edit:
-        """The edit. The model stays as it is, also when this fails. Worker ranks get an edit without deltas."""
+        """Make the edit. The model is not changed, even if this fails.
+
+        Worker ranks return an edit without deltas.
+        """
 
 
 def make_edit(method: Method, model: Editable, task: Task, run: Run) -> Edit:
-    """Check the method, then make its edit. Worker ranks of a method that does not use them return at once.
+    """Check the method, then make its edit. If the method uses no workers, worker ranks return at once.
 
     Raises:
-        ValueError: A setting is out of range or does not fit the model; nothing was computed then.
+        ValueError: A setting is out of range or does not fit the model. Nothing has been computed yet.
     """
     method.check(model, task, run)
     if not run.is_main and not method.uses_workers:

@@ -1,7 +1,7 @@
-"""What a model family offers to the rest of muwa. `Clip`, `Diffusion` and `Vlm` are such families.
+"""What a model family offers to the rest of muwa. `Clip`, `Diffusion` and `Vlm` are the families of muwa.
 
-The pipeline, the methods, the report and the sweep use only what is declared here; they never ask which
-family a model belongs to. docs/extending.md shows how to add a family.
+Family-independent code (pipeline, report, sweep, SLUG) uses only what is declared here. A method for one
+family says so in `check`. docs/extending.md shows how to add a family.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 class Weighted(Protocol):
-    """The tensors that the deltas of an edit are added to. A patch is bound to them."""
+    """The weights that the deltas of an edit are added to. A patch is bound to them."""
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """Name of a delta -> the tensor that it is added to. Other tensors may be among them."""
+        """All weights by name; a superset of the deltas' names."""
 
     @property
     def weights_fingerprint(self) -> str:
-        """SHA-256 of all weights that the patch is bound to."""
+        """SHA-256 (hex) of all these weights."""
 
 
 class Observer(Protocol):
     """The outputs of one model, each computed once. Metrics and layer searches look at them.
 
     Attributes:
-        family: The models that give such outputs, for messages: "a CLIP (model=clip, clip_vit_b32, ...)".
-        search: The layer search that looks at such outputs, for messages: "layer_search=pareto_bisect".
-        run: Its cache stores the outputs.
+        family: How messages call the models that give such outputs: "a CLIP (model=clip, clip_vit_b32, ...)".
+        search: How messages call the layer search for such outputs: "layer_search=pareto_bisect".
+        run: The services of the run; its cache stores the outputs.
     """
 
     family: ClassVar[str]
@@ -50,7 +50,7 @@ class Observer(Protocol):
         """The model whose outputs these are."""
 
     def examples(self, edited: Any, task: Task) -> tuple[Example, ...]:
-        """A few prompts or questions, each with the outputs of this model and of `edited`.
+        """A few prompts or questions, each with the outputs of both models, for the report.
 
         Args:
             edited: The observer of the edited model.
@@ -58,10 +58,10 @@ class Observer(Protocol):
 
 
 class Editable(Protocol):
-    """An immutable model: an edit gives a new one.
+    """A model that is never changed in place; `edited` returns a new one.
 
     Attributes:
-        source: Where the weights came from, for messages.
+        source: Where the weights came from, for messages: a name, a file or a folder.
     """
 
     source: str
@@ -72,35 +72,35 @@ class Editable(Protocol):
 
     @property
     def clips(self) -> Mapping[str, Clip]:
-        """Encoder -> the CLIP that gradients are taken on.
+        """Encoder name -> CLIP; a plain CLIP has the single key "". Gradients are computed on these CLIPs.
 
-        The encoder of a CLIP is "". A pipeline has one entry for each text encoder, a vision-language model
-        one for its vision tower.
+        A text-to-image pipeline has one entry per text encoder. A vision-language model has one entry, for
+        its vision tower.
         """
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the model's outputs depend on."""
+        """SHA-256 (hex) of everything that the model's outputs depend on."""
 
     def edited(self, edit: Edit) -> Self:
-        """The model after `edit`. This model does not change."""
+        """A new model with the deltas of `edit` added to its weights."""
 
     def patch_base(self, edit: Edit) -> Weighted:
         """The weights that a patch of `edit` is bound to. Call it on the unedited model."""
 
-    def observe(self, run: Run) -> Any:
-        """The observer of this model, which uses the cache and the progress bars of `run`."""
+    def observe(self, run: Run) -> Observer:
+        """The observer of this model, of type `observer`. It uses the cache and progress bars of `run`."""
 
     def about(self) -> Mapping[str, object]:
         """Provenance in plain values; at least "source" and "fingerprint"."""
 
 
 def check_observer(where: str, wanted: type[Observer], model: Editable) -> None:
-    """Raise if a method, a search or a metric does not support the outputs of this model.
+    """Raise if a method, a search or a metric does not support this model.
 
     Args:
         where: The setting, for the message: "method=ga", "eval.canvas".
-        wanted: The kind of observer that it supports.
+        wanted: The kind of observer that the setting needs.
 
     Raises:
         ValueError: The model has another kind of observer.
