@@ -32,7 +32,7 @@ IMAGES_IN_MEMORY = 2048  # decoded images that are held at once
 def batch_size(model: Clip, tower: str, tokens: int) -> int:
     """How many inputs one forward pass takes, if each has `tokens` tokens (patches or words).
 
-    Their activations before the first block fit a CPU's cache, or are enough to occupy a GPU.
+    Their activations before the first block fit into a CPU's cache, or are enough to occupy a GPU.
     """
     values = 1 << (20 if model.device.type == "cpu" else 24)
     return max(4, min(1024, values // max(1, tokens * model.staged_forward(tower).width)))
@@ -70,8 +70,8 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
     """Decode, prepare and scale images. The next batch is decoded while the caller works on one.
 
     Args:
-        images: In the order of the batches.
-        sizes: How many images each batch has.
+        images: All images, batch after batch.
+        sizes: The number of images of each batch.
 
     Yields:
         One (size, 3, h, w) float32 tensor for each of `sizes`, on the model's device.
@@ -91,7 +91,7 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
 
 
 def prepared(preparation: Preparation, images: LabelledImages) -> Tensor:
-    """`images`, n > 0 of them, decoded in threads and cut to size: (n, 3, h, w) uint8."""
+    """The pixels of n > 0 images, decoded in threads, resized and cropped: (n, 3, h, w) uint8."""
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         return torch.stack(list(pool.map(lambda image: preparation(decode(image)), images.images)))
 
@@ -104,7 +104,7 @@ def width(model: Clip) -> int:
 
 @torch.inference_mode()
 def image_features(tower: Tower, images: LabelledImages, *, pixels: Pixels, run: Run) -> Tensor:
-    """Embeddings of `images`, n > 0 of them, in their order: (n, d), of length 1, on the CPU.
+    """Embeddings of n > 0 images, in their order: (n, d), of length 1, on the CPU.
 
     Args:
         pixels: Gives the pixels of the images; it never changes the result.
@@ -149,7 +149,7 @@ def class_features(tower: Tower, classes: Classes, *, run: Run) -> Tensor:
 
 
 def ensemble(embeddings: Tensor, templates: int) -> Tensor:
-    """Embeddings (names * templates, d) of prompts, sorted by name -> zero-shot classifier (names, d)."""
+    """Embeddings (names * templates, d) of prompts, name after name -> zero-shot classifier (names, d)."""
     return F.normalize(embeddings.view(-1, templates, embeddings.shape[-1]).mean(1), dim=-1)
 
 
@@ -182,7 +182,7 @@ class Features:
         return self.run.cached("features", class_features, tower, classes, _free={"run": self.run})
 
     def pixels(self, images: LabelledImages) -> Tensor:
-        """(n, 3, h, w) uint8 of `images`, n > 0, decoded once for all models that cut images the same way."""
+        """(n, 3, h, w) uint8 of n > 0 images, decoded once for all models that prepare images alike."""
         return self.run.cached_rows("pixels", prepared, self.model.prepare, images, _free={})
 
     def examples(self, edited: Features, task: Task) -> tuple[Example, ...]:

@@ -35,7 +35,7 @@ def tower_of(name: str) -> str:
 def is_candidate(name: str, tensor: Tensor) -> bool:
     """Whether a parameter may be edited.
 
-    Biases, embeddings, positions and the temperature may not, and on Hugging Face models no norms.
+    Biases, embeddings, positions and the temperature may not; on Hugging Face models, norms may not either.
 
     Source: the release's name filters. They miss timm's `pos_embed`, `cls_token` and the `latent` of its
     pooling (SigLIP's `probe`); we skip these too.
@@ -71,8 +71,9 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
         heads: Attention module ("visual.transformer.resblocks.9.attn") -> its number of heads.
         granularity: What counts as one layer:
             - "tensor": a weight tensor as the library stores it. On Hugging Face models each tensor has its
-              score, but one step edits q, k and v together (or fc1 and fc2), as in the release.
-            - "qkv": query, key and value are one layer each, also where open_clip and timm store one tensor.
+              own score, but one step edits q, k and v together (or fc1 and fc2), as in the release.
+            - "qkv": query, key and value are one layer each, also if the library stores them in one tensor
+              (open_clip, timm).
             - "mlp": the two matrices of an MLP are one layer, and so are q, k and v.
             - "head": one attention head: its rows of q, k and v and its columns of the output projection.
 

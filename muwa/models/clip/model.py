@@ -68,11 +68,11 @@ class Towers(nn.Module):
 
 @dataclass(frozen=True)
 class Preparation(Content):
-    """Turns an image into the vision tower's input, as in training: cut to size, then scaled.
+    """Turns an image into the vision tower's input, as in training: resized and cropped, then scaled.
 
     Args:
-        cut: PIL image -> PIL image of the tower's size.
-        mean, std: Of each colour channel, for values in [0, 1].
+        cut: Resizes and crops: PIL image -> PIL image of the tower's size.
+        mean, std: Mean and standard deviation of each colour channel, for values in [0, 1].
     """
 
     cut: Callable[[Image.Image], Image.Image]
@@ -80,7 +80,7 @@ class Preparation(Content):
     std: tuple[float, ...]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Cut to size: (3, h, w) uint8, which takes a quarter of the memory of scaled pixels."""
+        """Resize and crop: (3, h, w) uint8, which takes a quarter of the memory of scaled pixels."""
         return torch.from_numpy(np.array(self.cut(image), copy=True)).permute(2, 0, 1).contiguous()
 
     def scale(self, pixels: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class Clip(Content):
         return functional_call(self._towers, replaced, (self._towers.encode[tower], inputs.to(self.device)))
 
     def enter(self, tower: str, inputs: Tensor) -> Activations:
-        """A batch at position 0 of a tower, without padding where it can be cut; `go` takes it further."""
+        """A batch at position 0 of a tower, without padding if it can be cut; `go` takes it further."""
         staged, inputs = self.staged_forward(tower), inputs.to(self.device)
         if tower == "text" and staged.reduced:
             inputs = inputs[:, : int(staged.lengths(inputs).max())]
@@ -194,10 +194,10 @@ class Clip(Content):
     def go(
         self, tower: str, activations: Activations, to: int, weights: Mapping[str, Tensor] | None = None
     ) -> Activations:
-        """The activations at position `to` of the tower; `muwa.models.clip.staged_forward` numbers them.
+        """The activations at position `to` of the tower, as `muwa.models.clip.staged_forward` numbers them.
 
         Args:
-            weights: As in `encode`.
+            weights: Replace the model's weights of these names, as in `encode`.
         """
         staged = self.staged_forward(tower)
         current = self.weights if weights is None else {**self.weights, **weights}
@@ -207,7 +207,7 @@ class Clip(Content):
         return functional_call(self._towers, replaced, (staged.run, activations, to))
 
     def _replaced(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that are not the base's, under the names that `functional_call` takes."""
+        """The weights that differ from the base, under the names that `functional_call` takes."""
         return {f"model.{name}": w for name, w in weights.items() if w is not self._base[name]}
 
     def _cut_to(self, length: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ class Clip(Content):
         return self._staged[tower]
 
     def _tested(self, staged: StagedForward) -> StagedForward:
-        """Switch off the savings with which `staged` does not give the tower's own embeddings."""
+        """Switch off what changes the tower's embeddings: the savings, then the stages themselves."""
         inputs = self._probe_inputs(staged.tower).to(self.device)
         expected = F.normalize(self._towers.encode[staged.tower](inputs), dim=-1)
         base = object.__new__(Clip)
@@ -270,8 +270,8 @@ class Clip(Content):
     def restricted(self, names: frozenset[str]) -> Clip:
         """The same model, in which only layers made of the weights `names` may be edited.
 
-        A pipeline may read only a part of a tower; a step elsewhere would not change its outputs. Gradients,
-        embeddings and fingerprint stay the same.
+        A pipeline may read only a part of a tower; a step in the rest would not change its outputs.
+        Gradients, embeddings and fingerprint stay the same.
         """
         other = self.with_weights({})
         other._editable = names

@@ -215,7 +215,7 @@ class StagedForward:
         return torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
     def _finish(self, activations: Activations) -> Tensor:
-        """From the last block's output to the embeddings, by the tower's own forward without the earlier layers."""
+        """From the last block's output to the embeddings: the tower's forward without the earlier layers."""
         x = activations.x
         if activations.pooled is not None and self.tower == "text":
             x = x.expand(-1, activations.inputs.shape[1], -1)  # the tower pools one of these equal tokens

@@ -17,10 +17,8 @@ from muwa.models.clip.model import Clip, Preparation, Towers, check_device
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"
-_PROCESSORS = {
-    "clip": CLIPImageProcessor,
-    "siglip": SiglipImageProcessor,
-}  # model_type of the config -> class
+# model_type of the config -> class
+_PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
 _PARTS = {  # what a folder needs -> the files that can hold it
     "config.json": ("config.json",),
     "model.safetensors": (*_SINGLE, _INDEX),
@@ -74,8 +72,8 @@ def _check(folder: Path) -> None:
 def load(path: str, *, device: str) -> Clip:
     """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
 
-    A SigLIP has the losses of `muwa.gradients.losses` too: softmax over the batch, not the sigmoid of its
-    training.
+    A SigLIP is edited with the same losses as a CLIP (`muwa.gradients.losses`): they have a softmax over the
+    batch, not the sigmoid of SigLIP's training.
 
     Args:
         path: A folder written by `save_pretrained` (model, tokenizer and image processor), or a hub id.

@@ -55,7 +55,7 @@ def check_denoiser(model: Diffusion) -> None:
     extra = model.pipeline.unet.config.addition_embed_type
     if prediction not in PREDICTIONS or extra not in EXTRA_CONDITIONS:
         raise ValueError(
-            f"{model.source}: its UNet predicts {prediction!r} and is conditioned on {extra!r} beside the "
+            f"{model.source}: its UNet predicts {prediction!r} and is conditioned on {extra!r} besides the "
             "prompt; want a prediction of epsilon or v_prediction, and None or text_time, as Stable "
             "Diffusion 1, 2 and XL have"
         )
@@ -69,7 +69,7 @@ class Denoiser:
     Attributes:
         weights: Parameter name -> fp32 tensor, as in `model`.
         scheduler: The DDIM scheduler of this object.
-        shape: Of one image's latents: (channels, height, width).
+        shape: Shape of one image's latents: (channels, height, width).
 
     Raises:
         ValueError: See `check_denoiser`.
@@ -94,7 +94,7 @@ class Denoiser:
         self._sizes = torch.tensor([[*pixels, 0, 0, *pixels]], dtype=torch.float32, device=model.device)
 
     def conditions(self, texts: Sequence[str]) -> Conditions:
-        """UNet conditioning for `texts`. That of the empty text is what guidance compares with."""
+        """UNet conditioning for `texts`. Guidance compares it with that for the empty text."""
         each = []
         with torch.no_grad(), self._model.loaded() as loaded:
             pipeline: Any = loaded
@@ -116,8 +116,8 @@ class Denoiser:
         Args:
             x: (n, channels, height, width).
             t: (n,), or a scalar for all.
-            conditions: For n prompts.
-            tuned: Used in place of the UNet's weights of these names.
+            conditions: UNet conditioning for n prompts.
+            tuned: Weights that replace the UNet's of these names.
         """
         keywords = {"encoder_hidden_states": conditions.hidden, "return_dict": False}
         if conditions.pooled is not None:
@@ -141,10 +141,10 @@ class Denoiser:
 
         Args:
             empty: Conditioning for the empty prompt (one row).
-            steps: DDIM steps of the whole way.
+            steps: DDIM steps from pure noise to the image.
             guidance: Weight of guidance; 1 is none.
             stop: How many of the steps are taken; None takes all.
-            tuned: As in `__call__`.
+            tuned: Weights that replace the UNet's of these names.
 
         Returns:
             (The latents; the timestep they are at, which is 0 at the end.)

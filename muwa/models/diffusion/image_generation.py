@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from muwa.run import Run
 
 EXAMPLE_SEED = 1000  # the first seed of the report's examples
-EXAMPLES = 6  # images a role
+EXAMPLES = 6  # images per role
 
 # Role of an image request -> role of an example.
 ROLES = {"forget": "forget", "retain": "retain", "cross": "utility"}
@@ -72,7 +72,7 @@ def prompts_of(requests: Sequence[ImageRequest]) -> Prompts:
 
 
 def example_requests(task: Task) -> list[ImageRequest]:
-    """The image requests of the report's examples, at most `EXAMPLES` a role, spread evenly.
+    """The image requests of the report's examples: at most `EXAMPLES` per role, spread evenly.
 
     In tasks of kind "style" or "class" each image shows a style and a class. It is shown once there, without
     the role "cross".

@@ -1,4 +1,4 @@
-"""A pipeline's text encoder and its CLIP: that their weights agree, and which the pipeline reads."""
+"""A pipeline's text encoder and its CLIP: whether their weights agree, and which the pipeline uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def weights_read(
     """Names of the CLIP's weights that the pipeline's `encoder` has and that change the UNet's conditioning.
 
     They are found by trial: the gradient of the prompt embeddings with respect to them is not zero. Stable
-    Diffusion 2 leaves off the last block, and XL reads its encoders before it.
+    Diffusion 2's encoder lacks the CLIP's last block; XL uses the hidden states before the last block.
 
     Raises:
         ValueError: The encoder's weights are not this CLIP's.

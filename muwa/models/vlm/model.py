@@ -43,7 +43,7 @@ class Vlm(Content):
 
     Args:
         model: Any image-text-to-text model of transformers whose vision tower is a CLIP's (or a SigLIP's).
-        processor: The model's own: makes its inputs from images and texts.
+        processor: Makes the model's inputs from images and texts.
         clip: The CLIP that the tower was taken from. Gradients are taken on it. Only layers whose weights the
             model has and reads can be edited: LLaVA reads the last layer but one, so a later edit would
             change nothing.
@@ -51,7 +51,7 @@ class Vlm(Content):
         source: Where the weights came from, for messages.
 
     Attributes:
-        unread: Names of the CLIP's vision layers that cannot be edited: that would change no answer.
+        unread: Names of the CLIP's vision layers that cannot be edited, as that would change no answer.
     """
 
     observer: ClassVar[type[QuestionAnswering]] = QuestionAnswering
@@ -146,7 +146,7 @@ class Vlm(Content):
         """The model's inputs for `questions`, padded on the left.
 
         Args:
-            answers: One for each question, put behind it with the end marker: for the loss of these answers.
+            answers: One per question, appended to it with the end marker, for the loss of these answers.
         """
         tokenizer = self.processor.tokenizer
         endings = (

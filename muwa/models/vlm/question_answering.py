@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Wordings = Mapping[str, Sequence[str]]  # kind of question -> its wordings; or a name -> its aliases
 NO_ALIASES: Wordings = MappingProxyType({})
-EXAMPLES = 5  # questions a role in the report
+EXAMPLES = 5  # questions per role in the report
 
 # The wordings of the report's examples.
 WORDINGS: Wordings = {
@@ -51,7 +51,7 @@ class QuestionAnswering:
         return self.model.words(tokens)
 
     def examples(self, edited: QuestionAnswering, task: Task) -> tuple[Example, ...]:
-        """A few questions of each role, one an image, with the answers of both models."""
+        """A few questions of each role, one per image, with the answers of both models."""
         count = EXAMPLES
         asked = questions(task, task.eval, wordings=WORDINGS, forget=count, retain=count, utility=count)
         rows = zip(asked, self.ask(asked), edited.ask(asked), strict=True)
@@ -61,7 +61,7 @@ class QuestionAnswering:
 def answered(model: Vlm, questions: Questions, *, run: Run) -> Tensor:
     """Answers to `questions`, n > 0: (n, max_new_tokens) tokens on the CPU, in their order.
 
-    Questions of like length are answered in one batch.
+    Questions of similar length are answered in one batch.
     """
     order = sorted(range(len(questions)), key=lambda i: (len(questions.images[i]), len(questions.texts[i])))
     pieces = [order[i : i + model.batch] for i in range(0, len(order), model.batch)]
