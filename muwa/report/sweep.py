@@ -18,8 +18,8 @@ from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
 from muwa.report.tables import methods, unlearncanvas, vlm
 from muwa.report.text import environment, rounded, write_text
-from muwa.report.verdicts import is_gone, still_there
-from muwa.types.metric import RATE
+from muwa.report.verdicts import is_gone
+from muwa.types.metric import RATE, still_recognised
 
 TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
 _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of conf/config.yaml that some methods read
@@ -209,9 +209,9 @@ def _goal(found: Results, name: str) -> str:
 
 
 def _highest(found: Results, names: Sequence[str]) -> float:
-    """The highest rate, over these metrics, at which the target is still there."""
+    """The highest rate, over these metrics, at which the target is still recognised."""
     metrics = [found["metrics"]["after"][name] for name in names]
-    return max(still_there(metric["value"], metric["better"]) for metric in metrics)
+    return max(still_recognised(metric["value"], metric["better"]) for metric in metrics)
 
 
 def _points(found: Results, name: str) -> float:
@@ -243,7 +243,7 @@ def _figure(runs: Sequence[SweptRun]) -> str | None:
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, 104)
     highest = "highest of " if len(forget) > 1 else ""
-    axis.set_xlabel(f"still there after, %: {highest}{', '.join(forget)}   (left: forgotten)", fontsize=9)
+    axis.set_xlabel(f"still recognised, %: {highest}{', '.join(forget)}   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change, points   (up: kept)", fontsize=9)
     axis.legend(fontsize=8)
     buffer = io.BytesIO()

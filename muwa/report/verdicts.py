@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from muwa.report.text import rounded
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, still_recognised
 from muwa.types.report import Report
 
 HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows the target
@@ -17,7 +17,7 @@ def verdicts(report: Report) -> list[dict[str, str]]:
 
     Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label.
     Metrics of role "detail" are appended to the first sentence. The rates of target and attacks are those at
-    which the target is still there, whichever direction of the metric is better.
+    which the target is still recognised, whichever direction of the metric is better.
 
     Returns:
         [{"kind": "good" | "bad" | "note", "text": ...}].
@@ -29,26 +29,15 @@ def verdicts(report: Report) -> list[dict[str, str]]:
     return found or [_verdict("note", "Nothing was measured.")]
 
 
-def still_there(value: float, better: str) -> float:
-    """The rate at which the target is still there, from a rate and its better direction.
-
-    >>> still_there(0.25, "lower")
-    0.25
-    >>> still_there(0.25, "higher")
-    0.75
-    """
-    return 1 - value if better == "higher" else value
-
-
 def is_gone(value: float, better: str, gone_at: float) -> bool:
-    """Whether the target counts as forgotten: it is still there at a rate of at most `gone_at`.
+    """Whether the target counts as forgotten: it is still recognised at a rate of at most `gone_at`.
 
     >>> is_gone(0.95, "higher", 0.05)
     True
     >>> is_gone(0.06, "lower", 0.05)
     False
     """
-    return still_there(value, better) <= gone_at + _ROUNDING
+    return still_recognised(value, better) <= gone_at + _ROUNDING
 
 
 def _search_warnings(report: Report) -> list[dict[str, str]]:
@@ -67,9 +56,9 @@ def _search_warnings(report: Report) -> list[dict[str, str]]:
 def _hardly_known(report: Report) -> list[dict[str, str]]:
     """A warning if the unedited model hardly knows the target."""
     main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
-    if not main or _still_there(main[0]) > HARDLY_KNOWN:
+    if not main or main[0].still_recognised > HARDLY_KNOWN:
         return []
-    rate = f"{_percent(_still_there(main[0]))} of {main[0].n} {main[0].reading.counted}"
+    rate = f"{_percent(main[0].still_recognised)} of {main[0].n} {main[0].reading.counted}"
     text = f"The unedited model hardly knows {_names(report)} ({rate}): what follows shows little."
     return [_verdict("bad", text)]
 
@@ -118,11 +107,7 @@ def _names(report: Report) -> str:
 
 
 def _change(before: Metric, after: Metric) -> str:
-    return f"{_percent(_still_there(before))} → {_percent(_still_there(after))}"
-
-
-def _still_there(metric: Metric) -> float:
-    return still_there(metric.value, metric.reading.better)
+    return f"{_percent(before.still_recognised)} → {_percent(after.still_recognised)}"
 
 
 def _is_gone(metric: Metric) -> bool:
