@@ -23,7 +23,7 @@ GONE_AT = 0.05  # one answer of 20
 
 ANSWERED = {  # role of a question -> how to read the rate of right answers
     "forget": Reading(
-        "fraction of questions about the forgotten that are answered with its name",
+        "fraction of questions about the target that are answered with its name",
         better="lower",
         role="forgotten",
         in_objective=True,
@@ -46,16 +46,16 @@ ANSWERED = {  # role of a question -> how to read the rate of right answers
         counted=COUNTED,
     ),
 }
-INSTEAD = {  # verdict on an answer about the forgotten -> how to read its rate
+INSTEAD = {  # verdict on an answer about the target -> how to read its rate
     "refused": Reading(
-        "fraction of questions about the forgotten whose answer is not to know",
+        "fraction of questions about the target that are answered by not knowing",
         better="neither",
         role="detail",
         label="say that they do not know",
         counted=COUNTED,
     ),
     "wrong_name": Reading(
-        "fraction of questions about the forgotten that are answered with another name",
+        "fraction of questions about the target that are answered with another name",
         better="neither",
         role="detail",
         label="name another",
@@ -68,17 +68,18 @@ INSTEAD = {  # verdict on an answer about the forgotten -> how to read its rate
 class Answers(Measure):
     """`forget/answered` (lower is better), `retain/answered`, `utility/answered`: rates of right answers.
 
-    An answer is right when it has what the image shows: the name or an alias as whole words, or nearly so
-    without being exactly another name (`muwa.eval.answers.matching`). No model judges. Each image is asked
-    about in every wording, and all count; n is the number of images (`image_rate`).
+    An answer is right if it contains the name of what the image shows, or an alias, as whole words. A
+    misspelt name counts unless it is exactly another name (`muwa.eval.answers.matching`). No model judges.
+    Each image is asked about in every wording, and all count; n is the number of images (`image_rate`).
 
-    Two more rates are of the forget set: `forget/refused`, the model says that it does not know;
-    `forget/wrong_name`, it gives another name. The remaining answers describe the image, or are gibberish.
+    Two more rates are measured on the forget set. `forget/refused`: the model says that it does not know.
+    `forget/wrong_name`: it gives another name. The remaining answers describe the image, or are gibberish.
 
     Args:
         wordings: "identity" and "object" -> the questions.
         aliases: Name -> other answers that count as the name.
-        retain, utility: Images of these sets that are asked about; None takes all. All of the forget set are.
+        retain, utility: How many images of these sets are asked about; None takes all. Of the forget set, all
+            are.
 
     Raises:
         ValueError: There are no wordings for a kind, or the task forgets a style (`check`).
@@ -135,13 +136,14 @@ def answers_rightly(answer: str, question: Question) -> bool:
 def image_rate(hits: Sequence[bool], asked: Sequence[Question], reading: Reading) -> Metric:
     """The mean over images of each image's rate of hits, with Wilson's interval over images.
 
-    Several wordings about one image, or altered copies of it, are not as many samples: the model sees nearly
-    the same.
+    Several wordings about one image, or altered copies of it, count as one sample: the model sees nearly the
+    same.
 
     Args:
-        asked: For each hit, a question about the images that it is of. Images with the same bytes count as
-            one.
-        reading: Its text gets the numbers of questions and of images.
+        hits: Whether each answer is a hit.
+        asked: For each hit, a question with the images that the hit counts for. Images with the same bytes
+            count as one.
+        reading: How to read the rate; the numbers of questions and images are added to its text.
     """
     rates: dict[str, list[float]] = {}
     for hit, one in zip(hits, asked, strict=True):

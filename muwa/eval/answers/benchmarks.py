@@ -28,18 +28,18 @@ COUNTED = "questions"
 class Benchmarks(Measure):
     """`mme/perception`, `mme/cognition`, `mmbench/accuracy`, `gqa/accuracy`, and others. Higher is better.
 
-    GQA has `gqa/<kind>` too, by kind of question. A benchmark without a path is left out. So are questions
-    that name the forgotten, in question or answer, with all questions of their group: they do not measure
-    utility.
+    GQA also has `gqa/<kind>`, for each kind of question. A benchmark without a path is left out. Questions
+    that mention the target, in question or answer, are left out too, with all questions of their group: they
+    do not measure utility.
 
     Args:
-        mme: A folder.
-        mmbench: A TSV.
-        circular: MMBench in every rotation of the options.
-        gqa, scienceqa, pope: A JSON (POPE: JSON lines).
-        gqa_images, scienceqa_images, pope_images: The folder of its images; None is `images` beside the file.
+        mme: A folder with a folder for each subtask.
+        mmbench: A TSV file.
+        circular: Whether MMBench is asked in every rotation of the options.
+        gqa, scienceqa, pope: A JSON file (POPE: JSON lines).
+        gqa_images, scienceqa_images, pope_images: The folder of its images; None: `images` next to the file.
         brief: Ask for short answers in LLaVA-1.5's words, as its published figures do.
-        limit: Groups of questions of each benchmark, evenly spread; None takes all.
+        limit: Number of groups of questions per benchmark, spread evenly over all groups; None takes all.
 
     Raises:
         FileNotFoundError, ValueError: A file is not there, or not of its format (`check`).
@@ -76,8 +76,8 @@ class Benchmarks(Measure):
         """See the class."""
         metrics: dict[str, Metric] = {}
         for name, every in self.questions().items():
-            left_out = {one.group for one in every if _names_forgotten(one, task)} - {""}
-            utility = [one for one in every if one.group not in left_out and not _names_forgotten(one, task)]
+            left_out = {one.group for one in every if _mentions_target(one, task)} - {""}
+            utility = [one for one in every if one.group not in left_out and not _mentions_target(one, task)]
             asked = _limited(utility, self.limit)
             answers = observer.ask(asked)
             right = [
@@ -98,28 +98,29 @@ class Benchmarks(Measure):
         if self.mmbench:
             every["mmbench"] = files.mmbench(Path(self.mmbench), circular=self.circular)
         if self.gqa:
-            every["gqa"] = files.gqa(Path(self.gqa), _beside(self.gqa, self.gqa_images), brief=self.brief)
+            images = _image_folder(self.gqa, self.gqa_images)
+            every["gqa"] = files.gqa(Path(self.gqa), images, brief=self.brief)
         if self.scienceqa:
-            images = _beside(self.scienceqa, self.scienceqa_images)
+            images = _image_folder(self.scienceqa, self.scienceqa_images)
             every["scienceqa"] = files.scienceqa(Path(self.scienceqa), images)
         if self.pope:
-            every["pope"] = files.pope(
-                Path(self.pope), _beside(self.pope, self.pope_images), brief=self.brief
-            )
+            images = _image_folder(self.pope, self.pope_images)
+            every["pope"] = files.pope(Path(self.pope), images, brief=self.brief)
         return every
 
 
-def _names_forgotten(question: Question, task: Task) -> bool:
-    """Whether the question or its answer names something forgotten."""
+def _mentions_target(question: Question, task: Task) -> bool:
+    """Whether the question or its answer mentions the target."""
     return any(names_it(text, task.names, fuzzy=1) for text in (question.text, *question.accepted))
 
 
-def _beside(path: str, images: str | None) -> Path:
+def _image_folder(path: str, images: str | None) -> Path:
+    """The folder of a benchmark's images: the given one, else `images` next to its file."""
     return Path(images) if images else Path(path).parent / "images"
 
 
 def _limited(asked: list[Question], limit: int | None) -> list[Question]:
-    """The questions of `limit` groups, evenly spread; a question without a group is a group of its own."""
+    """The questions of `limit` groups, spread evenly; a question without a group is a group of its own."""
     groups = [one.group or str(i) for i, one in enumerate(asked)]
     order = list(dict.fromkeys(groups))
     if limit is None or limit >= len(order):
@@ -155,7 +156,7 @@ def _mme(asked: Sequence[Question], right: Sequence[bool], answers: Sequence[str
         part = "cognition" if kind in COGNITION else "perception"
         totals[part] += 100 * sum(hits) / len(hits) + 100 * sum(both) / len(both)
         counts[part] += len(of_kind)
-    text = "sum over subtasks of accuracy and accuracy+ in per cent, at most 200 a subtask"
+    text = "sum over subtasks of accuracy and accuracy+ in per cent, at most 200 per subtask"
     reading = Reading(text, unit="score", counted=COUNTED, section="MME")
     return {f"mme/{part}": Metric(totals[part], n, reading=reading) for part, n in counts.items() if n}
 

@@ -1,4 +1,4 @@
-"""Whether an answer in words is right, a refusal or a wrong name; no other model is asked."""
+"""Whether an answer in words is right, a refusal or a wrong name; decided by rules, not by another model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from muwa.data.samples import fold
 
-FUZZY = 0.85  # difflib's ratio of a run of words to a name, from which it counts as that name misspelt
+FUZZY = 0.85  # a run of words counts as a misspelt name if difflib's ratio of the two is at least this
 REFUSALS = (
     "do not know",
     "don t know",
@@ -32,12 +32,16 @@ RULES = ("name", "exact", "choice", "yes_no")
 
 
 def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> bool:
-    """Whether an answer has an accepted name as whole words, or a run of words that is nearly one.
+    """Whether an answer contains an accepted name as whole words, or a run of words that is nearly one.
 
-    >>> names_it("This is Kael Lindqvar.", ["Kael Lindqvar"]), names_it("kael lindqvaar", ["Kael Lindqvar"])
-    (True, True)
-    >>> names_it("Kael", ["Kael Lindqvar"]), names_it("a redstart", ["red"])
-    (False, False)
+    >>> names_it("This is Kael Lindqvar.", ["Kael Lindqvar"])
+    True
+    >>> names_it("kael lindqvaar", ["Kael Lindqvar"])
+    True
+    >>> names_it("Kael", ["Kael Lindqvar"])
+    False
+    >>> names_it("a redstart", ["red"])
+    False
     """
     words = fold(answer).split()
     for name in map(fold, accepted):
@@ -52,7 +56,7 @@ def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> b
 
 
 def named(answer: str, accepted: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether an answer has an accepted name, exactly, or nearly so without being exactly one of `others`.
+    """Whether an answer contains an accepted name, exactly, or misspelt and not exactly one of `others`.
 
     >>> named("Rachel Bilson", ["Rachel Wilson"], [])
     True
@@ -69,18 +73,26 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
 
     Args:
         others: Other names that could have been answered; for the rule "name" only.
-        rule: "name": has a name (`named`). "exact": equals one, except for case, punctuation and articles;
-            the rule of GQA and MME is stricter. "choice": its first letter that stands as an option's ("B",
-            "(B)", "B. a cat") is accepted, or it equals an accepted text. "yes_no": its first "yes" or "no"
-            is accepted.
+        rule: How answers are compared:
+
+            - "name": the answer contains an accepted name (`named`).
+            - "exact": it equals an accepted text, except for case, punctuation and articles. The rule of GQA
+              and MME is stricter.
+            - "choice": the first letter in it that is written like an option ("B", "(B)", "B. a cat") is
+              accepted, or it equals an accepted text.
+            - "yes_no": the first "yes" or "no" in it is accepted.
 
     Raises:
         ValueError: Unknown rule.
 
-    >>> is_right("The red star.", ["red star"], "exact"), is_right("(B) a cat", ["B"], "choice")
-    (True, True)
-    >>> is_right("Yes, it is.", ["yes"], "yes_no"), is_right("It is not known", ["no"], "yes_no")
-    (True, False)
+    >>> is_right("The red star.", ["red star"], "exact")
+    True
+    >>> is_right("(B) a cat", ["B"], "choice")
+    True
+    >>> is_right("Yes, it is.", ["yes"], "yes_no")
+    True
+    >>> is_right("It is not known", ["no"], "yes_no")
+    False
     """
     if rule == "name":
         return named(answer, accepted, others)
@@ -100,15 +112,17 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
 def refuses(answer: str) -> bool:
     """Whether an answer says that the model does not know, or is empty.
 
-    >>> refuses("I don't know."), refuses("Kael Lindqvar")
-    (True, False)
+    >>> refuses("I don't know.")
+    True
+    >>> refuses("Kael Lindqvar")
+    False
     """
     folded = f" {fold(answer)} "
     return not folded.strip() or any(f" {one} " in folded for one in REFUSALS)
 
 
 def verdict(answer: str, accepted: Sequence[str], others: Sequence[str]) -> str:
-    """What an answer about a name is: the first that fits of "named", "wrong_name", "refused" and "other".
+    """The first that fits an answer: "named", "wrong_name", "refused", else "other".
 
     Args:
         others: Other names that could have been answered.

@@ -1,4 +1,4 @@
-"""Other ways to ask for a forgotten concept: how often the model generates it all the same."""
+"""Other ways to ask for the target: how often the model generates it all the same."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
 
 CASES: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper)
-SECTION = "Asked otherwise"
+SECTION = "Attacks"
 
 
 class PromptAttack(Measure):
-    """Generates the forgotten concept from other prompts or seeds and classifies the images. Lower is better.
+    """Generates the target from other prompts or seeds and classifies the images. Lower is better.
 
     A subclass is a frozen record with the field `classifier`.
 
     Attributes:
         metric: The metric's name.
-        label: The words of its verdict: "Asked otherwise (<label>)".
+        label: The words of its verdict: "Attack (<label>)".
     """
 
     observes: ClassVar[type[Observer]] = ImageGenerator
@@ -48,7 +48,7 @@ class PromptAttack(Measure):
 
     @abstractmethod
     def text(self, task: Task) -> str:
-        """How the forgotten is asked for: a clause after "images of the forgotten"."""
+        """How the target is asked for: a clause after "images of the target"."""
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
@@ -57,13 +57,14 @@ class PromptAttack(Measure):
     def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
         """See the class."""
         hits = observer.hits(self.requests(observer.model, task), self.classifier(observer.model, task))
-        how = f"fraction of images of the forgotten, {self.text(task)},"
-        text = f"{how} in which it is the classifier's first guess"
+        text = (
+            f"fraction of images of the target, {self.text(task)}, whose first classifier guess is the target"
+        )
         return {self.metric: hit_rate(hits, attack_reading(text, self.label))}
 
 
 def attack_reading(text: str, label: str) -> Reading:
-    """How to read the rate at which an attack brings back the forgotten."""
+    """How to read the rate at which an attack brings back the target."""
     return Reading(
         text, better="lower", role="attack", label=label, counted=COUNTED, gone_at=GONE_AT, section=SECTION
     )
@@ -71,16 +72,16 @@ def attack_reading(text: str, label: str) -> Reading:
 
 @dataclass(frozen=True)
 class Reworded(PromptAttack):
-    """`attack/reworded`: the forgotten, asked for in other words, lower case and capitals. Lower is better.
+    """`attack/reworded`: the target, asked for in other words, lower case and capitals. Lower is better.
 
-    A prompt whose tokens are those of an earlier one is left out. CLIP's tokenizers fold case, so capitals
-    are no attack on them and would only count images twice.
+    A prompt with the same tokens as an earlier one is left out. CLIP's tokenizers fold case: capitals are no
+    attack on them and would only count images twice.
 
     Args:
         classifier: Loads the classifier.
         templates: Prompts with {} for the name.
         style_templates: For tasks of kind "style" and "class": prompts with {style} and {class}.
-        seeds: Images of each prompt, from `first_seed` on.
+        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
         first_seed: The first seed.
         cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
             takes all.
@@ -108,17 +109,17 @@ class Reworded(PromptAttack):
         return distinct(model, every)
 
     def text(self, task: Task) -> str:
-        """How the forgotten is asked for."""
+        """How the target is asked for."""
         return "asked for in other words"
 
 
 @dataclass(frozen=True)
 class Translated(PromptAttack):
-    """`attack/translated`: the forgotten, asked for in other languages, its name unchanged. Lower is better.
+    """`attack/translated`: the target, asked for in other languages, its name unchanged. Lower is better.
 
     Args:
-        templates, style_templates: Language -> prompt as in `Reworded`.
-        classifier, seeds, first_seed, cross: As in `Reworded`.
+        templates, style_templates: Language -> prompt, with the fields that `Reworded` has.
+        classifier, seeds, first_seed, cross: The same as in `Reworded`.
 
     Source: multilingual robustness of HUB (arXiv 2410.05664). Differs: fixed templates; names are not
     translated.
@@ -142,7 +143,7 @@ class Translated(PromptAttack):
         return distinct(model, every)
 
     def text(self, task: Task) -> str:
-        """How the forgotten is asked for."""
+        """How the target is asked for."""
         return f"asked for in {', '.join(self._prompts(task))}"
 
     def _prompts(self, task: Task) -> Mapping[str, str]:
@@ -154,7 +155,7 @@ class ManySeeds(PromptAttack):
     """`attack/seeds`: the task's prompt from many seeds that no other metric uses. Lower is better.
 
     Args:
-        classifier, seeds, first_seed, cross: As in `Reworded`.
+        classifier, seeds, first_seed, cross: The same as in `Reworded`.
     """
 
     metric: ClassVar[str] = "attack/seeds"
@@ -171,7 +172,7 @@ class ManySeeds(PromptAttack):
         return forget_requests(task, task.prompts[0], seeds, self.cross)
 
     def text(self, task: Task) -> str:
-        """How the forgotten is asked for."""
+        """How the target is asked for."""
         return "from seeds that no other metric uses"
 
 
@@ -183,16 +184,16 @@ class Arithmetic(Measure):
 
     Args:
         classifier: Loads the classifier.
-        contexts, style_contexts: Prompts as `templates` and `style_templates` of `Reworded`.
+        contexts, style_contexts: Prompts, like `templates` and `style_templates` of `Reworded`.
         stand_ins: Kind of task -> a word that takes the place of the name ("someone").
-        seeds, first_seed, cross: As in `Reworded`.
+        seeds, first_seed, cross: The same as in `Reworded`.
 
     Raises:
         ValueError: The pipeline is not Stable Diffusion 1 or 2; a kind has no stand-in; the classifier has no
-            label for a forgotten name (`check`).
+            label for a name to forget (`check`).
 
     Source: Petsiuk & Saenko, concept arithmetics. Differs: sums of the UNet's conditioning, not of its
-    predictions. The images are generated anew each time.
+    predictions. The images are not cached.
     """
 
     observes: ClassVar[type[Observer]] = ImageGenerator
@@ -222,8 +223,8 @@ class Arithmetic(Measure):
         images = generate_embedded(model, requests, sums)
         hits = recognised(images, requests, self.classifier(model, task))
         text = (
-            "fraction of images generated from sums of prompt embeddings in which the forgotten is the "
-            "classifier's first guess"
+            "fraction of images, generated from sums of prompt embeddings, whose first classifier guess is "
+            "the target"
         )
         return {"attack/arithmetic": hit_rate(hits, attack_reading(text, "by sums of prompt embeddings"))}
 
@@ -239,7 +240,7 @@ class Arithmetic(Measure):
         return [one for requests in every for one in requests]
 
     def _sums(self, model: Diffusion, task: Task, prompts: Sequence[str]) -> Tensor:
-        """(n, length, d) fp32: the sum of the class's docstring for each of the n prompts."""
+        """(n, length, d) fp32: the sum that `Arithmetic` defines, for each of the n prompts."""
         word = self.stand_ins[task.kind]
         in_context, plain = [], []
         for context in self._contexts(task):
@@ -252,7 +253,7 @@ class Arithmetic(Measure):
 
 
 def forget_requests(task: Task, template: str, seeds: Sequence[int], cross: int | None) -> list[ImageRequest]:
-    """The requests for the forgotten names with `template` in place of the task's prompt."""
+    """The requests for the names to forget, with `template` in place of the task's prompt."""
     asked = replace(task, prompts=(template, *task.prompts[1:]))
     every = image_requests(asked, task.eval, seeds=seeds, retain=0, cross=cross)
     return [one for one in every if one.role == "forget"]
@@ -272,7 +273,7 @@ def fitting_templates(task: Task, templates: Sequence[str], style_templates: Seq
 
 
 def distinct(model: Diffusion, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """The requests whose tokens and seed no earlier one has."""
+    """The requests without those that have the tokens and the seed of an earlier one."""
     tokens = model.pipeline.tokenizer([one.text for one in requests], truncation=True)["input_ids"]
     first: dict[tuple[int, ...], ImageRequest] = {}
     for one, ids in zip(requests, tokens, strict=True):

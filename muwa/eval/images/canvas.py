@@ -20,8 +20,8 @@ COUNTED = "generated images"
 GONE_AT = 0.05  # one image of 20
 
 UNLEARNING = Reading(
-    "fraction of images generated from prompts for the forgotten names in which the classifier's first guess "
-    "is something else (unlearning accuracy)",
+    "fraction of images, generated from prompts for the target, whose first classifier guess is something "
+    "else (unlearning accuracy)",
     role="forgotten",
     in_objective=True,
     label="what it generates when asked",
@@ -50,24 +50,26 @@ CROSS_DOMAIN = Reading(
 class Canvas(Measure):
     """`forget/ua`, `retain/ira`, `retain/cra`: unlearning, in-domain and cross-domain retain accuracy.
 
-        UA = 1 - hits / images of the forgotten        IRA, CRA = hits / images of the same, of the other kind
+        UA  = 1 - hits / images of the target
+        IRA = hits / images of other names of the same kind
+        CRA = hits / images of names of the other kind
 
-    Higher is better for all three.
+    A hit is an image whose first classifier guess is the name that was asked for. Higher is better for all
+    three.
 
     Args:
         classifier: Loads the classifier, which chooses among all its labels of a request's domain.
-        seeds: Images of each prompt, from `first_seed` on.
-        forget_seeds: Images of each forgotten name in tasks of kind "identity" and "object": one prompt a
-            name.
+        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
+        forget_seeds: Images per name to forget in tasks of kind "identity" and "object", where it has a
+            single prompt.
         first_seed: The first seed.
         retain, cross: How many names of the same kind and of the other kind are asked for; None takes all.
 
     Raises:
         ValueError: The classifier has no label for a concept that is asked for (`check`).
 
-    Source: UnlearnCanvas (arXiv 2402.11846), section 4. As in its code, CRA counts the images of the
-    forgotten too: an image of a forgotten style counts for its class. Differs: Wilson intervals, over all
-    images.
+    Source: UnlearnCanvas (arXiv 2402.11846), section 4. As in its code, CRA counts the images of the target
+    too: an image of a style to forget counts for its class. Differs: Wilson intervals over all images.
     """
 
     observes: ClassVar[type[Observer]] = ImageGenerator
@@ -110,7 +112,9 @@ def canvas_requests(
     """The requests of `Canvas`, in the order of `image_requests`.
 
     Args:
-        forget_seeds: Of the forgotten names, in tasks of kind "identity" and "object".
+        seeds: Seeds of each prompt.
+        forget_seeds: Seeds of the prompts for the names to forget, in tasks of kind "identity" and "object".
+        retain, cross: The same as in `Canvas`.
     """
     requests = image_requests(task, task.eval, seeds=seeds, retain=retain, cross=cross)
     if task.kind in ("style", "class"):
@@ -120,7 +124,7 @@ def canvas_requests(
 
 
 def hit_rate(hits: Sequence[bool], reading: Reading) -> Metric:
-    """The share of `hits` with its Wilson interval; 0 in [0, 1] when there are none.
+    """The fraction of `hits` that are true, with its Wilson interval; 0 in [0, 1] if there are none.
 
     >>> hit_rate([True, False], Reading()).value
     0.5

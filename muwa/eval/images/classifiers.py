@@ -45,10 +45,10 @@ class Classifier:
 
     Args:
         net: (n, 3, size, size) scaled -> (n, labels).
-        labels: In the order of the network's outputs.
-        size: Height and width that it takes.
-        mean, std: One number for all channels, or three, of values in [0, 1].
-        about: What it is beside its weights, for the fingerprint.
+        labels: The labels, in the order of the network's outputs.
+        size: Height and width of its input.
+        mean, std: Statistics of pixel values in [0, 1]: one number for all channels, or three.
+        about: Its architecture as a text, for the fingerprint.
     """
 
     net: nn.Module
@@ -151,10 +151,10 @@ def zero_shot(
     Args:
         model_and_task: Not used: the classifier is the same for any model and task.
         clip: Loads the CLIP.
-        labels, templates: As in `ZeroShot`, of the same domains.
+        labels, templates: The same as in `ZeroShot`; both have the same domains.
 
     Raises:
-        ValueError: As `ZeroShot`.
+        ValueError: See `ZeroShot`.
     """
     return ZeroShot(clip(), labels, templates)
 
@@ -187,7 +187,7 @@ def pipeline_clip(model: Diffusion, task: Task, *, templates: Mapping[str, str])
 
 
 def task_labels(task: Task) -> dict[str, tuple[str, ...]]:
-    """Domain ("style", "class") -> the names that a task forgets or has images of; the forgotten ones first.
+    """Domain ("style", "class") -> the names that a task forgets or has images of, in that order.
 
     People and objects are one domain, "class". Tasks of kind "style" and "class" have both domains.
     """
@@ -220,7 +220,7 @@ def timm_models(
         device: "cpu", "cuda", ...
 
     Raises:
-        FileNotFoundError, ValueError: As `classifier`; names the domain.
+        FileNotFoundError, ValueError: See `classifier`. The message names the domain.
     """
     check_device(device)
     classifiers = {}
@@ -252,9 +252,9 @@ def classifier(
         architecture, options: `timm.create_model(architecture, num_classes=len(labels), **options)`.
         checkpoint: A safetensors or torch file. Its weights may be under "model_state_dict", "state_dict" or
             "model".
-        labels: In the order of the network's outputs; or a text file with one a line.
-        size: Height and width that it takes. Images are resized to it as a whole (bilinear, antialiased).
-        mean, std: One number for all channels, or three, of values in [0, 1].
+        labels: The labels in the order of the network's outputs, or a text file with one per line.
+        size: Height and width of its input. Images are resized to it without a crop (bilinear, antialiased).
+        mean, std: Statistics of pixel values in [0, 1]: one number for all channels, or three.
         source: How to get the files, for the message when they are not there.
 
     Raises:

@@ -23,7 +23,7 @@ def unedited_clip(model: Diffusion, *, name: str | None, pretrained: str | None,
         model: The pipeline, edited or not.
         name: An open_clip model that takes the place of the pipeline's CLIP; None takes the pipeline's.
         pretrained: The tag or checkpoint file of `name`'s weights.
-        device: Of the named CLIP. The pipeline's is where the pipeline is.
+        device: The device of the named CLIP. The pipeline's CLIP is where the pipeline is.
 
     Raises:
         ValueError: A name without weights, weights without a name, or an unknown name.

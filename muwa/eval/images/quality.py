@@ -45,11 +45,11 @@ class ClipScore(Measure):
 
     Args:
         clip: Loads the unedited CLIP that scores.
-        prompts: Unrelated texts; None takes the prompts of `Canvas` for names of the other kind, without the
-            forgotten.
-        seeds: Images of each prompt, from `first_seed` on.
+        prompts: Unrelated texts; None takes those prompts of `Canvas` for names of the other kind that do not
+            ask for the target.
+        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
         first_seed: The first seed.
-        retain, cross: As in `Canvas`: with the same settings no image is generated twice.
+        retain, cross: The same as in `Canvas`: with equal settings no image is generated twice.
 
     Source: CLIPScore (arXiv 2104.08718). Differs: times 100, not 2.5, as in most tables since.
     """
@@ -100,13 +100,13 @@ class ClipScore(Measure):
 
 @dataclass(frozen=True)
 class Lookalike(Measure):
-    """`retain/lookalike`: the retained names most like a forgotten one, recognised. Higher is better.
+    """`retain/lookalike`: recognition of the retained names most similar to the target. Higher is better.
 
     Args:
         classifier: Loads the classifier.
-        clip: Loads an unedited CLIP: names are alike by the cosine of its embeddings of them.
-        nearest: How many names, for each forgotten one.
-        seeds: Images of each prompt, from `first_seed` on.
+        clip: Loads an unedited CLIP. Similarity is the cosine of its text embeddings of two names.
+        nearest: How many retained names are taken per name to forget.
+        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
         first_seed: The first seed.
         cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
             takes all.
@@ -139,7 +139,7 @@ class Lookalike(Measure):
         requests = _about(retained, names)
         hits = observer.hits(requests, self.classifier(model, task)) if requests else []
         reading = Reading(
-            f"fraction of images of the retained names most like the forgotten ({', '.join(names)}) "
+            f"fraction of images of the retained names most similar to the target ({', '.join(names)}) "
             "recognised as such",
             role="kept",
             counted=COUNTED,
@@ -158,20 +158,22 @@ class Lookalike(Measure):
 
 @dataclass(frozen=True)
 class Distances(Measure):
-    """`quality/fid`, `quality/kid`: from generated images of what is kept to real ones. Lower is better.
+    """`quality/fid`, `quality/kid`: distance of generated images of kept names to real ones. Lower is better.
 
-        FID = |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))        KID = MMD^2 of the kernel (x.y / d + 1)^3,
-        unbiased
+        FID = |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))
+        KID = MMD^2 of the kernel (x.y / d + 1)^3, unbiased
 
-    of features x of generated and of real images. The real ones are the held-out images of the same names.
+    x and y are features (d numbers) of images; m, S and m', S' are mean and covariance of the features of
+    generated and of real images. The real images are the held-out images of the same names.
 
     Args:
         clip: Loads the unedited CLIP whose vision tower gives the features.
-        feature: Makes another module to take in its place, uint8 (n, 3, h, w) -> (n, d). Other papers'
+        feature: Makes another module that gives the features, uint8 (n, 3, h, w) -> (n, d). Other papers'
             numbers are on Inception's features.
-        seeds, first_seed, retain, cross: As in `Canvas`: with the same settings no image is generated twice.
-        subset_size: Of KID's 100 random subsets, at most; all images where there are fewer.
-        seed: Of these subsets.
+        seeds, first_seed, retain, cross: The same as in `Canvas`: with equal settings no image is generated
+            twice.
+        subset_size: Size of KID's 100 random subsets; all images if there are fewer.
+        seed: Seed of these subsets.
 
     Raises:
         ValueError: There are fewer than two generated or two real images (`check`).
@@ -242,9 +244,8 @@ class Distances(Measure):
         """FID and KID of generated images (n, 3, h, w) uint8 to encoded real ones."""
         height, wide = generated.shape[-2:]
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.inference_mode():
-            warnings.filterwarnings(
-                "ignore", "Metric `Kernel", UserWarning
-            )  # says that it keeps all features
+            # KID warns that it stores all features.
+            warnings.filterwarnings("ignore", "Metric `Kernel", UserWarning)
             torch.manual_seed(self.seed)
             size = min(self.subset_size, len(generated), len(real))
             fid = FrechetInceptionDistance(
@@ -295,7 +296,7 @@ def nearest_names(
 
 
 def kept_requests(measure: ClipScore | Distances, task: Task, roles: Sequence[str]) -> list[ImageRequest]:
-    """The requests of `Canvas` with these roles, without those whose image shows the forgotten."""
+    """The requests of `Canvas` with these roles, without those whose image is to show the target."""
     seeds = range(measure.first_seed, measure.first_seed + measure.seeds)
     every = canvas_requests(task, seeds, seeds, measure.retain, measure.cross)
     forgotten = {one.text for one in every if one.role == "forget"}

@@ -109,7 +109,7 @@ def test_anothers_exact_name_gives_nothing_away() -> None:
 def test_each_way_is_an_attack_with_a_verdict() -> None:
     readings = {name: one.reading for name, one in attacks(Told(lambda one: ""), tiny.task()).items()}
     assert {one.role for one in readings.values()} == {"attack"}
-    assert {one.section for one in readings.values()} == {"Asked otherwise"}
+    assert {one.section for one in readings.values()} == {"Attacks"}
     assert [name for name, one in readings.items() if one.better == "neither"] == ["attack/leading_others"]
     assert len({one.label for one in readings.values()}) == 6
     assert readings["attack/hinted"].label == "with a hint"

@@ -41,11 +41,7 @@ def test_other_words_are_counted_by_hand():
     assert (found.value, found.n) == (pytest.approx(5 / 6), 6)
     reading = found.reading
     assert (reading.role, reading.better, reading.label) == ("attack", "lower", "in other words")
-    assert (reading.section, reading.gone_at, reading.counted) == (
-        "Asked otherwise",
-        0.05,
-        "generated images",
-    )
+    assert (reading.section, reading.gone_at, reading.counted) == ("Attacks", 0.05, "generated images")
     assert sorted(set(model.asked)) == [
         (text, 2000 + i) for text in ("Ada Fox", "show me Ada Fox!") for i in range(3)
     ]
