@@ -125,7 +125,7 @@ class Retrieval(OutputSettings, LayerSearch):
 class NameEvaluator:
     """Evaluates a step by the names that the edited retriever finds for the probe images."""
 
-    confirmation = "Looked up again"
+    confirmation = "a second look-up"
 
     def __init__(self, search: Retrieval, model: Retriever, gradients: Any, task: Task, run: Run):
         self.search, self.model, self.gradients, self.task, self.run = search, model, gradients, task, run

@@ -1,4 +1,4 @@
-"""Search a layer and a step of the vision tower by the model's answers before and after the edit."""
+"""Search for a layer and a step of the vision tower by the model's answers before and after the edit."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from muwa.types.search import Search
 class Answering(OutputSettings, LayerSearch):
     """Bisect the step of each candidate layer until the concept is no longer named and the others still are.
 
-    Only layers that the model reads are candidates. LLaVA takes the last layer but one of its vision tower,
+    Only layers that the model reads are candidates. LLaVA reads the second-to-last layer of its vision tower,
     so an edit of the last block or of the projection would change no answer. Images come from the probe
     split.
 
-    Intervals count questions. The wordings of one image are not independent, so they are a rule of thumb.
+    Intervals count questions. The wordings of one image are not independent, so the intervals are a rule of
+    thumb. An answer has no top 5, so evaluations repeat `forget_top1` as `forget_top5`.
 
     Args:
         wordings: "identity" and "object" -> questions.
         aliases: Name -> other names that count as naming it.
-        search_wordings: How many wordings are asked for each step. A confirmation asks all of them.
-        retain_pictures: Other images that are asked about for each step: two thirds of the same kind, one
-            third unrelated.
-        Others: As in `muwa.layer_search.settings.OutputSettings`.
+        search_wordings: Number of wordings asked about each image, for each step. A confirmation asks all.
+        retain_pictures: Number of images of others that are asked about for each step: two thirds of the same
+            kind as the concept, one third unrelated.
 
-    The evaluations repeat `forget_top1` as `forget_top5`: an answer has no top 5.
+    The other arguments are those of `muwa.layer_search.settings.OutputSettings`.
 
-    Source: SLUG (arXiv 2407.11867). Differs: the release judges by CLIP's zero-shot accuracy and looks at
-    answers afterwards.
+    Source: SLUG (arXiv 2407.11867). Differs: the release evaluates steps by CLIP's zero-shot accuracy and
+    looks at answers afterwards.
     """
 
     wordings: Mapping[str, Sequence[str]]
@@ -49,7 +49,7 @@ class Answering(OutputSettings, LayerSearch):
     retain_pictures: int
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range or the model is another, or if there are too few probe images.
+        """Raise if a setting is out of range, the model answers no questions, or probe images are too few.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.
@@ -67,9 +67,9 @@ class Answering(OutputSettings, LayerSearch):
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
-        """Search the vision tower of a model; gradients are under "vision_tower"."""
+        """Search the vision tower of a model; its gradients are under the key "vision_tower"."""
         evaluator = AnswerEvaluator(self, model, gradients, task, run)
-        found = by_outputs(self, evaluator, model, gradients, task, concept, run=run)
+        search = by_outputs(self, evaluator, model, gradients, task, concept, run=run)
         unread = len(model.unread)
-        note = f" The model does not read {unread} layers of the vision tower: no candidates."
-        return replace(found, why=found.why + note) if unread else found
+        note = f" The model does not read {unread} layers of the vision tower, so they were not candidates."
+        return replace(search, why=search.why + note) if unread else search

@@ -1,4 +1,4 @@
-"""The contract of a layer search: which layer is edited, and how far."""
+"""The contract of a layer search, which decides which layer is edited and how far."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from muwa.types.search import Search
 
 
 class LayerSearch(Protocol):
-    """A frozen record of settings that searches one layer (one of each encoder) and one step.
+    """A frozen record of settings; calling it searches for one layer of each encoder and one step.
 
-    A method checks it first, then calls `run.cached("search", search.ready(model, task), model,
-    gradients, task, concept, ...)`: the record's fields are part of the cache key.
+    A method first calls `check`. Then it calls `muwa.layer_search.replay.run_search` with
+    `search.ready(model, task)`, which reads the search back from the cache if it was run before. The record's
+    fields are part of the cache key.
     """
 
     def check(self, model: Editable, task: Task) -> None:
@@ -33,12 +34,12 @@ class LayerSearch(Protocol):
 
         Args:
             gradients: Encoder (a key of `model.clips`) -> the gradients of its CLIP.
-            run: Its log is called with "scores" once and with "evaluation" for every step.
+            run: Gets the log: the event "scores" once, and "evaluation" for every step.
         """
 
     def ready(self, model: Editable, task: Task) -> Self:
-        """The same search with all that it needs loaded. A cache key is then made of weights, not of paths.
+        """The same search with everything loaded that its settings only point to, such as a classifier.
 
-        Most searches load nothing and are ready as they are.
+        The cache key is then made of weights, not of paths. Most searches load nothing and return themselves.
         """
         return self

@@ -1,4 +1,4 @@
-"""SLUG's search: on every layer of the Pareto front, double or halve the step until the name is forgotten."""
+"""SLUG's search: on every layer of the Pareto front, double the step until it forgets, then bisect."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from muwa.types.search import Evaluation, Layer, Search
 
 
 def bisection(first: float, max_evals: int) -> Generator[float, bool, None]:
-    """Yield steps; send back whether the last one forgot.
+    """Generator of steps; the caller sends back whether the step it just received forgot.
 
-    The first step is `first`. It is doubled until a step forgets. From then on each step is the midpoint of
-    the largest step that did not forget and the last one that did. There are `max_evals` steps, never fewer.
+    The first step is `first`, and the step is doubled until one forgets. From then on each step is the
+    midpoint of the last step that did not forget (0 if every step so far forgot) and the last one that did.
+    There are always `max_evals` steps.
 
-    Source: SLUG (arXiv 2407.11867), algorithm 3; docs/method.md, "Step". These are the steps of the release,
-    but positive.
+    Source: SLUG (arXiv 2407.11867), algorithm 3; docs/method.md, "Step". The release uses the same magnitudes
+    with a negative sign.
 
     >>> steps = bisection(0.8, 4)
     >>> next(steps), steps.send(False), steps.send(True), round(steps.send(True), 9)
@@ -46,7 +47,8 @@ def next_step(steps: Generator[float, bool, None], forgotten: bool) -> float | N
     """The next step of a bisection, or None at its end.
 
     Args:
-        forgotten: Whether the last step forgot.
+        steps: A generator of `bisection` that has already given a step.
+        forgotten: Whether that step forgot.
     """
     try:
         return steps.send(forgotten)
@@ -55,7 +57,7 @@ def next_step(steps: Generator[float, bool, None], forgotten: bool) -> float | N
 
 
 def deepest(layers: Sequence[Layer]) -> Layer:
-    """The layer nearest its tower's output. At equal depth, the last one of the vision tower.
+    """The layer nearest its tower's output. Ties go to the vision tower, then to the later layer.
 
     Source: the release of SLUG, for Stable Diffusion and vision-language models (docs/method.md, "Choice").
     """
@@ -66,22 +68,24 @@ def deepest(layers: Sequence[Layer]) -> Layer:
 class ParetoBisect(ZeroShotSettings, LayerSearch):
     """Search every layer on each tower's Pareto front by bisection, and choose a step by `rule`.
 
-    Layers are searched from input to output. Rule "deepest" searches the deepest layer of all fronts only.
+    Each tower is searched from its input to its output. With rule "deepest", only the single deepest layer
+    across all fronts is searched.
 
     Args:
         first_step: The first step, as a fraction of |theta| / |g_f|; the paper's is 0.1.
-        max_evals: Steps that are tried a layer; the paper's is 10.
-        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
+        max_evals: Number of steps tried per layer; the paper's is 10.
+
+    The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
 
     Source: SLUG (arXiv 2407.11867), algorithms 1 to 3. Differs: the probe images are not those of the report,
-    and the rule "constrained" looks at what a step keeps (docs/method.md, "Where we differ").
+    and the rule "constrained" also looks at the kept rate of a step (docs/method.md, "Where we differ").
     """
 
     first_step: float
     max_evals: int
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range, or the model is no CLIP.
+        """Raise if a setting is out of range, or the model is not a CLIP.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.
@@ -92,7 +96,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
-        """Search a CLIP; its gradients are under the encoder ""."""
+        """Search a CLIP; its gradients are under the key ""."""
         scored = scored_layers(model, gradients, self.granularity, self.towers)
         run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
         layers = self._layers(scored)
@@ -107,7 +111,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         before = evaluator.before()
         steps = self._try_steps(evaluator, layers)
         for _ in run.track(steps, f"searching {len(layers)} layers", len(layers) * self.max_evals):
-            pass
+            pass  # only draws the progress bar: the evaluator collects the trace
         trace = tuple(evaluator.trace)
         chosen, why = choose(trace, self.acceptance)
         return Search(
@@ -115,13 +119,14 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         )
 
     def _layers(self, scored: ScoredLayers) -> list[Layer]:
-        """The layers to search: tower by tower, from input to output."""
+        """The layers to search. Tower by tower, from input to output."""
         front = [scored.layers[""][name] for name in scored.front]
         if self.rule == "deepest" and front:
             return [deepest(front)]
         return sorted(front, key=lambda layer: (self.towers.index(layer.tower), layer.depth))
 
     def _try_steps(self, evaluator: StepEvaluator, layers: Sequence[Layer]) -> Iterator[Evaluation]:
+        """Bisect the step of each layer in turn; yield each evaluation as it is made."""
         for layer in layers:
             steps = bisection(self.first_step * evaluator.ratio(layer), self.max_evals)
             step: float | None = next(steps)

@@ -1,4 +1,4 @@
-"""The search by what a model generates or answers: bisect each layer's step, choose a step, confirm it."""
+"""The search by generated outputs (images or answers): bisect each step, choose one, confirm it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from muwa.types.search import Evaluation, Layer, Search
 
 
 class OutputEvaluator(Protocol):
-    """Evaluates a step by the outputs of the edited model, beside those of the unedited model.
+    """Evaluates a step by the outputs of the edited model, compared with those of the unedited model.
 
     Attributes:
-        confirmation: How a step is evaluated again, as the beginning of a sentence: "Generated again with 12
-            sampling steps from fresh seeds".
+        confirmation: How a step is confirmed, as a noun phrase: "12 sampling steps, fresh seeds".
     """
 
     confirmation: str
 
     def before(self) -> Evaluation:
-        """The unedited model, as the search looks at it."""
+        """Evaluate the unedited model on the outputs of the search, not on those of a confirmation."""
 
     def __call__(
         self, layers: Mapping[str, Layer], step: float, *, confirm: bool = False
@@ -39,15 +38,16 @@ class OutputEvaluator(Protocol):
         Args:
             layers: Encoder -> its layer.
             step: In units of each layer's |theta| / |g_f|.
-            confirm: Evaluate with more and other samples.
+            confirm: Confirm the step: evaluate it on more or other outputs than the search does.
 
         Returns:
-            (the evaluation; how much of the other sets was lost, as `Hits.lost` says it).
+            (the evaluation; how much of the retain and utility sets was lost, as
+            `muwa.layer_search.evaluators.outputs.Hits.lost` defines it).
         """
 
 
 def by_outputs(
-    search: OutputSettings,
+    settings: OutputSettings,
     evaluator: OutputEvaluator,
     model: Editable,
     gradients: Mapping[str, Gradients],
@@ -56,34 +56,42 @@ def by_outputs(
     *,
     run: Run,
 ) -> Search:
-    """The search of `Generation` and `Answering`.
+    """Bisect the step on each starting point, judging steps by generated outputs; choose and confirm one.
+
+    Shared by `muwa.layer_search.generation` and `muwa.layer_search.answering`. The search of a starting point
+    ends early at a feasible step that lost at most `settings.lost_at_most`.
+
+    Args:
+        gradients: Encoder (a key of `model.clips`) -> the gradients of its CLIP.
+        task: The task of `concept` alone.
 
     Returns:
-        The search. The last evaluations of its trace are the confirmations; `chosen` is the last one, or None
-        if none of them held.
+        The search. The last evaluations of its trace are the confirmations, and `chosen` is the index of the
+        last confirmation. With rule "constrained" it is None if no confirmation was feasible. It is None with
+        every rule if no layer is on the front.
     """
-    scored = scored_layers(model, gradients, search.granularity)
+    scored = scored_layers(model, gradients, settings.granularity)
     run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
-    points = starting_points(search, model, gradients, task, concept, scored)
-    if search.rule == "deepest" and points:
+    points = starting_points(settings, model, gradients, task, concept, scored)
+    if settings.rule == "deepest" and points:
         points = [max(points, key=lambda point: point.depth)]
-    points = points[: search.candidates or len(points)]
+    points = points[: settings.candidates or len(points)]
     before = evaluator.before()
     trace = _Trace(concept, run)
     tried: list[tuple[StartingPoint, Evaluation]] = []
     for point in run.track(points, "searching layers", len(points)):
-        steps = bisection(point.first_step, search.max_evals)
+        steps = bisection(point.first_step, settings.max_evals)
         step: float | None = next(steps)
         while step is not None:
             row, lost = evaluator(point.layers, step)
             tried.append((point, trace.add(row)))
-            done = row.feasible and lost <= search.lost_at_most
+            done = row.feasible and lost <= settings.lost_at_most
             step = None if done else next_step(steps, row.feasible)
-    chosen, why = _confirm(search, evaluator, tried, trace)
+    chosen, why = _confirm(settings, evaluator, tried, trace)
     return Search(
         concept,
-        search.rule,
-        search.granularity,
+        settings.rule,
+        settings.granularity,
         scored.scores,
         scored.front,
         before,
@@ -94,39 +102,45 @@ def by_outputs(
 
 
 def _confirm(
-    search: OutputSettings,
+    settings: OutputSettings,
     evaluator: OutputEvaluator,
     tried: list[tuple[StartingPoint, Evaluation]],
     trace: _Trace,
 ) -> tuple[int | None, str]:
-    """Choose a step and evaluate it again. If it is no longer feasible, choose among the others, a few times.
+    """Choose a step and confirm it. With rule "constrained" it must be feasible again.
+
+    If it is not, choose and confirm another one, at most `confirmations` times.
+
+    Args:
+        tried: The starting point and evaluation of every step of the search.
+        trace: The same evaluations; each confirmation is added to it.
 
     Returns:
-        (index into the trace of the last evaluation, or None if no step was feasible again; why).
+        (index into the trace of the last confirmation, or None if no step was chosen; why).
     """
     left, confirmed = list(tried), 0
-    while confirmed < search.confirmations and (left or not tried):
-        place, reason = choose([row for _, row in left], search.acceptance)
+    # Where nothing was tried, `choose` is still called once: it gives the reason.
+    while confirmed < settings.confirmations and (left or not tried):
+        place, reason = choose([row for _, row in left], settings.acceptance)
         if place is None:
             return None, reason
         point, row = left.pop(place)
         again, confirmed = trace.add(evaluator(point.layers, row.step, confirm=True)[0]), confirmed + 1
-        if again.feasible or search.rule != "constrained":
-            rates = f"recognised in {again.forgotten:.0%} and keeps {again.kept:.1%}"
-            return len(trace.rows) - 1, f"{reason} {evaluator.confirmation} it is {rates}."
-    none = f"None of {confirmed} choices held."
-    return None, f"{none} {evaluator.confirmation} each was still recognised."
+        if again.feasible or settings.rule != "constrained":
+            rates = f"the concept is recognised in {again.forgotten:.0%} of outputs; {again.kept:.1%} is kept"
+            return len(trace.rows) - 1, f"{reason} On confirmation ({evaluator.confirmation}), {rates}."
+    return None, f"No step was feasible on confirmation ({evaluator.confirmation}; {confirmed} tried)."
 
 
 class _Trace:
-    """The evaluations of a search, numbered within their candidate and logged as they come."""
+    """The evaluations of a search, numbered per candidate and logged as they come."""
 
     def __init__(self, concept: str, run: Run):
         self._concept, self._run = concept, run
         self.rows: list[Evaluation] = []
 
     def add(self, row: Evaluation) -> Evaluation:
-        """Number, log and keep a row."""
+        """Number an evaluation, log it and add it to the trace. Returns the numbered one."""
         row = replace(row, iteration=1 + sum(other.candidate == row.candidate for other in self.rows))
         self.rows.append(row)
         self._run.log("evaluation", {"concept": self._concept, **row.record()})

@@ -19,7 +19,7 @@ from muwa.types.search import Evaluation, Layer
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
 
-FEW_NAMES = 20  # among so few names the first five guesses say little
+FEW_NAMES = 20  # with at most this many names, top-5 accuracy says little
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class StartingPoint:
 
     Args:
         layers: Encoder -> its layer.
-        first_step: In units of each layer's |theta| / |g_f|.
+        first_step: The first step, in units of each layer's |theta| / |g_f|.
     """
 
     layers: Mapping[str, Layer]
@@ -48,10 +48,10 @@ def starting_points(
     concept: str,
     scored: ScoredLayers,
 ) -> list[StartingPoint]:
-    """What to search, the best first.
+    """The starting points of a search, the best first.
 
     With two encoders, the best layers of both are the first pair, the second best of both the second pair,
-    and so on.
+    and so on. A pair starts at the larger of its two first steps.
 
     Args:
         scored: The scores and fronts of the model's layers.
@@ -74,19 +74,19 @@ def starting_points(
 def _best_of_clip(
     granularity: str, clip: Clip, gradients: Gradients, task: Task, concept: str
 ) -> list[tuple[str, float]]:
-    """Search the CLIP of one encoder by zero-shot accuracy, without any output of the whole model.
+    """Search the CLIP of one encoder by zero-shot accuracy; nothing is generated.
 
     Returns:
-        (layer name, relative step) of the feasible step that keeps most on each layer, the best layer first.
-        Layers without a feasible step are left out.
+        For each layer, (its name, the relative step): the feasible step with the best kept rate. Layers are
+        in the order of that rate, the best first. Layers without a feasible step are left out.
     """
     layers = {layer.name: layer for layer in clip.layers(granularity)}
     towers = [layer.tower for layer in layers.values()]
     names = len(task.probe.forget.classes.names)
     search = clip_search(granularity, towers[0], "top5" if names > FEW_NAMES else "top1")
-    found = search(clip, {"": gradients}, task, concept, run=Run())
+    searched = search(clip, {"": gradients}, task, concept, run=Run())
     best: dict[str, Evaluation] = {}
-    for row in found.trace:
+    for row in searched.trace:
         name = row.candidate.layers[""]
         if row.feasible and (name not in best or row.kept > best[name].kept):
             best[name] = row
@@ -97,9 +97,9 @@ def _best_of_clip(
 def clip_search(granularity: str, tower: str, criterion: str) -> ParetoBisect:
     """The search of a CLIP that ranks the layers of one encoder.
 
-    Its settings are the paper's: steps from 0.1 |theta| / |g_f|, ten a layer, until no forget image is
-    recognised. They are not those of the search by outputs: those limit how many outputs are generated, and
-    this search generates none.
+    Its settings are the paper's: ten steps per layer, from 0.1 |theta| / |g_f|, and a step is feasible if no
+    forget image is recognised. The settings of the search by outputs are not used: they limit how many
+    outputs are generated, and this search generates none.
     """
     return ParetoBisect(
         granularity=granularity,

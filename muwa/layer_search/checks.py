@@ -16,14 +16,14 @@ Z = 1.959964  # standard normal quantile of a 95 % interval
 
 
 def check_family(search: str, wanted: type[Observer], model: Editable) -> None:
-    """Raise if a search does not look at what the model gives.
+    """Raise if a search does not fit the kind of model.
 
     Args:
-        search: "layer_search=grid".
-        wanted: The kind of observer that it looks at.
+        search: The search, for the message: "layer_search=grid".
+        wanted: The kind of observer that the search uses.
 
     Raises:
-        ValueError: Names the model that it got, the models that it wants, and the searches that fit.
+        ValueError: Names the model, the models that the search wants, and the searches that fit the model.
     """
     try:
         check_observer(search, wanted, model)
@@ -75,7 +75,10 @@ def check_towers(towers: Sequence[str]) -> None:
 
 
 def check_one_kind_of_step(**settings: object) -> None:
-    """Raise if both or neither of two settings are given: the first is a lambda, the second a relative step.
+    """Raise if both or neither of two settings are given.
+
+    Args:
+        settings: Two settings: first the one for a lambda, then the one for a relative step.
 
     Raises:
         ValueError: Names both keys.
@@ -91,7 +94,7 @@ def check_layers(clip: Clip, granularity: str, names: Sequence[str] = ()) -> Non
     """Raise if the granularity is unknown, or one of `names` is no layer at this granularity.
 
     Raises:
-        ValueError: Lists the granularities, or names the nearest layers.
+        ValueError: Lists the granularities, or the layers with the most similar names.
     """
     candidates = [layer.name for layer in clip.layers(granularity)]
     for name in names:
@@ -106,15 +109,15 @@ def check_layers(clip: Clip, granularity: str, names: Sequence[str] = ()) -> Non
 def check_enough(key: str, samples: int, forget_at_most: float) -> None:
     """Raise if there are so few forget samples that no step could be feasible.
 
-    A step is feasible if the upper end of Wilson's 95 % interval of the forget rate is at most
-    `forget_at_most`. At a rate of 0 that upper end is z^2 / (n + z^2).
+    A step is feasible if the upper end of Wilson's 95 % interval of the forget accuracy is at most
+    `forget_at_most`. At an accuracy of 0 on n samples, that upper end is z^2 / (n + z^2).
 
     Args:
-        key: What gives the number of samples, for the message.
-        samples: Images of the concept, or questions about it.
+        key: The setting that gives the number of samples, for the message.
+        samples: Number of images of the concept, or of questions about it.
 
     Raises:
-        ValueError: Says how many are needed.
+        ValueError: There are too few; says how many are needed.
     """
     upper = Z**2 / (samples + Z**2)
     if upper > forget_at_most:

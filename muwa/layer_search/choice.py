@@ -1,4 +1,10 @@
-"""Which of the steps that a search tried becomes the edit: the rules, and the forget rates they go by."""
+"""Which of the steps that a search tried becomes the edit: the rules, and the rates that they compare.
+
+Every evaluation of a step (`muwa.types.search.Evaluation`) has two rates in [0, 1]:
+
+- `forgotten` is the forget accuracy, the rate at which the target is still recognised. 0 is forgotten.
+- `kept` is the kept rate, the mean of the retain and the utility accuracy. 1 is kept altogether.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +15,22 @@ from muwa.types.search import Evaluation
 
 RULES = ("constrained", "paper", "deepest")
 CRITERIA = ("top1", "top5")
+ACCURACIES = {"top1": "forget top-1 accuracy", "top5": "forget top-5 accuracy"}  # as messages name them
 ROUNDING = 1e-9  # two values of `kept` that differ by less are equal
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """When a step counts as forgetting, and how one of the steps is chosen.
+    """Which steps are feasible, that is, count as forgetting; and how one of the steps is chosen.
 
     Args:
         rule: One of `RULES`; `choose` says what they do.
-        criterion: One of `CRITERIA`: the forget rate that decides.
-        target: A step is feasible if that rate is at most this; in [0, 1).
-        tolerance: Rule "constrained" treats steps as equally good if they keep at most this many standard
-            errors less than the best step. Smaller differences are due to the choice of probe images. A step
-            that only just forgets on them may not forget on other images. 0 takes the best step as it is.
+        criterion: One of `CRITERIA`: the forget accuracy that decides.
+        target: A step is feasible if that accuracy is at most this; in [0, 1).
+        tolerance: For rule "constrained". Feasible steps whose kept rate is within this many standard errors
+            of the best count as equal: such a difference may be due to the choice of probe images. The one
+            that forgets most thoroughly is taken, as a step that only just forgets on the probe images may
+            not forget on others. With 0, the step that keeps most is taken.
     """
 
     rule: str
@@ -46,7 +54,7 @@ class Acceptance:
 
 
 def kept_rate(retain: float, utility: float) -> float:
-    """`Evaluation.kept`: the mean of the retain and the utility rate, in [0, 1]."""
+    """`Evaluation.kept`: the mean of the retain and the utility accuracy, in [0, 1]."""
     return (retain + utility) / 2
 
 
@@ -54,7 +62,8 @@ def kept_error(retain: float, utility: float, counts: tuple[int, int]) -> float:
     """`Evaluation.kept_error`: the standard error of `kept_rate`, from the binomial variances of both rates.
 
     Args:
-        counts: How many retain and how many utility samples the rates are of.
+        retain, utility: The two rates, in [0, 1].
+        counts: The number of retain samples and of utility samples.
 
     >>> round(kept_error(0.9, 0.9, (100, 100)), 4)
     0.0212
@@ -67,35 +76,56 @@ def choose(trace: Sequence[Evaluation], acceptance: Acceptance) -> tuple[int | N
     """Choose one evaluation of a trace by `acceptance.rule`, and say why.
 
     The rules:
-        "constrained": Among the feasible steps, find the one that keeps most. Of all feasible steps that keep
-            at most `tolerance` standard errors less, take the one with the lowest `closeness`. None if no
-            step is feasible.
-        "paper": The lowest forget rate, then the highest `kept`, feasible or not.
-        "deepest": The last step that was tried, feasible or not. The search then tries the deepest front
-            layer only.
+
+    - "constrained": the feasible step that forgets most thoroughly (lowest closeness), among those whose kept
+      rate is within `tolerance` standard errors of the best. None if no step is feasible.
+    - "paper": the step with the lowest forget accuracy, feasible or not. Ties are broken by the kept rate.
+    - "deepest": the last step that was tried, feasible or not. A search with this rule tries only the
+      deepest layer, the one nearest the output.
 
     Returns:
         (index into `trace`, or None if nothing was chosen; the reason, in one sentence).
 
-    Source: SLUG (arXiv 2407.11867), algorithm 1 for "paper"; its release's code for Stable Diffusion and
-    vision-language models for "deepest". The one-standard-error rule is that of Breiman et al. 1984, section
-    3.4.3 (there for pruning trees).
+    Source: SLUG (arXiv 2407.11867), algorithm 1, for "paper". SLUG's released code for Stable Diffusion and
+    vision-language models is the source of "deepest". The rule of one standard error is that of Breiman et
+    al. 1984, section 3.4.3 (there for pruning trees).
     """
     if not trace:
         return None, "Nothing was tried: no layer is on the front."
-    feasible = sum(row.feasible for row in trace)
     layers = len({row.candidate.name for row in trace})
-    note = f"{feasible} of {len(trace)} steps on {layers} layers were feasible"
+    note = feasible_note(trace, f"steps on {layers} layer{'' if layers == 1 else 's'}")
     if acceptance.rule == "constrained":
         return _constrained(trace, acceptance, note)
     if acceptance.rule == "paper":
         best = min(range(len(trace)), key=lambda i: (trace[i].forgotten, -trace[i].kept))
-        reason = f"The lowest forget {acceptance.criterion} ({trace[best].forgotten:.1%}), then most kept"
+        accuracy = f"{ACCURACIES[acceptance.criterion]} ({trace[best].forgotten:.1%})"
+        reason = f"Lowest {accuracy}, ties broken by the kept rate"
     else:
         best = len(trace) - 1
-        reason = f"The last step of the deepest front layer, {trace[best].candidate.name}"
-    verdict = "feasible" if trace[best].feasible else "NOT feasible"
-    return best, f"{reason}: {verdict}; {note}."
+        reason = f"The last step on the deepest front layer, {trace[best].candidate.name}"
+    verdict = "feasible" if trace[best].feasible else "not feasible"
+    return best, f"{reason}; this step is {verdict}; {note}."
+
+
+def feasible_note(trace: Sequence[Evaluation], things: str) -> str:
+    """How many evaluations are feasible, for a sentence: "1 of 10 steps on 1 layer was feasible".
+
+    Args:
+        things: What was evaluated, in the plural: "steps on 1 layer".
+    """
+    count = sum(row.feasible for row in trace)
+    return f"{count} of {len(trace)} {things} {'was' if count == 1 else 'were'} feasible"
+
+
+def near_best(tolerance: float, best: float) -> str:
+    """Which kept rates count as equal, for a sentence: "within 1 standard error of the best (90.0%)".
+
+    Args:
+        best: The highest kept rate of a feasible step.
+    """
+    if tolerance == 0:
+        return f"the best ({best:.1%})"
+    return f"within {tolerance:g} standard error{'' if tolerance == 1 else 's'} of the best ({best:.1%})"
 
 
 def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str) -> tuple[int | None, str]:
@@ -103,15 +133,13 @@ def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str)
     feasible = [i for i, row in enumerate(trace) if row.feasible]
     if not feasible:
         least = min(row.forgotten for row in trace)
-        return (
-            None,
-            f"No feasible step: the lowest forget {acceptance.criterion} reached was {least:.1%}; {note}.",
-        )
+        accuracy = ACCURACIES[acceptance.criterion]
+        return None, f"No feasible step: the lowest {accuracy} was {least:.1%}; {note}."
     most = trace[max(feasible, key=lambda i: trace[i].kept)]
     least = most.kept - acceptance.tolerance * most.kept_error - ROUNDING
     best = min((i for i in feasible if trace[i].kept >= least), key=lambda i: trace[i].closeness)
+    equal = f"the feasible steps whose kept rate is {near_best(acceptance.tolerance, most.kept)}"
     return best, (
-        f"Of the feasible steps that keep most ({most.kept:.1%} of retain and utility, or at most "
-        f"{acceptance.tolerance:g} standard errors less) the one that forgets deepest; it keeps "
-        f"{trace[best].kept:.1%}; {note}."
+        f"Among {equal}, this one forgets most thoroughly (lowest closeness); "
+        f"it keeps {trace[best].kept:.1%}; {note}."
     )

@@ -1,4 +1,4 @@
-"""Search a layer and a step of the text encoders by the images generated before and after the edit."""
+"""Search for a layer and a step of the text encoders by the images generated before and after the edit."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ from muwa.types.search import Search
 class Generation(OutputSettings, LayerSearch):
     """Bisect the step of each candidate until the concept is no longer generated and the others still are.
 
-    A candidate is a layer; with two text encoders (XL) it is one layer of each. Both are moved by the same
-    fraction of their |theta| / |g_f|. Prompts come from the probe split, and seeds start at 0; a report is to
+    A candidate is a layer; with two text encoders (XL) it is one layer of each. Both are edited by the same
+    fraction of their |theta| / |g_f|. Prompts come from the probe split. Seeds start at 0, so a report should
     use other seeds.
 
     Args:
-        classifier: Loads the classifier of images. It is never the model under test.
-        pictures: Images of the concept that are generated for each step.
-        retain_pictures: Other images that are generated for each step: two thirds of the same kind, one third
-            unrelated.
-        sampling_steps: While searching. A confirmation takes the model's own number, and fresh seeds.
-        Others: As in `muwa.layer_search.settings.OutputSettings`.
+        classifier: Loads the image classifier that evaluates steps. It is never the model under test.
+        pictures: Number of images of the concept generated for each step.
+        retain_pictures: Number of images of others generated for each step: two thirds of the same kind as
+            the concept, one third unrelated.
+        sampling_steps: Sampling steps of each image of the search. A confirmation uses the model's own
+            number, and fresh seeds.
+
+    The other arguments are those of `muwa.layer_search.settings.OutputSettings`.
 
     Source: SLUG (arXiv 2407.11867), algorithm 3 and section 4.2: stop when the concept is gone and the others
-    are within 10 points. Differs: the release judges each step on three unseeded images of each set, by
-    points. Here the numbers are given, seeds are fixed, each image is compared with its own image before, and
-    intervals decide.
+    are within 10 points. Differs: the release evaluates each step on three unseeded images of each set, and
+    compares rates without intervals. Here the numbers of images are settings, and seeds are fixed. Each image
+    is compared with the image of the same prompt and seed before the edit, and intervals decide.
     """
 
     classifier: ClassifierLoader
@@ -47,7 +49,8 @@ class Generation(OutputSettings, LayerSearch):
     sampling_steps: int
 
     def check(self, model: Any, task: Task) -> None:
-        """Load the classifier. Raise if it does not know a concept, or a setting does not fit.
+        """Raise if a setting is out of range or does not fit the model. Loads the classifier, which must know
+        every concept.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.
@@ -63,12 +66,12 @@ class Generation(OutputSettings, LayerSearch):
             classifier.check(probe_requests(self, task.only(name), fresh=False))
 
     def ready(self, model: Any, task: Task) -> Self:
-        """The same search with its classifier loaded: the cache key is then made of its weights."""
+        """The same search with its classifier loaded: the cache key then depends on its weights."""
         return replace(self, classifier=self.classifier(model, task))
 
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
-        """Search the text encoders of a pipeline; gradients are under their names."""
+        """Search the text encoders of a pipeline; the keys of `gradients` are their names."""
         evaluator = ImageEvaluator(self, model, gradients, task, run)
         return by_outputs(self, evaluator, model, gradients, task, concept, run=run)

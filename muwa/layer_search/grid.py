@@ -1,4 +1,7 @@
-"""Given layers and steps: every pair (`Grid`), or one of each (`Fixed`). Layers are scored for the record."""
+"""Try given layers and steps: every pair of them (`Grid`), or one layer with one step (`Fixed`).
+
+Layers are scored all the same, for the record.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ class Grid(ZeroShotSettings, LayerSearch):
     Args:
         layers: Names of layers at this granularity; None takes the layers on the Pareto front.
         steps: The lambdas in `theta + lambda * g_f`, as `edit.step` of results.json gives them.
-        relative_steps: The same as fractions of |theta| / |g_f|. Exactly one of the two is given.
-        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
+        relative_steps: Steps as fractions of |theta| / |g_f|. Give either `steps` or `relative_steps`.
+
+    The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
     """
 
     layers: Sequence[str] | None
@@ -34,10 +38,11 @@ class Grid(ZeroShotSettings, LayerSearch):
     relative_steps: Sequence[float] | None
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range, a layer is unknown, or the model is no CLIP.
+        """Raise if a setting is out of range, a layer is unknown, or the model is not a CLIP.
 
         Raises:
-            ValueError: Names the key, what it was and what it may be; of an unknown layer the nearest names.
+            ValueError: Names the key, what it was and what it may be; for an unknown layer, the most similar
+                names.
         """
         self.check_settings("layer_search=grid", model, self.layers or ())
         check_one_kind_of_step(steps=self.steps, relative_steps=self.relative_steps)
@@ -45,7 +50,7 @@ class Grid(ZeroShotSettings, LayerSearch):
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
-        """Search a CLIP; its gradients are under the encoder ""."""
+        """Search a CLIP; its gradients are under the key ""."""
         scored = scored_layers(model, gradients, self.granularity, self.towers)
         run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
         layers = [scored.layers[""][name] for name in (scored.front if self.layers is None else self.layers)]
@@ -77,10 +82,11 @@ class Fixed(ZeroShotSettings, LayerSearch):
     """Try one given step on one given layer. Only the rule "constrained" refuses a step that is not feasible.
 
     Args:
-        layer: Its name at this granularity.
+        layer: Name of the layer at this granularity.
         step: The lambda in `theta + lambda * g_f`, as `edit.step` of results.json gives it.
-        relative_step: The same as a fraction of |theta| / |g_f|. Exactly one of the two is given.
-        Others: As in `muwa.layer_search.settings.ZeroShotSettings`.
+        relative_step: The step as a fraction of |theta| / |g_f|. Give either `step` or `relative_step`.
+
+    The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
     """
 
     layer: str
@@ -88,10 +94,11 @@ class Fixed(ZeroShotSettings, LayerSearch):
     relative_step: float | None
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range, the layer is unknown, or the model is no CLIP.
+        """Raise if a setting is out of range, the layer is unknown, or the model is not a CLIP.
 
         Raises:
-            ValueError: Names the key, what it was and what it may be; of an unknown layer the nearest names.
+            ValueError: Names the key, what it was and what it may be; for an unknown layer, the most similar
+                names.
         """
         self.check_settings("layer_search=fixed", model, [self.layer])
         check_one_kind_of_step(step=self.step, relative_step=self.relative_step)
@@ -99,7 +106,7 @@ class Fixed(ZeroShotSettings, LayerSearch):
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
-        """Search a CLIP; its gradients are under the encoder ""."""
+        """Search a CLIP; its gradients are under the key ""."""
         grid = Grid(
             self.granularity,
             self.rule,

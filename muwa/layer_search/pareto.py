@@ -18,14 +18,14 @@ TOWERS = ("vision", "text")
 
 
 def pareto(scores: Mapping[str, LayerScore], tower: str) -> list[str]:
-    """Layers of `tower` that no other layer of it beats in both scores, by falling importance.
+    """The layers of `tower` that no other layer of it beats on both scores, the most important first.
 
-    A layer is beaten when another has strictly larger importance *and* strictly smaller alignment. Ties in
-    either never beat, so equal layers stay on the front together. O(n log n).
+    A layer is beaten when another has strictly larger importance *and* strictly smaller alignment. A tie in
+    either score does not beat, so equal layers stay on the front together. O(n log n).
 
     Args:
         scores: Layer name -> score.
-        tower: "vision" or "text": each tower has its own front.
+        tower: "vision" | "text". Each tower has its own front.
 
     Returns:
         Names on the front; empty when the tower has no candidate. A layer with zero importance is never on
@@ -57,8 +57,9 @@ class ScoredLayers:
 
     Args:
         layers: Encoder -> layer name -> layer.
-        scores: Layer name, with the encoder's before it where `delta_key` says so -> score.
-        fronts: Encoder -> names on the fronts of its towers.
+        scores: Layer name as `muwa.patch.names.delta_key` writes it -> score. The name of a second encoder
+            stands before the names of its layers.
+        fronts: Encoder -> names of the layers on the fronts of its towers.
     """
 
     layers: Mapping[str, Mapping[str, Layer]]
@@ -67,18 +68,19 @@ class ScoredLayers:
 
     @property
     def front(self) -> tuple[str, ...]:
-        """The fronts of all encoders, in the names that `scores` has."""
+        """The layers on the fronts of all encoders, named as in `scores`."""
         return tuple(delta_key(encoder, name) for encoder, names in self.fronts.items() for name in names)
 
 
 def scored_layers(
     model: Editable, gradients: Mapping[str, Gradients], granularity: str, towers: Sequence[str] = TOWERS
 ) -> ScoredLayers:
-    """Score every layer of every encoder, and find the fronts of `towers`, in their order.
+    """Score every layer of every encoder, and find the Pareto front of each tower.
 
     Args:
         gradients: Encoder -> the gradients of its CLIP.
         granularity: What counts as one layer (`muwa.models.clip.layers`).
+        towers: The towers whose fronts are found, in the order in which the fronts are joined.
     """
     layers: dict[str, dict[str, Layer]] = {}
     scores: dict[str, LayerScore] = {}

@@ -1,4 +1,4 @@
-"""One tower under edits of one layer: what precedes the layer is computed once, the rest for every step."""
+"""Fast embeddings under edits of one layer: what precedes the layer is computed once, the rest per step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
     from muwa.models.clip.staged_forward import Activations
 
-MAX_BYTES = (
-    2 << 30
-)  # of a tower's activations; what does not fit is computed again from the nearest that does
+MAX_BYTES = 2 << 30  # of stored activations per tower; others start from the nearest stored ones
 
 
 class RemainingLayers:
-    """Inputs of one tower, carried to the layers that will be edited.
+    """The layers of one tower from an edited one on: what must be computed again for each step.
+
+    The activations of fixed inputs before each layer to edit are computed once and stored.
 
     Args:
         clip: The unedited model.
         tower: "vision" | "text".
-        batches: One tensor a batch: pixels (uint8, as `Clip.prepare` gives them), or tokens.
-        layers: What will be edited; activations before these layers are stored. Other layers of the tower
-            work too.
-        max_bytes: How many bytes of activations are stored.
+        batches: One tensor per batch: pixels (uint8, as `Clip.prepare` gives them), or tokens.
+        layers: The layers that will be edited; the activations before these are stored. Other layers of the
+            tower can be edited too, but slower.
+        max_bytes: How many bytes of activations are stored at most.
 
     Attributes:
         base: (n, d) embeddings of length 1 by the unedited tower, on the CPU, in the order of the batches.
@@ -66,13 +66,13 @@ class RemainingLayers:
     ) -> Callable[[float], Tensor]:
         """The embeddings of all inputs as a function of the step.
 
-        A weight may end its half block, and the half block may be affine in it: W x + step * G x. Both
-        products are then computed now.
+        The output of the part of the tower that holds the layer may be affine in the step: W x + step * G x.
+        Both products are then computed here, once for all steps.
 
         Args:
             layer: A layer of this tower.
-            deltas: Step -> what it adds to the weights, linear in the step.
-            unit: A step that changes the layer well above rounding.
+            deltas: Step -> what that step adds to the weights, linear in the step.
+            unit: A step so large that its effect is well above rounding errors; it gives G x.
 
         Returns:
             Step -> (n, d) embeddings of length 1, on the CPU, in the order of the batches.
@@ -94,17 +94,24 @@ class RemainingLayers:
         return at
 
     def _place(self, layer: Layer) -> tuple[int, int | None]:
-        """(position of the tower before the layer, position after it up to which it is affine or None)."""
+        """(position before the layer, position after it up to which the tower is affine in its weights).
+
+        The second is None if there is no such position.
+        """
         return self._clip.staged_forward(self._tower).place([part.name for part in layer.edited])
 
     def _enter(self, i: int) -> Activations:
+        """Batch i at position 0 of the tower."""
         batch = self._batches[i].to(self._clip.device)
         return self._clip.enter(
             self._tower, self._clip.prepare.scale(batch) if self._tower == "vision" else batch
         )
 
     def _states(self, start: int) -> Callable[[], Iterable[Activations]]:
-        """The inputs at position `start`. Those before it are dropped: a search goes from input to output."""
+        """The activations of all batches at position `start`.
+
+        Stored activations before that position are dropped, as a search goes from input to output.
+        """
         inputs = range(len(self._batches))
         if start == 0:
             return lambda: map(self._enter, inputs)

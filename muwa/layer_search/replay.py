@@ -1,4 +1,4 @@
-"""A layer search that is read back from the cache if it was run before, with the same log either way."""
+"""Run a layer search, or read it back from the cache if it was run before. The log is the same either way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from muwa.types.search import Search
 
 
-def searched(
+def run_search(
     layer_search: LayerSearch,
     model: Editable,
     gradients: Mapping[str, Gradients],
@@ -23,7 +23,7 @@ def searched(
     concept: str,
     run: Run,
 ) -> Search:
-    """Run a layer search, or read it back from the cache. The log gets its events once in both cases.
+    """Run a layer search, or read it back from the cache. Its events are logged once in both cases.
 
     Args:
         layer_search: Checked and ready (`LayerSearch.ready`).

@@ -1,4 +1,4 @@
-"""Score each layer as the one to edit: how much the forget loss depends on it, how little the retain loss."""
+"""Score each layer as a candidate to edit: importance for the forget loss, alignment with the retain loss."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ def layer_scores(
     retain: Mapping[str, Tensor],
     layers: Sequence[Layer],
 ) -> dict[str, LayerScore]:
-    """importance = |g_f| / |theta|,   alignment = |cos(g_f, g_r)|, norms over all scored parts of a layer.
+    """Score each layer by both gradients.
+
+        importance = |g_f| / |theta|        alignment = |cos(g_f, g_r)|
+
+    Norms and cosines are over all scored parts of a layer.
 
     Args:
-        weights: Parameter name -> weights.
-        forget: Parameter name -> mean gradient of the forget loss, same shapes; sign of the loss.
-        retain: The same, of the retain loss.
-        layers: What to score: `Clip.layers(granularity)`.
+        weights: Parameter name -> weights theta.
+        forget: Parameter name -> mean gradient g_f of the forget loss, in the shape of the weights. A step
+            along it raises the loss.
+        retain: Parameter name -> mean gradient g_r of the retain loss, likewise.
+        layers: The layers to score: `Clip.layers(granularity)`.
 
     Returns:
         Layer name -> `LayerScore`, in the order of `layers`. importance >= 0, in units of loss / |theta|^2;

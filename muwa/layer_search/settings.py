@@ -27,11 +27,12 @@ class ZeroShotSettings:
     Args:
         granularity: "tensor" | "qkv" | "mlp" | "head": what counts as one layer (`muwa.models.clip.layers`).
         rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.choice.choose`).
-        tolerance: Used by the rule "constrained": how many standard errors less still count as keeping as
-            much.
-        target: A step is feasible if its forget accuracy is at most this.
-        criterion: Which forget accuracy that is: "top5" (the paper's) or "top1".
-        towers: Which towers are searched, in this order: "vision", "text" or both.
+        tolerance: For the rule "constrained": feasible steps whose kept rate is within this many standard
+            errors of the best count as equal.
+        target: A step is feasible if its forget accuracy is at most this. Forget accuracy is the rate at
+            which the target is still recognised.
+        criterion: Which forget accuracy decides: "top5" (the paper's) or "top1".
+        towers: The towers that are searched, in this order: "vision", "text" or both.
     """
 
     granularity: str
@@ -43,7 +44,7 @@ class ZeroShotSettings:
 
     @property
     def acceptance(self) -> Acceptance:
-        """When a step counts as forgetting, and how one of the steps is chosen."""
+        """Which steps are feasible, and how one of the steps is chosen."""
         return Acceptance(self.rule, self.criterion, self.target, self.tolerance)
 
     def check_settings(self, search: str, model: Editable, layers: Sequence[str] = ()) -> None:
@@ -51,7 +52,7 @@ class ZeroShotSettings:
 
         Args:
             search: For the message: "layer_search=grid".
-            layers: Names of layers that the search is to try.
+            layers: Names of the layers that the settings give, if they do.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.
@@ -68,22 +69,23 @@ class OutputSettings:
     """Settings of a search that evaluates each step by what the edited model generates or answers.
 
     Args:
-        start: "clip": search the CLIP first, without any output. Take its best layers and start at their
-            steps. This is the fast way. "ratio": try all layers on the front, from `first_step`, as the paper
-            does.
+        start: Where the search starts. "clip" is the fast way: first search the CLIP by zero-shot accuracy,
+            which generates no output; then start at its best layers and their steps. "ratio" is the paper's
+            way: try all layers on the front, from `first_step`.
         candidates: How many layers (pairs of layers with two text encoders) are searched at most; None for
             all.
         granularity: As in `ZeroShotSettings`.
         rule, tolerance: As in `ZeroShotSettings`; the rates are those of the outputs.
-        first_step: Used by start "ratio": the first step, as a fraction of |theta| / |g_f|.
-        max_evals: Steps that are tried a candidate.
-        forget_at_most: A step is feasible if the upper end of Wilson's 95 % interval of the forget rate is at
-            most this.
+        first_step: For start "ratio": the first step, as a fraction of |theta| / |g_f|. Start "clip" uses it
+            only if the CLIP has no feasible step.
+        max_evals: Number of steps tried per candidate, at most.
+        forget_at_most: A step is feasible if the upper end of Wilson's 95 % interval of the forget accuracy
+            is at most this.
         lost_at_most: The search of a candidate ends at the first feasible step that lost at most this. What a
             step lost is the upper end of a 95 % interval (`muwa.layer_search.evaluators.outputs.Hits.lost`).
             The paper allows 10 points, without an interval.
-        confirmations: How many chosen steps are evaluated again, with more and other samples, until one
-            is feasible again.
+        confirmations: A chosen step is confirmed: it is evaluated again, on more or other outputs. If it is
+            no longer feasible, another one is chosen. This is the number of confirmations, at most.
     """
 
     start: str
@@ -99,7 +101,7 @@ class OutputSettings:
 
     @property
     def acceptance(self) -> Acceptance:
-        """How one of the steps is chosen. An output has one best guess, so the criterion is top-1."""
+        """How one of the steps is chosen. By outputs, forget accuracy is top-1: the criterion is "top1"."""
         return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance)
 
     def check_settings(self, search: str, observer: type[Observer], model: Editable) -> None:
@@ -107,7 +109,7 @@ class OutputSettings:
 
         Args:
             search: For the message: "layer_search=generation".
-            observer: What the search looks at.
+            observer: The kind of observer that the search uses.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.

@@ -1,4 +1,4 @@
-"""A step along the forget gradient: what it adds to the weights, its size, and the edit of a search."""
+"""Steps along the forget gradient: what a step adds to the weights, its size, and the edit that takes it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def relative_size(clip: Clip, layer: Layer, deltas: Mapping[str, Tensor]) -> flo
 
 
 def ratio(clip: Clip, gradients: Gradients, layer: Layer) -> float:
-    """|theta| / |g_f| over the scored parts: the lambda that moves a layer by its own norm (unit `RELATIVE`).
+    """|theta| / |g_f| over the scored parts of a layer: the lambda that changes the layer by its own norm.
+
+    It is what a step of 1 is in the unit `RELATIVE`.
 
     Raises:
         ValueError: The layer's forget gradient is zero, so no step along it changes anything.
@@ -59,7 +61,7 @@ def candidate_of(layers: Mapping[str, Layer]) -> Candidate:
     """The record of layers that are edited together.
 
     Args:
-        layers: Encoder -> its layer, at least one; all in the same tower.
+        layers: Encoder -> its layer. There is at least one layer, and all are of the same kind of tower.
     """
     names = {encoder: layer.name for encoder, layer in layers.items()}
     towers = [layer.tower for layer in layers.values()]
@@ -82,14 +84,15 @@ def edit_layers(
         layers: Encoder -> its layer.
         step: The lambda of every layer (unit `LAMBDA`), or a fraction of each layer's |theta| / |g_f| (unit
             `RELATIVE`).
-        concept: For the record.
+        unit: `LAMBDA` or `RELATIVE`.
+        concept: The name that is forgotten, for the record.
 
     Returns:
-        The edit, with one move a layer. The step of a move is a lambda. Deltas and layers of a second text
-        encoder have its name before theirs.
+        The edit, with one move per layer. The step of a move is a lambda. The name of a second text encoder
+        stands before the names of its deltas and layers.
 
     Raises:
-        ValueError: The unit is neither, or a layer's forget gradient is zero.
+        ValueError: The unit is another one, or a layer's forget gradient is zero.
     """
     if unit not in (LAMBDA, RELATIVE):
         raise ValueError(
@@ -108,7 +111,7 @@ def edit_layers(
 
 
 def edit_of(search: Search, model: Editable, gradients: Mapping[str, Gradients]) -> Edit:
-    """The edit that a search chose, with the search in it. It has no deltas if the search chose no step.
+    """The edit of the step that a search chose, with a record of the search. No step gives no deltas.
 
     Args:
         model: The unedited model.
@@ -123,11 +126,12 @@ def edit_of(search: Search, model: Editable, gradients: Mapping[str, Gradients])
 
 
 def _layer(model: Editable, encoder: str, name: str, search: Search) -> Layer:
+    """The layer of an encoder that has this name at the granularity of the search."""
     return next(layer for layer in model.clips[encoder].layers(search.granularity) if layer.name == name)
 
 
 def add_edits(edits: Iterable[Edit]) -> Edit:
-    """Several edits, found on the same original model, added up: deltas of a shared tensor are summed.
+    """The sum of several edits of the same original model. Deltas of the same tensor are added.
 
     Source: SLUG (arXiv 2407.11867), several names at once: each has its own layer, and all are edited
     jointly.

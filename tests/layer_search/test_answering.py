@@ -28,12 +28,12 @@ def test_it_edits_only_what_the_model_reads_and_confirms_in_all_wordings(rule) -
     assert {tuple(row.candidate.layers) for row in found.trace} == {("vision_tower",)}
     if rule == "paper":
         assert found.chosen == len(found.trace) - 1
-        assert "Asked again in 2 wordings it is recognised in" in found.why
+        assert "On confirmation (all 2 wordings), the concept is recognised in" in found.why
     else:
         assert found.chosen is None
         assert "No feasible step" in found.why
     assert found.why.endswith(
-        f"The model does not read {len(model.unread)} layers of the vision tower: no candidates."
+        f"The model does not read {len(model.unread)} layers of the vision tower, so they were not candidates."
     )
     assert len(model.unread) > 0
 

@@ -29,7 +29,7 @@ class Thresholds:
     lost: float = 0.0
     kept: float = 1.0
     calls: list = field(default_factory=list)
-    confirmation: str = "Looked at again"
+    confirmation: str = "a second look"
 
     def before(self):
         return self._row(NOTHING_EDITED, 0.0, False)
@@ -62,7 +62,9 @@ def test_a_layer_is_done_at_the_first_step_that_forgets_and_loses_little() -> No
     assert evaluator.calls == [*want, (first, 0.4, True)]
     assert found.chosen == 6
     assert [row.iteration for row in found.trace] == [1, 2, 3, 1, 2, 3, 4]
-    assert found.why.endswith("Looked at again it is recognised in 0% and keeps 100.0%.")
+    assert found.why.endswith(
+        "On confirmation (a second look), the concept is recognised in 0% of outputs; 100.0% is kept."
+    )
 
 
 def test_a_layer_that_lost_much_is_bisected_to_the_end() -> None:
@@ -79,7 +81,7 @@ def test_a_choice_that_does_not_hold_is_replaced_by_the_next() -> None:
     found = run_search(evaluator, candidates=1, confirmations=2)
     assert evaluator.calls[4:] == [(found.front[0], 0.1, True), (found.front[0], pytest.approx(0.075), True)]
     assert found.chosen is None
-    assert found.why == "None of 2 choices held. Looked at again each was still recognised."
+    assert found.why == "No step was feasible on confirmation (a second look; 2 tried)."
     found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=1)
     assert len(found.trace) == 4 + 1
 
@@ -89,13 +91,13 @@ def test_other_rules_keep_a_choice_that_does_not_hold(rule) -> None:
     found = run_search(Thresholds(forgets=0.4, confirms=9.0), rule=rule)
     assert found.chosen == len(found.trace) - 1
     assert not found.trace[-1].feasible
-    assert "it is recognised in 100%" in found.why
+    assert "the concept is recognised in 100% of outputs" in found.why
 
 
 def test_confirmations_end_when_no_step_is_left() -> None:
     found = run_search(Thresholds(forgets=0.1, confirms=0.3), candidates=1, max_evals=1)
     assert (found.chosen, [row.step for row in found.trace]) == (None, [0.1, 0.1])
-    assert found.why == "None of 1 choices held. Looked at again each was still recognised."
+    assert found.why == "No step was feasible on confirmation (a second look; 1 tried)."
 
 
 def test_an_empty_front_is_said() -> None:
@@ -112,7 +114,7 @@ def test_without_a_feasible_step_nothing_is_confirmed() -> None:
     found = run_search(evaluator)
     assert found.chosen is None
     assert (
-        "No feasible step: the lowest forget top1 reached was 100.0%; 0 of 8 steps on 2 layers" in found.why
+        "No feasible step: the lowest forget top-1 accuracy was 100.0%; 0 of 8 steps on 2 layers" in found.why
     )
     assert not any(confirm for _, _, confirm in evaluator.calls)
 

@@ -14,45 +14,61 @@ def test_constrained_takes_the_feasible_step_that_keeps_most():
     trace = [row("a", 0.5, 1.0), row("a", 0.0, 0.6), row("b", 0.0, 0.8), row("b", 0.0, 0.7)]
     chosen, why = choose(trace, CONSTRAINED)
     assert chosen == 2
-    assert "it keeps 90.0%; 3 of 4 steps on 2 layers were feasible" in why
+    assert why == (
+        "Among the feasible steps whose kept rate is the best (90.0%), this one forgets most thoroughly (lowest "
+        "closeness); it keeps 90.0%; 3 of 4 steps on 2 layers were feasible."
+    )
 
 
-def test_constrained_breaks_ties_by_the_deeper_forgetting():
+def test_constrained_breaks_ties_by_the_more_thorough_forgetting():
     assert choose([row("a", 0, 0.8, 0.5), row("b", 0, 0.8, 0.1)], CONSTRAINED)[0] == 1
 
 
-def test_within_one_standard_error_the_deepest_forgetting_wins():
+def test_within_one_standard_error_the_most_thorough_forgetting_wins():
     """100 retain and 100 utility images, 0.9 of each kept: the error is sqrt(2 x 0.0009) / 2 = 0.0212."""
     trace = [row(name, 0, retain, closeness, utility=0.9, n=100)
              for name, retain, closeness in (("a", 0.9, 0.5), ("b", 0.86, 0.2), ("c", 0.8, 0.1))]  # fmt: skip
     assert trace[0].kept_error == pytest.approx(0.0212132)
-    for tolerance, want in ((0.0, 0), (0.9, 0), (1.0, 1), (2.5, 2)):
+    for tolerance, want, words in (
+        (0.0, 0, "the best (90.0%)"),
+        (0.9, 0, "within 0.9 standard errors of the best (90.0%)"),
+        (1.0, 1, "within 1 standard error of the best (90.0%)"),
+        (2.5, 2, "within 2.5 standard errors of the best (90.0%)"),
+    ):
         chosen, why = choose(trace, replace(CONSTRAINED, tolerance=tolerance))
         assert chosen == want
-    assert "keep most (90.0% of retain and utility, or at most 2.5 standard errors less)" in why
+        assert f"whose kept rate is {words}, this one" in why
     assert "it keeps 85.0%; 3 of 3 steps on 3 layers were feasible" in why
 
 
 def test_constrained_says_when_nothing_is_feasible():
     chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 1.0)], CONSTRAINED)
     assert chosen is None
-    assert "No feasible step: the lowest forget top5 reached was 25.0%" in why
+    assert why == (
+        "No feasible step: the lowest forget top-5 accuracy was 25.0%; 0 of 2 steps on 2 layers were feasible."
+    )
 
 
-def test_paper_takes_the_lowest_forget_rate_even_when_infeasible():
+def test_paper_takes_the_lowest_forget_accuracy_even_when_infeasible():
     chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 0.2), row("c", 0.25, 0.4)], PAPER)
     assert chosen == 2
-    assert "The lowest forget top5 (25.0%), then most kept: NOT feasible" in why
+    assert why == (
+        "Lowest forget top-5 accuracy (25.0%), ties broken by the kept rate; this step is not feasible; "
+        "0 of 3 steps on 3 layers were feasible."
+    )
+    assert "this step is feasible; 1 of 1 steps on 1 layer was feasible" in choose([row("a", 0, 1.0)], PAPER)[1]
 
 
 def test_the_reason_names_the_criterion():
-    assert "lowest forget top1 (25.0%)" in choose([row("a", 0.25, 1.0)], replace(PAPER, criterion="top1"))[1]
+    assert "Lowest forget top-1 accuracy (25.0%)" in choose([row("a", 0.25, 1.0)], replace(PAPER, criterion="top1"))[1]
 
 
 def test_deepest_takes_the_last_step_even_when_infeasible():
     chosen, why = choose([row("a", 0.0, 1.0), row("a", 0.5, 1.0)], DEEPEST)
     assert chosen == 1
-    assert "The last step of the deepest front layer, a: NOT feasible; 1 of 2 steps on 1 layers" in why
+    assert why == (
+        "The last step on the deepest front layer, a; this step is not feasible; 1 of 2 steps on 1 layer was feasible."
+    )
 
 
 @pytest.mark.parametrize("acceptance", [CONSTRAINED, PAPER, DEEPEST])

@@ -4,7 +4,7 @@ import tiny
 
 from muwa.cache.store import Store
 from muwa.layer_search.base import LayerSearch
-from muwa.layer_search.replay import replay, searched
+from muwa.layer_search.replay import replay, run_search
 from muwa.run import Run
 from muwa.types.search import LAMBDA, NOTHING_EDITED, Candidate, Evaluation, LayerScore, Search
 
@@ -44,7 +44,7 @@ class Steps(LayerSearch):
 def run_and_log(search, store):
     log = []
     run = Run(store, lambda event, row: log.append((event, row)))
-    found = searched(search, tiny.clip(), {}, tiny.task(), "Ada Fox", run)
+    found = run_search(search, tiny.clip(), {}, tiny.task(), "Ada Fox", run)
     return found, log
 
 

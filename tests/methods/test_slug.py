@@ -88,7 +88,7 @@ def test_the_log_has_the_norms_of_every_parameter_and_the_pairs_of_each_mean(tmp
     edit_by(tiny.clip(), tiny.task(), run)
     gradients = mean_gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], RECIPE, run)
     logged = rows["gradients"]
-    assert (logged["concept"], logged["n"]) == (tiny.NAMES[0], [6, 10])
+    assert (logged["concept"], logged["encoder"], logged["n"]) == (tiny.NAMES[0], "", [6, 10])
     assert set(logged["norms"]) == set(tiny.clip().weights)
     want = gradients.forget["visual.proj"].square().sum().sqrt().item()
     assert logged["norms"]["visual.proj"]["forget"] == pytest.approx(want)

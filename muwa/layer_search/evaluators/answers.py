@@ -1,4 +1,4 @@
-"""Steps on a vision tower, judged by the model's answers to questions about the probe images."""
+"""Evaluate steps on a vision tower by the model's answers to questions about the probe images."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class AnswerEvaluator:
     """Asks the probe questions of an edited model and compares its answers with the unedited model's.
 
     Args:
-        search: Gives the questions.
+        search: Its settings: the wordings of the questions and the numbers of images.
         model: The unedited model.
         gradients: "vision_tower" -> the gradients of its CLIP.
-        task: Of one name; its probe split gives the images.
-        run: Its cache keeps the answers.
+        task: A task with one name; its probe split gives the images.
+        run: Its cache stores the answers.
 
     Attributes:
-        confirmation: How a step is evaluated again, as the beginning of a sentence.
+        confirmation: How a step is confirmed, as a noun phrase: "all 5 wordings".
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class AnswerEvaluator:
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
         self._concept, self._images = task.names[0], task.probe.forget
-        self.confirmation = f"Asked again in {len(search.wordings[task.kind])} wordings"
+        self.confirmation = f"all {len(search.wordings[task.kind])} wordings"
         few = {kind: texts[: search.search_wordings] for kind, texts in search.wordings.items()}
         retained = -(-2 * search.retain_pictures // 3)
         self._questions = {
@@ -59,7 +59,7 @@ class AnswerEvaluator:
         self._text = Features(model.clip, run).classes(Classes(task.names, ("{}.",)))
 
     def before(self) -> Evaluation:
-        """The unedited model, in the wordings of the search."""
+        """Evaluate the unedited model with the wordings of the search, not those of a confirmation."""
         return self._evaluation(self._model, self._hits_before(False), NOTHING_EDITED, 0.0, 0.0)
 
     def __call__(
@@ -69,11 +69,12 @@ class AnswerEvaluator:
 
         Args:
             step: In units of the layer's |theta| / |g_f|.
-            confirm: Ask in all wordings.
+            confirm: Confirm the step: ask in all wordings.
 
         Returns:
-            (the evaluation; how much of the other sets was lost, as `Hits.lost` says it). The intervals count
-            questions. The wordings of one image are not independent, so they are a rule of thumb.
+            (the evaluation; how much of the retain and utility sets was lost, as
+            `muwa.layer_search.evaluators.outputs.Hits.lost` defines it). The intervals count questions. The
+            wordings of one image are not independent, so the intervals are a rule of thumb.
         """
         edit = edit_layers(self._model, self._gradients, layers, step, unit=RELATIVE, concept=self._concept)
         edited = self._model.edited(edit)

@@ -1,4 +1,4 @@
-"""Steps on text encoders, judged by the images that the pipeline generates with them."""
+"""Evaluate steps on text encoders by the images that the pipeline generates with them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
 
 class ImageEvaluator:
-    """Generates the probe prompts with an edit, and compares what is recognised in the images with before.
+    """Generates images of the probe prompts with an edit; compares what is recognised with before the edit.
 
     Args:
-        search: Gives the numbers of images and sampling steps and, once it is ready, the classifier.
+        search: Its settings: the classifier and the numbers of images and sampling steps. It must be ready
+            (`Generation.ready`).
         model: The unedited pipeline.
         gradients: Text encoder -> the gradients of its CLIP.
-        task: Of one name; its probe split gives the prompts.
-        run: Its cache keeps the images.
+        task: A task with one name; its probe split gives the prompts.
+        run: Its cache stores the images.
 
     Attributes:
-        confirmation: How a step is evaluated again, as the beginning of a sentence.
+        confirmation: How a step is confirmed, as a noun phrase: "12 sampling steps, fresh seeds".
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class ImageEvaluator:
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
         self._classifier, self._name = search.classifier(model, task), task.names[0]
-        self.confirmation = f"Generated again with {model.sampling.steps} sampling steps from fresh seeds"
+        self.confirmation = f"{model.sampling.steps} sampling steps, fresh seeds"
         self._requests = {fresh: probe_requests(search, task, fresh=fresh) for fresh in (False, True)}
         self._before: dict[bool, Hits] = {}
         self._text = model.clip.encode("text", model.clip.tokenize([self._name])).detach().cpu()
 
     def before(self) -> Evaluation:
-        """The unedited model, with the sampling steps of the search."""
+        """Evaluate the unedited model with the sampling steps of the search, not those of a confirmation."""
         return self._evaluation(self._model, NOTHING_EDITED, 0.0, 0.0, confirm=False)[0]
 
     def __call__(
@@ -60,10 +61,11 @@ class ImageEvaluator:
 
         Args:
             step: In units of each layer's |theta| / |g_f|.
-            confirm: Use the model's own number of sampling steps, and fresh seeds.
+            confirm: Confirm the step: use the model's own number of sampling steps, and fresh seeds.
 
         Returns:
-            (the evaluation; how much of the other sets was lost, as `Hits.lost` says it).
+            (the evaluation; how much of the retain and utility sets was lost, as
+            `muwa.layer_search.evaluators.outputs.Hits.lost` defines it).
         """
         edit = edit_layers(self._model, self._gradients, layers, step, unit=RELATIVE, concept=self._name)
         size = edit.moves[0].relative_norm
@@ -119,13 +121,13 @@ class ImageEvaluator:
 def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[ImageRequest]:
     """The image requests of each step: for the concept, for others of the same kind, for unrelated concepts.
 
-    Each set is spread evenly over the probe split. Two thirds of the other images are of the same kind. Tasks
-    of kind "style" and "class" ask for the style and the class of the same image, so that no image is
-    generated twice.
+    Each of the three sets is spread evenly over the probe split. Two thirds of the images that are not of the
+    concept are of its kind. In tasks of kind "style" and "class", one image shows both a style and a class:
+    both are requested of the same image, so that no image is generated twice.
 
     Args:
-        search: Gives the numbers of images.
-        fresh: Take other seeds than the search did.
+        search: Its settings give the numbers of images.
+        fresh: Whether to take other seeds than those of the search, for a confirmation.
     """
     retained = -(-2 * search.retain_pictures // 3)
     unrelated = search.retain_pictures - retained
@@ -141,5 +143,6 @@ def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[Image
 
 
 def _evenly(requests: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
+    """`count` of the requests, evenly over their order; all of them if there are no more."""
     count = min(count, len(requests))
     return [requests[i * len(requests) // count] for i in range(count)]

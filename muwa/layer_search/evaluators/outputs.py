@@ -1,4 +1,4 @@
-"""Which outputs of a model (generated images, answers) are right, and the evaluation of a step by them."""
+"""Which outputs of a model (generated images or answers) are right, and the evaluation of a step by them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from muwa.types.search import RELATIVE, Candidate, Evaluation
 
 @dataclass(frozen=True)
 class Hits:
-    """Whether each output of one model is right.
+    """Whether each output of one model is right, that is, shows or names what was asked for.
 
     Args:
-        right: One value an output.
-        roles: The same number of "forget", "retain" and "utility": which set each output is about.
+        right: One value per output.
+        roles: Which set each output is about: "forget", "retain" or "utility". As many as `right`.
     """
 
     right: Sequence[bool]
     roles: Sequence[str]
 
     def of(self, role: str) -> list[bool]:
-        """Those of one set."""
+        """The values of `right` in one set."""
         return [right for right, its_role in zip(self.right, self.roles, strict=True) if its_role == role]
 
     def rate(self, role: str) -> float:
-        """The rate of right outputs in one set, in [0, 1]; 0 for an empty set."""
+        """The fraction of right outputs in one set, in [0, 1]; 0 for an empty set.
+
+        For "forget" it is the forget accuracy: 0 is forgotten.
+        """
         return sum(self.of(role)) / max(1, len(self.of(role)))
 
     def lost(self, before: Hits) -> float:
         """How much of the retain and utility sets was lost.
 
         Args:
-            before: The same outputs of the unedited model.
+            before: The outputs of the unedited model for the same requests or questions.
 
         Returns:
-            The upper end of Wilson's 95 % interval of a rate: among the outputs of both sets that were right
-            before the edit, those that are wrong after it.
+            The upper end of Wilson's 95 % interval of the loss rate: the fraction of outputs that are wrong
+            after the edit, among the outputs of both sets that were right before it.
         """
         rows = zip(self.right, before.right, self.roles, strict=True)
         lost = [not right for right, was_right, role in rows if was_right and role != "forget"]
@@ -58,12 +61,13 @@ def evaluation(
     """The evaluation of one step; its iteration is 0 until the search numbers it.
 
     Args:
-        hits: Of the edited model.
+        hits: The outputs of the edited model.
         candidate, step, size: What was edited, how far (unit `RELATIVE`), and |delta| / |theta|.
-        forget_at_most: The step is feasible if the upper end of the forget rate's 95 % interval is at most
-            this.
-        forget_top5: The forget rate among the first five guesses, where there are any.
-        closeness: How close the forget outputs still are to their name.
+        forget_at_most: The step is feasible if the upper end of the forget accuracy's 95 % interval is at
+            most this.
+        forget_top5: The forget top-5 accuracy where the classifier ranks its guesses, else the forget
+            accuracy.
+        closeness: How close the forget outputs still are to their name (a mean cosine).
     """
     forget = hits.of("forget")
     retain, utility = hits.rate("retain"), hits.rate("utility")

@@ -1,4 +1,4 @@
-"""Steps on one layer of a CLIP, judged by zero-shot accuracy on the probe images."""
+"""Evaluate steps on one layer of a CLIP by zero-shot accuracy on the probe images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 
 class StepEvaluator:
-    """Tries steps along the forget gradient, one layer at a time, and keeps the whole trace.
+    """Tries steps along the forget gradient, one layer at a time, and collects the evaluations.
 
     Args:
-        features: The embeddings of the unedited model. The log of their run is called with "evaluation" for
-            every step.
-        gradients: Of that model.
-        probe: Images that give no gradient and that no report is made on.
-        layers: What will be tried, in that order. By rising depth is fastest: a tower is then gone through
-            once.
+        features: The embeddings of the unedited model. Every evaluation is logged to their run, as the event
+            "evaluation".
+        gradients: The gradients of that model.
+        probe: Images that neither give gradients nor enter the report.
+        layers: The layers that will be tried, in that order. From input to output is fastest: each tower is
+            then passed through once.
         concept: The name to forget, for the log.
         acceptance: Says which steps are feasible.
+
+    Attributes:
+        trace: All evaluations so far.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class StepEvaluator:
         return ratio(self._clip, self._gradients, layer)
 
     def before(self) -> Evaluation:
-        """The unedited model on the probe images."""
+        """Evaluate the unedited model on the probe images."""
         return self._evaluation(self._zero_shot(), NOTHING_EDITED, 0.0, 0.0)
 
     def __call__(self, layer: Layer, step: float) -> Evaluation:
@@ -95,13 +98,13 @@ class StepEvaluator:
 
 
 class ZeroShotEvaluator:
-    """Zero-shot rates on a probe split, of models that differ from one another in one tower.
+    """Zero-shot rates on a probe split, for a model and edits of it that change one tower each.
 
     Args:
         features: The embeddings and decoded images of the unedited model.
-        probe: Images that give no gradient and that no report is made on.
-        layers: What will be edited. A tower without any of them is encoded once, or its embeddings are read
-            back.
+        probe: Images that neither give gradients nor enter the report.
+        layers: The layers that will be edited. A tower without any of them is encoded at most once: its
+            embeddings may be in the cache.
     """
 
     def __init__(self, features: Features, probe: Split, layers: Sequence[Layer]):
@@ -122,14 +125,15 @@ class ZeroShotEvaluator:
             self._prompts = {key: features.classes(classes) for key, classes in self._classes.items()}
 
     def remaining_layers(self, tower: str) -> RemainingLayers:
-        """The probe inputs of an edited tower, carried to the layers."""
+        """The part of an edited tower that is computed again for each step."""
         return self._remaining[tower]
 
     def __call__(self, tower: str = "", embeddings: Tensor | None = None) -> dict[str, float]:
-        """The rates (see `rates`) with other embeddings for one tower; of the unedited model without.
+        """The rates of an edit of one tower (see `rates`); without arguments those of the unedited model.
 
         Args:
-            embeddings: What `remaining_layers(tower)` gives for an edit: (n, d), of length 1.
+            tower: The edited tower: "vision" | "text".
+            embeddings: What `remaining_layers(tower)` gives for the edit: (n, d), of length 1.
         """
         images, prompts = self._images, self._prompts
         if embeddings is not None and tower == "vision":
@@ -162,12 +166,12 @@ class ZeroShotEvaluator:
 def rates(
     probe: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Zero-shot rates in [0, 1] of a forget, a retain and a utility set, from embeddings.
+    """Zero-shot rates in [0, 1] on a forget, a retain and a utility set, from embeddings.
 
     Args:
         probe: "forget", "retain" and "utility" -> the images.
         images: The same keys -> (n, d) embeddings of these images.
-        prompts: Fingerprint of `Classes` -> (names, d), its classifier.
+        prompts: Fingerprint of `Classes` -> (names, d), its zero-shot classifier: one embedding per name.
 
     Returns:
         forget_top1, forget_top5, forget_cosine (the mean cosine of a forget image to its own name),

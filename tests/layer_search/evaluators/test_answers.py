@@ -68,7 +68,7 @@ def test_rates_are_those_counted_by_hand(confirm, wordings) -> None:
     name = Features(model.clip, Run()).classes(Classes(task.names, ("{}.",)))
     assert row.closeness == pytest.approx((features @ name.T).mean().item(), abs=1e-6)
     assert torch.isfinite(torch.tensor(row.closeness))
-    assert evaluator.confirmation == "Asked again in 2 wordings"
+    assert evaluator.confirmation == "all 2 wordings"
 
 
 def test_anothers_exact_name_is_not_counted_as_the_forgotten(monkeypatch) -> None:

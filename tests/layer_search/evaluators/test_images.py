@@ -59,4 +59,4 @@ def test_rates_are_those_counted_by_hand(confirm, steps) -> None:
     assert row.relative_norm == pytest.approx(0.8, rel=1e-5)
     assert -1 <= row.closeness == row.metrics["forget_cosine"] <= 1
     assert (dict(row.candidate.layers), row.candidate.tower) == ({"text_encoder": OUT_PROJ}, "text")
-    assert evaluator.confirmation == "Generated again with 2 sampling steps from fresh seeds"
+    assert evaluator.confirmation == "2 sampling steps, fresh seeds"
