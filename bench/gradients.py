@@ -25,7 +25,7 @@ from bench.common import arguments, load, machine, measure, show, size_of, task,
 from bench.reference import bare_loop
 from muwa.gradients.base import BatchLoss
 from muwa.gradients.losses import contrastive
-from muwa.gradients.mean import gradient_sum, plan
+from muwa.gradients.mean import gradient_sum, shuffled_batches
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.model import Clip
 from muwa.run import Run
@@ -43,7 +43,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def decoded_batches(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """The batches of muwa as (pixels, tokens)."""
-    batches = plan(len(pairs), BATCH, 0)
+    batches = shuffled_batches(len(pairs), BATCH, 0)
     images = [pairs.images[i] for batch in batches for i in batch]
     pixels = pixel_batches(model, images, [len(batch) for batch in batches])
     tokens = model.tokenize(list(pairs.captions)).to(model.device)

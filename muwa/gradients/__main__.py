@@ -45,11 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def from_run(folder: Path, concept: str | None) -> Gradients:
-    """The gradients of a finished run, from its cache; computed again where the cache does not have them.
+    """The gradients of a finished run, from its cache; computed again if the cache does not have them.
+
+    Args:
+        folder: The folder of the run.
+        concept: Which of the forgotten names; None if the run forgot one.
 
     Raises:
-        ValueError: `folder` is no folder of a run, or the run forgot several names and none was given, or it
-            took no gradients of one CLIP.
+        ValueError: `folder` is not the folder of a run; the run forgot several names and none was given; or
+            the run did not take gradients of exactly one CLIP.
     """
     cfg = config.read_run(folder)
     parts = config.build(cfg)
@@ -71,10 +75,11 @@ def recipe_of(method: Any, folder: Path) -> Recipe:
     """How the method of a run took its gradients.
 
     Args:
-        method: The record of its settings.
+        method: The method's record of settings.
+        folder: The folder of the run, for the message.
 
     Raises:
-        ValueError: It took none, or none of a CLIP.
+        ValueError: The method takes no gradients, or they are not those of a CLIP.
     """
     if not isinstance(method, TakesGradients):
         raise ValueError(f"{folder}: its method ({type(method).__name__}) takes no mean gradients to export")

@@ -1,8 +1,8 @@
-"""Gradients of the answers of a vision-language model, by the weights of its vision tower.
+"""Gradients of the answer loss of a vision-language model with respect to the weights of its vision tower.
 
-SLUG takes both gradients on the CLIP that the tower came from, and the loss of that CLIP is not what the
-model is used for. Here both are gradients of the answers: a step along the forget gradient makes the name an
-unlikely answer.
+SLUG takes both gradients on the CLIP that the tower came from, but the model is not used for the loss of that
+CLIP. Here both are gradients of the loss on the model's answers: a step along the forget gradient makes the
+name an unlikely answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from muwa.fingerprint import digest
 from muwa.gradients.base import GradientSource, Recipe
-from muwa.gradients.mean import GradientSum, plan, retain_pairs
+from muwa.gradients.mean import GradientSum, shuffled_batches
 from muwa.models.base import check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.patch import names
@@ -37,19 +37,20 @@ IDENTIFY, DESCRIBE = "What is the name of the person in this image?", "Describe 
 def answer_gradient_sum(
     model: Vlm, pairs: Pairs, *, question: str, batch_size: int, seed: int, run: Run
 ) -> GradientSum:
-    """The gradient of the answer loss, summed over pairs, by every weight of the CLIP of the vision tower.
+    """The gradient of the answer loss with respect to the CLIP of the vision tower, summed over pairs.
 
         loss of a pair = mean over the tokens of its caption of -log p(token | image, question, tokens before)
 
     Args:
         pairs: Images, and captions that count as the right answers.
-        question: Asked about every image.
-        batch_size: Pairs at once. It changes the result by rounding only.
+        question: The question that is asked about every image.
+        batch_size: Number of pairs per batch. It changes the result by rounding only.
+        seed: Seed for the order of the pairs.
         run: Shows the progress.
 
     Returns:
         The sum, by the parameter names of the CLIP, as fp32 on the CPU; and the number of pairs. Weights that
-        the model does not read have zeros: the whole text tower is among them.
+        the model does not read have zeros; among them is the whole text tower.
 
     Raises:
         ValueError: There are no pairs, or a sum is not finite.
@@ -58,7 +59,7 @@ def answer_gradient_sum(
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
     parameters = {name: model.parameters[name] for name in model.tower}
     total = {name: torch.zeros(p.shape, dtype=torch.float32) for name, p in parameters.items()}
-    batches = plan(len(pairs), batch_size, seed)
+    batches = shuffled_batches(len(pairs), batch_size, seed)
     with _with_gradients(parameters.values()):
         for batch in run.track(batches, "answer gradient", len(pairs), sizes=map(len, batches)):
             with model.loaded(), torch.enable_grad():
@@ -77,7 +78,7 @@ def answer_gradient_sum(
 
 @contextmanager
 def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Require gradients of `parameters` in this context. Afterwards none is required and none is left."""
+    """Require gradients with respect to `parameters` inside this context. Afterwards their `grad` is None."""
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -89,7 +90,7 @@ def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
-    """(n,) losses: the mean negative log-probability of the tokens of each caption and of the end marker."""
+    """(n,) losses: the mean negative log-probability of the tokens of each caption, end marker included."""
     asked = Questions((question,) * len(pairs), tuple((image,) for image in pairs.images))
     prompts, whole = model.inputs(asked), model.inputs(asked, pairs.captions)
     lengths = whole["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
@@ -102,7 +103,7 @@ def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
 
 
 def by_clip(model: Vlm, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the vision tower under the names of its CLIP; zeros for the other weights of that CLIP."""
+    """Tensors of the vision tower, renamed as in its CLIP; with zeros for the other weights of that CLIP."""
     weights = model.clip.weights
     vision = {name: w for name, w in weights.items() if names.parts_in_target(name, w, tower)}
     homes = names.target_names_of(names.to_full_names(vision), tower)
@@ -117,11 +118,11 @@ def by_clip(model: Vlm, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class AnswerGradients(GradientSource):
-    """Mean gradients of the answer loss: of answering with the name, and of describing the retain set.
+    """Mean gradients of the answer loss: forget images answered with the name, retain images described.
 
-    The forget pairs have the bare name as the right answer to `IDENTIFY`. The retain pairs have their caption
-    as the right answer to `DESCRIBE`; those that mention a forgotten name are left out. The losses of the
-    recipe are not used.
+    For the forget pairs, the right answer to `IDENTIFY` is the bare name. For the retain pairs, the right
+    answer to `DESCRIBE` is their caption; pairs that mention a forgotten name are left out. The losses that
+    the recipe names are not used.
 
     Source: muwa's own. The paper takes both gradients on the CLIP.
     """
@@ -142,10 +143,10 @@ class AnswerGradients(GradientSource):
     def __call__(
         self, model: Vlm, task: Task, name: str, recipe: Recipe, run: Run
     ) -> Mapping[str, Gradients] | None:
-        """The gradients by the one encoder of `model`. Worker ranks do not help; they get None."""
+        """The gradients of the one encoder of `model`. Worker ranks do not help; they get None."""
         if not run.is_main:
             return None
-        named, described = task.forget[name].with_caption(name), retain_pairs(task)
+        named, described = task.forget[name].with_caption(name), task.retain_pairs()
         forget = self._mean("forget", model, named, IDENTIFY, recipe, run)
         retain = self._mean("retain", model, described, DESCRIBE, recipe, run)
         origin = {
@@ -162,7 +163,11 @@ class AnswerGradients(GradientSource):
     def _mean(
         self, side: str, model: Vlm, pairs: Pairs, question: str, recipe: Recipe, run: Run
     ) -> dict[str, Tensor]:
-        """The mean of the gradient over `pairs`; the cache keeps the sum."""
+        """The mean gradient over `pairs`; the cache stores the sum.
+
+        Args:
+            side: "forget" | "retain", for the place in the cache.
+        """
         total: GradientSum = run.cached(
             f"gradients/answer_{side}",
             answer_gradient_sum,
@@ -177,5 +182,5 @@ class AnswerGradients(GradientSource):
 
 
 def _pairs_at_once(recipe: Recipe) -> int:
-    """The pairs of a batch. Each pair has its own loss, so a smaller batch gives the same gradient."""
+    """Number of pairs per batch. Each pair has its own loss, so smaller batches give the same gradient."""
     return recipe.micro_batch_size or recipe.batch_size

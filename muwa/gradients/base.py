@@ -1,4 +1,4 @@
-"""The contract of a gradient source: the direction that a method steps along."""
+"""The contract of a gradient source, which gives the gradients that a method steps along."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class BatchLoss:
 
     Args:
         name: "cosine" | "contrastive" (`muwa.gradients.losses`).
-        batch_size: Pairs a batch. It sets the negatives of the contrastive loss, so it is part of the result.
-        seed: Of the order of the pairs.
-        precision: Of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
+        batch_size: Number of pairs per batch. The other pairs of a batch are the negatives of the contrastive
+            loss, so the batch size changes the result.
+        seed: Seed for the order of the pairs.
+        precision: Precision of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
     """
 
     name: str
@@ -35,18 +36,16 @@ class BatchLoss:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How gradients are taken: all that enters them beside the model and the data.
+    """How gradients are taken: all that they depend on besides the model and the data.
 
     Args:
         forget_loss, retain_loss: "cosine" | "contrastive" (`muwa.gradients.losses`).
-        batch_size: Pairs a batch. It sets the negatives of the contrastive loss, so it is part of the result.
-        seed: Of the order of the pairs.
-        precision: Of the forward pass: "fp32" | "bf16". Weights, losses and sums stay fp32.
+        batch_size, seed, precision: As in `BatchLoss`.
         micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
             rounding only.
 
     Raises:
-        ValueError: A setting is out of range; says which, before anything is computed.
+        ValueError: A setting is out of range; names it.
     """
 
     forget_loss: str
@@ -81,7 +80,7 @@ class Recipe:
 
 
 class GradientSource(Protocol):
-    """Gives the mean forget and retain gradients of one name, for every encoder of a model."""
+    """Gives the mean forget gradient of a name and the mean retain gradient, for each encoder of a model."""
 
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if the model or the run does not support this source; before any compute.
@@ -95,7 +94,8 @@ class GradientSource(Protocol):
     ) -> Mapping[str, Gradients] | None:
         """Encoder (a key of `model.clips`) -> the gradients of its CLIP; None on worker ranks.
 
-        The sign is that of the loss: a step along the forget gradient raises the forget loss.
+        Gradients are those of the losses, with no sign flipped. A step along the forget gradient raises the
+        forget loss.
         """
 
 
@@ -104,8 +104,8 @@ class TakesGradients(Protocol):
     """A method whose gradients can be exported (`python -m muwa.gradients export`).
 
     Attributes:
-        recipe: How it takes them.
-        gradients: Its gradient source.
+        recipe: How the method takes its gradients.
+        gradients: The gradient source of the method.
     """
 
     @property

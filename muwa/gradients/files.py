@@ -1,4 +1,4 @@
-"""Gradients as one safetensors file. Reading compares what they were computed from with the present run."""
+"""Gradients as one safetensors file. Reading checks that they were computed from what this run would use."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def write_gradients(path: Path, gradients: Gradients) -> None:
 
 
 def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
-    """Read a file of `write_gradients`.
+    """Read a file that `write_gradients` wrote.
 
     Args:
-        expected: What the gradients must have been computed from (`muwa.gradients.mean.origin`); None does
-            not check it.
+        expected: What the gradients must have been computed from (`muwa.gradients.mean.origin`). None skips
+            this check.
 
     Raises:
-        ValueError: It is no such file, or its gradients were computed from something else; says which parts
-            differ.
+        ValueError: `path` is not such a file, or its gradients were computed from something else; says what
+            differs.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -16,12 +16,13 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cosine(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Forget loss: `mean(1 - cos(v_i, t_i))` over matched pairs; no other pairs of the batch enter it.
+    """Forget loss: `mean(1 - cos(v_i, t_i))` over matched pairs. It uses no negatives.
 
     Args:
         images: (n, d) embeddings v, each of length 1.
         texts: (n, d) embeddings t, each of length 1.
-        scale: The model's temperature `exp(logit_scale)`. Not used: all losses have the same arguments.
+        scale: The model's temperature `exp(logit_scale)`. Not used; it is here as all losses take the same
+            arguments.
 
     Returns:
         A scalar in [0, 2], the mean over the n pairs.
@@ -46,7 +47,7 @@ def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         scale: The model's temperature `exp(logit_scale)`, a scalar.
 
     Returns:
-        A scalar >= 0, the mean over pairs and the two directions.
+        A scalar >= 0, the mean over pairs and over both directions.
 
     Source: SLUG (arXiv 2407.11867), retain loss; CLIP (arXiv 2103.00020), figure 3.
     """

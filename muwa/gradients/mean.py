@@ -1,12 +1,12 @@
 """The gradient stage: the mean gradients of the forget loss and the retain loss at the unedited weights.
 
     python -m muwa.gradients export RUN FILE       # write a run's gradients to a file
-    python launch.py gradients=FILE                # take them in place of computing them
+    python launch.py gradients=FILE                # read them from that file instead of computing them
 
 The model is in eval mode and there is no augmentation. The order is fixed, so the same inputs give the same
-bits. The cache keeps sums over pairs, not means. So all requests on the same data share one retain sum. It is
-corrected for the pairs that mention a forgotten name: one pass over the batches with such pairs gives their
-loss without these pairs minus their loss with them.
+bits. The cache stores sums over pairs, not means, so that all tasks on the same data share one sum over the
+retain set. It is corrected for the retain pairs that mention a forgotten name. One more pass, over the
+batches with such pairs, gives the gradient of these batches without the pairs minus the gradient with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from muwa.fingerprint import digest
-from muwa.gradients.accumulation import accumulate, leaving_out, whole
+from muwa.gradients.accumulation import Job, accumulate, full_batch_jobs, leave_out_jobs
 from muwa.gradients.base import BatchLoss, GradientSource, Recipe
 from muwa.gradients.files import read_gradients
 from muwa.gradients.losses import by_name
@@ -33,54 +33,82 @@ if TYPE_CHECKING:
 
 
 class GradientSum(TypedDict):
-    """A gradient summed over pairs by parameter name, and the number of pairs (negative: left out)."""
+    """A gradient summed over pairs, by parameter name; and the number of pairs (negative: taken out)."""
 
     sum: dict[str, Tensor]
     n: int
 
 
-def plan(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
-    """Which pairs form which batch: a permutation of `n` by `seed`, cut in `batch_size`."""
+def shuffled_batches(n: int, batch_size: int, seed: int | Sequence[int]) -> list[list[int]]:
+    """A seeded permutation of `n`, cut into batches of `batch_size`; the last batch may be smaller."""
     order = np.random.default_rng(seed).permutation(n).tolist()
     return [order[i : i + batch_size] for i in range(0, n, batch_size)]
 
 
 def gradient_sum(
-    model: Clip,
-    pairs: Pairs,
-    loss: BatchLoss,
-    *,
-    without: tuple[int, ...] = (),
-    micro_batch_size: int | None = None,
-    run: Run,
+    model: Clip, pairs: Pairs, loss: BatchLoss, *, micro_batch_size: int | None = None, run: Run
 ) -> GradientSum:
     """The gradient of a batch-mean loss, summed over pairs: `sum over batches b of n_b * grad(loss_b)`.
 
     Args:
-        model: In eval mode. Its weights are not changed. Gradients are taken by every parameter.
-        loss: The loss and its batches. The sign is that of the loss: the gradient points to a *higher* loss.
-        without: Give the change of that sum when these pairs are left out of their batches instead. It takes
-            one pass over the batches that hold them.
+        model: A CLIP in eval mode. Its weights are not changed.
+        loss: The loss and its batches. Its sign is not changed: the gradient points towards a *higher* loss.
         micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
             rounding only.
-        run: Its processes share the work: all of them must call this. Take `Run()` where only the main rank
-            calls it.
+        run: Its processes share the work: all of them must call this. Where only the main rank calls it, give
+            `Run()`.
 
     Returns:
-        The sum, and the number of pairs in it. Parameters that the loss does not reach are zero.
+        The sum, with respect to every parameter; and the number of pairs in it. Parameters that the loss does
+        not reach have zeros.
 
     Raises:
         ValueError: There are no pairs.
 
-    Source: SLUG (arXiv 2407.11867), algorithm 1. Differs from the release in four ways. The model is in eval
-    mode. There is no augmentation. Batches are weighted by their pairs, so that a short last batch does not
-    count as a full one. The gradient of each loss starts from zero.
+    Source: SLUG (arXiv 2407.11867), algorithm 1. Differs from the release in four ways:
+
+    - The model is in eval mode.
+    - There is no augmentation.
+    - Batches are weighted by their numbers of pairs, so that a short last batch does not count as a full one.
+    - The gradient of each loss starts from zero.
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
-    batches = plan(len(pairs), loss.batch_size, loss.seed)
-    jobs, left_out = leaving_out(batches, without) if without else (whole(batches), 0)
-    total = accumulate(
+    jobs = full_batch_jobs(shuffled_batches(len(pairs), loss.batch_size, loss.seed))
+    total = _accumulated(model, pairs, loss, jobs, micro_batch_size, run)
+    return {"sum": total, "n": len(pairs)}
+
+
+def leave_out_change(
+    model: Clip,
+    pairs: Pairs,
+    loss: BatchLoss,
+    left_out: tuple[int, ...],
+    *,
+    micro_batch_size: int | None = None,
+    run: Run,
+) -> GradientSum:
+    """The change of `gradient_sum(model, pairs, loss)` when pairs are left out of their batches.
+
+    It takes one pass over the batches that hold such pairs.
+
+    Args:
+        left_out: Indices of the pairs that are left out.
+        model, loss, micro_batch_size, run: As in `gradient_sum`.
+
+    Returns:
+        The sum without these pairs minus the sum with them; and minus the number of pairs that are left out.
+    """
+    batches = shuffled_batches(len(pairs), loss.batch_size, loss.seed)
+    jobs, count = leave_out_jobs(batches, left_out)
+    return {"sum": _accumulated(model, pairs, loss, jobs, micro_batch_size, run), "n": -count}
+
+
+def _accumulated(
+    model: Clip, pairs: Pairs, loss: BatchLoss, jobs: list[Job], micro_batch_size: int | None, run: Run
+) -> dict[str, Tensor]:
+    """`accumulate` with the settings of `loss`."""
+    return accumulate(
         model,
         pairs,
         jobs,
@@ -90,13 +118,6 @@ def gradient_sum(
         micro_batch_size=micro_batch_size,
         run=run,
     )
-    return {"sum": total, "n": -left_out if without else len(pairs)}
-
-
-def retain_pairs(task: Task) -> Pairs:
-    """The retain set without the pairs that mention a forgotten name."""
-    mentions = set(task.mentions)
-    return task.retain.select([i for i in range(len(task.retain)) if i not in mentions])
 
 
 def forget_sum(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> GradientSum:
@@ -113,8 +134,8 @@ def forget_sum(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> 
 def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> Gradients | None:
     """The mean forget gradient of `name` and the mean retain gradient, of one CLIP. Their sums are cached.
 
-    All requests on the same data share the sum over the whole retain set. Pairs of `task.mentions` are taken
-    out of it exactly, by one pass over the batches that hold them.
+    All tasks on the same data share the sum over the whole retain set. The retain pairs that mention a
+    forgotten name (`task.mentions`) are taken out of it exactly, by one pass over the batches that hold them.
 
     Args:
         run: Its processes take gradients together: all of them must call this.
@@ -139,18 +160,18 @@ def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run)
     if task.mentions:
         change = run.cached(
             "gradients/mentions",
-            gradient_sum,
+            leave_out_change,
             model,
             task.retain,
             recipe.retain,
-            without=task.mentions,
+            task.mentions,
             _free=free,
             _together=True,
         )
     if not run.is_main:
         return None
     n_retain = retain["n"] + (change["n"] if change else 0)
-    for key, total in retain["sum"].items():  # no one else has these tensors: they are changed in place
+    for key, total in retain["sum"].items():  # nothing else uses these tensors, so they are changed in place
         (total.add_(change["sum"][key]) if change else total).div_(n_retain)
         forget["sum"][key].div_(forget["n"])
     return Gradients(forget["sum"], retain["sum"], forget["n"], n_retain, origin(model, task, name, recipe))
@@ -164,10 +185,10 @@ class ClipGradients(GradientSource):
     """
 
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
-        """Raise for a gradient file where the model has several CLIPs.
+        """Raise if a gradient file is given for a model with several CLIPs.
 
         Raises:
-            ValueError: One file holds the gradients of one CLIP.
+            ValueError: There are a gradient file, which holds the gradients of one CLIP, and several CLIPs.
         """
         if run.gradient_file is not None and len(model.clips) > 1:
             raise ValueError(

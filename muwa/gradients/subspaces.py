@@ -1,7 +1,7 @@
-"""Input directions of each weight that the retain set uses most, and a forget gradient without them.
+"""The input directions of each weight that the retain set uses most, and a forget gradient without them.
 
-A linear map y = W x changes by dW x. Where the rows of dW are orthogonal to the inputs x of the retain set,
-the outputs y of the retain set stay the same.
+An edit dW of a linear map y = W x changes y by dW x. If the rows of dW are orthogonal to the inputs x of the
+retain set, the outputs y of the retain set stay the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muwa.gradients.accumulation import accumulate, whole
+from muwa.gradients.accumulation import accumulate, full_batch_jobs
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.losses import by_name
-from muwa.gradients.mean import plan, retain_pairs
+from muwa.gradients.mean import shuffled_batches
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.layers import is_candidate
 from muwa.run import Run
@@ -35,17 +35,17 @@ _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torc
 
 
 def input_dim(name: str) -> int:
-    """The dimension of a weight that is its input: 0 for open_clip's projections (x @ W), else 1 (W @ x)."""
+    """The input dimension of a weight: 0 for open_clip's projections (x @ W), else 1 (W @ x)."""
     return 0 if name in ("visual.proj", "text_projection", "text.text_projection") else 1
 
 
 def as_matrix(name: str, tensor: Tensor) -> Tensor:
-    """A weight or gradient as (outputs, inputs), a view. The inputs of a convolution are channels x patch."""
+    """A view of a weight or gradient as (outputs, inputs). A convolution has channels x patch inputs."""
     return tensor.T if input_dim(name) == 0 else tensor.flatten(1)
 
 
 def matrices(model: Clip) -> list[str]:
-    """Names of the weights that have input directions: candidates to edit with two dimensions or more."""
+    """Names of the weights with input directions: those that may be edited and have at least 2 dimensions."""
     return [name for name, tensor in model.weights.items() if tensor.ndim > 1 and is_candidate(name, tensor)]
 
 
@@ -56,18 +56,22 @@ def second_moments(
 
     Args:
         pairs: The retain set.
-        kind: "fisher": the sum over batches of n_b G_b^T G_b. G_b is the gradient of the batch as (outputs,
-            inputs), so this is the input side of an empirical Fisher matrix, by batches. "activations": the
-            sum of x x^T over the inputs x of the weight, over all tokens and patches. Padding does not count
-            where its tower ignores it. The inputs of a convolution are the pixels of its window. Weights
-            without a matrix product have no moment.
-        loss, batch_size, seed: Of the gradients, as in `muwa.gradients.base.BatchLoss`.
+        kind: "fisher" | "activations", see below.
+        loss, batch_size, seed: As in `muwa.gradients.base.BatchLoss`.
         run: Shows the progress.
 
-    Source: Fisher: the input factor of K-FAC (arXiv 1503.05671), here of whole batches. Activations: gradient
-    projection memory (arXiv 2103.09762), there for continual learning.
+    The kinds:
+
+    - "fisher": the sum over batches b of n_b G_b^T G_b. G_b is the mean gradient of the n_b pairs of a batch,
+      as (outputs, inputs). This is the input side of an empirical Fisher matrix, with batches for samples.
+    - "activations": the sum of x x^T over the inputs x of the weight, over all tokens and patches. Padding
+      does not count if its tower ignores it. The inputs of a convolution are the pixels of its window.
+      Weights without a matrix product have no moment.
+
+    Source: "fisher" is the input factor of K-FAC (arXiv 1503.05671), here over batches. "activations" is that
+    of gradient projection memory (arXiv 2103.09762), there for continual learning.
     """
-    batches = plan(len(pairs), batch_size, seed)
+    batches = shuffled_batches(len(pairs), batch_size, seed)
     bar = run.track(batches, f"{kind} of the retain set", len(pairs), sizes=map(len, batches))
     return _fisher(model, pairs, bar, loss) if kind == "fisher" else _activations(model, pairs, batches, bar)
 
@@ -77,7 +81,9 @@ def _fisher(model: Clip, pairs: Pairs, bar: Iterator[list[int]], loss: str) -> d
     moments: dict[str, Tensor] = {}
     for batch in bar:
         some = pairs.select(batch)
-        gradients = accumulate(model, some, whole([range(len(some))]), by_name(loss), "one batch", run=Run())
+        gradients = accumulate(
+            model, some, full_batch_jobs([range(len(some))]), by_name(loss), "one batch", run=Run()
+        )
         for name in matrices(model):
             gradient = as_matrix(name, gradients[name]) / len(some)
             moments[name] = moments.get(name, 0) + len(some) * gradient.T @ gradient
@@ -126,7 +132,7 @@ def _unfused_attention() -> Iterator[None]:
 
 
 def _not_padding(tokens: Tensor) -> Tensor:
-    """(n, length) bool: all tokens up to the first of the equal tokens at the end, which are padding.
+    """(n, length) bool: True up to the first of the equal tokens at the end of a text; the rest is padding.
 
     >>> _not_padding(torch.tensor([[8, 1, 9, 0, 0], [8, 1, 9, 9, 9], [8, 1, 2, 3, 9]])).int().tolist()
     [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -137,7 +143,10 @@ def _not_padding(tokens: Tensor) -> Tensor:
 
 
 def _ignores_padding(model: Clip, tokens: Tensor) -> bool:
-    """Whether a change of the last token of a short text leaves its embedding as it is (a causal tower)."""
+    """Whether the text tower ignores padding: changing the last token of a short text changes no embedding.
+
+    This is so in a causal tower.
+    """
     if _not_padding(tokens)[0, -1]:
         return False
     other = tokens.clone()
@@ -147,9 +156,9 @@ def _ignores_padding(model: Clip, tokens: Tensor) -> bool:
 
 
 def _token_first(model: Clip, tokens: Tensor) -> set[str]:
-    """Weights of the text tower whose inputs are ordered by token, then by text (those of attention).
+    """Weights of the text tower whose inputs are ordered by token first, then by text (those of attention).
 
-    The same text is encoded twice: such inputs come in equal pairs.
+    They are found by encoding the same text twice: such inputs then come in equal pairs.
     """
     names = set()
 
@@ -163,9 +172,9 @@ def _token_first(model: Clip, tokens: Tensor) -> set[str]:
 
 
 class _WeightInputs(TorchDispatchMode):
-    """Calls `record(name, inputs)` for every product with a weight matrix; the inputs are (n, inputs), fp32.
+    """Calls `record(name, x)` for every product of inputs x (n, inputs), fp32, with a weight matrix.
 
-    A weight is recognised by its place in memory.
+    A weight is recognised by its address in memory.
     """
 
     def __init__(self, model: Clip, record: Callable[[str, Tensor], None]):
@@ -187,11 +196,13 @@ class _WeightInputs(TorchDispatchMode):
 
 
 def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:
-    """(inputs, k) orthonormal: the eigenvectors of the largest eigenvalues of a second moment.
+    """The eigenvectors of the k largest eigenvalues of a second moment, as orthonormal columns (inputs, k).
 
     Args:
-        rank: k, at most the number of inputs less one; None takes the smallest k that holds `energy` of the
-            trace.
+        moment: The second moment, (inputs, inputs).
+        rank: The number k, at most the number of inputs minus one. None takes the smallest k whose
+            eigenvalues sum to at least `energy` of the trace.
+        energy: A fraction of the trace, used if `rank` is None.
 
     >>> leading(torch.diag(torch.tensor([1.0, 8.0, 1.0])), rank=None, energy=0.75).abs().T
     tensor([[0., 1., 0.]])
@@ -208,13 +219,13 @@ def leading(moment: Tensor, *, rank: int | None, energy: float) -> Tensor:
 class ProjectedGradients(GradientSource):
     """The gradients of another source, with G_f (I - V V^T) in place of the forget gradient G_f.
 
-    V (inputs, k) of `leading` spans the input directions that the retain set uses most.
+    The columns of V (inputs, k) span the input directions that the retain set uses most (`leading`).
 
     Args:
         source: Where the gradients come from.
-        subspace: What V is computed from: "gradient" (the mean retain gradient G_r, by its moment G_r^T G_r),
-            "fisher" or "activations" (`second_moments`).
-        energy, rank: Which V, as in `leading`.
+        subspace: What V is computed from. "gradient": the moment G_r^T G_r of the mean retain gradient G_r.
+            "fisher" or "activations": `second_moments` of the retain set.
+        energy, rank: The number of columns of V, as in `leading`.
     """
 
     source: GradientSource
@@ -249,23 +260,24 @@ class ProjectedGradients(GradientSource):
         }
 
     def moments(self, clip: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor] | None:
-        """The second moments of `muwa.gradients.mean.retain_pairs`; None for "gradient".
+        """The second moments of `task.retain_pairs()`; None for "gradient".
 
-        The kind "activations" is a sum over pairs. All requests share the sum over the whole retain set; the
-        sum over the pairs that mention a forgotten name is subtracted. The kind "fisher" is a sum over
-        batches. Without these pairs there are other batches, so it is computed for each request.
+        The kind "activations" is a sum over pairs. All tasks on the same data share the sum over the whole
+        retain set, and the sum over the pairs that mention a forgotten name is subtracted. The kind "fisher"
+        is a sum over batches. Without those pairs the batches are others, so it is computed for each task.
         """
         if self.subspace == "gradient":
             return None
         if self.subspace == "fisher":
-            return self._cached(clip, retain_pairs(task), recipe, run)
+            return self._cached(clip, task.retain_pairs(), recipe, run)
         total = self._cached(clip, task.retain, recipe, run)
         if not task.mentions:
             return total
-        less = self._cached(clip, task.retain.select(list(task.mentions)), recipe, run)
-        return {name: moment - less[name] for name, moment in total.items()}
+        mentions = self._cached(clip, task.retain.select(list(task.mentions)), recipe, run)
+        return {name: moment - mentions[name] for name, moment in total.items()}
 
     def _cached(self, clip: Clip, pairs: Pairs, recipe: Recipe, run: Run) -> dict[str, Tensor]:
+        """`second_moments` of some pairs, cached."""
         moments: dict[str, Tensor] = run.cached(
             "subspace",
             second_moments,
@@ -283,9 +295,12 @@ class ProjectedGradients(GradientSource):
         """The same gradients with G_f - (G_f V) V^T for each weight matrix that has a moment.
 
         Args:
-            moments: The second moment of each weight; None takes G_r^T G_r, of the mean retain gradient G_r.
+            moments: Weight name -> its second moment. None takes G_r^T G_r, with the mean retain gradient
+                G_r.
 
-        The origin of the result names the projection, so that a search on it has another cache key.
+        Returns:
+            The projected gradients. Their origin names the projection, so that a search on them has another
+            cache key.
         """
         forget = dict(gradients.forget)
         if moments is None:

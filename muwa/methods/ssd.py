@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from muwa.gradients.accumulation import Job, accumulate, leaving_out, whole
+from muwa.gradients.accumulation import Job, accumulate, full_batch_jobs, leave_out_jobs
 from muwa.gradients.base import BatchLoss, Recipe
 from muwa.gradients.losses import by_name
-from muwa.gradients.mean import plan
+from muwa.gradients.mean import shuffled_batches
 from muwa.methods._checks import check_above_zero, check_each_above_zero, refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of, forget_pairs, nonzero, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
@@ -167,8 +167,8 @@ def importance_sum(
     Returns:
         Parameter name -> fp32 tensor of its shape, on the CPU.
     """
-    batches = plan(len(pairs), loss.batch_size, loss.seed)
-    jobs = leaving_out(batches, without)[0] if without else whole(batches)
+    batches = shuffled_batches(len(pairs), loss.batch_size, loss.seed)
+    jobs = leave_out_jobs(batches, without)[0] if without else full_batch_jobs(batches)
     total = {
         name: torch.zeros_like(w, dtype=torch.float32, device="cpu") for name, w in model.weights.items()
     }

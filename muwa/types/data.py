@@ -173,6 +173,11 @@ class Task(Content):
         parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions, *self.prompts]
         return digest([*parts, self.probe.fingerprint, self.eval.fingerprint])
 
+    def retain_pairs(self) -> Pairs:
+        """The retain set without the pairs that mention a forgotten name."""
+        mentions = set(self.mentions)
+        return self.retain.select([i for i in range(len(self.retain)) if i not in mentions])
+
     def only(self, name: str) -> Task:
         """The same task for one of its names: the forget set and the forget images of that name alone."""
         label = self.probe.forget.classes.names.index(name)

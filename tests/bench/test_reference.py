@@ -9,7 +9,7 @@ from bench.reference import Reference, bare_loop, choose
 from bench.search import ACCEPTANCE, agrees
 from muwa.gradients.base import BatchLoss, Recipe
 from muwa.gradients.losses import contrastive
-from muwa.gradients.mean import gradient_sum, mean_gradients, plan
+from muwa.gradients.mean import gradient_sum, mean_gradients, shuffled_batches
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.evaluators.zero_shot import StepEvaluator
 from muwa.models.clip.embeddings import Features
@@ -65,7 +65,7 @@ def test_the_oracle_notices_another_step(gradients):
 @pytest.mark.parametrize("cut", [False, True])
 def test_the_bare_loop_gives_the_same_gradient(cut):
     model, pairs = tiny.clip(), tiny.pairs(10)
-    some = [pairs.select(batch) for batch in plan(10, 4, 0)]
+    some = [pairs.select(batch) for batch in shuffled_batches(10, 4, 0)]
     batches = [(tiny.pixels(batch.images), tiny.tokenize(list(batch.captions))) for batch in some]
     want = bare_loop(model, batches, contrastive, cut=cut)
     got = gradient_sum(model, pairs, BatchLoss("contrastive", 4, 0, "fp32"), run=Run())["sum"]

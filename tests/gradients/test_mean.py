@@ -11,7 +11,16 @@ from muwa.cache.store import Store
 from muwa.gradients.base import BatchLoss, Recipe
 from muwa.gradients.files import write_gradients
 from muwa.gradients.losses import contrastive, cosine
-from muwa.gradients.mean import ClipGradients, forget_sum, gradient_sum, mean_gradients, norms, origin, plan
+from muwa.gradients.mean import (
+    ClipGradients,
+    forget_sum,
+    gradient_sum,
+    leave_out_change,
+    mean_gradients,
+    norms,
+    origin,
+    shuffled_batches,
+)
 from muwa.layer_search.steps import step_deltas
 from muwa.run import Run
 from muwa.runtime.distributed import Distributed
@@ -50,7 +59,7 @@ def naive_sum(model, pairs, loss_of, batches):
 def test_equals_a_plain_loop(name, loss):
     model, pairs = tiny.clip(), tiny.pairs(10)
     got = gradient_sum(model, pairs, BatchLoss(name, 4, 5, "fp32"), run=Run())
-    want = naive_sum(model, pairs, loss, plan(10, 4, 5))
+    want = naive_sum(model, pairs, loss, shuffled_batches(10, 4, 5))
     assert got["n"] == 10
     tiny.same_gradients(got["sum"], want)
 
@@ -64,17 +73,30 @@ def test_the_same_inputs_give_the_same_bits_and_the_model_is_untouched():
     assert not any(w.requires_grad for w in model.weights.values())
 
 
-def test_plan_cuts_a_permutation():
-    batches = plan(10, 4, 0)
+def test_shuffled_batches_cut_a_permutation():
+    batches = shuffled_batches(10, 4, 0)
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert sorted(i for batch in batches for i in batch) == list(range(10))
+
+
+def test_leaving_pairs_out_changes_the_sum_by_what_they_gave():
+    """Batches of 4: the pairs 1 and 7 are taken out of their batches, and the loss is that of the others."""
+    model, pairs, loss = tiny.clip(), tiny.pairs(10), BatchLoss("contrastive", 4, 0, "fp32")
+    got = leave_out_change(model, pairs, loss, (1, 7), run=Run())
+    batches = shuffled_batches(10, 4, 0)
+    with_them = naive_sum(model, pairs, contrastive, batches)
+    without = naive_sum(
+        model, pairs, contrastive, [[i for i in batch if i not in (1, 7)] for batch in batches]
+    )
+    assert got["n"] == -2
+    tiny.same_gradients(got["sum"], {name: without[name] - with_them[name] for name in without}, 1e-4)
 
 
 def test_the_shared_retain_gradient_is_corrected_exactly(tmp_path):
     """Leaving out pairs by correction equals taking the gradient without them, batch by batch."""
     model, task = tiny.clip(), tiny.task()
     got = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run(Store(tmp_path)))
-    batches = [[i for i in batch if i not in task.mentions] for batch in plan(12, 4, 0)]
+    batches = [[i for i in batch if i not in task.mentions] for batch in shuffled_batches(12, 4, 0)]
     want = naive_sum(model, task.retain, contrastive, batches)
     assert got.n_retain == 10
     tiny.same_gradients(got.retain, {name: tensor / 10 for name, tensor in want.items()})

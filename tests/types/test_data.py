@@ -15,3 +15,9 @@ def test_every_field_of_a_task_counts():
         replace(task, eval=tiny.split(71)),
     ]
     assert len({task.fingerprint, *(other.fingerprint for other in others)}) == 8
+
+
+def test_retain_pairs_mention_no_forgotten_name():
+    pairs = tiny.task().retain_pairs()
+    assert pairs.keys == tuple(f"k{i}" for i in range(12) if i not in (0, 8))
+    assert not any("Ada Fox" in caption for caption in pairs.captions)

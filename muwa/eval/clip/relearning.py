@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
-from muwa.eval.statistics import counts, interval, of_others
+from muwa.eval.statistics import counts, interval
 from muwa.gradients.losses import by_name
 from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features, Tower, class_features, image_batch, prepared
@@ -82,7 +82,7 @@ class Relearning(Measure):
             raise ValueError(
                 f"eval.relearning.learning_rate: got {self.learning_rate}, want a number above 0"
             )
-        n = len(of_others(task))
+        n = len(task.retain_pairs())
         if self.others and n < 2:  # a contrastive loss compares pairs
             raise ValueError(
                 f"eval.relearning.others: got {n} retain pairs that do not mention the target, want at "
@@ -95,7 +95,7 @@ class Relearning(Measure):
         known = recognised(Features(model.unedited, run), images)
         trials = {str(shots): (sample_pairs(task, shots, self.seed), "cosine") for shots in self.shots}
         if self.others:
-            trials["others"] = (of_others(task), "contrastive")
+            trials["others"] = (task.retain_pairs(), "contrastive")
         metrics: dict[str, Metric] = {}
         for name, (pairs, loss) in trials.items():
             tuning = TuningSettings(
