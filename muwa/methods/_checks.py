@@ -9,10 +9,10 @@ from muwa.run import Run
 
 
 def check_at_least(bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Raise if a setting is below its least value, or infinite.
+    """Raise if a setting is below its lowest allowed value, or infinite.
 
     Args:
-        bounds: Name of a setting of the method -> (its value, its least value).
+        bounds: Name of a setting of the method -> (its value, its lowest allowed value).
 
     Raises:
         ValueError: Names the first such setting.
@@ -48,17 +48,17 @@ def check_each_above_zero(key: str, values: Sequence[float]) -> None:
 
 
 def check_granularity(granularity: str) -> None:
-    """Raise if a CLIP cannot be cut into layers in this way.
+    """Raise if the granularity, which says what counts as one layer of a CLIP, is unknown.
 
     Raises:
-        ValueError: Gives the granularities that there are.
+        ValueError: Lists the known granularities.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"method.granularity: got {granularity!r}, want one of {', '.join(GRANULARITIES)}")
 
 
 def refuse_gradient_file(method: str, run: Run) -> None:
-    """Raise if a run gives a file of gradients to a method that takes no mean gradients.
+    """Raise if a gradient file is given to a method that uses no mean gradients.
 
     Args:
         method: The method's name in the config ("ga").

@@ -1,4 +1,4 @@
-"""What methods that edit any weights of a CLIP share: pairs, deltas, and the edit made of deltas."""
+"""Shared by methods that edit any weights of a CLIP: training pairs, deltas, and the edit made of deltas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def forget_pairs(task: Task) -> Pairs:
     """The forget pairs of all names, one name after the other.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no forget pairs.
     """
     sets = [task.forget[name] for name in task.names]
     joined = Pairs(
@@ -32,13 +32,12 @@ def forget_pairs(task: Task) -> Pairs:
 
 
 def retain_pairs(task: Task) -> Pairs:
-    """The retain pairs whose caption mentions no forgotten name.
+    """`Task.retain_pairs`: the retain set without the pairs that mention a forgotten name.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no such pairs.
     """
-    mentions = set(task.mentions)
-    pairs = task.retain.select([i for i in range(len(task.retain)) if i not in mentions])
+    pairs = task.retain_pairs()
     if not len(pairs):
         raise ValueError(
             "task: no retain pairs (an empty retain set, or all of it mentions what is to be forgotten)"
@@ -50,9 +49,9 @@ def edit_of(task: Task, search: Search, deltas: Mapping[str, Tensor], samples: i
     """The edit of the chosen evaluation, with one move for each name: all names were forgotten together.
 
     Args:
-        search: Without deltas and moves goes the edit of a search that chose nothing.
-        deltas: Those of the chosen evaluation.
-        samples: Training pairs whose gradient was taken; each counts once a pass.
+        search: What was evaluated and chosen. If nothing was chosen, the edit has no deltas and no moves.
+        deltas: The deltas of the chosen evaluation.
+        samples: Number of training pairs whose gradient was taken; each counts once per pass.
     """
     if search.chosen is None:
         return Edit({}, (), (search,), samples)
@@ -63,7 +62,7 @@ def edit_of(task: Task, search: Search, deltas: Mapping[str, Tensor], samples: i
 
 
 def difference(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Deltas:
-    """`now - start` in fp32, of the tensors that differ."""
+    """`now - start` in fp32, for the tensors that differ."""
     with torch.no_grad():
         deltas = {name: now[name].detach().float() - weight.float() for name, weight in start.items()}
     return nonzero(deltas)

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy on the probe images after an edit of any weights of a CLIP."""
+"""Evaluate an edit of any weights of a CLIP by zero-shot accuracy on the probe images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class EditEvaluator:
     """Evaluates edits of one CLIP on a probe split. An edit may change any of its weights.
 
     Args:
-        features: Of the unedited model: decoded images and its embeddings come from here.
-        probe: Images that give no gradient and that no report is made on.
-        criterion, target: An edit is feasible when the forget accuracy by `criterion` ("top5" | "top1") is at
+        features: The decoded images and the embeddings of the unedited model.
+        probe: Images that neither give gradients nor enter the report.
+        criterion, target: An edit is feasible if its forget accuracy by `criterion` ("top5" | "top1") is at
             most `target`.
-        step_unit: What a step is, for the record: "learning rate", "strength", ...
+        step_unit: The unit of a step, for the record: "learning rate", "strength", ...
     """
 
     def __init__(self, features: Features, probe: Split, *, criterion: str, target: float, step_unit: str):
@@ -41,33 +41,33 @@ class EditEvaluator:
 
     @property
     def largest_error(self) -> float:
-        """The largest standard error that `kept` can have on this split: that of two rates of 0.5."""
+        """The largest standard error that a kept rate can have on this split: that of two rates of 0.5."""
         return kept_error(0.5, 0.5, self._counts)
 
     def before(self) -> Evaluation:
-        """The unedited model."""
+        """Evaluate the unedited model."""
         return self({}, 0, 0.0, NOTHING_EDITED)
 
     def __call__(
         self, deltas: Mapping[str, Tensor], iteration: int, step: float, candidate: Candidate = WHOLE_MODEL
     ) -> Evaluation:
-        """Evaluate `theta + delta`. A tower that no delta reaches is not encoded again.
+        """Evaluate `theta + delta`. Embeddings of a tower without deltas are not computed again.
 
         Args:
             deltas: Parameter name -> fp32 change.
-            iteration, step, candidate: For the record.
+            iteration, step, candidate: Values to record.
 
         Returns:
-            The evaluation. Its `relative_norm` is |delta| / |theta|: over the whole model if `candidate` is
+            The evaluation. Its `relative_norm` is |delta| / |theta|, over the whole model if `candidate` is
             `WHOLE_MODEL`, else over the tensors that change.
         """
-        found = self._rates(deltas)
-        whole = candidate in (WHOLE_MODEL, NOTHING_EDITED)
-        size = (
-            self._model_norm if whole else norm({name: self.features.model.weights[name] for name in deltas})
-        )
-        forgotten = found[f"forget_{self._criterion}"]
-        retain, utility = found["retain_top1"], found["utility_top1"]
+        measured = self._rates(deltas)
+        if candidate in (WHOLE_MODEL, NOTHING_EDITED):
+            size = self._model_norm
+        else:
+            size = norm({name: self.features.model.weights[name] for name in deltas})
+        forgotten = measured[f"forget_{self._criterion}"]
+        retain, utility = measured["retain_top1"], measured["utility_top1"]
         return Evaluation(
             candidate,
             iteration,
@@ -78,8 +78,8 @@ class EditEvaluator:
             forgotten=forgotten,
             kept=kept_rate(retain, utility),
             kept_error=kept_error(retain, utility, self._counts),
-            closeness=found["forget_cosine"],
-            metrics=found,
+            closeness=measured["forget_cosine"],
+            metrics=measured,
         )
 
     def _rates(self, deltas: Mapping[str, Tensor]) -> dict[str, float]:
@@ -99,7 +99,7 @@ class EditEvaluator:
         return rates(self._images, images, prompts)
 
     def _encode(self, tower: Tower, kind: str, images: LabelledImages) -> Tensor:
-        """Embeddings of one set by an edited tower. Its pixels are read once."""
+        """The embeddings of one set of images by an edited tower. Pixels are decoded once, for all edits."""
         if not len(images):
             return self.features.images(images)
         if kind not in self._pixels:
@@ -113,5 +113,5 @@ class EditEvaluator:
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """The norm of all tensors together."""
+    """The Euclidean norm of all tensors together."""
     return sum(tensor.double().square().sum().item() for tensor in tensors.values()) ** 0.5

@@ -1,8 +1,8 @@
-"""Fine-tuning all weights of a CLIP with AdamW. Each epoch is evaluated on the probe images.
+"""Fine-tune all weights of a CLIP with AdamW, and evaluate them on the probe images after each epoch.
 
-Eval mode, no augmentation, fp32, an order of the pairs by seed: the same inputs give the same bytes. A
-    training that
-was stopped resumes after its last whole epoch and gives the same bytes too.
+The model is in eval mode, there is no augmentation, weights are fp32, and the order of the pairs is seeded.
+So the same inputs give the same bytes. An interrupted training resumes after its last complete epoch, and
+gives the same bytes too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from muwa.gradients.losses import by_name
-from muwa.gradients.mean import plan
+from muwa.gradients.mean import shuffled_batches
 from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._edits import Deltas, difference, edit_of, forget_pairs, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
@@ -31,13 +31,11 @@ from muwa.types.edit import Edit
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
 
-MAX_LOGIT_SCALE = math.log(
-    100
-)  # in training CLIP clips its logit scale there (arXiv 2103.00020, section 2.5)
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's training clips its logit scale here (arXiv 2103.00020, section 2.5)
 
 
 class FineTunes(Selects, Protocol):
-    """A method that fine-tunes all weights and stops early; its settings have these names."""
+    """A method that fine-tunes all weights and may stop early: it has these settings."""
 
     @property
     def epochs(self) -> int:
@@ -73,7 +71,9 @@ class Phase:
     """A part of an epoch: one pass over some pairs, in batches.
 
     Args:
-        sign: Each batch is a step down `sign * loss`: -1 is gradient ascent.
+        pairs: The pairs of the pass.
+        loss: "cosine" | "contrastive" (`muwa.gradients.losses`).
+        sign: Each batch is a step down `sign * loss`; -1 is gradient ascent.
     """
 
     pairs: Pairs
@@ -85,7 +85,7 @@ def ascent_and_descent(task: Task, forget_loss: str, retain_loss: str) -> list[P
     """The phases of GAFT: ascent on all forget pairs, then descent on the retain pairs.
 
     Raises:
-        ValueError: There are no such pairs.
+        ValueError: There are no forget pairs, or no retain pairs.
     """
     return [Phase(forget_pairs(task), forget_loss, -1), Phase(retain_pairs(task), retain_loss)]
 
@@ -95,11 +95,13 @@ class Schedule:
     """How weights are fine-tuned.
 
     Args:
-        epochs, batch_size: Each epoch goes through its phases in batches of so many pairs.
-        learning_rate: Of AdamW with torch's betas, at the start; it falls to 0 along half a cosine.
-        weight_decay: Of tensors of two dimensions or more, as open_clip trains. Biases, norms and the logit
-            scale have none.
-        seed: Of the order of the pairs.
+        epochs: Number of epochs. Each goes through all phases.
+        batch_size: Number of pairs per batch.
+        learning_rate: AdamW learning rate at the start; it falls to 0 along half a cosine. The betas are
+            torch's.
+        weight_decay: AdamW weight decay of tensors with at least two dimensions, as in open_clip's training.
+            Biases, norms and the logit scale have none.
+        seed: Seed for the order of the pairs.
 
     Raises:
         ValueError: A setting is out of range.
@@ -122,7 +124,7 @@ class Schedule:
 
     @classmethod
     def of(cls, method: FineTunes) -> Schedule:
-        """Read from the settings of a method that have the same names."""
+        """The record of a method's settings that have the same names."""
         return cls(method.epochs, method.batch_size, method.learning_rate, method.weight_decay, method.seed)
 
 
@@ -132,8 +134,9 @@ class Stops:
 
     Args:
         target, criterion: When an evaluation is feasible (`muwa.methods._selection.Selection`).
-        patience: The training ends so many epochs after the first feasible evaluation; None: never early.
-        evals_per_epoch: Evaluations an epoch, evenly spread.
+        patience: The training ends this many epochs after the one with the first feasible evaluation; with
+            None it never ends early.
+        evals_per_epoch: Number of evaluations per epoch, evenly spread.
 
     Raises:
         ValueError: A setting is out of range.
@@ -151,11 +154,11 @@ class Stops:
 
     @classmethod
     def of(cls, method: FineTunes) -> Stops:
-        """Read from the settings of a method that have the same names."""
+        """The record of a method's settings that have the same names."""
         return cls(method.target, method.criterion, method.patience, method.evals_per_epoch)
 
     def after(self, steps: int) -> set[int]:
-        """After which steps of an epoch of `steps` the weights are evaluated.
+        """The steps of an epoch after which the weights are evaluated, out of `steps` steps, from 1.
 
         >>> sorted(Stops(0.0, "top5", None, 2).after(5))
         [3, 5]
@@ -163,7 +166,11 @@ class Stops:
         return {math.ceil((i + 1) * steps / self.evals_per_epoch) for i in range(self.evals_per_epoch)}
 
     def over(self, epoch: int, first_feasible: int | None) -> bool:
-        """Whether a training ends after `epoch`."""
+        """Whether a training ends after `epoch`.
+
+        Args:
+            first_feasible: The epoch of the first feasible evaluation; None if there was none.
+        """
         return (
             self.patience is not None
             and first_feasible is not None
@@ -183,12 +190,12 @@ def check_fine_tuning(method: FineTunes) -> None:
 
 
 class FineTuning:
-    """Copies of a model's weights that go down a loss, step by step. The model stays as it is.
+    """Fine-tunes copies of a model's weights, step by step. The model is not changed.
 
     Args:
-        mask: Parameter name -> bool tensor of its shape. Where it is False a weight keeps its bits, whatever
-            the decay.
-        steps: Steps of the whole training: the length of the learning rate's cosine.
+        mask: Parameter name -> bool tensor of its shape. Where it is False, a weight keeps its bits: not even
+            weight decay changes it.
+        steps: Number of steps of the whole training, over which the learning rate falls.
     """
 
     def __init__(self, model: Clip, schedule: Schedule, mask: Mapping[str, Tensor] | None, steps: int):
@@ -208,7 +215,7 @@ class FineTuning:
         self.done = 0
 
     def deltas(self) -> Deltas:
-        """The change so far, fp32, of the tensors that changed."""
+        """The fp32 change of the weights so far, for the tensors that changed."""
         return difference(self.weights, self._start)
 
     def step(self, pixels: Tensor, tokens: Tensor, phase: Phase) -> None:
@@ -239,7 +246,7 @@ class FineTuning:
         self.done += 1
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments, by name."""
+        """The weights and AdamW's moments, by name."""
         tensors = {f"weight/{name}": weight.detach() for name, weight in self.weights.items()}
         for name, weight in self.weights.items():
             for key, moment in self._adam.state.get(weight, {}).items():
@@ -247,7 +254,7 @@ class FineTuning:
         return tensors
 
     def load(self, state: Mapping[str, Tensor], done: int) -> None:
-        """Go on from `state()`, after `done` steps."""
+        """Restore a `state()` that was taken after `done` steps."""
         self.done = done
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -273,15 +280,16 @@ def tune(
     """Fine-tune copies of all weights. Each epoch goes through `phases` in turn.
 
     Args:
-        stops, probe: When weights are evaluated, and on which images. None trains all epochs and evaluates
-            nothing.
-        mask: See `FineTuning`.
-        state: The folder that a stopped training resumes from; None keeps nothing.
-        run: Its log hears each evaluation, those of a stopped training again.
+        stops, probe: When weights are evaluated, and on which images. With None, all epochs are trained and
+            nothing is evaluated.
+        mask: As in `FineTuning`.
+        state: The folder for the state that an interrupted training resumes from; with None it cannot resume.
+        run: Gets the log of each evaluation. A training that resumes logs the earlier evaluations again.
 
     Returns:
-        What `Checkpoints.found` gives, and "samples": how many pairs a gradient was taken of. If nothing is
-        evaluated, "trace" is empty and "kept" has "last": the deltas at the end.
+        `Checkpoints.result` with "samples": the number of pairs whose gradient was taken, counted once per
+        pass. If nothing is evaluated, "trace" is empty, and "deltas" has one entry, "last": the deltas at the
+        end.
 
     Raises:
         ValueError: The loss is not finite.
@@ -311,18 +319,18 @@ def tune(
         save(state, training, now)
     samples = now.epoch * sum(len(phase.pairs) for phase in phases)
     if checkpoints is None:
-        return {"before": None, "trace": [], "kept": {"last": training.deltas()}, "samples": samples}
-    return checkpoints.found(samples=samples)
+        return {"before": None, "trace": [], "deltas": {"last": training.deltas()}, "samples": samples}
+    return checkpoints.result(samples=samples)
 
 
 def _batches(
     model: Clip, phases: Sequence[Phase], schedule: Schedule, epoch: int, run: Run
 ) -> Iterator[tuple[int, list[int], Tensor]]:
-    """(index of the phase, places of its pairs, pixels) of each step of an epoch."""
+    """For each step of an epoch: (index of its phase, indices of its pairs in the phase, their pixels)."""
     steps = [
         (at, batch)
         for at, phase in enumerate(phases)
-        for batch in plan(len(phase.pairs), schedule.batch_size, (schedule.seed, epoch, at))
+        for batch in shuffled_batches(len(phase.pairs), schedule.batch_size, (schedule.seed, epoch, at))
     ]
     images = [phases[at].pairs.images[i] for at, batch in steps for i in batch]
     sizes = [len(batch) for _, batch in steps]
@@ -340,15 +348,15 @@ def fine_tuned(
     run: Run,
     mask: Mapping[str, Tensor] | None = None,
 ) -> Edit:
-    """Fine-tune on `phases` with a method's settings, and make the selected checkpoint an edit.
+    """Fine-tune on `phases` with a method's settings, and make an edit of the selected checkpoint.
 
-    One training serves both rules of selection.
+    Both rules of selection read the same training from the cache.
 
     Args:
-        mask: See `FineTuning`.
+        mask: As in `FineTuning`.
     """
     stops = Stops.of(method)
-    found = cached_trace(
+    result = cached_trace(
         run,
         tune,
         model,
@@ -361,5 +369,5 @@ def fine_tuned(
         mask=mask,
     )
     what = "epochs" if stops.evals_per_epoch == 1 else "checkpoints"
-    search = search_of(task, Selection.of(method), found, what)
-    return edit_of(task, search, deltas_of(search, found), found["samples"])
+    search = search_of(task, Selection.of(method), result, what)
+    return edit_of(task, search, deltas_of(search, result), result["samples"])

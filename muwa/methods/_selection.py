@@ -1,4 +1,4 @@
-"""Checkpoint selection: which of the edits that a method tried becomes its edit."""
+"""Checkpoint selection: which of the edits that a method evaluated becomes its edit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from muwa.layer_search.choice import Acceptance, choose
+from muwa.layer_search.choice import ACCURACIES, ROUNDING, Acceptance, choose, feasible_note, near_best
 from muwa.methods._edits import Deltas
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator
 from muwa.run import Run
@@ -17,13 +17,14 @@ from muwa.types.search import ALL_WEIGHTS, Candidate, Evaluation, LayerScore, Se
 
 RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
-TOLERANCE = 1.0  # standard errors, as in conf/layer_search: "best" means the same for SLUG and the baselines
+TOLERANCE = 1.0  # standard errors, as in conf/layer_search, so that "best" here equals SLUG's "constrained"
+# Criterion and target are not used: the evaluations already say whether they are feasible.
 BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE)
 NO_SCORES: Mapping[str, LayerScore] = MappingProxyType({})
 
 
 class Selects(Protocol):
-    """A method whose settings say how it selects."""
+    """A method with the settings of a `Selection`."""
 
     @property
     def rule(self) -> str:
@@ -40,12 +41,12 @@ class Selects(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """How a method selects among the edits that it tried.
+    """How a method selects among the edits that it evaluated.
 
     Args:
         rule: "best" (`best_of`) or "first" (`first_of`).
-        criterion, target: An edit is feasible when the forget accuracy by `criterion` ("top5" | "top1") is at
-            most `target` on the probe images.
+        criterion: The forget accuracy that decides what is feasible: "top5" | "top1".
+        target: An edit is feasible if that accuracy on the probe images is at most this; in [0, 1).
 
     Raises:
         ValueError: A setting is out of range.
@@ -64,12 +65,12 @@ class Selection:
 
     @classmethod
     def of(cls, method: Selects) -> Selection:
-        """Read from the settings of a method that have the same names."""
+        """The selection that a method's settings describe; they have the same names."""
         return cls(method.rule, method.criterion, method.target)
 
 
 def first_of(trace: Sequence[Evaluation]) -> int:
-    """The first evaluation with the lowest forget top-1 accuracy. What it keeps plays no part.
+    """The index of the first evaluation with the lowest forget top-1 accuracy. The kept rate plays no part.
 
     Source: the release of SLUG reports this checkpoint of its baselines.
     """
@@ -77,20 +78,24 @@ def first_of(trace: Sequence[Evaluation]) -> int:
 
 
 def best_of(trace: Sequence[Evaluation]) -> int | None:
-    """The feasible evaluation that forgets deepest among those that keep most, up to `TOLERANCE`, or None.
+    """The index of the best feasible evaluation, or None if none is feasible.
 
-    SLUG's own search chooses in the same way (`muwa.layer_search.choice.choose`).
+    It forgets most thoroughly (lowest closeness) among the feasible ones whose kept rate is within
+    `TOLERANCE` standard errors of the best. SLUG's search chooses in the same way by the rule "constrained"
+    (`muwa.layer_search.choice.choose`).
     """
     return choose(trace, BEST)[0]
 
 
 class Checkpoints:
-    """The evaluations of a method so far, and the deltas of those that it can still select.
+    """Evaluates the edits of a method in turn, and stores the deltas of those that can still be selected.
+
+    Each evaluation is logged to `evaluator.features.run`.
 
     Args:
-        evaluator: Its run is logged to: one "evaluation" event an evaluation.
-        trace, deltas: Of a computation that was stopped: its evaluations, which are logged again, and
-            str(index in the trace) -> deltas. Both are added to in place.
+        evaluator: Evaluates an edit on the probe images.
+        trace, deltas: State of an interrupted computation to resume: its evaluations, which are logged again,
+            and str(index in the trace) -> deltas. Both are mutated.
     """
 
     def __init__(
@@ -108,57 +113,62 @@ class Checkpoints:
     def evaluate(
         self, deltas: Deltas, step: float, candidate: Candidate = WHOLE_MODEL, iteration: int | None = None
     ) -> Evaluation:
-        """Evaluate an edit, add it to the trace, and drop the deltas that can no longer be selected.
+        """Evaluate an edit and add it to the trace. Deltas that can no longer be selected are dropped.
 
         Args:
-            deltas, step, candidate: See `EditEvaluator`.
-            iteration: The place in the trace, from 1, if it is not given.
+            deltas, step, candidate: As in `EditEvaluator`.
+            iteration: Number to record; defaults to the 1-based position in the trace.
         """
         row = self._evaluator(deltas, iteration or len(self.trace) + 1, step, candidate)
         self.trace.append(row)
-        keep(self.deltas, self.trace, deltas, self._evaluator.largest_error)
+        store_selectable(self.deltas, self.trace, deltas, self._evaluator.largest_error)
         self._log(row)
         return row
 
     def _log(self, row: Evaluation) -> None:
         self._evaluator.features.run.log("evaluation", row.record())
 
-    def found(self, **more: Any) -> dict[str, Any]:
-        """What a cached function gives.
+    def result(self, **more: Any) -> dict[str, Any]:
+        """The value that `cached_trace` stores for this method; `more` adds entries.
 
         Returns:
-            {"before": the unedited model's evaluation, "trace": all evaluations, "kept": str(index in the
-            trace) -> deltas of the first (`first_of`) and of the best (`best_of`), ...}.
+            {"before": the evaluation of the unedited model, "trace": all evaluations, "deltas": str(index in
+            the trace) -> deltas, with the evaluations that `first_of` and `best_of` select among them, ...}.
         """
-        return {"before": self._evaluator.before(), "trace": self.trace, "kept": self.deltas, **more}
+        return {"before": self._evaluator.before(), "trace": self.trace, "deltas": self.deltas, **more}
 
 
-def keep(found: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas, largest_error: float) -> None:
-    """Keep the last edit's deltas if it can be selected, now or later; drop those that no longer can.
+def store_selectable(
+    stored: dict[str, Deltas], trace: Sequence[Evaluation], deltas: Deltas, largest_error: float
+) -> None:
+    """Store the deltas of the last evaluation if it can be selected, now or later. Drop those that cannot.
 
     Args:
-        found: str(index in `trace`) -> deltas; changed in place.
-        deltas: Of the last evaluation.
-        largest_error: The largest standard error that what is kept can have (`EditEvaluator.largest_error`).
+        stored: str(index in `trace`) -> deltas; mutated.
+        deltas: The deltas of the last evaluation.
+        largest_error: The largest standard error that a kept rate can have (`EditEvaluator.largest_error`).
     """
     wanted = {first_of(trace), *_may_be_best(trace, largest_error)}
     if len(trace) - 1 in wanted:
-        found[str(len(trace) - 1)] = deltas
-    for index in [key for key in found if int(key) not in wanted]:
-        del found[index]
+        stored[str(len(trace) - 1)] = deltas
+    for index in [key for key in stored if int(key) not in wanted]:
+        del stored[index]
 
 
 def _may_be_best(trace: Sequence[Evaluation], largest_error: float) -> set[int]:
-    """Feasible evaluations that `best_of` may give, now or later.
+    """The indices of the feasible evaluations that `best_of` may select, now or after more evaluations.
 
-    No other keeps as much and is deeper, and none keeps more by more than the largest tolerance.
+    A feasible evaluation is ruled out if one of these holds:
+
+    - The best kept rate so far is higher by more than the tolerance can ever allow.
+    - Another one has at least its kept rate and ranks before it: closeness is lower, or equal and earlier.
     """
-    reach = TOLERANCE * largest_error + 1e-9
+    reach = TOLERANCE * largest_error + ROUNDING
     feasible = [i for i, row in enumerate(trace) if row.feasible]
     most = max((trace[i].kept for i in feasible), default=0.0)
     near = [i for i in feasible if trace[i].kept >= most - reach]
-    depth = {i: (trace[i].closeness, i) for i in near}
-    return {i for i in near if not any(trace[j].kept >= trace[i].kept and depth[j] < depth[i] for j in near)}
+    rank = {i: (trace[i].closeness, i) for i in near}
+    return {i for i in near if not any(trace[j].kept >= trace[i].kept and rank[j] < rank[i] for j in near)}
 
 
 def evaluate_each(
@@ -168,13 +178,16 @@ def evaluate_each(
     what: str,
     candidate: Candidate = WHOLE_MODEL,
 ) -> dict[str, Any]:
-    """Evaluate edits in turn: {"before": the unedited model's evaluation, "trace": one evaluation an edit}.
+    """Evaluate edits in turn, without storing their deltas.
 
     Args:
-        edits: (step, deltas) of each. The deltas are not kept.
-        total: How many edits.
-        what: What is done, for the progress bar ("dampening").
+        edits: (step, deltas) of each edit.
+        total: Number of edits.
+        what: What is being done, for the progress bar ("dampening").
         candidate: What is edited, for the record.
+
+    Returns:
+        {"before": the evaluation of the unedited model, "trace": one evaluation per edit}.
     """
     run = evaluator.features.run
     trace: list[Evaluation] = []
@@ -194,12 +207,12 @@ def cached_trace(
 ) -> dict[str, Any]:
     """`function(*args, run=run, **keywords)`, read back from the cache if it was computed before.
 
-    The log hears each evaluation once, with the names to forget: as it comes, or as it is read back.
-    The main rank computes alone: the `run` that `function` gets has no worker ranks.
+    Each evaluation is logged exactly once, with the names to forget: when it is computed, or when it is read
+    back. The main rank computes alone: the `run` that `function` gets has no worker ranks.
 
     Args:
-        function: Takes `run`, logs its evaluations to it, and gives {"trace": all evaluations, ...}.
-        resume: See `Run.cached`.
+        function: Takes `run`, logs its evaluations to it, and returns {"trace": all evaluations, ...}.
+        resume: As in `Run.cached`.
     """
     concept, logged = ", ".join(task.names), []
 
@@ -208,32 +221,32 @@ def cached_trace(
         run.log(event, {"concept": concept, **row})
 
     free = {"run": replace(run, log=log, distributed=ALONE)}
-    found: dict[str, Any] = run.cached("edit", function, *args, _free=free, _resume=resume, **keywords)
+    result: dict[str, Any] = run.cached("edit", function, *args, _free=free, _resume=resume, **keywords)
     if not logged:
-        for row in found["trace"]:
+        for row in result["trace"]:
             log("evaluation", row.record())
-    return found
+    return result
 
 
 def search_of(
     task: Task,
     selection: Selection,
-    found: Mapping[str, Any],
+    result: Mapping[str, Any],
     what: str,
     *,
     granularity: str = ALL_WEIGHTS,
     scores: Mapping[str, LayerScore] = NO_SCORES,
     front: tuple[str, ...] = (),
 ) -> Search:
-    """What was tried for all names together, and which of it was selected.
+    """The record of what was evaluated, for all names together, and of what was selected.
 
     Args:
-        found: {"before", "trace", ...} as `cached_trace` gives it.
-        what: What one evaluation is of, in the plural ("epochs", "strengths").
-        granularity: What was edited, for the record.
-        scores, front: Of the layers, where layers were scored.
+        result: {"before", "trace", ...} as `cached_trace` returns it.
+        what: What each evaluation stands for, in the plural ("epochs", "strengths").
+        granularity: What counted as one layer, for the record.
+        scores, front: The scores and the Pareto front of the layers, if layers were scored.
     """
-    trace = found["trace"]
+    trace = result["trace"]
     chosen = best_of(trace) if selection.rule == "best" else first_of(trace)
     why = _why(selection, trace, chosen, what)
     return Search(
@@ -242,7 +255,7 @@ def search_of(
         granularity,
         scores,
         front,
-        found["before"],
+        result["before"],
         tuple(trace),
         chosen,
         why,
@@ -250,25 +263,21 @@ def search_of(
 
 
 def _why(selection: Selection, trace: Sequence[Evaluation], chosen: int | None, what: str) -> str:
-    """One sentence for people."""
-    note = f"{sum(row.feasible for row in trace)} of {len(trace)} {what} were feasible"
+    """The reason, in one sentence."""
+    note = feasible_note(trace, what)
     if chosen is None:
         least = min(row.forgotten for row in trace)
-        return f"No feasible one: the lowest forget {selection.criterion} reached was {least:.1%}; {note}."
+        return f"No feasible {what}: the lowest {ACCURACIES[selection.criterion]} was {least:.1%}; {note}."
     if selection.rule == "best":
-        most = f"Of the feasible {what} that keep most, or at most {TOLERANCE:g} standard error less"
-        keeps = f"it keeps {trace[chosen].kept:.1%} of retain and utility"
-        return f"{most}, the one that forgets deepest; {keeps}; {note}."
+        best = max(row.kept for row in trace if row.feasible)
+        equal = f"the feasible {what} whose kept rate is {near_best(TOLERANCE, best)}"
+        most = "this one forgets most thoroughly (lowest closeness)"
+        return f"Among {equal}, {most}; it keeps {trace[chosen].kept:.1%}; {note}."
     top1 = trace[chosen].metrics["forget_top1"]
-    how = (
-        f"The first of the {what} with forget top1 0"
-        if top1 == 0
-        else f"The lowest forget top1 of the {what}"
-    )
-    return f"{how} ({top1:.1%}); {note}."
+    return f"The first of the {what} with the lowest {ACCURACIES['top1']} ({top1:.1%}); {note}."
 
 
-def deltas_of(search: Search, found: Mapping[str, Any]) -> Deltas:
-    """The deltas of the selected evaluation, from `Checkpoints.found`; {} if nothing was selected."""
-    deltas: Deltas = found["kept"][str(search.chosen)] if search.chosen is not None else {}
+def deltas_of(search: Search, result: Mapping[str, Any]) -> Deltas:
+    """The deltas of the selected evaluation, from `Checkpoints.result`; {} if nothing was selected."""
+    deltas: Deltas = result["deltas"][str(search.chosen)] if search.chosen is not None else {}
     return deltas

@@ -1,4 +1,4 @@
-"""What a stopped training resumes from: one file after each epoch, written whole or not at all."""
+"""The state that an interrupted training resumes from: one file, replaced atomically after each epoch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Resumable(Protocol):
     done: int
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments, by name."""
+        """The weights and the optimizer's moments, by name."""
 
     def load(self, state: Mapping[str, Tensor], done: int) -> None:
-        """Go on from `state()`, after `done` steps."""
+        """Restore a `state()` that was taken after `done` steps."""
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Position:
     """How far a training has come.
 
     Args:
-        epoch: Epochs that are done, or the one that is going on.
+        epoch: The current epoch, from 1; between epochs the number of finished ones.
         first_feasible: The epoch of the first feasible evaluation; None before there is one.
-        trace: All evaluations.
-        deltas: str(index in the trace) -> deltas of the evaluations that can still be selected.
+        trace: All evaluations so far.
+        deltas: str(index in the trace) -> deltas, for the evaluations that can still be selected.
     """
 
     epoch: int = 0
@@ -50,7 +50,7 @@ class Position:
 
 
 def save(folder: Path | None, training: Resumable, position: Position) -> None:
-    """Write a training's state to `folder`, whole or not at all. None writes nothing."""
+    """Write the state of a training to `folder`, atomically. If `folder` is None, nothing is written."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,10 @@ def save(folder: Path | None, training: Resumable, position: Position) -> None:
 
 
 def resume(folder: Path | None, training: Resumable) -> Position:
-    """Put a training back to where `save` left it.
+    """Restore the state that `save` wrote.
 
     Returns:
-        Where it stands now: at the start if `folder` has no whole state of this format.
+        How far the training has come. It starts anew if `folder` has no complete state of this format.
     """
     path = folder / FILE if folder else None
     if path is None or not path.is_file():

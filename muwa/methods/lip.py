@@ -299,7 +299,7 @@ def smooth(model: Clip, images: SyntheticImages, probe: Split, settings: LIP, *,
     """Smooth copies of the weights, epoch by epoch: see `LIP`.
 
     Returns:
-        See `muwa.methods._selection.Checkpoints.found`.
+        See `muwa.methods._selection.Checkpoints.result`.
     """
     evaluator = EditEvaluator(
         model.observe(run),
@@ -326,7 +326,7 @@ def smooth(model: Clip, images: SyntheticImages, probe: Split, settings: LIP, *,
         if level == len(settings.noise):
             break
         smoothing.undo(before)
-    return checkpoints.found()
+    return checkpoints.result()
 
 
 def recognised(model: Clip, pixels: Sequence[Tensor], labels: Sequence[int], classes: Classes) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muwa.gradients.accumulation import Job, accumulate
 from muwa.gradients.base import Recipe
-from muwa.gradients.mean import ClipGradients, plan
+from muwa.gradients.mean import ClipGradients, shuffled_batches
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.scores import layer_scores
 from muwa.methods._checks import check_above_zero, check_at_least, check_granularity, refuse_gradient_file
@@ -160,7 +160,7 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
     forgets most, and among equals from the one that keeps most.
 
     Returns:
-        See `muwa.methods._selection.Checkpoints.found`; "samples" counts the pairs whose gradient was
+        See `muwa.methods._selection.Checkpoints.result`; "samples" counts the pairs whose gradient was
         computed.
     """
     evaluator = EditEvaluator(
@@ -188,7 +188,7 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
         if any(row.feasible for row, _ in tried):
             break
         deltas = min(tried, key=lambda one: (one[0].forgotten, -one[0].kept))[1]
-    return checkpoints.found(samples=samples)
+    return checkpoints.result(samples=samples)
 
 
 def _grow(chosen: Sequence[str], ranks: Mapping[str, float], threshold: float) -> list[str]:
@@ -241,7 +241,7 @@ def mismatch_gradient(model: Clip, now: Clip, pairs: Pairs, recipe: Recipe, run:
     Source: "similarity drift" in the notes on the paper. The square, and the mean over all pairs of image and
     text, are our choice.
     """
-    batches = plan(len(pairs), recipe.batch_size, recipe.seed)
+    batches = shuffled_batches(len(pairs), recipe.batch_size, recipe.seed)
     total: dict[str, Tensor] = {}
     sizes = [len(batch) for batch in batches]
     silent = replace(run, progress=False)  # one bar for all batches

@@ -140,7 +140,7 @@ def take_steps(
         loss: The forget loss, with its batch size and seed.
 
     Returns:
-        See `muwa.methods._selection.Checkpoints.found`.
+        See `muwa.methods._selection.Checkpoints.result`.
     """
     evaluator = EditEvaluator(
         model.observe(run), probe, criterion=settings.criterion, target=settings.target, step_unit="|theta|"
@@ -165,7 +165,7 @@ def take_steps(
             first_feasible = turn
         if first_feasible is not None and turn - first_feasible >= settings.patience:
             break
-    return checkpoints.found()
+    return checkpoints.result()
 
 
 def _norm(layer: Layer, tensors: Mapping[str, Tensor]) -> float:

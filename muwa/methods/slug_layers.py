@@ -172,7 +172,7 @@ def joint_search(
     """Bisect the relative step of `layers` together.
 
     Returns:
-        See `muwa.methods._selection.Checkpoints.found`.
+        See `muwa.methods._selection.Checkpoints.result`.
     """
     evaluator = EditEvaluator(
         model.observe(run), probe, criterion=settings.criterion, target=settings.target, step_unit=RELATIVE
@@ -188,7 +188,7 @@ def joint_search(
         assert step is not None
         row = checkpoints.evaluate(joint_deltas(model, gradients, layers, step), step, candidate)
         step = next_step(steps, row.feasible)
-    return checkpoints.found()
+    return checkpoints.result()
 
 
 def joint_deltas(model: Clip, gradients: Gradients, layers: Sequence[Layer], step: float) -> Deltas:

@@ -1,4 +1,4 @@
-"""SLUG along a forget gradient without the input directions that the retain set uses most: muwa's own."""
+"""SLUG on a forget gradient without the input directions that the retain set uses most: muwa's own method."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class SlugSubspace(Method):
     """SLUG with `G_f (I - V V^T)` in place of the forget gradient G_f of every weight matrix.
 
     G_f is (outputs, inputs). The k columns of V (inputs, k) span the input directions that the retain set
-    uses most (`muwa.gradients.subspaces`). Scores, Pareto front and search are those of SLUG, on this
-    gradient.
+    uses most (`muwa.gradients.subspaces`). Scores, Pareto front and search are those of SLUG, with the
+    projected gradient.
 
     Args:
         layer_search: As in `muwa.methods.slug.Slug`.
         subspace: What V is computed from. "gradient": the mean retain gradient. "fisher": the retain
             gradients of single batches. "activations": the inputs of the weight on the retain set.
-        energy: k is the smallest number of directions with this fraction of the trace of the second moment.
-            In (0, 1).
-        rank: k itself, the same for all weights; None takes `energy`.
+        energy: Sets k: the smallest number of directions that hold at least this fraction of the trace of the
+            second moment; in (0, 1).
+        rank: The number k itself, the same for all weights; None takes k from `energy`.
         gradients, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size: As in `Slug`.
 
-    Source: muwa's own. Subspaces as in gradient projection memory (arXiv 2103.09762), there for continual
-    learning.
+    Source: muwa's own. The subspaces are those of gradient projection memory (arXiv 2103.09762), there for
+    continual learning.
     """
 
     uses_workers: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class SlugSubspace(Method):
         return self.slug.recipe
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
-        """Raise if a setting is out of range, or the gradient source or the search does not fit the model.
+        """Raise if a setting is out of range, or if the gradient source or the search does not fit the model.
 
         Raises:
             ValueError: Names the setting, what it was and what is wanted.
@@ -81,9 +81,8 @@ class SlugSubspace(Method):
         self.slug.check(model, task, run)
 
     def __call__(self, model: Editable, task: Task, run: Run) -> Edit:
-        """The edit; it has no delta for a name whose search found no feasible step."""
+        """The edit; it has no delta for a name whose search chose no step."""
         edit = self.slug(model, task, run)
-        more = (
-            len(task.retain) - len(task.mentions) if self.subspace == "fisher" else 0
-        )  # a second pass with gradients
+        # Only "fisher" takes a second pass with gradients over the retain set.
+        more = len(task.retain_pairs()) if self.subspace == "fisher" else 0
         return replace(edit, samples=edit.samples + more)

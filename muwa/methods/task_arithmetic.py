@@ -84,7 +84,7 @@ class TaskArithmetic(Method):
         tuned = run.cached(
             "task_vector", tune, model, phases, self.schedule, None, None, _free=free, _resume="state"
         )
-        vector: Deltas = tuned["kept"]["last"]
+        vector: Deltas = tuned["deltas"]["last"]
         found = cached_trace(
             run, sweep, model, vector, task.probe, scales, self.target, self.criterion, task=task
         )

@@ -74,7 +74,7 @@ def test_what_is_masked_keeps_its_bits_whatever_the_decay():
     model, task = tiny.clip(), tiny.task()
     generator = torch.Generator().manual_seed(0)
     mask = {name: torch.rand(w.shape, generator=generator) < 0.5 for name, w in model.weights.items()}
-    found = tune(model, phases(task), Schedule(2, 4, 1e-2, 0.5, 0), None, None, mask=mask, run=Run())["kept"][
+    found = tune(model, phases(task), Schedule(2, 4, 1e-2, 0.5, 0), None, None, mask=mask, run=Run())["deltas"][
         "last"
     ]
     assert len(found) > 40
@@ -114,9 +114,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(tmp_path):
     got = tune(model, phases(task), SCHEDULE, STOPS, task.probe, state=state, run=run)
     assert (got["trace"], got["before"], got["samples"]) == (want["trace"], want["before"], want["samples"])
     assert logged == [row.record() for row in want["trace"]]
-    assert set(got["kept"]) == set(want["kept"])
-    for key in want["kept"]:
-        same(got["kept"][key], want["kept"][key])
+    assert set(got["deltas"]) == set(want["deltas"])
+    for key in want["deltas"]:
+        same(got["deltas"][key], want["deltas"][key])
 
 
 def test_resuming_takes_only_the_epochs_that_are_left(tmp_path):
@@ -134,9 +134,9 @@ def test_a_damaged_state_is_a_training_from_the_start(tmp_path):
     model, task = tiny.clip(), tiny.task()
     (tmp_path / "state.safetensors").write_bytes(b"half of it")
     got = tune(model, phases(task), replace(SCHEDULE, epochs=1), None, None, state=tmp_path, run=Run())
-    assert got["kept"]["last"]  # it trained
+    assert got["deltas"]["last"]  # it trained
     again = tune(model, phases(task), replace(SCHEDULE, epochs=1), None, None, run=Run())
-    same(got["kept"]["last"], again["kept"]["last"])
+    same(got["deltas"]["last"], again["deltas"]["last"])
 
 
 def test_the_store_holds_the_state_while_it_trains_and_drops_it_after(tmp_path):
@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_model():
 def test_another_seed_is_another_order():
     model, task = tiny.clip(), tiny.task()
     schedules = [replace(SCHEDULE, seed=seed, epochs=1) for seed in (0, 1)]
-    a, b = (tune(model, phases(task), one, None, None, run=Run())["kept"]["last"] for one in schedules)
+    a, b = (tune(model, phases(task), one, None, None, run=Run())["deltas"]["last"] for one in schedules)
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 

@@ -24,7 +24,7 @@ def test_an_epoch_is_all_forget_batches_then_all_retain_batches_worked_by_hand()
 def test_two_rounds_are_those_of_the_naive_loop():
     model, task = tiny.clip(), tiny.task()
     parts = [Phase(forget_pairs(task), "cosine", -1), Phase(retain_pairs(task), "contrastive")]
-    got = tune(model, parts, Schedule(2, 4, 1e-3, 0.1, 0), None, None, run=Run())["kept"]["last"]
+    got = tune(model, parts, Schedule(2, 4, 1e-3, 0.1, 0), None, None, run=Run())["deltas"]["last"]
     naive_parts = [(forget_pairs(task), "cosine", -1), (retain_pairs(task), "contrastive", 1)]
     want = naive.train(model, naive_parts, epochs=2, batch_size=4, learning_rate=1e-3)
     assert naive.apart(got, want) < 0.03

@@ -17,8 +17,8 @@ from muwa.methods._selection import (
     deltas_of,
     evaluate_each,
     first_of,
-    keep,
     search_of,
+    store_selectable,
 )
 from muwa.methods.base import make_edit
 from muwa.models.vlm.question_answering import QuestionAnswering
@@ -46,7 +46,7 @@ def test_the_best_is_a_feasible_one_that_keeps_most_and_the_first_the_first_with
     assert first_of([row(0.5, 1, 0), row(0.25, 1, 0), row(0.25, 1, 0)]) == 1
 
 
-def test_of_those_that_keep_as_much_but_for_a_standard_error_the_deepest_is_best():
+def test_within_a_standard_error_of_the_best_kept_rate_the_lowest_closeness_is_best():
     rows = [(0.62, 0.1), (0.64, 0.2), (0.7, 0.3)]
     # kept 0.56, 0.57, 0.60; the most less one standard error is 0.566
     assert best_of([row(0, 0, retain, cosine=cosine) for retain, cosine in rows]) == 1
@@ -61,16 +61,16 @@ def test_only_the_deltas_that_can_be_selected_are_kept():
         row(0.25, 1.0, 0.9),
         row(0.0, 0.5, 0.8),
         row(0.0, 0.0, 0.6, cosine=0.3),
-        row(0.0, 0.0, 0.5, cosine=0.4),  # keeps less and is less deep
-        row(0.0, 0.0, 0.58, cosine=0.2),  # keeps 0.01 less but is deeper
+        row(0.0, 0.0, 0.5, cosine=0.4),  # keeps less and forgets less thoroughly
+        row(0.0, 0.0, 0.58, cosine=0.2),  # keeps 0.01 less but forgets more thoroughly
         row(0.0, 0.0, 0.9, cosine=0.3),  # keeps more than all before by more than a standard error
     ]
-    found, seen = {}, []
+    stored, seen = {}, []
     for i in range(len(rows)):
-        keep(found, rows[: i + 1], {"w": torch.tensor(float(i))}, LARGEST_ERROR)
-        seen.append(sorted(found))
+        store_selectable(stored, rows[: i + 1], {"w": torch.tensor(float(i))}, LARGEST_ERROR)
+        seen.append(sorted(stored))
     assert seen == [["0"], ["1"], ["2"], ["2", "3"], ["2", "3"], ["2", "3", "5"], ["2", "6"]]
-    assert found["6"]["w"] == 6
+    assert stored["6"]["w"] == 6
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,11 +80,11 @@ def test_whatever_comes_the_best_has_been_kept(seed):
     rows = [
         row(0, top5, retain, utility, cosine=rng.normal(), counts=counts) for top5, retain, utility in rates
     ]
-    found = {}
+    stored = {}
     for i in range(len(rows)):
-        keep(found, rows[: i + 1], {}, kept_error(0.5, 0.5, counts))
+        store_selectable(stored, rows[: i + 1], {}, kept_error(0.5, 0.5, counts))
         best = best_of(rows[: i + 1])
-        assert best is None or str(best) in found
+        assert best is None or str(best) in stored
 
 
 def test_a_search_says_in_words_what_was_selected():
@@ -93,13 +93,13 @@ def test_a_search_says_in_words_what_was_selected():
     found = {
         "before": before,
         "trace": trace,
-        "kept": {"1": {"b": torch.ones(2)}, "2": {"b": torch.zeros(2)}},
+        "deltas": {"1": {"b": torch.ones(2)}, "2": {"b": torch.zeros(2)}},
     }
     best = search_of(task, Selection("best", "top5", 0.0), found, "epochs")
     assert (best.chosen, best.why) == (
         2,
-        "Of the feasible epochs that keep most, or at most 1 standard error less, the one that forgets deepest; it keeps "
-        "100.0% of retain and utility; 2 of 3 epochs were feasible.",
+        "Among the feasible epochs whose kept rate is within 1 standard error of the best (100.0%), this one forgets "
+        "most thoroughly (lowest closeness); it keeps 100.0%; 2 of 3 epochs were feasible.",
     )
     assert (best.concept, best.rule, best.granularity, best.before) == (
         "Ada Fox",
@@ -111,19 +111,19 @@ def test_a_search_says_in_words_what_was_selected():
     first = search_of(task, Selection("first", "top5", 0.0), found, "epochs")
     assert (first.chosen, first.why) == (
         1,
-        "The first of the epochs with forget top1 0 (0.0%); 2 of 3 epochs were feasible.",
+        "The first of the epochs with the lowest forget top-1 accuracy (0.0%); 2 of 3 epochs were feasible.",
     )
     assert deltas_of(first, found)["b"].tolist() == [1, 1]
     one = {**found, "trace": trace[:1]}
     lowest = search_of(task, Selection("first", "top5", 0.0), one, "epochs")
     assert (lowest.chosen, lowest.why) == (
         0,
-        "The lowest forget top1 of the epochs (50.0%); 0 of 1 epochs were feasible.",
+        "The first of the epochs with the lowest forget top-1 accuracy (50.0%); 0 of 1 epochs were feasible.",
     )
     none = search_of(task, Selection("best", "top5", 0.0), one, "scales")
     assert (none.chosen, none.why) == (
         None,
-        "No feasible one: the lowest forget top5 reached was 100.0%; 0 of 1 scales were feasible.",
+        "No feasible scales: the lowest forget top-5 accuracy was 100.0%; 0 of 1 scales were feasible.",
     )
     assert deltas_of(none, found) == {}
 
@@ -157,12 +157,12 @@ def test_checkpoints_log_each_evaluation_and_count_them():
     rows.append(checkpoints.evaluate(deltas(0.3), 0.3, iteration=7))
     assert [row.iteration for row in rows] == [1, 2, 7]
     assert events == [("evaluation", row.record()) for row in rows]
-    found = checkpoints.found(samples=4)
+    found = checkpoints.result(samples=4)
     assert (found["trace"], found["samples"], found["before"].iteration) == (rows, 4, 0)
-    assert str(first_of(rows)) in found["kept"]
+    assert str(first_of(rows)) in found["deltas"]
     again = []
     resumed = Checkpoints(
-        evaluator(Run(log=lambda event, row: again.append((event, row)))), list(rows), dict(found["kept"])
+        evaluator(Run(log=lambda event, row: again.append((event, row)))), list(rows), dict(found["deltas"])
     )
     assert again == events  # those of the stopped computation are logged again
     assert resumed.evaluate(deltas(0.4), 0.4).iteration == 4

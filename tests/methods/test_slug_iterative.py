@@ -34,7 +34,7 @@ def test_each_step_goes_along_the_gradient_where_the_model_is_now():
         g = gradient(model.with_weights({LAYER: now}), pairs)
         now = now + 0.1 * start.norm() * g / g.norm()
         assert row.relative_norm == pytest.approx(((now - start).norm() / start.norm()).item(), rel=1e-4)
-    kept = {index: deltas[LAYER] for index, deltas in found["kept"].items()}
+    kept = {index: deltas[LAYER] for index, deltas in found["deltas"].items()}
     if "1" in kept:
         torch.testing.assert_close(kept["1"], now - start, rtol=1e-4, atol=1e-6)
     assert found["trace"][1].closeness < found["trace"][0].closeness < found["before"].closeness
@@ -48,7 +48,7 @@ def test_it_ends_some_rounds_after_it_forgot():
     )
     first = next(i for i, row in enumerate(found["trace"]) if row.feasible)
     assert len(found["trace"]) == first + 3
-    assert set(found["kept"]) <= {str(i) for i in range(first, first + 3)}
+    assert set(found["deltas"]) <= {str(i) for i in range(first, first + 3)}
 
 
 def test_the_layer_is_the_one_that_slugs_search_chose():
