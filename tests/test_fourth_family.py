@@ -1,4 +1,4 @@
-"""A fourth model family, defined in this file alone, goes through the whole pipeline: gradients, search, edit, patch,
+"""A fourth model family, defined only in this file, goes through the whole pipeline: gradients, search, edit, patch,
 eval, report. Nothing in muwa/ knows it. docs/extending.md shows the same classes."""
 
 import json
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Names:
-    """The names that one retriever finds for images, each found once: its observer."""
+    """Observer of a retriever: the names it finds for images, computed once."""
 
     family: ClassVar[str] = "a retriever (model=retriever)"
     search: ClassVar[str] = "layer_search=retrieval"
@@ -60,7 +60,7 @@ class Names:
             for key, label, before, after in zip(
                 some.keys, some.labels, self.found(some), edited.found(some), strict=True
             ):
-                examples.append(Example(role, f"who is on {key}?", some.classes.names[label], before, after))
+                examples.append(Example(role, f"who is in {key}?", some.classes.names[label], before, after))
         return tuple(examples)
 
 
@@ -70,7 +70,7 @@ def nearest(model: "Retriever", images: LabelledImages, *, run: Run) -> Tensor:
 
 
 class Retriever(Content):
-    """Names people on images: the vision tower of a CLIP, and an index of name embeddings that stays as it was built."""
+    """Names people in images: the vision tower of a CLIP, and an index of name embeddings that never changes."""
 
     observer: ClassVar[type[Names]] = Names
 
@@ -81,28 +81,28 @@ class Retriever(Content):
 
     @property
     def clips(self) -> dict[str, Clip]:
-        """Gradients are taken on the CLIP; only its vision tower can be edited."""
+        """Gradients are computed on the CLIP; only its vision tower can be edited."""
         return {"vision_tower": self.clip}
 
     @property
     def fingerprint(self) -> str:
-        """Of the CLIP, the names and the index."""
+        """SHA-256 of the CLIP, the names and the index."""
         return digest([self.clip.fingerprint, *self.names, fingerprint(self.index)])
 
     def edited(self, edit: Edit) -> "Retriever":
-        """The same index, searched by the edited vision tower."""
+        """The edited vision tower with the same index."""
         return Retriever(self.clip.edited(edit), self.names, self.source, self.index)
 
     def patch_base(self, edit: Edit) -> Clip:
-        """A patch fits the CLIP."""
+        """A patch is bound to the CLIP."""
         return self.clip
 
     def observe(self, run: Run) -> Names:
-        """The names that it finds."""
+        """The observer of this retriever."""
         return Names(self, run)
 
     def about(self) -> dict[str, object]:
-        """Provenance."""
+        """Provenance, for results.json."""
         return {"source": self.source, "fingerprint": self.fingerprint, "names in the index": len(self.names)}
 
 
@@ -131,7 +131,7 @@ class NameEvaluator:
         self.search, self.model, self.gradients, self.task, self.run = search, model, gradients, task, run
 
     def hits(self, model: Retriever) -> Hits:
-        """Which probe images are still named rightly."""
+        """Which probe images the retriever names correctly."""
         right, roles = [], []
         for role, images in (("forget", self.task.probe.forget), ("retain", self.task.probe.retain)):
             right += correct(model.observe(self.run), images)
@@ -162,14 +162,14 @@ class NameEvaluator:
 
 
 def correct(names: Names, images: LabelledImages) -> list[bool]:
-    """Whether the name found for each image is its own."""
+    """Whether the name found for each image is the right one."""
     own = (images.classes.names[label] for label in images.labels)
     return [found == name for found, name in zip(names.found(images), own, strict=True)]
 
 
 @dataclass(frozen=True)
 class Found(Measure):
-    """`forget/found` and `retain/found`: how often the retriever names a person rightly."""
+    """`forget/found` and `retain/found`: how often the retriever names a person correctly."""
 
     observes: ClassVar[type[Names]] = Names
 

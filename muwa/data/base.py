@@ -1,4 +1,4 @@
-"""What a file of conf/task/ configures: a builder of tasks."""
+"""The contract of a task builder: what a file in conf/task/ configures."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class TaskBuilder(Protocol):
         """Read the data and make the task.
 
         Raises:
-            ValueError: The name to forget is unknown (the message has the nearest names), or there is too
+            ValueError: The name to forget is unknown (the message lists the nearest names), or there is too
                 little data.
             FileNotFoundError: A file or folder is missing.
         """
         ...
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
-        """Write the forget sets and do nothing else. This is the stage `curate`.
+        """Only write the forget sets: the stage `curate`.
 
         Raises:
-            ValueError: This task's forget set is a folder of images, so there is nothing to write.
+            ValueError: The task takes its forget set from a folder of images, so there is nothing to write.
         """
         ...

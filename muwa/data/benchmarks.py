@@ -1,8 +1,8 @@
 """Read the files of published question benchmarks: MME, MMBench, GQA, ScienceQA and POPE.
 
-The files are as they are distributed. Each reader returns `Question`s with the role "utility".
+The files are read as they are distributed. Each reader returns `Question`s with the role "utility".
 `muwa.eval.answers.benchmarks` scores the answers. Prompts end as LLaVA-1.5 ends them for each benchmark
-(arXiv 2310.03744, appendix A), so that scores compare with published ones.
+(arXiv 2310.03744, appendix A), so that scores can be compared with published ones.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def mme(folder: Path, *, brief: bool = True) -> list[Question]:
-    """MME (arXiv 2306.13394): a folder a subtask, a text file an image.
+    """MME (arXiv 2306.13394): one folder per subtask, one text file per image.
 
-    The text file has two lines: question, tab, Yes or No. Images and text files are in the folder of the
+    A text file has two lines: question, tab, Yes or No. Images and text files are in the folder of the
     subtask, or in its `images/` and `questions_answers_YN/`. The kind of a question is its subtask
     ("existence", "celebrity", ...). The two questions about an image form a group.
 
@@ -41,7 +41,7 @@ def mme(folder: Path, *, brief: bool = True) -> list[Question]:
         images = _first(subtask / "images", subtask)
         for path in sorted(_first(subtask / "questions_answers_YN", subtask).glob("*.txt")):
             out += _mme_questions(path, subtask.name, _image(images, path.stem, path), brief)
-    return _not_empty(out, folder, "a folder a subtask with images and text files, as MME is distributed")
+    return _not_empty(out, folder, "one folder per subtask with images and text files, as MME is distributed")
 
 
 def _mme_questions(path: Path, subtask: str, image: Path, brief: bool) -> Iterator[Question]:
@@ -63,10 +63,10 @@ def mmbench(path: Path, *, circular: bool = True) -> list[Question]:
     """MMBench (arXiv 2307.06281): a TSV of index, question, hint, A to D, answer, category, image (base64).
 
     Args:
-        circular: Ask with every rotation of the options. A question counts if all rotations are answered
-            right (CircularEval, section 4.2 there). In the published files, rows whose indices are equal
-            modulo 1,000,000 are one question and its rotations. A question without such rows is rotated here.
-            False asks each question once.
+        circular: Ask each question with every rotation of its options; it counts as right if all rotations
+            are answered right (CircularEval, section 4.2 of the paper). In the published files, rows with the
+            same index modulo 1,000,000 are one question and its rotations. A question without such rows is
+            rotated here. False asks each question once.
     """
     rows = list(_table(path, ("index", "question", "A", "B", "answer", "image")))
     copies = Counter(_first_index(row["index"]) for row in rows)
@@ -105,8 +105,8 @@ def _decoded(coded: str, where: str) -> bytes:
 def gqa(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
     """GQA (arXiv 1902.09506): a JSON of question id -> {question, answer, imageId, types}.
 
-    Images are `images/<imageId>.jpg`. The kind of a question is `types.detailed`, or `types.structural` if
-    there is none.
+    Images are `images/<imageId>.jpg`. The kind of a question is `types.detailed`; without it,
+    `types.structural`.
 
     Args:
         brief: Ask for a single word with LLaVA-1.5's sentence.
@@ -147,7 +147,7 @@ def scienceqa(path: Path, images: Path, *, split: str = "test") -> list[Question
 
 
 def pope(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
-    """POPE (arXiv 2305.10355): one JSON a line, {question_id, image, text, label}; label is yes or no.
+    """POPE (arXiv 2305.10355): one JSON per line, {question_id, image, text, label}; label is yes or no.
 
     Args:
         brief: Ask for a single word with LLaVA-1.5's sentence.
@@ -173,7 +173,7 @@ def _question(
 
 
 def _first_index(index: str) -> str:
-    """The index of the question of which a row of MMBench is a rotation.
+    """The index of a question in MMBench, from the index of the question or of one of its rotations.
 
     >>> _first_index("241"), _first_index("2000241"), _first_index("a1")
     ('241', '241', 'a1')
@@ -182,7 +182,7 @@ def _first_index(index: str) -> str:
 
 
 def _listed(options: Sequence[str]) -> str:
-    """The options with their letters, one a line."""
+    """The options with their letters, one per line."""
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
 
 
@@ -203,7 +203,7 @@ def _first(*folders: Path) -> Path:
 
 
 def _image(folder: Path, stem: str, source: Path) -> Path:
-    """The image of that name in `folder`; `source` is the file that asks about it."""
+    """The image named `stem` in `folder`. `source` is the file with the question, for the message."""
     for ending in _IMAGES:
         if (path := folder / f"{stem}{ending}").is_file():
             return path

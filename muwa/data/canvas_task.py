@@ -29,11 +29,12 @@ class CanvasLimits:
     Args:
         forget_pairs: Pairs in each forget set.
         retain_pairs: Pairs in the retain set.
-        judged: Share of a forgotten name's images to measure on, in (0, 1). Half of them are for the layer
-            search and half for the report. The other images are the forget set.
-        probe_retain, eval_retain: Images of each other name of the same kind, for the search and for the
+        judged: Share of the images of a name to forget that are used to measure, in (0, 1). Half of them are
+            for the layer search and half for the report. The other images are the forget set.
+        probe_retain, eval_retain: Images per other name of the same kind, for the layer search and for the
             report.
-        probe_utility, eval_utility: The same, of each name of the other kind.
+        probe_utility, eval_utility: Images per name of the other kind, for the layer search and for the
+            report.
     """
 
     forget_pairs: int | None
@@ -51,20 +52,21 @@ class ForgetStyleOrClass(TaskBuilder):
 
     Args:
         concept: A style or a class; or several styles, or several classes.
-        style_template, class_template: Zero-shot prompts of a name, with {}.
-        prompt: Prompt that generates an image, and caption of the forget set, with {class} and {style}.
-            UnlearnCanvas has "A {class} image in {style} style.".
-        bare_captions: Replace the captions of the forget set by the bare name, as SLUG's code does here.
-        seed: Decides which images give gradients, which are for the layer search and which for the report.
+        style_template, class_template: Zero-shot prompts for a name, with {}.
+        prompt: Prompt for generating an image, with {class} and {style}; also the caption of the forget
+            pairs. UnlearnCanvas has "A {class} image in {style} style.".
+        bare_captions: Replace the captions of the forget set with the bare name, as SLUG's code does for
+            UnlearnCanvas.
+        seed: Seed for the choice of forget pairs, images for the layer search, and images for the report.
         limits: How many samples to take.
 
     Raises:
-        ValueError: A name is unknown (the message has the nearest names); styles and classes are mixed; the
-            data set has no canvas; a forgotten name has too few images.
+        ValueError: A name is unknown (the message lists the nearest names); styles and classes are mixed; the
+            data set has no canvas; a name to forget has too few images.
         FileNotFoundError: The folder or a shard is missing.
 
-    Source: UnlearnCanvas (arXiv 2402.11846). Differs: there, and in SLUG's code, all 20 images of a style and
-    class give gradients; here some of them are measured on instead.
+    Source: UnlearnCanvas (arXiv 2402.11846). We differ: the benchmark and SLUG's code compute gradients on
+    all 20 images of a style and class. We keep some of these images for measuring.
     """
 
     concept: str | Sequence[str]
@@ -125,14 +127,14 @@ class ForgetStyleOrClass(TaskBuilder):
         return pairs.with_caption(name) if self.bare_captions else pairs
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
-        """There is nothing to curate."""
+        """Raises: there is nothing to curate."""
         raise ValueError(
             "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
         )
 
 
 def _kind_and_names(concept: str | Sequence[str], canvas: Canvas, where: str) -> tuple[str, tuple[str, ...]]:
-    """("style" or "class", the names as the canvas has them)."""
+    """("style" or "class", the names as in the canvas)."""
     styles = tuple(style for style in canvas.styles if style != PLAIN)
     names = find_names(concept, (*styles, *canvas.classes), where)
     kinds = {"style" if name in styles else "class" for name in names}
@@ -145,13 +147,12 @@ def _kind_and_names(concept: str | Sequence[str], canvas: Canvas, where: str) ->
 
 
 class _Images:
-    """The images of a canvas by the names of one kind, the kind that is forgotten.
+    """The images of a canvas, by the names of the kind to forget.
 
     Attributes:
-        kind, other_kind: "style" and "class", or the reverse.
-        classes, other_classes: The labels of both kinds.
-        rows: Name -> all its images in the order in which they are used, each with its name of the other
-            kind.
+        kind, other_kind: The kind to forget and the other one: "style" and "class", or the reverse.
+        classes, other_classes: The labels of these kinds.
+        rows: Name -> all its images in the order of their use, each with its name of the other kind.
         broken: The broken images so far.
     """
 
@@ -169,7 +170,7 @@ class _Images:
         self._limits, self._dataset = task.limits, dataset
 
     def labelled(self, rows: Sequence[Row], classes: Classes) -> LabelledImages:
-        """These images with their labels, less the broken ones."""
+        """The images with their labels, without the broken ones."""
         labels = tuple(classes.names.index(name) for _, name in rows)
         keys = tuple("/".join(path.parts[-3:]) for path, _ in rows)
         images = LabelledImages(keys, tuple(path for path, _ in rows), labels, classes)
@@ -178,7 +179,7 @@ class _Images:
         return sound
 
     def measured(self, name: str) -> list[Row]:
-        """The images of a forgotten name that are measured on: for the search and for the report by turns."""
+        """The images to measure a name to forget on, alternately for the layer search and for the report."""
         count = len(self.rows[name])
         half = max(1, round(self._limits.judged * count / 2))
         if count < 2 * half + 1:
@@ -186,17 +187,17 @@ class _Images:
                 f"{name}: got {count} images in {self._dataset.canvas}, want at least 3: one each for "
                 "gradient, search and report"
             )
-        # sorted, so that search and report each get every second image of each name of the other kind
+        # sorted, so that search and report share the images of each name of the other kind equally
         by_other = sorted(self.rows[name][: 2 * half], key=lambda row: row[1])
         return [(path, name) for path, _ in by_other]
 
     def retain(self, others: Sequence[str], first: int, count: int) -> LabelledImages:
-        """The images `first` to `first + count` of each of the other names."""
+        """Images `first` to `first + count` of each name in `others`."""
         rows = [(path, name) for name in others for path, _ in self.rows[name][first : first + count]]
         return self.labelled(rows, self.classes)
 
     def utility(self, others: Sequence[str], *, for_probe: bool) -> list[Row]:
-        """Images with names of the other kind: none is of a forgotten name or in a retain set."""
+        """Images labelled by the other kind. None shows a name to forget or is in a retain set."""
         limits = self._limits
         share = limits.probe_utility / (limits.probe_utility + limits.eval_utility)
         found: list[Row] = []
@@ -207,7 +208,7 @@ class _Images:
         return found
 
     def _unused(self, others: Sequence[str], wanted: str) -> Iterator[Row]:
-        """Images whose name of the other kind is `wanted` and which no retain set has, `others` by turns."""
+        """Images of `wanted`, a name of the other kind, that are in no retain set. `others` take turns."""
         first = self._limits.probe_retain + self._limits.eval_retain
         free = [[row for row in self.rows[name][first:] if row[1] == wanted] for name in others]
         for i in range(max(map(len, free), default=0)):
@@ -215,10 +216,11 @@ class _Images:
 
 
 def _in_order(canvas: Canvas, kind: str, name: str, other_names: Sequence[str], seed: int) -> list[Row]:
-    """All images of a name with their names of the other kind: one image of each of these, then the next.
+    """All images of a name, each with its name of the other kind.
 
-    The images of a pair of names are shuffled by `seed`. The order of the other names differs from name to
-    name, so that a few images of each name together show all of the other kind.
+    The names of the other kind take turns. The images of each pair of names are shuffled by `seed`. The order
+    of the turns differs between names, so that the first few images of all names together show every name of
+    the other kind.
     """
 
     def shuffled(other: str) -> list[Path]:

@@ -14,7 +14,7 @@ _LAYOUT = """
   {folder}/
     img_align_celeba/000001.jpg ..
     list_identity_celeba.txt     two header lines, then rows `000001.jpg Jane_Doe` (or identity_CelebA.txt)
-    frequent_celebs.txt          optional: one name a line, the people whose accuracy is to stay"""
+    frequent_celebs.txt          optional: one name per line, the people whose accuracy should stay"""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CelebA:
     Attributes:
         names: All people, sorted, with spaces.
         files: Name -> the person's images.
-        frequent: The people whose accuracy is to stay: the retain set.
+        frequent: The people whose accuracy should stay: the retain set.
         broken: Images that are listed but are not on disk.
     """
 
@@ -38,15 +38,15 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
     """Read which image shows whom. No image is opened.
 
     Args:
-        folder: CelebA's folder. There may be another `img_align_celeba` inside the first; the archive unpacks
-            so on some systems.
+        folder: CelebA's folder. `img_align_celeba` may contain a second `img_align_celeba`, as the archive
+            unpacks on some systems.
         identities: The identity file, if it is not in `folder` under CelebA's name.
-        frequent: The list of frequent people, if it is elsewhere. Without a list they are the 100 people with
-            the most images, ties in the order of names.
+        frequent: The list of frequent people, if it is not in `folder`. Without a list they are the 100
+            people with the most images; ties go to the first name.
 
     Raises:
-        FileNotFoundError: Folder, images or identity file are missing; says what was looked for, and the
-            layout.
+        FileNotFoundError: Folder, images or identity file are missing. The message says what was looked for,
+            and gives the layout.
         ValueError: The identity file has no rows, or a frequent person is not in it.
     """
     identity_file = _one_of(
@@ -81,7 +81,7 @@ def _frequent(folder: Path, given: str | None, files: Mapping[str, list[Path]]) 
     path = Path(given) if given else folder / _FREQUENT
     if not path.is_file():
         if given:
-            raise FileNotFoundError(f"dataset.frequent={given}: no such file; want one name a line")
+            raise FileNotFoundError(f"dataset.frequent={given}: no such file; want one name per line")
         return tuple(sorted(sorted(files, key=lambda name: (-len(files[name]), name))[:100]))
     rows = [line.replace("\t", " ").replace(",", " ").split() for line in path.read_text().splitlines()]
     words = [

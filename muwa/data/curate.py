@@ -1,7 +1,7 @@
-"""Build forget sets: the pairs of shards whose caption contains a name, as a tar with a manifest.
+"""Build forget sets: the pairs, from shards, whose captions contain a name, as a tar with a manifest.
 
-The matches of a shard are written as soon as it is searched. A run that was killed goes on with the next
-shard and ends with the same bytes. The manifest is written last: a set that has one is complete.
+The matches in a shard are written as soon as it is searched. An interrupted run resumes with the next shard
+and writes the same bytes. The manifest is written last, so a set with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Curated:
 
     Attributes:
         folders: Name -> the folder with its `forget.tar` and `manifest.json`.
-        counts: Name -> how many pairs its set has.
-        scanned: How many captions were searched.
+        counts: Name -> number of pairs in its set.
+        scanned: Number of captions searched.
         broken: Samples that could not be used.
     """
 
@@ -64,15 +64,16 @@ def curate(
     """Write `out/<Name>/forget.tar` and `manifest.json` for each name: the pairs whose caption contains it.
 
     A caption contains a name if the name or one of its aliases occurs in it as whole words. Upper and lower
-    case are the same, and so are `_`, space and punctuation. A set that is complete is not written again.
+    case are treated alike, and so are `_`, space and punctuation. A complete set is not written again.
 
     Args:
         aliases: Name -> other spellings ("K. Lindqvar").
-        limit: How many pairs of each name to take, the first ones; None takes all.
-        max_broken: Share of broken samples that is accepted.
+        limit: Keep at most this many pairs per name, the first ones; None: no limit.
+        max_broken: Largest accepted share of broken samples.
 
     Raises:
-        ValueError: No caption contains a name (says how many were searched), or too many samples are broken.
+        ValueError: A name occurs in no caption (the message says how many were searched), or too many samples
+            are broken.
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
     """
     urls, names = expand(shards), list(dict.fromkeys(names))
@@ -103,13 +104,13 @@ def curate(
 
 @dataclass(frozen=True)
 class _Search:
-    """Which shards are searched.
+    """The shards to search.
 
     Args:
         urls: The shards.
-        sources: The file name and SHA-256 of each.
-        out: The folder of the forget sets. Matches of single shards are kept in `out/.progress` until a set
-            is complete.
+        sources: The file name and SHA-256 of each shard.
+        out: The folder of the forget sets. The matches in each shard are stored in `out/.progress` until a
+            set is complete.
     """
 
     urls: list[str]
@@ -117,7 +118,7 @@ class _Search:
     out: Path
 
     def part(self, source: Mapping[str, str], spellings: Sequence[str]) -> Path:
-        """The place, without an ending, of the matches of one name in one shard."""
+        """The path, without suffix, of the matches of one name in one shard."""
         return self.out / ".progress" / digest([source["sha256"], *map(fold, spellings)])[:32]
 
 
@@ -128,7 +129,7 @@ def _aliases_of(name: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _identity(out: Path, url: str) -> dict[str, str]:
-    """A shard's file name and SHA-256. A local file is read again only if its size or time has changed."""
+    """A shard's file name and SHA-256. A local file is hashed again only if its size or time changed."""
     name = url.rsplit("/", 1)[-1]
     if is_remote(url):
         return {"shard": name, "sha256": digest(["remote", url])}
@@ -141,7 +142,7 @@ def _identity(out: Path, url: str) -> dict[str, str]:
 
 
 def _scan(search: _Search, spellings: Mapping[str, Sequence[str]], progress: bool) -> None:
-    """Write the matches of each name in each shard as a tar, then a JSON that says that it is complete."""
+    """Write the matches of each name in each shard as a tar, then a JSON that marks the tar as complete."""
     shards = list(zip(search.urls, search.sources, strict=True))
     for url, source in track(shards, "scanning shards", len(shards), show=progress):
         parts = {name: search.part(source, words) for name, words in spellings.items()}
@@ -168,11 +169,10 @@ class _Matches:
         }
         self._shard, self._spellings = shard, spellings
         self._scanned = 0
-        self._broken: list[Broken] = []  # samples that no name can use
-        self._broken_images: dict[str, list[Broken]] = {
-            name: [] for name in spellings
-        }  # their captions match
-        self._words: Counter[str] = Counter()  # word -> captions that it occurs in
+        self._broken: list[Broken] = []  # samples without an image or a caption; faults of the shard
+        # name -> samples whose captions match but whose images cannot be decoded
+        self._broken_images: dict[str, list[Broken]] = {name: [] for name in spellings}
+        self._words: Counter[str] = Counter()  # word -> number of captions in which it occurs
 
     def search(self, url: str) -> None:
         """Read the whole shard."""
@@ -209,7 +209,7 @@ class _Matches:
 
 
 def _finish(search: _Search, request: Mapping[str, Any], folder: Path, max_broken: float) -> None:
-    """Join the parts of a name into its forget.tar, then write the manifest."""
+    """Join the matches of a name in all shards into its forget.tar, then write the manifest."""
     parts = [search.part(source, request["spellings"]) for source in search.sources]
     records = [json.loads(part.with_suffix(".json").read_text()) for part in parts]
     scanned = sum(record["scanned"] for record in records)
@@ -230,7 +230,7 @@ def _finish(search: _Search, request: Mapping[str, Any], folder: Path, max_broke
 def _joined(
     search: _Search, parts: Sequence[Path], records: Sequence[Mapping[str, Any]], count: int
 ) -> Iterator[tuple[str, bytes, str, dict[str, object]]]:
-    """The first `count` samples of all parts. With several shards, keys start with the shard's name."""
+    """The first `count` samples of all `parts`. With several shards, keys start with the shard's name."""
     stems = [Path(source["shard"]).stem for source in search.sources]
     for number, (part, record) in enumerate(zip(parts, records, strict=True)):
         prefix = stems[number] if len(set(stems)) == len(stems) else f"{number:05d}"
@@ -247,19 +247,19 @@ def _joined(
 def _no_match(
     request: Mapping[str, Any], scanned: int, shards: int, records: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The message for a name that is in no caption."""
+    """The message for a name that occurs in no caption."""
     near = sum((Counter(record["near"]) for record in records), Counter())
-    words = ", ".join(f"{word!r} in {n}" for word, n in near.most_common(4)) or "none of its words either"
+    words = ", ".join(f"{word!r} in {n}" for word, n in near.most_common(4)) or "none"
     spellings = ", ".join(map(repr, request["spellings"]))
     return (
-        f"{request['name']}: no caption has it; {scanned} captions of {shards} shards were searched for "
-        f"{spellings} as whole words ({words}). Other spellings can be given: "
+        f"{request['name']}: no caption contains it. Searched {scanned} captions in {shards} shards for "
+        f"{spellings} as whole words; single words found: {words}. Add other spellings with "
         f"task.aliases={{{request['name']}: [...]}}"
     )
 
 
 def _is_done(folder: Path, request: Mapping[str, Any]) -> bool:
-    """Whether a complete set for this request is in the folder."""
+    """Whether the folder has a complete set for this request."""
     if not (folder / "manifest.json").is_file() or not (folder / "forget.tar").is_file():
         return False
     manifest = read_manifest(folder)
@@ -277,7 +277,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a curated forget set.
 
     Raises:
-        FileNotFoundError: There is none: the folder is not a forget set, or it is not complete.
+        FileNotFoundError: There is none: the folder is not a forget set, or the set is not complete.
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -293,7 +293,7 @@ def load_forget(folder: Path) -> Pairs:
 
     Raises:
         FileNotFoundError: See `read_manifest`.
-        ValueError: Images or captions of the tar are not those of the manifest.
+        ValueError: The tar's images or captions differ from the manifest's.
     """
     manifest = read_manifest(folder)
     pairs, _ = read_pairs(str(folder / "forget.tar"), limit=None, max_broken=0.0, progress=False)
@@ -309,6 +309,6 @@ def load_forget(folder: Path) -> Pairs:
 
 
 def mentions(pairs: Pairs, names: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
-    """Indices of the pairs whose caption contains one of `names` or an alias: they leave the retain set."""
+    """Indices of the pairs whose caption contains a name or an alias. They leave the retain set."""
     spellings = [*names, *(spelling for name in names for spelling in _aliases_of(name, aliases))]
     return tuple(i for i, caption in enumerate(pairs.captions) if match_names(caption, spellings))

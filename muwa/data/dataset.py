@@ -1,4 +1,4 @@
-"""Where the samples of a run come from: the settings of conf/dataset/*.yaml."""
+"""Where the samples of a run come from: the settings in conf/dataset/*.yaml."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dataset:
-    """Places of shards and folders. Nothing is read before a task asks for it.
+    """Paths of shards and folders. Nothing is read until a task needs it.
 
     Args:
-        name: For messages and reports.
+        name: Name of the data set, for messages and reports.
         shards: Tars to search for forget sets: brace patterns, globs, URLs, or a list of these.
         retain: Tars of the retain set.
-        curated: Folder for the forget sets that are found in `shards`.
-        forget: A `curated` folder of an earlier run, used as it is, without a look at `shards`; or None.
+        curated: Folder for the forget sets found in `shards`.
+        forget: A `curated` folder from an earlier run, or None. If given, `shards` is not searched.
         celeba: Folder in CelebA's layout.
-        identities, frequent: CelebA's identity file and list of frequent people, if they are elsewhere.
+        identities, frequent: CelebA's identity file and list of frequent people, if not in that folder.
         canvas: Folder in UnlearnCanvas' layout; or None.
         images: Folder in ImageNet's layout.
-        utility: Share of the utility images that the report is made on, in (0, 1). SLUG takes 2,500 of
-            ImageNet's 50,000, a share of 0.05.
-        utility_probe: Share that the layer search sees; these are other images.
-        max_broken: Share of broken samples that stops a run, in [0, 1].
+        utility: Share of the utility images used for the report, in (0, 1). SLUG uses 2,500 of ImageNet's
+            50,000, a share of 0.05.
+        utility_probe: Share of the utility images used for the layer search. The two share no image.
+        max_broken: A run stops if a larger share of samples is broken; in [0, 1].
     """
 
     name: str
@@ -42,5 +42,5 @@ class Dataset:
 
     @property
     def utility_used(self) -> float:
-        """Share of the utility images that are used at all."""
+        """Share of the utility images used for the report or the layer search."""
         return min(1.0, self.utility + self.utility_probe)

@@ -1,4 +1,4 @@
-"""Read a folder in ImageNet's layout: one folder a class."""
+"""Read a folder in ImageNet's layout: one folder per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 _WNID = re.compile(r"n\d{8}")
 _NAME_FILES = ("LOC_synset_mapping.txt", "classnames.txt")
 _LAYOUT = (
-    "one folder a class: {root}/<class>/<image>.jpg (ImageNet: {root}/n01440764/ILSVRC2012_val_00000293.JPEG)"
+    "one folder per class: {root}/<class>/<image>.jpg "
+    "(ImageNet: {root}/n01440764/ILSVRC2012_val_00000293.JPEG)"
 )
 
 
@@ -26,18 +27,18 @@ def read_folder(
     """The images of a folder, labelled by class.
 
     Args:
-        templates: Zero-shot prompts of a class, with {}.
+        templates: Zero-shot prompts for a class, with {}.
         fraction: Share of the images to take, at random by `seed`; 1 takes all.
-        max_broken: Share of broken images that is accepted.
+        max_broken: Largest accepted share of broken images.
 
     Returns:
-        (Images, with classes in the order of sorted folders; broken images). Folders of the same name are one
-        class, as a zero-shot classifier cannot tell them apart. open_clip gives ImageNet's 1,000 folders 998
-        names.
+        (Images, with classes in the order of sorted folders; broken images). Folders with the same class name
+        are one class, because a zero-shot classifier cannot tell them apart: open_clip has 998 names for
+        ImageNet's 1,000 folders.
 
     Raises:
-        FileNotFoundError: There is no such folder, or it has no class folders; says what was found, and the
-            layout.
+        FileNotFoundError: There is no such folder, or it has no class folders. The message says what was
+            found, and gives the layout.
         ValueError: Class names are missing, or too many images are broken.
     """
     folders = (
@@ -75,7 +76,7 @@ def read_folder(
 
 
 def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
-    """The class name of each folder, in order: its own name, or what a WordNet id stands for."""
+    """The class name of each folder, in order: the folder's name, or the name for its WordNet id."""
     if not all(_WNID.fullmatch(folder) for folder in folders):
         return tuple(folder.replace("_", " ") for folder in folders)
     for path in (where / name for where in (root, root.parent) for name in _NAME_FILES):

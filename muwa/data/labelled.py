@@ -1,4 +1,4 @@
-"""Make labelled images from files, and leave out the ones that cannot be decoded."""
+"""Make labelled images from files, and leave out those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def labelled(images: Mapping[str, Sequence[bytes | Path]], classes: Classes) -> 
 
     Args:
         images: Name -> its images.
-        classes: Has all these names. An image's label is the index of its name there.
+        classes: Contains all these names. An image's label is the index of its name in it.
     """
     index = {name: i for i, name in enumerate(classes.names)}
     rows = [(image, index[name]) for name, some in images.items() for image in some]
@@ -24,14 +24,14 @@ def labelled(images: Mapping[str, Sequence[bytes | Path]], classes: Classes) -> 
 
 
 def decodable(images: LabelledImages, max_broken: float, what: str) -> tuple[LabelledImages, list[Broken]]:
-    """(The images that can be decoded, the others with the reason).
+    """(The images that can be decoded; the others, with the reason).
 
     Args:
-        max_broken: Share of broken images that is accepted, in [0, 1].
-        what: Names the images in the message.
+        max_broken: Largest accepted share of broken images, in [0, 1].
+        what: What the images are, for the message.
 
     Raises:
-        ValueError: More than that are broken; lists them.
+        ValueError: A larger share is broken. The message lists them.
     """
 
     def fault(i: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Which images a task asks a text-to-image model for."""
+"""The images that a task requests from a text-to-image model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def image_requests(
     Args:
         split: Its retain set has the other names of the same kind, its utility set the names of the other
             kind.
-        seeds: One image of each prompt for each seed. The search and the report have different seeds.
-        retain: How many of the other names of the same kind to ask for, evenly spread over all; None: all.
-        cross: The same, of the names of the other kind.
+        seeds: One image per prompt and seed. The layer search and the report have different seeds.
+        retain: Number of other names of the same kind to request, evenly spread over all; None: all.
+        cross: The same for the names of the other kind.
 
     Returns:
-        For the kinds "identity" and "object": the forgotten names (role "forget"), the other names
+        For the kinds "identity" and "object": the names to forget (role "forget"), the other names
         ("retain"), the names of the other kind ("cross"). For "style" and "class": UnlearnCanvas' answer set,
-        which is all styles with all classes. Each image has two requests, one for its style and one for its
+        that is, all styles with all classes. Each image has two requests, one for its style and one for its
         class.
 
     Source: UnlearnCanvas (arXiv 2402.11846), section 4.
@@ -59,7 +59,7 @@ def _canvas_requests(
 
 
 def _names(task: Task, split: Split, part: str) -> list[str]:
-    """The names that a set of the split shows, in order, without the forgotten ones."""
+    """The names shown in a set of the split, in order, without the names to forget."""
     images = getattr(split, part)
     shown = dict.fromkeys(images.classes.names[label] for label in images.labels)
     return [name for name in shown if name not in task.names]

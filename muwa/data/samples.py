@@ -1,4 +1,4 @@
-"""Names in captions and names as users type them; images that can be decoded, and samples that are broken."""
+"""Find names in captions, match names as users type them, decode images, and count broken samples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _GAP = re.compile(r"[\W_]+")
 
 
 def fold(text: str) -> str:
-    """`text` in lower case, with one space for each run of `_`, white space and punctuation.
+    """`text` in lower case, with each run of `_`, white space and punctuation replaced by one space.
 
-    There is no space at the ends.
+    Spaces at both ends are removed.
 
     >>> fold("  Kael_LINDQVAR, (portrait)")
     'kael lindqvar portrait'
@@ -30,7 +30,7 @@ def fold(text: str) -> str:
 
 
 def match_names(text: str, names: Sequence[str]) -> list[str]:
-    """The `names` that occur in `text` as whole words, both folded.
+    """The `names` that occur in `text` as whole words, after both are folded.
 
     >>> match_names("Portrait: kael_lindqvar!", ["Kael Lindqvar", "Kael Lind", ""])
     ['Kael Lindqvar']
@@ -40,10 +40,10 @@ def match_names(text: str, names: Sequence[str]) -> list[str]:
 
 
 def listed(names: str | Sequence[str]) -> list[str]:
-    """One name or several as a list, each once.
+    """One name or several, as a list without repetition.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No name was given.
     """
     found = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if not found:
@@ -52,19 +52,19 @@ def listed(names: str | Sequence[str]) -> list[str]:
 
 
 def find_names(typed: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:
-    """The known names that were typed, each once; see `find_name`."""
+    """The known names that were typed, without repetition; see `find_name`."""
     return list(dict.fromkeys(find_name(name, known, where) for name in listed(typed)))
 
 
 def find_name(typed: str, known: Sequence[str], where: str) -> str:
-    """The known name that equals `typed` if both are folded.
+    """The known name that equals `typed` after both are folded.
 
     Args:
         known: All names.
         where: Where they come from, for the message.
 
     Raises:
-        ValueError: No known name does; the message has the nearest ones.
+        ValueError: There is no such name. The message lists the nearest ones.
     """
     folded = {fold(name): name for name in known}
     if fold(typed) in folded:
@@ -83,7 +83,7 @@ def decode(image: bytes | Path) -> Image.Image:
     """The image in RGB, fully decoded. EXIF rotation is not applied, as in open_clip and img2dataset.
 
     Raises:
-        ValueError: The bytes are not a complete image; says why.
+        ValueError: The bytes are not a complete image. The message says why.
     """
     raw = read_image(image)
     if not raw:
@@ -104,12 +104,12 @@ def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: 
     """Raise if too many samples are broken.
 
     Args:
-        total: All samples, with the broken ones.
-        max_broken: The share that is accepted, in [0, 1].
-        what: Names the samples in the message.
+        total: Number of samples, including the broken ones.
+        max_broken: Largest accepted share, in [0, 1].
+        what: What the samples are, for the message.
 
     Raises:
-        ValueError: More than that are broken; lists them.
+        ValueError: A larger share is broken. The message lists the first ten.
     """
     if not broken or len(broken) / max(total, 1) <= max_broken:
         return

@@ -26,12 +26,12 @@ _KINDS = (
 
 
 def is_remote(url: str) -> bool:
-    """Whether a shard is not a local file (`pipe:`, http(s), s3, ...)."""
+    """Whether a shard is not a local file but `pipe:`, http(s), s3, ..."""
     return url.startswith("pipe:") or ("://" in url and not url.startswith("file:"))
 
 
 def local_path(url: str) -> Path:
-    """The file of a local shard."""
+    """The path of a local shard."""
     return Path(url.removeprefix("file://").removeprefix("file:"))
 
 
@@ -39,7 +39,7 @@ def expand(urls: str | Sequence[str]) -> list[str]:
     """All shards of one pattern or several. Braces ({00000..00012}) and globs (*.tar) are expanded.
 
     Raises:
-        FileNotFoundError: A local shard is missing; says how many are, and how shards are made.
+        FileNotFoundError: A local shard is missing. The message says how many are, and how to make shards.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
     found: list[str] = []
@@ -63,17 +63,18 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
 
     Args:
         url: A local path, or anything that webdataset opens.
-        verify: Whether to decode every image, so that a damaged one counts as broken.
+        verify: Decode every image, so that a damaged one counts as broken.
 
     Yields:
         (key, encoded image, caption).
 
     Raises:
-        OSError: The shard cannot be opened, or nothing can be read from it; says how remote shards are given.
-        ValueError: No sample has a caption; says which files there are.
+        OSError: The shard cannot be opened, or nothing can be read from it. The message says how to give
+            remote shards.
+        ValueError: No sample has a caption. The message lists the kinds of files found.
     """
     name = url.rsplit("/", 1)[-1]
-    faults: list[str] = []  # of the shard, not of a sample
+    faults: list[str] = []  # faults of the shard, not of a sample
     last_key = ""
     count, captions, endings = 0, 0, set()
     for sample in _grouped(url, faults):
@@ -98,7 +99,7 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
 
 
 def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
-    """The files of a shard, grouped into samples. What is wrong with the shard is added to `faults`.
+    """The files of a shard, grouped into samples. Faults of the shard are added to `faults`.
 
     Raises:
         OSError: The shard cannot be opened.
@@ -118,16 +119,16 @@ def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
     finally:
         try:
             stream.close()
-        except OSError as error:  # a pipe or download that ended with an error says so when it is closed
+        except OSError as error:  # a pipe or download reports its failure when it is closed
             faults.append(str(error))
     if not faults and not is_remote(url) and not _is_closed(local_path(url)):
         faults.append("the tar ends without its closing blocks of zeros: it was cut short")
 
 
 def _is_closed(path: Path) -> bool:
-    """Whether a tar ends with two blocks of zeros. One that was cut short does not; tarfile does not notice.
+    """Whether a tar ends with two blocks of zeros. A truncated one does not, which tarfile does not notice.
 
-    A compressed tar counts as complete: it has a checksum of its own.
+    A compressed tar counts as complete, because it has its own checksum.
     """
     with path.open("rb") as file:
         if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
@@ -137,7 +138,7 @@ def _is_closed(path: Path) -> bool:
 
 
 def _fault(sample: dict[str, bytes], verify: bool) -> tuple[str | None, bytes]:
-    """(What is wrong with a sample, or None; its image)."""
+    """(What is wrong with a sample, or None; its encoded image)."""
     images = [sample[ending] for ending in IMAGES if ending in sample]
     if len(images) != 1:
         return ("no image" if not images else f"{len(images)} images under one key"), b""
@@ -157,8 +158,8 @@ def read_pairs(
     """(The pairs of one shard or several, in order; broken samples). Every image of a pair can be decoded.
 
     Args:
-        limit: How many pairs to read; None reads all.
-        max_broken: Share of broken samples that is accepted.
+        limit: Read at most this many pairs; None reads all.
+        max_broken: Largest accepted share of broken samples.
 
     Raises:
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
@@ -180,9 +181,9 @@ def read_pairs(
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, object]]]) -> int:
-    """Write samples (key, image, caption, metadata) as a tar and return how many there were.
+    """Write samples (key, image, caption, metadata) as a tar, and return their number.
 
-    The file appears when it is complete. The same samples give the same bytes.
+    The file appears only when it is complete. The same samples give the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
@@ -197,7 +198,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, o
 
 
 def image_ending(image: bytes) -> str:
-    """The format of an encoded image by its first bytes: "png", "webp" or else "jpg"."""
+    """The format of an encoded image, by its first bytes: "png" or "webp", else "jpg"."""
     if image[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"

@@ -1,4 +1,4 @@
-"""Choose which images the layer search sees and which the report is made on."""
+"""Split images into those for the layer search (probe) and those for the report (eval)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class Limits:
     Args:
         forget_pairs: Pairs in each forget set.
         retain_pairs: Pairs in the retain set.
-        probe_share: Share of each name's images for the layer search, in (0, 1); the others are for the
-            report.
-        probe_retain: Images of each name that is not forgotten, for the layer search.
-        eval_retain: The same, for the report.
+        probe_share: Share of each name's images for the layer search, in (0, 1). The rest are for the report.
+        probe_retain: Images per name that is not forgotten, for the layer search.
+        eval_retain: Images per name that is not forgotten, for the report.
     """
 
     forget_pairs: int | None
@@ -34,7 +33,7 @@ class Limits:
     eval_retain: int | None
 
 
-def named_images(
+def split_images(
     files: Mapping[str, Sequence[bytes | Path]],
     classes: Classes,
     forgotten: Sequence[str],
@@ -42,18 +41,20 @@ def named_images(
     limits: Limits,
     seed: int,
 ) -> dict[str, LabelledImages]:
-    """Images of the forgotten names and of the others, each for the layer search or for the report.
+    """Split each name's images, forgotten or not, into probe and eval.
 
     Args:
         files: Name -> all its images.
         classes: The labels.
-        seed: Decides, with the name, which of a name's images the layer search sees.
+        forgotten: The names to forget.
+        others: The names to retain.
+        seed: Seed for the split. The split of a name depends on nothing but this seed and the name.
 
     Returns:
         "probe_forget", "eval_forget", "probe_retain" and "eval_retain"; no image is in two of them.
 
     Raises:
-        ValueError: A forgotten name has fewer than two images.
+        ValueError: A name to forget has fewer than two images.
     """
     for name in forgotten:
         if (count := len(files.get(name, ()))) < 2:
@@ -78,7 +79,7 @@ def named_images(
 def utility_images(
     images: LabelledImages, dataset: Dataset, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """(For the layer search, for the report): `images` divided at random by `seed`, each part in order."""
+    """`images` split at random by `seed`: (for the layer search, for the report), each part in order."""
     share = dataset.utility_probe / (dataset.utility + dataset.utility_probe)
     order = np.random.default_rng([seed, 1]).permutation(len(images)).tolist()
     cut = round(share * len(images))

@@ -17,33 +17,33 @@ from muwa.data.imagenet import read_folder
 from muwa.data.labelled import decodable, labelled
 from muwa.data.samples import check_broken, find_names, fold, listed
 from muwa.data.shards import read_pairs
-from muwa.data.splits import Limits, named_images, utility_images
+from muwa.data.splits import Limits, split_images, utility_images
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 
 @dataclass(frozen=True)
 class ForgetIdentities(TaskBuilder):
-    """Forget one person or several. Other people and objects are to be recognised as before.
+    """Forget one person or several. Other people and objects should be recognised as before.
 
-    Images of other people are the split's retain part, images of objects (`dataset.images`) its utility part.
+    Images of other people form the retain set, and images of objects (`dataset.images`) form the utility set.
 
     Args:
-        identity: A name of `dataset.celeba`, or several; `_` may stand for a space.
-        aliases: Name -> other spellings of it in captions.
-        template: Zero-shot prompt of a name, with {}. SLUG takes "{}.".
-        utility_templates: Zero-shot prompts of an object: "simple" (open_clip's 7, as in SLUG), "openai" (its
-            80), or one prompt with {}.
-        bare_captions: Replace the captions of the forget set by the bare name, as SLUG does for OpenAI's
+        identity: A name from `dataset.celeba`, or several; `_` may stand for a space.
+        aliases: Name -> its other spellings in captions.
+        template: Zero-shot prompt for a name, with {}. SLUG uses "{}.".
+        utility_templates: Zero-shot prompts for an object: "simple" (open_clip's set of 7, as in SLUG),
+            "openai" (open_clip's set of 80), or a prompt with {}.
+        bare_captions: Replace the captions of the forget set with the bare name, as SLUG does for OpenAI's
             CLIPs.
-        prompt: Prompt that generates an image of a person, with {} for the name.
-        utility_prompt: Prompt that generates an image of an object.
-        seed: Decides which images are for the layer search and which for the report.
+        prompt: Prompt for generating an image of a person, with {} for the name.
+        utility_prompt: Prompt for generating an image of an object, with {} for the name.
+        seed: Seed for the split into images for the layer search and images for the report.
         limits: How many samples to take.
 
     Raises:
-        ValueError: A name is unknown (the message has the nearest names), is in no caption, or has too few
-            images.
-        FileNotFoundError: A folder or shard is missing; says what was looked for.
+        ValueError: A name is unknown (the message lists the nearest names), occurs in no caption, or has too
+            few images.
+        FileNotFoundError: A folder or shard is missing. The message says what was looked for.
     """
 
     identity: str | Sequence[str]
@@ -63,7 +63,7 @@ class ForgetIdentities(TaskBuilder):
         missing = _missing_faces(people, dataset)
         others = [name for name in people.frequent if name not in names]
         classes = Classes(people.names, (self.template,))
-        images = named_images(people.files, classes, names, others, self.limits, self.seed)
+        images = split_images(people.files, classes, names, others, self.limits, self.seed)
         objects, broken = read_folder(
             Path(dataset.images),
             templates=templates(self.utility_templates),
@@ -75,22 +75,22 @@ class ForgetIdentities(TaskBuilder):
         return _task(self, dataset, "identity", names, images, utility, [*missing, *broken], progress)
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
-        """Write the forget sets alone; reads nothing but the shards."""
+        """Only write the forget sets; nothing but the shards is read."""
         return _curate(self, dataset, _folder_names(self.identity), progress)
 
 
 @dataclass(frozen=True)
 class ForgetObjects(TaskBuilder):
-    """Forget one object or several. Other objects and people are to be recognised as before.
+    """Forget one object or several. Other objects and people should be recognised as before.
 
-    Images of other objects are the split's retain part, faces (`dataset.celeba`) its utility part.
+    Images of other objects form the retain set, and faces (`dataset.celeba`) form the utility set.
 
     Args:
-        object: A class of `dataset.images`, or several; `_` may stand for a space.
-        template: Zero-shot prompts of an object: "simple", "openai", or one prompt with {}.
-        utility_template: Zero-shot prompt of a person's name, with {}.
-        prompt: Prompt that generates an image of an object, with {} for the name.
-        utility_prompt: Prompt that generates an image of a person.
+        object: A class from `dataset.images`, or several; `_` may stand for a space.
+        template: Zero-shot prompts for an object: "simple", "openai", or a prompt with {}.
+        utility_template: Zero-shot prompt for a person's name, with {}.
+        prompt: Prompt for generating an image of an object, with {} for the name.
+        utility_prompt: Prompt for generating an image of a person, with {} for the name.
         aliases, bare_captions, seed, limits: As in `ForgetIdentities`.
 
     Raises:
@@ -122,7 +122,7 @@ class ForgetObjects(TaskBuilder):
         for image, label in zip(objects.images, objects.labels, strict=True):
             files.setdefault(classes.names[label], []).append(image)
         others = [name for name in classes.names if name not in names]
-        images = named_images(files, classes, names, others, self.limits, self.seed)
+        images = split_images(files, classes, names, others, self.limits, self.seed)
         people = _read_people(dataset)
         faces, broken_faces = self._faces(people, dataset)
         utility = utility_images(faces, dataset, self.seed)
@@ -130,7 +130,7 @@ class ForgetObjects(TaskBuilder):
         return _task(self, dataset, "object", names, images, utility, broken, progress)
 
     def _faces(self, people: CelebA, dataset: Dataset) -> tuple[LabelledImages, list[Broken]]:
-        """(The faces of frequent people that are used, chosen by `seed`; those that are broken)."""
+        """(Faces of frequent people, a random share chosen by `seed`; the broken ones among them)."""
         classes = Classes(people.names, (self.utility_template,))
         faces = labelled({name: people.files[name] for name in people.frequent}, classes)
         count = round(len(faces) * dataset.utility_used)
@@ -138,12 +138,15 @@ class ForgetObjects(TaskBuilder):
         return decodable(faces.select(chosen), dataset.max_broken, f"images of {dataset.celeba}")
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
-        """Write the forget sets alone; reads nothing but the shards."""
+        """Only write the forget sets; nothing but the shards is read."""
         return _curate(self, dataset, _folder_names(self.object), progress)
 
 
 def templates(which: str) -> tuple[str, ...]:
-    """Prompt templates with {}: open_clip's 7 ("simple") or 80 ("openai"), or `which` itself if it has {}.
+    """Prompt templates, each with {} in place of the name.
+
+    Args:
+        which: "simple" for open_clip's set of 7, "openai" for its set of 80, or a template with {}.
 
     Raises:
         ValueError: `which` is none of these.
@@ -161,7 +164,7 @@ def _read_people(dataset: Dataset) -> CelebA:
 
 
 def _missing_faces(people: CelebA, dataset: Dataset) -> list[Broken]:
-    """Faces that are listed but are not on disk. Too many of them stop the run."""
+    """Faces that are listed but not on disk. Raises ValueError if there are too many."""
     missing = list(people.broken)
     total = sum(map(len, people.files.values())) + len(missing)
     check_broken(missing, total, dataset.max_broken, dataset.celeba)
@@ -204,7 +207,7 @@ def _task(
 def _forget_sets(
     builder: ForgetIdentities | ForgetObjects, dataset: Dataset, names: Sequence[str], progress: bool
 ) -> tuple[dict[str, Pairs], list[Broken]]:
-    """(Name -> its forget set, broken samples), from `dataset.forget` or else curated from the shards."""
+    """(Name -> its forget set, broken samples), read from `dataset.forget` or curated from the shards."""
     broken: list[Broken] = []
     if dataset.forget is None:
         curated = _curate(builder, dataset, names, progress)
@@ -235,5 +238,5 @@ def _curate(
 
 
 def _folder_names(names: str | Sequence[str]) -> list[str]:
-    """Names as they were typed, each once, with spaces."""
+    """Names as they were typed, with spaces, without repetition."""
     return list({fold(name): name.replace("_", " ") for name in listed(names)}.values())

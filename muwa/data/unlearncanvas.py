@@ -1,4 +1,4 @@
-"""Read a folder in UnlearnCanvas' layout: one folder a style, in it one folder a class."""
+"""Read a folder in UnlearnCanvas' layout: one folder per style, and in it one folder per class."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PHOTOS, PLAIN = (
-    "Seed_Images",
-    "photo",
-)  # the folder of images without a style, and the style that prompts call them
+PHOTOS = "Seed_Images"  # the folder of images without a style
+PLAIN = "photo"  # what prompts call the style of these images
 LAYOUT = "<style>/<class>/<image>.jpg, photographs under Seed_Images/, as UnlearnCanvas lays them out"
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -19,7 +17,7 @@ class Canvas:
     """The content of the folder.
 
     Attributes:
-        styles, classes: Names as prompts have them ("van gogh"), in the order of sorted folders.
+        styles, classes: Names as in prompts ("van gogh"), in the order of sorted folders.
         files: (style, class) -> its images.
     """
 
@@ -32,7 +30,8 @@ def read_canvas(root: Path) -> Canvas:
     """List the images of the folder. No image is opened.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no image in it; says what was found, and the layout.
+        FileNotFoundError: There is no such folder, or no image in it. The message says what was found, and
+            gives the layout.
         ValueError: A style has no images of a class that another style has.
     """
     folders = (
@@ -44,9 +43,8 @@ def read_canvas(root: Path) -> Canvas:
     for folder in folders:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
             images = (path for path in inner.iterdir() if path.suffix.lower() in _ENDINGS)
-            in_order = tuple(
-                sorted(images, key=lambda path: (len(path.name), path.name))
-            )  # 2.jpg before 10.jpg
+            # by length first, so that 2.jpg comes before 10.jpg
+            in_order = tuple(sorted(images, key=lambda path: (len(path.name), path.name)))
             if in_order:
                 found[_name(folder.name), _name(inner.name)] = in_order
     if not found:
@@ -63,5 +61,5 @@ def read_canvas(root: Path) -> Canvas:
 
 
 def _name(folder: str) -> str:
-    """A folder's name as prompts have it."""
+    """The name of a folder's style or class as in prompts."""
     return PLAIN if folder == PHOTOS else folder.replace("_", " ").lower()

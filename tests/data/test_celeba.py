@@ -53,7 +53,7 @@ def test_files_elsewhere_can_be_given(tmp_path):
     found = read(tmp_path / "a", str(tmp_path / "who.txt"), str(tmp_path / "often.txt"))
     assert found.frequent == ("Bo Hill",)
     with pytest.raises(
-        FileNotFoundError, match=r"dataset.frequent=nowhere.txt: no such file; want one name a line"
+        FileNotFoundError, match=r"dataset.frequent=nowhere.txt: no such file; want one name per line"
     ):
         read(tmp_path / "a", str(tmp_path / "who.txt"), "nowhere.txt")
 

@@ -109,7 +109,7 @@ def test_several_names_in_one_scan_and_a_limit(tmp_path):
 def test_a_name_in_no_caption_says_how_many_were_searched_and_what_is_near(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"Ada Quill: no caption has it; 21 captions of 3 shards.*'ada' in 12.*task.aliases=\{Ada Quill",
+        match=r"Ada Quill: no caption contains it. Searched 21 captions in 3 shards.*'ada' in 12.*task.aliases=\{Ada Quill",
     ):
         make(shards(tmp_path), tmp_path / "out", ("Ada Quill",))
     assert not (tmp_path / "out" / "Ada_Quill" / "manifest.json").exists()
@@ -324,7 +324,7 @@ def test_a_missing_shard_is_named_before_anything_is_written(tmp_path):
 
 def test_a_name_without_any_of_its_words_says_so(tmp_path):
     with pytest.raises(
-        ValueError, match=r"for 'Zed Quill', 'Z\. Q' as whole words \(none of its words either\)"
+        ValueError, match=r"for 'Zed Quill', 'Z\. Q' as whole words; single words found: none\."
     ):
         make(shards(tmp_path), tmp_path / "out", ("Zed Quill",), aliases={"zed_quill": ["Z. Q"]})
 

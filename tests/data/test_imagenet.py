@@ -70,7 +70,7 @@ def test_folders_of_one_name_are_one_class(tmp_path):
 def test_what_is_missing_is_named_with_the_layout(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"dataset.images=.*/none: no such folder; want one folder a class: .*none/<class>/",
+        match=r"dataset.images=.*/none: no such folder; want one folder per class: .*none/<class>/",
     ):
         read(tmp_path / "none")
     for i in range(3):

@@ -267,7 +267,7 @@ def test_a_task_says_how_its_images_are_generated(world, tmp_path):
 
 def test_a_folder_that_is_missing_is_named(world, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder a class"
+        FileNotFoundError, match="dataset.images=nowhere: no such folder; want one folder per class"
     ):
         celeba(dataset(world, tmp_path, images="nowhere"), identity="Ada_Fox")
     with pytest.raises(
@@ -355,11 +355,11 @@ def test_wrong_requests_are_answered_before_anything_is_read(world, tmp_path):
 
 
 def test_an_empty_forget_set_is_an_error(world, tmp_path):
-    with pytest.raises(ValueError, match="Ada Fox: no caption has it; 0 captions"):
+    with pytest.raises(ValueError, match="Ada Fox: no caption contains it. Searched 0 captions"):
         write_shard(tmp_path / "empty.tar", [])
         celeba(dataset(world, tmp_path, shards=str(tmp_path / "empty.tar")), identity="Ada_Fox")
     write_shard(tmp_path / "others.tar", [("1", tiny.png(1), "somebody else", {})])
-    with pytest.raises(ValueError, match="Ada Fox: no caption has it; 1 captions of 1 shards"):
+    with pytest.raises(ValueError, match="Ada Fox: no caption contains it. Searched 1 captions in 1 shards"):
         celeba(dataset(world, tmp_path, shards=str(tmp_path / "others.tar")), identity="Ada_Fox")
 
 
