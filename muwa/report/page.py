@@ -132,7 +132,7 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
     for name, metric in after.items():
         unit = metric.reading.unit
         scale = 100 if unit == RATE else 1
-        change = scale * (metric.value - before[name].value)
+        shown = _number(scale * (metric.value - before[name].value), unit, "+")
         interval = ""
         if metric.low is not None and metric.high is not None:
             interval = f"{_number(scale * metric.low, unit)} – {_number(scale * metric.high, unit)}"
@@ -141,20 +141,20 @@ def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
                 "name": name,
                 "before": _value(before[name]),
                 "after": _value(metric),
-                "change": _number(change, unit, "+"),
+                "change": shown,
                 "interval": interval,
                 "n": metric.n,
                 "better": metric.reading.better,
                 "reads": metric.reading.text,
                 "section": metric.reading.section,
-                "kind": _kind(change, metric.reading.better),
+                "kind": _kind(float(shown), metric.reading.better),
             }
         )
     return rows
 
 
 def _kind(change: float, better: str) -> str:
-    """Whether a change is "good", "worse" or "flat"."""
+    """Whether a change, as it is shown, is "good", "worse" or "flat"."""
     if change == 0 or better not in ("higher", "lower"):
         return "flat"
     return "good" if (change > 0) == (better == "higher") else "worse"

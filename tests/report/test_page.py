@@ -130,6 +130,7 @@ def test_small_numbers_keep_three_digits_and_rates_one_decimal():
     assert (kid["before"], kid["after"], kid["change"]) == ("0.000123", "0.00201", "+0.00189")
     assert kid["interval"] == "0 – 0.030"
     assert (top1["before"], top1["after"], top1["interval"]) == ("0.0 %", "0.0 %", "0.0 – 30.0")
+    assert (top1["change"], top1["kind"]) == ("0.0", "flat")  # -0.004 points
 
 
 def test_a_value_that_was_cut_off_is_a_lower_bound():
