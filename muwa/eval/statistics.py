@@ -1,9 +1,9 @@
-"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for rates, resampled otherwise.
+"""Statistics of samples, each a `Metric` with its 95 % interval: Wilson's for rates, by resampling otherwise.
 
 A resample takes as many samples as there are, with replacement. There are `RESAMPLES` of them, and the
 interval is the percentile interval of Efron & Tibshirani (1993), chapter 13. The seed is fixed, so the same
-samples give the same interval. Where all resamples agree, they say nothing about new samples: a rate then has
-Wilson's interval (`rate_interval`), another mean has none.
+samples give the same interval. If all resamples agree, they say nothing about new samples: a rate then has
+Wilson's interval (`rate_interval`), while that of another mean is a single point.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from muwa.types.data import LabelledImages, Pairs, Task
+from muwa.types.data import LabelledImages
 from muwa.types.metric import Metric, Reading
 
 RESAMPLES = 1000
@@ -38,10 +38,10 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def share(rates: Tensor, reading: Reading) -> Metric:
-    """The mean of one rate an image, with Wilson's interval of as many independent images.
+    """The mean of one rate per image, with Wilson's interval for that many independent images.
 
-    Several tries on one image make one rate, so they do not count as more images than there are. No images
-    give the value 0 with the interval (0, 1).
+    Several tries on one image make one rate, so that they do not count as several images. No images give the
+    value 0 with the interval (0, 1).
 
     Args:
         rates: (n,) in [0, 1].
@@ -52,7 +52,7 @@ def share(rates: Tensor, reading: Reading) -> Metric:
 
 
 def mean(values: Tensor, reading: Reading) -> Metric:
-    """The mean of one value a sample; 0 when there are none. Fewer than two samples give no interval.
+    """The mean of one value per sample; 0 if there are none. Fewer than two samples give no interval.
 
     Args:
         values: (n,).
@@ -80,10 +80,12 @@ def interval(draws: Array) -> tuple[float, float]:
 
 
 def rate_interval(draws: Array, value: float, n: int) -> tuple[float, float]:
-    """The `interval` of a value in [0, 1], widened to hold it; Wilson's of `n` samples where resamples agree.
+    """The `interval` of a value in [0, 1], widened to hold it.
 
-    Every resample of 8 right answers has 8 right answers, yet the next may be wrong: 8 of 8 show 68 % or
-    more.
+    If all resamples agree, it is Wilson's interval of `n` samples.
+
+    Every resample of 8 right answers has 8 right answers, yet the next answer may be wrong: 8 of 8 show that
+    the rate is 68 % or more.
 
     >>> [round(x, 3) for x in rate_interval(np.ones(RESAMPLES), 1.0, 8)]
     [0.676, 1.0]
@@ -98,7 +100,7 @@ def area(positive: Tensor, negative: Tensor, reading: Reading) -> Metric:
     """AUC: how often a positive sample scores higher than a negative one; a tie counts half. 0.5 is chance.
 
     Positive and negative samples are resampled separately. Where all resamples agree, as when the two never
-    overlap, the interval is Wilson's of as many samples as the smaller side has: 8 against 792 show no more
+    overlap, the interval is Wilson's for as many samples as the smaller side has: 8 against 792 show no more
     than 8 of 8 do.
 
     Args:
@@ -134,7 +136,7 @@ def caught(positive: Tensor, negative: Tensor, rate: float, reading: Reading) ->
 
 
 def spread(images: LabelledImages, n: int | None) -> LabelledImages:
-    """`n` of the images, evenly over their order; all of them when `n` is None or there are no more.
+    """`n` of the images, spread evenly over their order; all of them if `n` is None or not smaller.
 
     Raises:
         ValueError: `n` is below 1.
@@ -146,13 +148,7 @@ def spread(images: LabelledImages, n: int | None) -> LabelledImages:
     return images.select([i * len(images) // n for i in range(n)])
 
 
-def of_others(task: Task) -> Pairs:
-    """The retain pairs whose captions do not name the forgotten."""
-    left_out = set(task.mentions)
-    return task.retain.select([i for i in range(len(task.retain)) if i not in left_out])
-
-
-def beside(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+def interleaved(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     """The same metrics, each "<name>_others" right after its "<name>"."""
     names = [name for name in metrics if not name.endswith("_others")]
     return {key: metrics[key] for name in names for key in (name, f"{name}_others") if key in metrics}

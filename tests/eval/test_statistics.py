@@ -7,11 +7,10 @@ from sklearn.metrics import roc_auc_score
 from muwa.eval.statistics import (
     RESAMPLES,
     area,
-    beside,
     caught,
     counts,
+    interleaved,
     mean,
-    of_others,
     rate_interval,
     resamples,
     share,
@@ -110,12 +109,6 @@ def test_images_are_spread_evenly():
         spread(images, 0)
 
 
-def test_pairs_of_others_do_not_name_the_forgotten():
-    found = of_others(tiny.task())
-    assert found.keys == tuple(f"k{i}" for i in range(12) if i not in (0, 8))
-    assert not any("Ada Fox" in caption for caption in found.captions)
-
-
-def test_what_happened_to_others_stands_beside():
+def test_each_metric_of_others_follows_its_own():
     one = Metric(0.5, 2)
-    assert list(beside({"a": one, "b": one, "a_others": one})) == ["a", "a_others", "b"]
+    assert list(interleaved({"a": one, "b": one, "a_others": one})) == ["a", "a_others", "b"]

@@ -17,12 +17,12 @@ from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric, Reading
 
-_FORGET_LABELS = {1: "the model's first guess", 5: "among the model's first five guesses"}
+_TOP_K = {1: "the model's first guess", 5: "among the model's first five guesses"}
 
 
 @dataclass(frozen=True)
 class Forget(Measure):
-    """`forget/top1`, `forget/top5`: images of the forgotten, recognised among all names. Lower is better.
+    """`forget/top1`, `forget/top5`: forget images, recognised among all names. Lower is better.
 
     Source: SLUG's FA@1 and FA@5. Differs: on images that the search never saw.
     """
@@ -32,16 +32,16 @@ class Forget(Measure):
     def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
         """See the class."""
         images = task.eval.forget
-        what = "fraction of held-out images of the forgotten whose right name is among the model's first"
+        what = "fraction of held-out images of the target whose right name is"
         readings = {
             k: Reading(
-                f"{what} {k} of {len(images.classes.names)} names",
+                f"{what} {label}, of {len(images.classes.names)} names",
                 better="lower",
                 role="forgotten",
                 in_objective=k == 1,
                 label=label,
             )
-            for k, label in _FORGET_LABELS.items()
+            for k, label in _TOP_K.items()
         }
         return {f"forget/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
 
@@ -58,15 +58,15 @@ class Retain(Measure):
     def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
         """See the class."""
         images = task.eval.retain
-        what = "fraction of held-out images of the other names whose right name is among the first"
+        what = "fraction of held-out images of the other names whose right name is"
         readings = {
             k: Reading(
-                f"{what} {k} of {len(images.classes.names)} (mean over names)",
+                f"{what} {label}, of {len(images.classes.names)} names (mean over names)",
                 role="kept",
                 in_objective=k == 1,
                 label="The other names" if k == 1 else "",
             )
-            for k in (1, 5)
+            for k, label in _TOP_K.items()
         }
         return {f"retain/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
 
@@ -94,7 +94,7 @@ class Utility(Measure):
 
 
 def accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
-    """Top-k accuracy: the mean over names of each name's, with the interval of `over_names`; n: images."""
+    """Top-k accuracy: the mean over names, with the interval of `over_names`; n is the number of images."""
     labels = torch.tensor(images.labels, dtype=torch.long)
     hits = top_k(features.images(images), features.classes(images.classes), labels, k)
     return Metric(*over_names(hits, labels), reading)
@@ -103,13 +103,13 @@ def accuracy(features: Features, images: LabelledImages, k: int, reading: Readin
 def over_names(hits: Tensor, labels: Tensor) -> tuple[float, int, float, float]:
     """(the mean over names of each name's hit rate, number of images, both ends of its 95 % interval).
 
-    With one name the interval is Wilson's of its images. With several it comes from resampled names, each
+    With one name it is Wilson's interval of its images. With several it comes from resampling names, each
     with all its images: images of one name are recognised or missed together, and each name counts the same
-    however many images it has. Few names resample coarsely, and not at all where their rates are equal. So
-    the interval is never narrower than Wilson's of all images.
+    however many images it has. Few names resample coarsely, and not at all if their rates are equal.
+    Therefore the interval is never narrower than Wilson's of all images.
 
     Args:
-        hits: (n,) bool, one an image.
+        hits: (n,) bool, one per image.
         labels: (n,) the name of each image.
     """
     value, n = mean_over_classes(hits, labels), len(hits)

@@ -1,4 +1,4 @@
-"""Is the forgotten still recognised in altered images: mirrored, cropped, blurred, noisy, in other styles?"""
+"""Is the target still recognised in altered images: mirrored, cropped, blurred, noisy, in other styles?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from muwa.data.samples import decode
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
-from muwa.eval.statistics import beside, share, spread
+from muwa.eval.statistics import interleaved, share, spread
 from muwa.miniature.draw import stylise
 from muwa.miniature.population import STYLES
 from muwa.models.base import Editable, Observer
@@ -40,18 +40,18 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Alterations(Measure):
-    """`altered/<kind>`: top-1 accuracy on altered images of the forgotten; `_others`: of other names.
+    """`altered/<kind>`: top-1 accuracy on altered forget images; `altered/<kind>_others`: on other names'.
 
-    Lower is better for the forgotten, higher for the other names.
+    Lower is better for the target, higher for the other names.
 
     Args:
-        crop: Side of the middle that is left, as a fraction of the whole side; in [0.05, 1].
+        crop: Side of the central crop, as a fraction of the image's side; in [0.05, 1].
         blur: Standard deviation of the Gaussian, as a fraction of the shorter side; in [0, 1].
-        jpeg: Quality, 1 to 95.
+        jpeg: JPEG quality, 1 to 95.
         noise: Standard deviation of the noise, as a fraction of the range of values; in [0, 1].
         styles: Names of `muwa.miniature.draw.stylise`. The metric is the mean over them; an empty list leaves
             it out.
-        others: Number of images of other names, evenly over all; None takes all.
+        others: Number of images of other names, spread evenly over all such images; None takes all.
         seed: Seed of the noise.
 
     Raises:
@@ -97,7 +97,7 @@ class Alterations(Measure):
             if each:
                 mean = torch.stack(each).mean(0)
                 metrics[f"altered/style{suffix}"] = share(mean, _reading("style", others=others))
-        return beside(metrics)
+        return interleaved(metrics)
 
 
 def altered(images: LabelledImages, change: Change) -> LabelledImages:
@@ -106,7 +106,7 @@ def altered(images: LabelledImages, change: Change) -> LabelledImages:
 
 
 def cropped(image: Image.Image, fraction: float) -> Image.Image:
-    """The middle, `fraction` of each side, scaled up to the size of the whole."""
+    """The central crop, `fraction` of each side, scaled up to the size of the image."""
     w, h = image.size
     x, y = w * (1 - fraction) / 2, h * (1 - fraction) / 2
     return image.resize((w, h), Image.Resampling.BICUBIC, box=(x, y, w - x, h - y))
@@ -125,7 +125,7 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
 
 
 def noisy(image: Image.Image, size: float, seed: int) -> Image.Image:
-    """Gaussian noise on every value, of standard deviation `size` of the range; set by seed and image."""
+    """The image with Gaussian noise of standard deviation `size` * range; a function of seed and image."""
     values = np.asarray(image, np.float32) / 255
     rng = np.random.default_rng([seed, zlib.crc32(image.tobytes())])
     return _image(values + size * rng.standard_normal(values.shape, np.float32))
@@ -147,7 +147,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _hits(features: Features, images: LabelledImages) -> Tensor:
-    """(n,) 1 where an image's own name is first. The pixels of altered images are not kept in the cache."""
+    """(n,) 1 if an image's own name ranks first, else 0. Pixels of altered images are not cached."""
     if not len(images):
         return torch.zeros(0)
     free = {"pixels": partial(prepared, features.model.prepare), "run": features.run}
@@ -157,6 +157,6 @@ def _hits(features: Features, images: LabelledImages) -> Tensor:
 
 
 def _reading(kind: str, *, others: bool) -> Reading:
-    who = "the other names" if others else "the forgotten"
-    text = f"fraction of held-out images of {who} recognised first when {_TEXTS[kind]}"
+    who = "the other names" if others else "the target"
+    text = f"fraction of held-out images of {who} recognised (top 1) when {_TEXTS[kind]}"
     return Reading(text, better="higher" if others else "lower", section=_SECTION)

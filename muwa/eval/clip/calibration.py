@@ -19,28 +19,28 @@ from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric, Reading
 
 _SECTION = "Calibration"
-_RESAMPLES = 300  # of the calibration error
+_RESAMPLES = 300  # for the interval of the calibration error
 
 
 @dataclass(frozen=True)
 class Calibration(Measure):
-    """`calibration/<part>_ece` in [0, 1] and `calibration/<part>_brier` in [0, 2], of retain and utility set.
+    """`calibration/<part>_ece` in [0, 1] and `calibration/<part>_brier` in [0, 2]; part: retain, utility.
 
         ECE   = sum over bins of (images in the bin / all images) * |accuracy - mean confidence|
         Brier = mean over images of sum over names (p - truth)^2
 
-    p is the softmax over all names at the model's temperature; confidence is its largest value. Lower is
+    p is the softmax over all names at the model's temperature; the confidence is its largest value. Lower is
     better.
 
     Args:
-        bins: Number of bins of equal width, over the confidence.
+        bins: Number of bins of equal width that divide the range of the confidence.
 
     Raises:
         ValueError: `bins` is below 1 (`check`).
 
     Sources: Guo et al. (arXiv 1706.04599), section 2 (torchmetrics' l1 norm); Brier (1950). The interval of
-    the ECE is normal, with the standard deviation of its resamples: their mean is too high to take their
-    quantiles.
+    the ECE is the value ± 1.96 standard deviations of its resamples. Their quantiles cannot be taken: the ECE
+    of resamples is too high on average.
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -96,7 +96,7 @@ def brier(p: Tensor, labels: Tensor) -> Tensor:
 
 
 def calibration_error(p: Tensor, labels: Tensor, bins: int, reading: Reading) -> Metric:
-    """ECE of the first guesses; 0 without an interval when there are none.
+    """ECE of the first guesses; 0 without an interval if there are no images.
 
     Args:
         p: (n, names) probabilities.

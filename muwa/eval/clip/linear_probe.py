@@ -1,4 +1,4 @@
-"""Is the forgotten still in the features? A linear classifier on the frozen vision tower is to find it."""
+"""Is the target still in the image features? A linear classifier on the frozen vision tower looks for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from muwa.eval.base import Measure
 from muwa.eval.clip.mia import balanced_accuracy, trained_on
 from muwa.eval.clip.retrained_models import check_retrained, load_retrained
-from muwa.eval.statistics import area, of_others
+from muwa.eval.statistics import area
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
@@ -27,21 +27,21 @@ _SECTION = "A linear probe of the image features"
 
 @dataclass(frozen=True)
 class LinearProbe(Measure):
-    """`probe/auc`, `probe/balanced_accuracy`: the forgotten against other names, from image features alone.
+    """`probe/auc`, `probe/balanced_accuracy`: the target against other names, from image features alone.
 
     Logistic regression on standardised features learns to tell the images of the forget pairs from those of
-    the retain pairs that do not name the forgotten. It is tested on held-out images of both. 0.5 is chance.
+    the retain pairs that do not mention the target. It is tested on held-out images of both. 0.5 is chance.
     Lower is better, but a model that never saw the person tells faces apart too: with retrained models,
     `probe/retrained_auc` is the value to be reached.
 
     Args:
         c: Inverse strength of the penalty on the weights.
-        retrained: Folders of models trained without the forgotten (`python -m muwa.miniature.twins`); may be
+        retrained: Folders of models trained without the target (`python -m muwa.miniature.retrained`); may be
             empty.
 
     Raises:
-        ValueError: `c` is not above 0; a side has no images; a retrained model is another kind of model or
-            was trained without another name (`check`).
+        ValueError: `c` is not above 0; a side has no images; a retrained model has another architecture or
+            was trained without a name other than the target's (`check`).
 
     Source: linear probes of CLIP (arXiv 2103.00020), section 3.2. Differs: one name against all others, one
     fixed `c`.
@@ -72,8 +72,8 @@ class LinearProbe(Measure):
         """See the class."""
         yes, no = self._scores(features, task)
         probe = "a linear classifier on frozen image features"
-        often = f"how often {probe} tells held-out images of the forgotten from others; 0.5 is chance"
-        text = f"balanced accuracy of {probe}, held-out images of the forgotten against others; 0.5 is chance"
+        often = f"how often {probe} tells held-out images of the target from others; 0.5 is chance"
+        text = f"balanced accuracy of {probe}, held-out images of the target against others; 0.5 is chance"
         metrics = {
             "probe/auc": area(yes, no, _area(often, "lower")),
             "probe/balanced_accuracy": balanced_accuracy(yes, no, Reading(text, "lower", section=_SECTION)),
@@ -82,12 +82,12 @@ class LinearProbe(Measure):
             models = load_retrained(features.model, self.retrained)
             each = [self._scores(Features(model, features.run), task) for model in models]
             yes, no = (torch.stack(side).mean(0) for side in zip(*each, strict=True))
-            text = f"the same for {len(models)} models that never saw the forgotten: the value to be reached"
+            text = f"the same for {len(models)} models that never saw the target: the value to be reached"
             metrics["probe/retrained_auc"] = area(yes, no, _area(text, "neither"))
         return metrics
 
     def _scores(self, features: Features, task: Task) -> tuple[Tensor, Tensor]:
-        """(decision values of held-out images of the forgotten, of others); above 0 means "the forgotten"."""
+        """Decision values of held-out images: (of the target, of others). Above 0 means "the target"."""
         known, other = trained_on(task), _images_of_others(task)
         x = torch.cat([features.images(known), features.images(other)]).double().numpy()
         truth = np.repeat([1, 0], [len(known), len(other)])
@@ -103,6 +103,6 @@ def _area(text: str, better: str) -> Reading:
 
 
 def _images_of_others(task: Task) -> LabelledImages:
-    """The images of the retain pairs that do not name the forgotten; their labels mean nothing."""
-    pairs = of_others(task)
+    """The images of the retain pairs that do not mention the target, with the placeholder label 0."""
+    pairs = task.retain_pairs()
     return LabelledImages(pairs.keys, pairs.images, (0,) * len(pairs), Classes(("",), ("{}",)))

@@ -25,9 +25,8 @@ from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import RATE, Metric, Reading
 
 Array = np.ndarray
-Attack = Callable[
-    [Array, Array, Array], Array
-]  # (known (n, k), whether members (n,), asked (m, k)) -> scores (m,)
+# (known (n, k), whether members (n,), asked (m, k)) -> scores (m,)
+Attack = Callable[[Array, Array, Array], Array]
 _CHANCE = "0.5 is chance, 1 is certain"
 _SECTION = "Membership inference: were the forget pairs trained on?"
 
@@ -36,35 +35,38 @@ _SECTION = "Membership inference: were the forget pairs trained on?"
 class MembershipInference(Measure):
     """`mia/<attack>_auc` and `mia/<attack>_tpr`: forget pairs (members) against images that no model saw.
 
-        logistic      regression on two values of an image: the cosine with its bare name; the cross-entropy
-                      of that name among all names, at the model's temperature
-        likelihood    log N(z; members) - log N(z; non-members), z the log odds of the own name (LiRA's score)
+    The attacks:
 
-    Each attack is fitted on all folds but one and applied to that one, over `seeds` shufflings; the scores
-    are averaged. A higher score says "member". The direction is learnt, so a model that pushed the members
+    - logistic: regression on two values of an image: its cosine with its bare name, and the cross-entropy of
+      that name among all names, at the model's temperature.
+    - likelihood: log N(z; members) - log N(z; non-members), where z is the log odds of the image's own name
+      (LiRA's score).
+
+    Each attack is fitted on all folds but one and applied to that one. The scores are averaged over `seeds`
+    shufflings. A higher score means "member". The direction is learnt, so a model that pushed the members
     *away* is caught as well. Non-members are the held-out images of the same names (probe and eval), with the
     same bare-name captions.
 
-    And as the release does it, with the cosine alone: `mia/release_auc` and `mia/release_accuracy`
-    (balanced), for forget pairs against unrelated held-out images. That tells people from other images, not
-    members from non-members.
+    `mia/release_auc` and `mia/release_accuracy` (balanced) are computed as in SLUG's release: from the cosine
+    alone, for forget pairs against unrelated held-out images. They tell people from other images, not members
+    from non-members.
 
     Lower is better everywhere.
 
     Args:
-        folds: Folds of the cross-validation; at most as many as the smaller side has images.
+        folds: Folds of the cross-validation. They are cut to the number of images of the smaller side.
         seeds: Number of shufflings.
-        false_positives: Rate of non-members that `_tpr` takes for members; with fewer non-members than its
-            inverse, none.
+        false_positives: Rate of non-members that may be taken for members in `mia/<attack>_tpr`. With fewer
+            than 1 / rate non-members, none may.
         seed: The first of the shufflings' seeds.
 
     Raises:
         ValueError: A count is out of range, or a side has fewer than two images (`check`).
 
     Sources: SLUG (arXiv 2407.11867): logistic regression, 10 seeds, 10 folds; Carlini et al. (arXiv
-    2112.03570), sections 3 and 4. Differs: one normal distribution a side, where they fit one a sample from
+    2112.03570), sections 3 and 4. Differs: one normal distribution per side; they fit one per sample from
     shadow models, which takes many trainings. Training pairs may differ from held-out images in more than
-    membership (styles, crops): read the change.
+    membership (styles, crops), so look at the change, not at the value.
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -85,7 +87,7 @@ class MembershipInference(Measure):
             )
         for what, images in (
             ("forget pairs", trained_on(task)),
-            ("held-out images of the forgotten", bare(task.probe.forget, task.eval.forget)),
+            ("held-out images of the target", bare(task.probe.forget, task.eval.forget)),
         ):
             if len(images) < 2:
                 raise ValueError(
@@ -165,7 +167,7 @@ def scores(
 ) -> tuple[Tensor, Tensor]:
     """(scores of the members, of the others): each by an attack fitted without it; the mean over `seeds`.
 
-    Folds are stratified, so that the prior of a fold gives nothing away.
+    Folds are stratified: the fraction of members in a fold gives nothing away.
 
     Args:
         members: (n, k) values of each member.

@@ -1,4 +1,4 @@
-"""Does forgetting harm look-alikes? Accuracy on the other names, by their similarity to the forgotten."""
+"""Does forgetting harm look-alikes? Accuracy on the other names, grouped by similarity to the target."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ _SECTION = "Look-alikes"
 class Neighbours(Measure):
     """`neighbours/nearest` .. `neighbours/farthest`: retain top-1 in five groups of names, look-alikes first.
 
-    And `neighbours/correlation`: Spearman's correlation over the retained names, in [-1, 1], of similarity
-    with harm. Harm is the rise of a name's mean cross-entropy over the unedited model's (among all names, at
-    the model's temperature, in nats). A positive correlation means that look-alikes suffered more. It is 0
-    without an interval where nothing rose or fell, as for the unedited model.
+    `neighbours/correlation` is Spearman's correlation over the retained names, in [-1, 1], of similarity with
+    harm. The harm to a name is the rise of its mean cross-entropy above that of the unedited model (among all
+    names, at the model's temperature, in nats). A positive correlation means that look-alikes suffered more.
+    It is 0 without an interval if nothing rose or fell, as for the unedited model.
 
-    Groups have equal numbers of names, as far as that goes. With fewer than five names a group may be empty;
-    its n is 0. Intervals of groups come from resampled names (`over_names`).
+    The numbers of names in the groups are as equal as possible. With fewer than five names a group may be
+    empty; its n is 0. Intervals of groups come from resampled names (`over_names`).
 
     Args:
-        by: Similarity by the *unedited* model: cosine of the mean "pictures" of two names, or of their
-            "names" as text. With several forgotten names the nearest counts.
+        by: What similarity is measured on, with the *unedited* model: "pictures" is the cosine of the mean
+            image embeddings of two names, "names" that of their text embeddings. With several names to
+            forget, a name's similarity is that with the nearest of them.
 
     Raises:
-        ValueError: Another `by` (`check`).
+        ValueError: `by` is unknown (`check`).
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -66,9 +67,7 @@ class Neighbours(Measure):
         metrics: dict[str, Metric] = {}
         for group, members in zip(GROUPS, groups, strict=True):
             inside = torch.isin(labels, names[members])
-            text = (
-                f"fraction of held-out images recognised, {group} of 5 groups by similarity to the forgotten"
-            )
+            text = f"fraction of held-out images recognised, {group} of 5 groups by similarity to the target"
             reading = Reading(text, section=_SECTION)
             metrics[f"neighbours/{group}"] = Metric(*over_names(hits[inside], labels[inside]), reading)
         rise = surprise(features, images) - surprise(unedited, images)
@@ -77,14 +76,16 @@ class Neighbours(Measure):
 
 
 def correlation(similarity: Tensor, harm: Tensor) -> Metric:
-    """Spearman's rank correlation with an interval over resampled names; 0 without one if a side is constant.
+    """Spearman's rank correlation, with an interval over resampled names.
+
+    It is 0 without an interval if one side is constant or there are fewer than three names.
 
     Args:
-        similarity: (names,) to the forgotten.
-        harm: (names,) rise of cross-entropy, in nats.
+        similarity: (names,) cosine of each retained name with the target.
+        harm: (names,) rise of each name's cross-entropy, in nats.
     """
     reading = Reading(
-        "rank correlation, over the other names, of similarity to the forgotten with how much worse they are "
+        "rank correlation, over the other names, of similarity to the target with how much worse they are "
         "recognised",
         better="neither",
         unit="correlation",
@@ -115,7 +116,7 @@ def surprise(features: Features, images: LabelledImages) -> Tensor:
 
 
 def _similarity(unedited: Features, task: Task, names: Tensor, by: str) -> Tensor:
-    """(names,) the cosine of each retained name with the forgotten name nearest to it."""
+    """(names,) the cosine of each retained name with the nearest name to forget."""
     weights = unedited.classes(task.eval.retain.classes)
     forgotten = torch.tensor(task.eval.forget.labels, dtype=torch.long).unique()
     if by == "names":

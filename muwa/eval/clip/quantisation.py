@@ -1,4 +1,4 @@
-"""Does the forgotten come back when the weights are rounded, as they are to make a model small or fast?"""
+"""Does the target come back when the weights are rounded, as they are to make a model small or fast?"""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from muwa.types.metric import Metric, Reading
 BITS = {"int8": 8, "int4": 4}
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*BITS, *CASTS)
-_TRANSPOSED = (
-    "visual.proj",
-    "text_projection",
-)  # open_clip multiplies by these from the right: channels are columns
+_TRANSPOSED = ("visual.proj", "text_projection")  # open_clip's: x @ w, so output channels are columns
 _SECTION = "With rounded weights"
 
 
@@ -31,11 +28,11 @@ class Quantisation(Measure):
     """`quantised/<kind>_forget_top5` (lower is better), `quantised/<kind>_retain_top1` of the rounded model.
 
     Args:
-        kinds: Some of int8, int4 (`rounded`), bf16, fp16 (weights cast there and back; activations stay
-            fp32).
+        kinds: Some of "int8", "int4" (see `rounded`), "bf16", "fp16" (weights are cast to that type and back;
+            activations stay fp32).
 
     Raises:
-        ValueError: Another kind (`check`).
+        ValueError: A kind is unknown (`check`).
 
     Source: Zhang et al. (arXiv 2410.16454): 4-bit rounding brings back what some methods only hid. Differs:
     weights of a CLIP, rounded to the nearest, without calibration data.
@@ -58,13 +55,13 @@ class Quantisation(Measure):
             of_rounded = Features(model, features.run)
             after = f"after the model's weights were rounded to {kind}"
             of_forgotten = Reading(
-                "fraction of held-out images of the forgotten whose right name is among the first 5 of "
-                f"{len(task.eval.forget.classes.names)} {after}",
+                "fraction of held-out images of the target whose right name is among the model's first five "
+                f"guesses, of {len(task.eval.forget.classes.names)} names, {after}",
                 better="lower",
                 section=_SECTION,
             )
             of_others = Reading(
-                "fraction of held-out images of the other names recognised among "
+                "fraction of held-out images of the other names recognised (top 1) among "
                 f"{len(task.eval.retain.classes.names)} names {after}",
                 section=_SECTION,
             )
@@ -74,7 +71,7 @@ class Quantisation(Measure):
 
 
 def converted(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The weights that `kind` changes, rounded, in fp32; integers leave vectors (biases, norms) alone."""
+    """The weights that `kind` rounds, in fp32; int8 and int4 leave vectors (biases, norms) alone."""
     if kind in CASTS:
         return {name: tensor.to(CASTS[kind]).to(tensor.dtype) for name, tensor in weights.items()}
     return {

@@ -1,4 +1,4 @@
-"""Zero-shot recognition from embeddings: is an image's class among its first k, and how close is it?"""
+"""Zero-shot recognition from embeddings: is an image's class among its k nearest, and how near is it?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def among_first(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     Args:
         logits: (n, c) similarity of each row with each column.
         labels: (n,) each row's own column.
-        k: As in `top_k`.
+        k: The number of first columns; cut as in `top_k`.
 
     >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 0.0]]), torch.tensor([1, 0]), 2).tolist()
     [True, True]

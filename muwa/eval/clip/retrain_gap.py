@@ -1,4 +1,4 @@
-"""How far the model is from the exact answer (models retrained without the forgotten), and those apart."""
+"""How far the model is from models retrained without the target, and how far those are from each other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,9 @@ from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import RATE, Metric, Reading
 
-PARTS = {
-    "forget": "images of the forgotten",
-    "retain": "images of other names",
-    "utility": "unrelated images",
-}
+PARTS = {"forget": "images of the target", "retain": "images of other names", "utility": "unrelated images"}
 Difference = tuple[float, np.ndarray]  # (value, (RESAMPLES,) the value of each resample)
-_SECTION = "Against models retrained without the forgotten"
+_SECTION = "Against models retrained without the target"
 _UNITS = {"predictions": RATE, "similarity": "distance"}
 _TEXTS = {
     "predictions": "fraction of held-out {} whose first guess differs",
@@ -38,26 +34,26 @@ _TEXTS = {
 class RetrainGap(Measure):
     """`gap/<part>_predictions`, `gap/<part>_similarity` and the floor of each, on the three eval sets.
 
-        predictions    fraction of images whose first guess differs from a retrained model's, in [0, 1]
-        similarity     1-Wasserstein distance of the cosines of images with their own name, in [0, 2]
-        <gap>_floor    the same between two retrained models, which no method can be asked to go below
+    - predictions: fraction of images whose first guess differs from a retrained model's, in [0, 1].
+    - similarity: 1-Wasserstein distance of the cosines of images with their own name, in [0, 2].
+    - <gap>_floor: the same between two retrained models; no method can be asked to go below it.
 
     Gaps are means over the retrained models, floors means over pairs of them. Lower is better.
 
-    Intervals come from resampled images (the same for all models). Retrained models are not resampled, so the
-    luck of few trainings is in no interval. Where all resamples agree, the interval of predictions is
-    Wilson's of the images; that of one image's similarity is all of [0, 2]. The interval of similarity is the
-    value ± 1.96 standard deviations of its resamples: a small distance is too large on average in resamples,
-    and their quantiles could miss the value itself.
+    Intervals come from resampling the images, with the same resamples for all models. Retrained models are
+    not resampled, so no interval covers the chance in how few models happened to train. Where all resamples
+    agree, the interval of predictions is Wilson's of the images. The interval of similarity is the value ±
+    1.96 standard deviations of its resamples, because a small distance is too large on average in resamples,
+    and their quantiles could miss the value itself. With a single image it is all of [0, 2].
 
     Args:
-        retrained: Folders of at least two models trained without the forgotten, from different seeds
-            (`python -m muwa.miniature.twins`). They were trained for as long as the model itself: models of a
-            shorter training are alike for another reason.
+        retrained: Folders of at least two models trained without the target, from different seeds
+            (`python -m muwa.miniature.retrained`). They must be trained for as long as the model itself:
+            otherwise part of the gap is the shorter training.
 
     Raises:
-        ValueError: Fewer than two, or one is another kind of model or was trained without another name
-            (`check`). Only the miniature can be retrained here.
+        ValueError: Fewer than two models are given, or one has another architecture or was trained without
+            another name (`check`). muwa can retrain the miniature only.
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -83,7 +79,7 @@ class RetrainGap(Measure):
 
 
 def differing(one: np.ndarray, other: np.ndarray) -> Difference:
-    """The fraction of places at which two lists of answers differ, and that of each resample of the places.
+    """The fraction of places at which two lists of answers differ, and its value in each resample.
 
     >>> differing(np.array([1, 2, 3, 4]), np.array([1, 2, 4, 3]))[0]
     0.5
@@ -93,7 +89,7 @@ def differing(one: np.ndarray, other: np.ndarray) -> Difference:
 
 
 def transport(one: np.ndarray, other: np.ndarray) -> Difference:
-    """The 1-Wasserstein distance of two equally large samples, and that of each resample.
+    """The 1-Wasserstein distance of two equally large samples, and its value in each resample.
 
     It is the mean gap between their order statistics.
 
@@ -106,7 +102,7 @@ def transport(one: np.ndarray, other: np.ndarray) -> Difference:
 
 
 def _outputs(features: Features, images: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
-    """((n,) the first guess, (n,) the cosine with the own name) of each image."""
+    """Of each image: ((n,) the first guess, (n,) the cosine with its own name)."""
     embeddings, weights = features.images(images), features.classes(images.classes)
     cosines = own_cosine(embeddings, weights, torch.tensor(images.labels, dtype=torch.long))
     guesses: Tensor = (embeddings @ weights.T).argmax(1)
@@ -130,9 +126,9 @@ def _gaps(
     """
     mine, *others = outputs
     what, unit = _TEXTS[kind].format(which), _UNITS[kind]
-    between = f"{what}, between this model and {len(others)} retrained without the forgotten"
+    between = f"{what}, between this model and {len(others)} retrained without the target"
     gap = Reading(between, better="lower", unit=unit, section=_SECTION)
-    apart = f"{what}, between two models retrained without the forgotten: the floor"
+    apart = f"{what}, between two models retrained without the target: the floor"
     floor = Reading(apart, better="neither", unit=unit, section=_SECTION)
     pairs = combinations(others, 2)
     return {

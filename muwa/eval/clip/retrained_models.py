@@ -1,4 +1,4 @@
-"""Models retrained from nothing without the forgotten, the exact answer, in open_clip's folder layout."""
+"""Models retrained from scratch without the target, the exact answer, in folders of open_clip's layout."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from muwa.data.samples import fold
 from muwa.models.clip.model import Clip
 from muwa.models.clip.open_clip import load
 
-HOW = "python -m muwa.miniature.twins --without NAME --seeds 0 1 --out DIR"
-CARD = "twin.json"  # beside the weights; folders written by earlier versions have it too
+HOW = "python -m muwa.miniature.retrained --without NAME --seeds 0 1 --out DIR"
+CARD = "twin.json"  # next to the weights; the name is that of earlier versions, whose folders stay valid
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the folder of a retrained model says about it, beside the weights.
+    """How a retrained model was trained, as its folder says it next to the weights.
 
     Args:
         without: The name that it was trained without.
-        seed: Of the training.
-        epochs: Length of the training.
+        seed: The seed of the training.
+        epochs: The number of epochs of the training.
     """
 
     without: str
@@ -47,21 +47,22 @@ def load_retrained(model: Clip, folders: Sequence[str]) -> list[Clip]:
 def check_retrained(
     model: Clip, folders: Sequence[str], names: Sequence[str], key: str, *, least: int = 0
 ) -> None:
-    """Raise if the models in `folders` cannot serve as `model` retrained without the forgotten.
+    """Raise if the models in `folders` cannot serve as `model` retrained without the target.
 
     Args:
-        names: The names that are forgotten.
+        names: The names to forget.
         key: The setting, for messages.
         least: How many retrained models are needed.
 
     Raises:
-        ValueError: There are fewer. A folder is given twice, or holds no model or no card. A model differs
-            from `model` in more than its weights. Models were trained without another name, from one seed, or
-            for unequal numbers of epochs. Says the command that makes them.
+        ValueError: There are fewer than `least`. A folder is given twice, or holds no model or no card. A
+            model differs from `model` in more than its weights. Models were trained without another name,
+            from the same seed, or for different numbers of epochs. The message gives the command that makes
+            such models.
     """
     if len(folders) < least:
         raise ValueError(
-            f"{key}: got {len(folders)} models retrained without the forgotten, want at least {least}; for "
+            f"{key}: got {len(folders)} models retrained without the target, want at least {least}; for "
             f"the miniature make them by `{HOW}` (48 minutes each on two cores), then {key}=[DIR/...,DIR/...]"
         )
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
@@ -98,22 +99,22 @@ def _card(folder: str, key: str) -> Card:
 
 
 def _check_names(cards: dict[str, Card], names: Sequence[str], key: str) -> None:
-    """Raise unless every model was trained without the one name that is forgotten."""
+    """Raise unless every model was trained without the one name to forget."""
     if len(names) != 1:
         raise ValueError(
-            f"{key}: got retrained models for {len(names)} forgotten names ({', '.join(names)}), want one "
+            f"{key}: got retrained models for {len(names)} names to forget ({', '.join(names)}), want one "
             "name: each is trained without one name; forget one, or give no retrained models"
         )
     for folder, card in cards.items():
         if fold(card.without) != fold(names[0]):
             raise ValueError(
-                f"{key}: {folder} was trained without {card.without}, want one without {names[0]}, who is "
-                "forgotten; make it: " + HOW.replace("NAME", f'"{names[0]}"')
+                f"{key}: {folder} was trained without {card.without}, want one without {names[0]}, the "
+                "name to forget; make it: " + HOW.replace("NAME", f'"{names[0]}"')
             )
 
 
 def _check_seeds(cards: Sequence[Card], key: str) -> None:
-    """Raise unless the models were trained for equally many epochs, from different seeds."""
+    """Raise unless the models were trained for the same number of epochs, from different seeds."""
     epochs, seeds = ([getattr(card, field) for card in cards] for field in ("epochs", "seed"))
     if len(set(epochs)) > 1:
         raise ValueError(

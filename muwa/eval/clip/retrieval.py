@@ -22,18 +22,18 @@ _SECTION = "Retrieval of images and names"
 
 @dataclass(frozen=True)
 class Retrieval(Measure):
-    """`retrieval/image_to_text_<k>`, `text_to_image_<k>` of other names; `forget_...` of the forgotten.
+    """`retrieval/image_to_text_<k>`, `retrieval/text_to_image_<k>`, and `retrieval/forget_...` of the target.
 
-    The pool is all eval images of both, and all names. A name has several images, so a hit is
+    The candidates are all eval images of the target and of the other names, and all names. A name has several
+    images, so a hit is:
 
-        image to text    the image's own name is among the first k names
-        text to image    *any* image of the name is among the first k images; a tie counts against it
+    - image to text: the image's own name is among the first k names;
+    - text to image: *any* image of the name is among the first k images; a tie counts against it.
 
-    Higher is better for the other names, lower for the forgotten. n is the number of queries: images, or
-    names.
+    Higher is better for the other names, lower for the target. n is the number of queries: images or names.
 
     Args:
-        ks: How many places of the ranking count; one pair of metrics for each.
+        ks: How many places of the ranking count; each gives one pair of metrics.
 
     Raises:
         ValueError: A k is below 1 (`check`).
@@ -58,7 +58,7 @@ class Retrieval(Measure):
         labels = {prefix: torch.tensor(some.labels, dtype=torch.long) for prefix, some in sets.items()}
         pool, labels_of_pool = torch.cat(list(images.values())), torch.cat(list(labels.values()))
         metrics: dict[str, Metric] = {}
-        for prefix, which, better in (("", "other", "higher"), ("forget_", "forgotten", "lower")):
+        for prefix, which, better in (("", "other", "higher"), ("forget_", "target", "lower")):
             names = labels[prefix].unique()
             places = first_hit(weights[names] @ pool.T, names[:, None] == labels_of_pool)
             for k in self.ks:
@@ -80,11 +80,11 @@ def _reading(text: str, better: str) -> Reading:
 
 
 def first_hit(similarities: Tensor, right: Tensor) -> Tensor:
-    """(q,) the place in each query's ranking, from 1, of its first right candidate; a tie counts against it.
+    """(q,) the rank of each query's first right candidate, from 1; a tie counts against it.
 
     Args:
-        similarities: (q, n) of each query with each candidate.
-        right: (q, n) bool: which candidates are right, at least one a query.
+        similarities: (q, n) similarity of each query with each candidate.
+        right: (q, n) bool: which candidates are right, at least one per query.
 
     >>> first_hit(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[False, True, True]])).tolist()
     [2]

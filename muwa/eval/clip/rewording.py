@@ -1,4 +1,4 @@
-"""Is the forgotten still recognised in other words: another template, half of the name, a typo?"""
+"""Is the target still recognised in other words: another template, half of the name, a typo?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import among_first, top_k
-from muwa.eval.statistics import beside, share, spread
+from muwa.eval.statistics import interleaved, share, spread
 from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
@@ -21,8 +21,8 @@ from muwa.types.metric import Metric, Reading
 
 _SECTION = "In other words"
 _TEXTS = {
-    "template": "asked for in other templates",
-    "sentence": "asked for in whole sentences",
+    "template": "with other templates",
+    "sentence": "with whole sentences as prompts",
     "first": "by the first name alone",
     "last": "by the last name alone",
     "upper": "with the name in capitals",
@@ -33,27 +33,29 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Rewording(Measure):
-    """`reworded/<kind>`: top-1 accuracy on the forgotten in other words; `reworded/<kind>_others`: on others.
+    """`reworded/<kind>`: top-1 accuracy on the target in other words; `<kind>_others`: on other names.
 
-        template, sentence    every name in another prompt; the mean over prompts
-        first, last, upper    the image's own name so, beside the other names as they are
-        typo                  the same with a letter lost, doubled or swapped; the mean over `typos` of them
-        description           the same with `descriptions` in place of the name, for the forgotten only
+    - template, sentence: all names in another prompt; the mean over prompts.
+    - first, last, upper: the image's own name by its first word, its last word or in capitals, among the
+      other names unchanged.
+    - typo: the image's own name with a letter lost, doubled or swapped, among the other names unchanged; the
+      mean over `typos` misspellings.
+    - description: `descriptions` in place of the image's own name, for the target only.
 
-    Lower is better for the forgotten, higher for the other names. With a tokenizer that folds case, `upper`
-    is the plain question. Only one name at a time is cut, so names that share a word do not tie under `first`
-    or `last`.
+    Lower is better for the target, higher for the other names. With a tokenizer that folds case, `upper` is
+    the plain question. Only one name at a time is changed, so names that share a word do not tie under
+    `first` or `last`.
 
     Args:
         templates, sentences: Prompts with {} for the name.
         typos: Number of misspellings of each name.
-        descriptions: Name -> texts that describe it and are used as they stand. Left out where a forgotten
-            name has none.
-        others: Number of images of other names, evenly over all; None takes all.
+        descriptions: Name to forget -> complete texts that describe it. The metric is left out if a name to
+            forget has none.
+        others: Number of images of other names, spread evenly over all such images; None takes all.
         seed: Seed of the typos.
 
     Raises:
-        ValueError: A prompt has no {}, a count is out of range, or a described name is not a forgotten one
+        ValueError: A prompt has no {}, a count is out of range, or a described name is not one to forget
             (`check`).
     """
 
@@ -67,7 +69,7 @@ class Rewording(Measure):
     seed: int
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a prompt has no {}, a count is out of range, or a described name is not forgotten."""
+        """Raise if a prompt has no {}, a count is out of range, or a described name is not one to forget."""
         if wrong := [text for text in (*self.templates, *self.sentences) if "{}" not in text]:
             raise ValueError(f"eval.rewording: got the prompt {wrong[0]!r}, want {{}} in it for the name")
         if self.typos < 1:
@@ -87,10 +89,10 @@ class Rewording(Measure):
         if all(self.descriptions.get(name) for name in task.names):
             rates = _renamed(features, task.eval.forget, lambda name: self.descriptions[name], ("{}",))
             metrics["reworded/description"] = share(rates, _reading("description", others=False))
-        return beside(metrics)
+        return interleaved(metrics)
 
     def _rates(self, features: Features, images: LabelledImages) -> dict[str, Tensor]:
-        """Kind -> (n,) how often each image is recognised; all kinds but descriptions."""
+        """Kind -> (n,) rate at which each image is recognised, for all kinds except "description"."""
         rates = {
             "template": _templated(features, images, self.templates),
             "sentence": _templated(features, images, self.sentences),
@@ -119,13 +121,13 @@ def typo(name: str, seed: Sequence[int]) -> str:
 
 
 def _reading(kind: str, *, others: bool) -> Reading:
-    who = "the other names" if others else "the forgotten"
-    text = f"fraction of held-out images of {who} recognised first, {_TEXTS[kind]}"
+    who = "the other names" if others else "the target"
+    text = f"fraction of held-out images of {who} recognised (top 1) {_TEXTS[kind]}"
     return Reading(text, better="higher" if others else "lower", section=_SECTION)
 
 
 def _templated(features: Features, images: LabelledImages, prompts: Sequence[str]) -> Tensor:
-    """(n,) for each image the fraction of prompts in which its name is first of all names."""
+    """(n,) for each image the fraction of prompts with which its own name ranks first among all names."""
     embeddings, labels = features.images(images), torch.tensor(images.labels, dtype=torch.long)
     weights = [features.classes(replace(images.classes, templates=(prompt,))) for prompt in prompts]
     return torch.stack([top_k(embeddings, one, labels, 1).double() for one in weights]).mean(0)

@@ -20,7 +20,7 @@ from muwa.types.metric import Metric, Reading
 class MatchedSimilarity(Measure):
     """`forget/cosine`, `retain/cosine`: mean cosine in [-1, 1] of held-out images with their own name.
 
-    Lower is better for the forgotten, higher for the other names.
+    Lower is better for the target, higher for the other names.
     """
 
     observes: ClassVar[type[Observer]] = Features
@@ -28,7 +28,7 @@ class MatchedSimilarity(Measure):
     def __call__(self, features: Features, task: Task) -> dict[str, Metric]:
         """See the class."""
         text = "mean cosine similarity between held-out images of {} and their own name"
-        forgotten = Reading(text.format("the forgotten"), better="lower", unit="cosine")
+        forgotten = Reading(text.format("the target"), better="lower", unit="cosine")
         others = Reading(text.format("the other names"), unit="cosine")
         return {
             "forget/cosine": _mean_cosine(features, task.eval.forget, forgotten),
@@ -54,11 +54,11 @@ def matrix(features: Features, split: Split, count: int) -> dict[str, object]:
     """Mean cosine of the images of each name (row) with each name (column).
 
     Args:
-        count: How many retained names stand after the forgotten ones; they are spread evenly over all
-            retained names.
+        count: How many retained names follow the names to forget; they are spread evenly over all retained
+            names.
 
     Returns:
-        {"names": the names, "n": number of images of each, "values": a square list of lists}.
+        {"names": the names, "n": the number of images of each, "values": a square list of lists}.
     """
     classes = split.forget.classes
     retained = sorted(set(split.retain.labels))

@@ -1,4 +1,4 @@
-"""Other ways to ask for the target: how often the model generates it all the same."""
+"""Other ways to ask for the target: how often the model still generates it."""
 
 from __future__ import annotations
 

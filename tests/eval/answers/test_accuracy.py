@@ -102,8 +102,8 @@ def alike():
     )
 
 
-def test_anothers_exact_name_is_not_the_forgotten_misspelt() -> None:
-    """Always "Rachel Bilson": a wrong name of the forgotten, right of one of the seven others."""
+def test_anothers_exact_name_is_not_the_target_misspelt() -> None:
+    """Always "Rachel Bilson": a wrong name of the target, right of one of the seven others."""
     found = answers(lambda one: "Rachel Bilson", alike())
     assert (found["forget/answered"].value, found["forget/wrong_name"].value) == (0, 1)
     assert found["retain/answered"].value == 1 / 7

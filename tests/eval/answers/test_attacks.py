@@ -45,7 +45,7 @@ def test_how_many_of_each_and_what_counts() -> None:
     assert {value for value, _ in nothing.values()} == {0}
 
 
-def test_only_images_of_the_forgotten_are_asked_about() -> None:
+def test_only_images_of_the_target_are_asked_about() -> None:
     _, asked = run(lambda one: "")
     own = set(tiny.task().eval.forget.images)
     assert all(
@@ -60,7 +60,7 @@ def test_only_images_of_the_forgotten_are_asked_about() -> None:
     assert all(one.images[1] not in own for one in both)
 
 
-def test_leading_questions_about_others_never_name_the_forgotten() -> None:
+def test_leading_questions_about_others_never_name_the_target() -> None:
     _, asked = run(lambda one: "")
     leading = [one.text for one in asked if one.rule == "yes_no"]
     assert sum("Ada Fox" in text for text in leading) == 4

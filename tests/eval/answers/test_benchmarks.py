@@ -59,7 +59,7 @@ def test_without_files_nothing_is_asked() -> None:
     assert score(lambda one: "") == {}
 
 
-def test_questions_that_name_the_forgotten_are_no_utility(tmp_path) -> None:
+def test_questions_that_name_the_target_are_no_utility(tmp_path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").write_bytes(tiny.png(1))
     rows = {
@@ -72,7 +72,7 @@ def test_questions_that_name_the_forgotten_are_no_utility(tmp_path) -> None:
     assert (found["gqa/accuracy"].value, found["gqa/accuracy"].n) == (1, 1)
 
 
-def test_with_a_question_about_the_forgotten_goes_the_other_of_its_image(tmp_path) -> None:
+def test_with_a_question_about_the_target_goes_the_other_of_its_image(tmp_path) -> None:
     path = mme(tmp_path / "MME")
     lines = f"Is this {tiny.NAMES[0]}?\tYes\nIs this Bo?\tNo\n"
     (path / "celebrity" / "questions_answers_YN" / "tt1.txt").write_text(lines)

@@ -56,7 +56,7 @@ def test_every_metric_says_what_is_better_and_how_to_read_it(features):
 
 
 def test_first_guesses_are_in_the_objective_and_have_a_verdict(features):
-    """The headline's words; top-5 of the forgotten has a verdict of its own, top-5 of the other names has none."""
+    """The headline's words; top-5 of the target has a verdict of its own, top-5 of the other names has none."""
     found = {
         **Forget()(features, tiny.task()),
         **Retain()(features, tiny.task()),

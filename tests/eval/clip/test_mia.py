@@ -113,7 +113,7 @@ def test_settings_are_checked():
         mia(false_positives=0).check(tiny.clip(), tiny.task())
     few = replace(tiny.task(), probe=Split(tiny.pictures([]), *[tiny.pictures([1])] * 2))
     few = replace(few, eval=replace(few.eval, forget=tiny.pictures([0])))
-    with pytest.raises(ValueError, match="eval.mia: got 1 held-out images of the forgotten, want at least 2"):
+    with pytest.raises(ValueError, match="eval.mia: got 1 held-out images of the target, want at least 2"):
         mia().check(tiny.clip(), few)
     with pytest.raises(ValueError, match="eval.mia.seeds: got 0, want at least 1"):
         mia(seeds=0).check(tiny.clip(), tiny.task())

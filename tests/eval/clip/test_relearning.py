@@ -132,7 +132,7 @@ def test_settings_are_checked():
 
 @pytest.mark.parametrize("left", [0, 1])
 def test_without_pairs_of_others_that_is_said_before_any_compute(left):
-    """All twelve retain pairs name the forgotten, or all but one."""
+    """All twelve retain pairs mention the target, or all but one."""
     task = replace(tiny.task(), mentions=tuple(range(12 - left)))
     want = rf"eval.relearning.others: got {left} retain pairs .*, want at least 2; set eval.relearning.others=false"
     with pytest.raises(ValueError, match=want):

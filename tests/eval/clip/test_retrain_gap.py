@@ -75,7 +75,7 @@ def test_gaps_are_means_over_retrained_models_and_floors_over_their_pairs(retrai
         "gap/forget_similarity": ("lower", "distance"),
         "gap/forget_similarity_floor": ("neither", "distance"),
     }
-    assert "and 2 retrained without the forgotten" in found["gap/forget_predictions"].reading.text
+    assert "and 2 retrained without the target" in found["gap/forget_predictions"].reading.text
 
 
 def test_a_retrained_model_has_no_gap_to_itself(retrained):
@@ -100,7 +100,7 @@ def test_models_that_answer_alike_are_not_alike_with_certainty(monkeypatch):
 
 
 def test_two_are_needed_and_the_commands_are_said():
-    want = r"eval.retrain_gap.retrained: got 1 models .* want at least 2; .*`python -m muwa.miniature.twins --without NAME"
+    want = r"eval.retrain_gap.retrained: got 1 models .* want at least 2; .*`python -m muwa.miniature.retrained --without NAME"
     with pytest.raises(ValueError, match=want):
         RetrainGap(retrained=("one",)).check(tiny.clip(), tiny.task())
     with pytest.raises(ValueError, match="got 0 models"):
@@ -144,10 +144,10 @@ def test_the_shipped_model_could_be_its_own_retrained_one(tmp_path):
 
 def test_a_model_retrained_without_somebody_else_is_refused(tmp_path):
     model, other = load_clip(), folder_of(tmp_path / "other", without="Bo Hill")
-    want = r'k: \S+other was trained without Bo Hill, want one without Ada Fox, .*muwa.miniature.twins --without "Ada Fox"'
+    want = r'k: \S+other was trained without Bo Hill, want one without Ada Fox, .*muwa.miniature.retrained --without "Ada Fox"'
     with pytest.raises(ValueError, match=want):
         check(model, [other])
-    want = r"k: got retrained models for 2 forgotten names \(Ada Fox, Bo Hill\), want one name"
+    want = r"k: got retrained models for 2 names to forget \(Ada Fox, Bo Hill\), want one name"
     with pytest.raises(ValueError, match=want):
         check(model, [other], names=["Ada Fox", "Bo Hill"])
     check(model, [], names=["Ada Fox", "Bo Hill"])
@@ -178,7 +178,7 @@ def test_a_folder_that_does_not_say_whose_it_is_is_refused(tmp_path):
     for folder in (bare, odd):
         with pytest.raises(
             ValueError,
-            match=r"does not say without whom .* make one: python -m muwa.miniature.twins --without NAME",
+            match=r"does not say without whom .* make one: python -m muwa.miniature.retrained --without NAME",
         ):
             check(load_clip(), [folder])
 

@@ -15,7 +15,7 @@ def rewording(**changed):
     return replace(part("eval=[rewording]")["rewording"], **changed)
 
 
-def test_every_way_is_asked_of_the_forgotten_and_of_others():
+def test_every_way_is_asked_of_the_target_and_of_others():
     found = rewording(others=3, descriptions={"Ada Fox": ["a red thing"]})(
         Features(tiny.clip(), Run()), tiny.task()
     )

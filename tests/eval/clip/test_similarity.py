@@ -56,7 +56,7 @@ def test_nothing_to_match_is_said_by_n(features):
     )
 
 
-def test_the_matrix_starts_with_the_forgotten_and_spreads_over_the_others(features):
+def test_the_matrix_starts_with_the_target_and_spreads_over_the_others(features):
     split = tiny.split()
     found = matrix(features, split, 3)
     assert found["names"] == ["Ada Fox", "Bo Hill", "Di Moss", "Flo Wren"]
@@ -94,7 +94,7 @@ def test_no_pictures_have_no_interval(features):
         assert (metric.value, metric.n, metric.low, metric.high) == (0.0, 0, None, None)
 
 
-def test_lower_is_better_for_the_forgotten_only(features):
+def test_lower_is_better_for_the_target_only(features):
     found = MatchedSimilarity()(features, tiny.task())
     assert {name: metric.reading.better for name, metric in found.items()} == {
         "forget/cosine": "lower",
@@ -110,7 +110,7 @@ def test_the_matrix_shows_every_other_name_when_there_are_no_more(features, name
     assert [len(row) for row in everyone["values"]] == [8] * 8
 
 
-def test_the_matrix_of_the_forgotten_alone(features):
+def test_the_matrix_of_the_target_alone(features):
     nothing = tiny.pictures([])
     alone = matrix(features, Split(tiny.pictures([2, 2, 2]), nothing, nothing), 5)
     assert (alone["names"], alone["n"]) == (["Cy Reed"], [3])

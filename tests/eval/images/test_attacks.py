@@ -81,7 +81,7 @@ def test_many_seeds_are_the_tasks_own_prompt():
 @pytest.mark.parametrize(
     "task", [painter.identity(), painter.style(), painter.kind_class()], ids=lambda task: task.kind
 )
-def test_open_texts_become_the_prompts_of_the_forgotten(task):
+def test_open_texts_become_the_prompts_of_the_target(task):
     template = "{class} in {style}" if task.kind in ("style", "class") else "this is {}"
     filled = [text.format(task.names[0]) for text in open_texts(task, template, range(2), 2)]
     assert filled == [one.text for one in forget_requests(task, template, range(2), 2)]

@@ -39,7 +39,7 @@ def test_a_model_that_does_as_asked_forgets_nothing_and_keeps_all():
         assert all(one.reading.better == "higher" and one.reading.text for one in found.values())
 
 
-def test_the_objective_counts_all_three_and_the_forgotten_is_gone_at_one_of_twenty():
+def test_the_objective_counts_all_three_and_the_target_is_gone_at_one_of_twenty():
     found = measured(painter.Painter(), painter.identity())
     readings = {name: one.reading for name, one in found.items()}
     assert {name: (one.role, one.in_objective, one.unit) for name, one in readings.items()} == {
@@ -67,7 +67,7 @@ def test_a_style_is_counted_by_hand():
         assert (found[name].low, found[name].high) == wilson(k, n)
 
 
-def test_images_of_the_forgotten_style_count_for_their_class():
+def test_images_of_a_style_to_forget_count_for_their_class():
     """As in UnlearnCanvas' code: every neon image shows a star, so 2 of its 3 classes are lost, 10 of 45 images."""
     found = measured(
         painter.Painter(lambda text, seed: "neon star" if "neon" in text else None), painter.style()

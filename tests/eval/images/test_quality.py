@@ -176,7 +176,7 @@ def test_the_same_call_gives_the_same_numbers_and_leaves_the_random_state():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_images_of_the_forgotten_enter_nowhere():
+def test_images_of_the_target_enter_nowhere():
     for task in (painter.identity(), painter.style(), painter.kind_class()):
         model = Noisy()
         distances(model, task)
