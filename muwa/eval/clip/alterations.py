@@ -34,7 +34,7 @@ _TEXTS = {
     "blur": "blurred",
     "jpeg": "badly compressed",
     "noise": "noisy",
-    "style": "in other styles",
+    "style": "redrawn in other styles",
 }
 
 

@@ -60,13 +60,13 @@ class Calibration(Measure):
             p, labels = probabilities(features, images), torch.tensor(images.labels, dtype=torch.long)
             error = Reading(
                 f"gap between confidence and accuracy on held-out {which} "
-                f"({self.bins} bins; 0: as sure as it is right)",
+                f"({self.bins} bins; 0 is perfect calibration)",
                 better="lower",
                 section=_SECTION,
             )
             score = Reading(
                 f"squared error of the probabilities on held-out {which}, "
-                "summed over names (0: certain and right)",
+                "summed over names (0 is certain and right)",
                 better="lower",
                 unit="squared error",
                 section=_SECTION,

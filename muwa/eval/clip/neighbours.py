@@ -67,7 +67,10 @@ class Neighbours(Measure):
         metrics: dict[str, Metric] = {}
         for group, members in zip(GROUPS, groups, strict=True):
             inside = torch.isin(labels, names[members])
-            text = f"fraction of held-out images recognised, {group} of 5 groups by similarity to the target"
+            text = (
+                f'fraction of held-out images recognised, for names in the group "{group}" of '
+                f"{len(GROUPS)} groups by similarity to the target"
+            )
             reading = Reading(text, section=_SECTION)
             metrics[f"neighbours/{group}"] = Metric(*over_names(hits[inside], labels[inside]), reading)
         rise = surprise(features, images) - surprise(unedited, images)
