@@ -24,6 +24,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -146,9 +147,23 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
-    parts = {name: instantiate(cfg[name], _convert_="all") for name in PARTS}
+    parts = {name: _instantiated(cfg, name) for name in PARTS}
     check(parts)
     return {name: made(parts[name]) if name in RECORDS else parts[name] for name in PARTS}
+
+
+def _instantiated(cfg: DictConfig, group: str) -> Any:
+    """What Hydra makes of a group: partials of the classes and functions that its nodes name.
+
+    Raises:
+        ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
+    """
+    try:
+        return instantiate(cfg[group], _convert_="all")
+    except InstantiationException as error:
+        raise ValueError(
+            f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
+        ) from error
 
 
 def made(part: Any) -> Any:
@@ -190,7 +205,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None  # so that the rest can be built; `_with` sets the given value below
-    found = instantiate(cfg[group], _convert_="all")
+    found = _instantiated(cfg, group)
     if isinstance(found, partial):
         found = _with(found, changed)
     elif changed:
@@ -204,8 +219,9 @@ def _with(made: partial, changed: Mapping[str, Any]) -> partial:
     keywords = dict(made.keywords)
     for name, value in changed.items():
         nested = keywords.get(name)
-        inside = isinstance(nested, partial) and isinstance(value, Mapping)
-        keywords[name] = _with(nested, value) if inside else value
+        if isinstance(nested, partial) and isinstance(value, Mapping):
+            value = _with(nested, value)
+        keywords[name] = value
     return partial(made.func, *made.args, **keywords)
 
 

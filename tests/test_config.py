@@ -185,3 +185,10 @@ def test_a_part_refuses_what_does_not_exist():
         ValueError, match=r"eval=\[forget\]: holds forget; change the settings of one of them instead"
     ):
         config.part("eval=[forget]", seeds=3)
+
+
+def test_a_target_that_does_not_exist_is_named(composed):
+    with pytest.raises(
+        ValueError, match=r"method: Error locating target 'muwa.methods.slug.unlearn'.*that exists"
+    ):
+        config.build(composed("method._target_=muwa.methods.slug.unlearn"))
