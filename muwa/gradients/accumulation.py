@@ -82,9 +82,9 @@ def accumulate(
     """
     accumulator = _Accumulator.empty(model, loss, precision, run.distributed)
     tokens = model.tokenize(list(pairs.captions))
-    own_pairs = [[job.pairs[i] for i in run.distributed.share(len(job.pairs))] for job in jobs]
-    cuts = [_cut(indices, micro_batch_size) for indices in own_pairs]
-    images = [pairs.images[i] for indices in own_pairs for i in indices]
+    rank_pairs = [[job.pairs[i] for i in run.distributed.share(len(job.pairs))] for job in jobs]
+    cuts = [_cut(indices, micro_batch_size) for indices in rank_pairs]
+    images = [pairs.images[i] for indices in rank_pairs for i in indices]
     decoded = pixel_batches(model, images, [len(some) for cut in cuts for some in cut])
     sizes = [len(job.pairs) for job in jobs]
     for job, cut in run.track(zip(jobs, cuts, strict=True), what, sum(sizes), sizes=sizes):

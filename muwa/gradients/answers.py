@@ -92,10 +92,10 @@ def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
     """(n,) losses: the mean negative log-probability of the tokens of each caption, end marker included."""
     asked = Questions((question,) * len(pairs), tuple((image,) for image in pairs.images))
-    prompts, whole = model.inputs(asked), model.inputs(asked, pairs.captions)
-    lengths = whole["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
-    logits = model.model(**whole).logits[:, :-1].float()
-    targets = whole["input_ids"][:, 1:]
+    prompts, answered = model.inputs(asked), model.inputs(asked, pairs.captions)
+    lengths = answered["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
+    logits = model.model(**answered).logits[:, :-1].float()
+    targets = answered["input_ids"][:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     from_end = torch.arange(losses.shape[1], device=losses.device).flip(0)  # padding is on the left
     in_answer = from_end[None] < lengths[:, None]

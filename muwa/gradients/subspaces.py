@@ -263,8 +263,9 @@ class ProjectedGradients(GradientSource):
         """The second moments of `task.retain_pairs()`; None for "gradient".
 
         The kind "activations" is a sum over pairs. All tasks on the same data share the sum over the whole
-        retain set, and the sum over the pairs that mention a forgotten name is subtracted. The kind "fisher"
-        is a sum over batches. Without those pairs the batches are others, so it is computed for each task.
+        retain set. The sum over the pairs that mention a forgotten name is subtracted from it. The kind
+        "fisher" is a sum over batches. Without those pairs the batches are others, so it is computed for each
+        task.
         """
         if self.subspace == "gradient":
             return None

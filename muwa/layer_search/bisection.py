@@ -22,7 +22,7 @@ def bisection(first: float, max_evals: int) -> Generator[float, bool, None]:
     """Generator of steps; the caller sends back whether the step it just received forgot.
 
     The first step is `first`, and the step is doubled until one forgets. From then on each step is the
-    midpoint of the last step that did not forget (0 if every step so far forgot) and the last one that did.
+    midpoint of two: the last step that forgot and the last one that did not (0 if every step so far forgot).
     There are always `max_evals` steps.
 
     Source: SLUG (arXiv 2407.11867), algorithm 3; docs/method.md, "Step". The release uses the same magnitudes
@@ -77,8 +77,11 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
 
     The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
 
-    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3. Differs: the probe images are not those of the report,
-    and the rule "constrained" also looks at the kept rate of a step (docs/method.md, "Where we differ").
+    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3. Differs in two ways (docs/method.md, "Where we
+    differ"):
+
+    - The probe images are not those of the report.
+    - The rule "constrained" also looks at the kept rate of a step.
     """
 
     first_step: float

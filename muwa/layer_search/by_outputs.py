@@ -123,6 +123,8 @@ def _confirm(
     while confirmed < settings.confirmations and (left or not tried):
         place, reason = choose([row for _, row in left], settings.acceptance)
         if place is None:
+            if confirmed:
+                break  # no other step was feasible, so the reason is the failed confirmation
             return None, reason
         point, row = left.pop(place)
         again, confirmed = trace.add(evaluator(point.layers, row.step, confirm=True)[0]), confirmed + 1

@@ -55,7 +55,7 @@ def test_a_style_is_refused() -> None:
 
 
 def test_images_are_counted_name_by_name() -> None:
-    """Two names with one probe image each: four questions in all, but two a name."""
+    """Two names with one probe image each: four questions in all, but two per name."""
     both = replace(tiny.task(), names=tiny.NAMES[:2], forget={name: tiny.pairs(2) for name in tiny.NAMES[:2]},
                    probe=replace(tiny.split(), forget=tiny.pictures([0, 1])))  # fmt: skip
     with pytest.raises(ValueError, match="search_wordings x probe images=2: .* Take at least 4"):

@@ -84,6 +84,8 @@ def test_a_choice_that_does_not_hold_is_replaced_by_the_next() -> None:
     assert found.why == "No step was feasible on confirmation (a second look; 2 tried)."
     found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=1)
     assert len(found.trace) == 4 + 1
+    found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=3)
+    assert found.why == "No step was feasible on confirmation (a second look; 2 tried)."  # there is no third
 
 
 @pytest.mark.parametrize("rule", ["paper", "deepest"])

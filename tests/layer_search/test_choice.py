@@ -56,11 +56,16 @@ def test_paper_takes_the_lowest_forget_accuracy_even_when_infeasible():
         "Lowest forget top-5 accuracy (25.0%), ties broken by the kept rate; this step is not feasible; "
         "0 of 3 steps on 3 layers were feasible."
     )
-    assert "this step is feasible; 1 of 1 steps on 1 layer was feasible" in choose([row("a", 0, 1.0)], PAPER)[1]
+    assert (
+        "this step is feasible; 1 of 1 steps on 1 layer was feasible" in choose([row("a", 0, 1.0)], PAPER)[1]
+    )
 
 
 def test_the_reason_names_the_criterion():
-    assert "Lowest forget top-1 accuracy (25.0%)" in choose([row("a", 0.25, 1.0)], replace(PAPER, criterion="top1"))[1]
+    assert (
+        "Lowest forget top-1 accuracy (25.0%)"
+        in choose([row("a", 0.25, 1.0)], replace(PAPER, criterion="top1"))[1]
+    )
 
 
 def test_deepest_takes_the_last_step_even_when_infeasible():

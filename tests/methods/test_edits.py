@@ -43,7 +43,7 @@ def search(chosen):
     return Search("Ada Fox", "best", "tensor", {}, (), before, trace, chosen, "")
 
 
-def test_an_edit_has_one_move_a_name_and_the_deltas_that_change_anything():
+def test_an_edit_has_one_move_per_name_and_the_deltas_that_change_anything():
     task, chosen = replace(tiny.task(), names=("Ada Fox", "Bo Hill")), search(1)
     edit = edit_of(task, chosen, {"a": torch.zeros(2), "b": torch.ones(2)}, 7)
     assert [move.concept for move in edit.moves] == ["Ada Fox", "Bo Hill"]

@@ -74,9 +74,9 @@ def test_what_is_masked_keeps_its_bits_whatever_the_decay():
     model, task = tiny.clip(), tiny.task()
     generator = torch.Generator().manual_seed(0)
     mask = {name: torch.rand(w.shape, generator=generator) < 0.5 for name, w in model.weights.items()}
-    found = tune(model, phases(task), Schedule(2, 4, 1e-2, 0.5, 0), None, None, mask=mask, run=Run())["deltas"][
-        "last"
-    ]
+    found = tune(model, phases(task), Schedule(2, 4, 1e-2, 0.5, 0), None, None, mask=mask, run=Run())[
+        "deltas"
+    ]["last"]
     assert len(found) > 40
     for name, delta in found.items():
         assert not delta[~mask[name]].any()
@@ -127,7 +127,7 @@ def test_resuming_takes_only_the_epochs_that_are_left(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTuning, "step", lambda self, *args: (steps.append(self.done), real(self, *args)))
         tune(model, phases(task), SCHEDULE, STOPS, task.probe, state=tmp_path, run=Run())
-    assert steps == list(range(10, 15))  # 2 + 3 steps an epoch; two epochs were done
+    assert steps == list(range(10, 15))  # 2 + 3 steps per epoch; two epochs were done
 
 
 def test_a_damaged_state_is_a_training_from_the_start(tmp_path):

@@ -105,7 +105,7 @@ def test_several_names_each_get_a_layer_and_a_step_on_the_original_model(tmp_pat
 
 
 def test_samples_are_the_pairs_of_each_pass(tmp_path):
-    """6 forget pairs a name; 12 retain pairs less 2 or 4 that mention a name, counted once."""
+    """6 forget pairs per name; 12 retain pairs less 2 or 4 that mention a name, counted once."""
     fixed = step(relative_step=0.1)
     assert edit_by(tiny.clip(), tiny.task(), Run(), layer_search=fixed).samples == 6 + 10
     assert edit_by(tiny.clip(), two_names(), Run(), layer_search=fixed).samples == 6 + 6 + 8
