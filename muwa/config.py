@@ -121,10 +121,10 @@ def present_name(override: str) -> str:
     ('seed=1', 'eval.canvas.seeds=2')
     """
     for old, new in RENAMED.items():
-        found = re.match(rf"([+~]*){re.escape(old)}(?=[.=@]|$)", override)
-        if found and ("=" in override or found[1]):
+        match = re.match(rf"([+~]*){re.escape(old)}(?=[.=@]|$)", override)
+        if match and ("=" in override or match[1]):
             print(f"muwa: {old} is now called {new}", file=sys.stderr)
-            return found[1] + new + override[found.end() :]
+            return match[1] + new + override[match.end() :]
     return override
 
 
@@ -149,7 +149,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
     parts = {name: _instantiated(cfg, name) for name in PARTS}
     check(parts)
-    return {name: made(parts[name]) if name in RECORDS else parts[name] for name in PARTS}
+    return {name: with_records(parts[name]) if name in RECORDS else parts[name] for name in PARTS}
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
@@ -166,7 +166,7 @@ def _instantiated(cfg: DictConfig, group: str) -> Any:
         ) from error
 
 
-def made(part: Any) -> Any:
+def with_records(part: Any) -> Any:
     """`part` with every partial of a class called, at any depth. Such classes are records of settings.
 
     Partials of functions stay: they load something when they are called.
@@ -175,9 +175,9 @@ def made(part: Any) -> Any:
         ValueError: A record refuses one of its settings. Names the setting.
     """
     if isinstance(part, Mapping):
-        return {name: made(inner) for name, inner in part.items()}
+        return {name: with_records(inner) for name, inner in part.items()}
     if isinstance(part, partial) and inspect.isclass(part.func):
-        return part.func(*part.args, **{name: made(inner) for name, inner in part.keywords.items()})
+        return part.func(*part.args, **{name: with_records(inner) for name, inner in part.keywords.items()})
     return part
 
 
@@ -205,24 +205,24 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None  # so that the rest can be built; `_with` sets the given value below
-    found = _instantiated(cfg, group)
-    if isinstance(found, partial):
-        found = _with(found, changed)
+    built = _instantiated(cfg, group)
+    if isinstance(built, partial):
+        built = _with(built, changed)
     elif changed:
-        raise ValueError(f"{choice}: holds {', '.join(found)}; change the settings of one of them instead")
-    check({group: found})
-    return made(found) if group in RECORDS else found
+        raise ValueError(f"{choice}: holds {', '.join(built)}; change the settings of one of them instead")
+    check({group: built})
+    return with_records(built) if group in RECORDS else built
 
 
-def _with(made: partial, changed: Mapping[str, Any]) -> partial:
+def _with(built: partial, changed: Mapping[str, Any]) -> partial:
     """A partial with other keywords; a mapping changes some settings of a nested record."""
-    keywords = dict(made.keywords)
+    keywords = dict(built.keywords)
     for name, value in changed.items():
         nested = keywords.get(name)
         if isinstance(nested, partial) and isinstance(value, Mapping):
             value = _with(nested, value)
         keywords[name] = value
-    return partial(made.func, *made.args, **keywords)
+    return partial(built.func, *built.args, **keywords)
 
 
 @functools.cache

@@ -241,8 +241,8 @@ def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> floa
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the libraries that results depend on."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **found}
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **libraries}
 
 
 def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:

@@ -24,10 +24,10 @@ def _entries(root: Path) -> list[Path]:
 
 def _find(root: Path, key: str) -> dict[str, Any]:
     """The parts of the one key under `root` that begins with `key`."""
-    found = [folder for folder in _entries(root) if folder.name.startswith(key)]
-    if len(found) != 1:
-        raise ValueError(f"{key}: {len(found)} entries under {root} begin with it, want one")
-    return json.loads((found[0] / "key.json").read_text())["parts"]
+    matches = [folder for folder in _entries(root) if folder.name.startswith(key)]
+    if len(matches) != 1:
+        raise ValueError(f"{key}: {len(matches)} entries under {root} begin with it, want one")
+    return json.loads((matches[0] / "key.json").read_text())["parts"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
