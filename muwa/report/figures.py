@@ -277,15 +277,15 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
 
 
 def kept_against_forgotten(
-    variants: Mapping[Variant, tuple[Sequence[float], Sequence[float]]], forget_rate: str
+    variants: Mapping[Variant, tuple[Sequence[float], Sequence[float]]], forget_accuracy: str
 ) -> Figure:
     """The runs of a sweep: one point per variant, the mean of its runs, with one standard deviation as bars.
 
     Args:
-        variants: Variant -> (forget rate after the edit in per cent, change of what is kept in points), one
+        variants: Variant -> (forget accuracy after the edit in per cent, change of what is kept in points), one
             value per run. The last setting decides the marker; the method and the other settings decide the
             colour. A line joins the points of a colour.
-        forget_rate: The name of the forget rate, for the axis.
+        forget_accuracy: The name of the forget accuracy, for the axis.
     """
     figure, axes = blank(8.6, 4.6)
     axis = axes[0, 0]
@@ -305,7 +305,7 @@ def kept_against_forgotten(
         axis.plot([], [], markers[setting], color="#666666", markerfacecolor="none", label=setting)
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, max(20.0, axis.get_xlim()[1]))
-    axis.set_xlabel(f"{forget_rate} after, %   (left: forgotten)", fontsize=9)
+    axis.set_xlabel(f"{forget_accuracy} after, %   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change of retain and utility top-1, points", fontsize=9)
     figure.legend(fontsize=7, loc="outside right upper")
     return figure

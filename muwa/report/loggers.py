@@ -141,7 +141,8 @@ class Wandb:
             self._run.config.update(dict(row))
         elif event == "gradients":
             rows = [[name, norm["forget"], norm["retain"]] for name, norm in row["norms"].items()]
-            self._table(f"gradients/{row['concept']}", ["layer", "forget norm", "retain norm"], rows)
+            table = "/".join(filter(None, ("gradients", row["concept"], row.get("encoder"))))
+            self._table(table, ["layer", "forget norm", "retain norm"], rows)
         elif event == "scores":
             front = set(row["front"])
             rows = [

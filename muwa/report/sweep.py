@@ -227,7 +227,7 @@ def _std(values: Sequence[float]) -> float:
 def _figure(runs: Sequence[SweptRun]) -> str | None:
     """Forgetting against keeping, one dot per run, as an embedded PNG; None if rates of one kind are missing.
 
-    The horizontal position of a run is the highest of its forget rates.
+    The horizontal position of a run is the highest of its forget accuracys.
     """
     done = [run.results for run in runs if run.results]
     forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")

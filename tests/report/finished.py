@@ -54,7 +54,7 @@ def evaluation(layer, step, forget, feasible):
 
 
 def report(folder, *, chosen=1, after=0.0):
-    """The run: 2 forget and 7 retain images; `after` is the forget rate after the edit."""
+    """The run: 2 forget and 7 retain images; `after` is the forget accuracy after the edit."""
     score = LayerScore(0.5, 0.1, -0.1, 2.0, 1.0, 3.0, "vision")
     trace = (evaluation("visual.proj", 1.0, 0.5, False), evaluation("visual.proj", 2.0, 0.0, True))
     name = tiny.NAMES[0]
