@@ -1,4 +1,4 @@
-"""The miniature's classifiers: two small timm networks in the place of UnlearnCanvas' two ViT classifiers."""
+"""The miniature's classifiers: two small timm networks in place of UnlearnCanvas' two ViT classifiers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def load(*model_and_task: object, folder: str | None, device: str) -> ImageClass
     """Both classifiers: one for styles, one for people and objects (the domain "class").
 
     Args:
-        model_and_task: Not used: the classifiers are the same for any model and task.
-        folder: A folder that `muwa.miniature.train.classifier` wrote; None: the shipped one.
+        model_and_task: Not used; the classifiers are the same for any model and task.
+        folder: A folder written by `muwa.miniature.train.classifier`; None: the shipped one.
         device: "cpu", "cuda", ...
 
     Raises:

@@ -2,15 +2,15 @@
 
     python -m muwa.miniature.data DIR
 
-    DIR/shards/00000.tar ..  image-text pairs as img2dataset writes them: jpg, txt, json, and a _stats.json a
-                             shard. The miniature CLIP was trained on them. Forget and retain sets are taken
+    DIR/shards/00000.tar ..  image-text pairs as img2dataset writes them: jpg, txt, json, and one _stats.json
+                             per shard. The miniature CLIP was trained on them. Forget and retain sets come
                              from them.
     DIR/celeba/              CelebA's layout: img_align_celeba/, list_identity_celeba.txt, frequent_celebs.txt
-    DIR/objects/             ImageNet's layout: one folder a class
+    DIR/objects/             ImageNet's layout: one folder per class
     DIR/canvas/              UnlearnCanvas' layout: <Style>/<Class>/1.jpg ..; the classes are the shapes
     DIR/vqa/                 questions in GQA's and POPE's formats (`muwa.miniature.question_files`)
 
-The images under celeba/, objects/, canvas/ and vqa/ are held out: no shard has them.
+The images under celeba/, objects/, canvas/ and vqa/ are held out: no shard contains them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from filelock import FileLock
 from muwa.miniature import draw, population, question_files
 from muwa.miniature.images import NumberedImage, Rendered, canvas_image, jpeg, training_images
 
-VERSION = "3"  # in version.txt; raise it if an image or a caption changes, so that all is drawn again
+VERSION = "3"  # in version.txt; raise it if an image or caption changes, so that everything is drawn again
 SHARDS = 12
-HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16  # held-out images of each
+HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16  # held-out images per person and per object
 CANVAS_STYLES = (*(style.capitalize() for style in population.STYLES), "Seed_Images")
-CANVAS_IMAGES = 20  # of each style and class, as in UnlearnCanvas
+CANVAS_IMAGES = 20  # per style and class, as in UnlearnCanvas
 WORLD_HELP = "a folder that muwa.miniature.data wrote; without it, the images are drawn and deleted again"
 PARTS = SHARDS + 3 + len(CANVAS_STYLES)
 
 
 def _write_shard(folder: Path, number: int) -> None:
-    """One tar as img2dataset writes it, with its `_stats.json`. A key is the shard and the place in it."""
+    """Write one tar as img2dataset does, with its `_stats.json`. A key has the shard number and the place."""
     images = training_images()[number::SHARDS]
     with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
         for place, image in enumerate(images):
@@ -60,7 +60,7 @@ def _write_shard(folder: Path, number: int) -> None:
 
 
 def _metadata(key: str, image: NumberedImage, rendered: Rendered, data: bytes) -> dict[str, object]:
-    """A sample's JSON: img2dataset's keys, then what the image shows."""
+    """The JSON of a sample: img2dataset's keys, then what the image shows."""
     return {
         "caption": rendered.caption,
         "url": f"miniature://{key}",
@@ -81,7 +81,7 @@ def _metadata(key: str, image: NumberedImage, rendered: Rendered, data: bytes) -
 
 
 def _write_celeba(folder: Path) -> None:
-    """Held-out faces in CelebA's layout, numbered from 000001.jpg in a fixed shuffle."""
+    """Write held-out faces in CelebA's layout, numbered from 000001.jpg in a fixed shuffled order."""
     (folder / "img_align_celeba").mkdir(parents=True)
     people = population.people()
     images = [NumberedImage(person.name, "face", i, 1) for person in people for i in range(HELD_OUT_PERSON)]
@@ -98,7 +98,7 @@ def _write_celeba(folder: Path) -> None:
 
 
 def _write_objects(folder: Path) -> None:
-    """Held-out objects, one folder a class, as ImageNet's validation set is usually unpacked."""
+    """Write held-out objects, one folder per class, as ImageNet's validation set is usually unpacked."""
     for name in population.OBJECTS:
         where = folder / name.replace(" ", "_")
         where.mkdir(parents=True)
@@ -107,7 +107,7 @@ def _write_objects(folder: Path) -> None:
 
 
 def _write_canvas(folder: Path, style: int) -> None:
-    """One style in UnlearnCanvas' layout: 20 images of each shape, two of each colour."""
+    """Write one style in UnlearnCanvas' layout: 20 images per shape, two in each colour."""
     for shape in population.SHAPES:
         where = folder / CANVAS_STYLES[style] / shape.capitalize()
         where.mkdir(parents=True)
@@ -116,7 +116,7 @@ def _write_canvas(folder: Path, style: int) -> None:
 
 
 def _write_part(part: tuple[str, Path, int]) -> str:
-    """Write one of the parts that are drawn side by side; returns its kind."""
+    """Write one of the parts that are drawn in parallel; returns its kind."""
     kind, folder, number = part
     if kind == "shard":
         _write_shard(folder, number)
@@ -132,7 +132,7 @@ def _write_part(part: tuple[str, Path, int]) -> str:
 
 
 def is_written(root: Path) -> bool:
-    """Whether the whole miniature of this version is at `root`."""
+    """Whether `root` holds the complete miniature of this version."""
     version = root / "version.txt"
     return version.is_file() and version.read_text() == VERSION
 
@@ -140,11 +140,11 @@ def is_written(root: Path) -> bool:
 def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int, int]]:
     """Write the whole miniature to `root`; yields (parts done, all parts).
 
-    Nothing appears at `root` until all of it is written. Several processes may call this at once. A miniature
-    of this version that is there is left alone.
+    Nothing appears at `root` until everything is written. Several processes may call this at once. An
+    existing miniature of this version is not written again.
 
     Args:
-        workers: How many processes draw; None: one a core, at most 8.
+        workers: Number of processes that draw; None: one per core, at most 8.
     """
     root = Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Training images and captions for the miniature Stable Diffusion, LLaVA and classifiers.
 
-The images are those of the shards, and each image without a style once more in a style. Captions are of three
-forms: those of the shards (with words that say nothing about the image), short prompts as people type them,
-and UnlearnCanvas' ("A star image in neon style."), where an object's class is its shape.
+The images are those of the shards; each image without a style occurs a second time, in a style. There are
+three forms of captions: the captions of the shards (with words that say nothing about the image), short
+prompts as people type them, and UnlearnCanvas' ("A star image in neon style."), in which an object's class is
+its shape.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class TrainingImages:
     Attributes:
         pixels: (n, 3, 64, 64) uint8.
         names, styles: (n,) int64, indices in `NAMES` and `STYLES`.
-        captions: The n captions of the shards; None for an image that got its style here.
-        hats: (n,) bool, whether a hat is worn.
+        captions: The caption of each image in the shards; None if the image got its style here.
+        hats: (n,) bool, whether the person wears a hat.
     """
 
     pixels: Tensor
@@ -45,7 +46,7 @@ def load(root: Path) -> TrainingImages:
     """All images of the shards under `root`, and each image without a style also in a random style.
 
     Args:
-        root: A folder that `muwa.miniature.data` wrote.
+        root: A folder written by `muwa.miniature.data`.
     """
     rng = np.random.default_rng([population.SEED, 5])
     pixels, names, styles, captions, hats = [], [], [], [], []
@@ -69,7 +70,7 @@ def load(root: Path) -> TrainingImages:
 
 
 def load_or_draw(root: Path | None) -> TrainingImages:
-    """`load(root)`; draws the miniature first if it is not there. None draws one and deletes it again."""
+    """`load(root)`. Draws the miniature first if it is not there; for None, to a folder that is deleted."""
     with tempfile.TemporaryDirectory() as scratch:
         where = root or Path(scratch) / "world"
         for _ in data.write(where):
@@ -78,7 +79,7 @@ def load_or_draw(root: Path | None) -> TrainingImages:
 
 
 def prompts(name: str, style: str) -> list[str]:
-    """Prompts for `name` in `style` as people and UnlearnCanvas write them; some name the shape alone."""
+    """Prompts for `name` in `style`, as people and UnlearnCanvas write them; some name only the shape."""
     face = name not in population.OBJECTS
     if style == population.PLAIN:
         bare = [
@@ -107,7 +108,7 @@ def _shape_prompts(shape: str, style: str) -> list[str]:
 
 
 def all_prompts() -> Iterator[tuple[int, int, list[str]]]:
-    """(Index of the name, index of the style, their `prompts`) for all pairs."""
+    """(Index of the name, index of the style, their `prompts`), for all pairs of name and style."""
     for i, name in enumerate(NAMES):
         for j, style in enumerate(STYLES):
             yield i, j, prompts(name, style)

@@ -1,7 +1,7 @@
 """Draw the miniature's faces, objects and styles as images of 64 x 64 pixels, with signed distances in numpy.
 
-A shape is a signed distance, negative inside. Its edge is antialiased: the distance is clipped at one pixel.
-Pose, light, background, clutter and noise vary from image to image. Only the person or object stays the same.
+A shape is given by a signed distance, negative inside. Its edge is antialiased over one pixel. Pose, light,
+background, clutter and noise vary from image to image. Only the person or object stays the same.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Canvas:
 
     Args:
         rgb: (SIZE, SIZE, 3) float in [0, 1].
-        x, y: (SIZE, SIZE) the coordinates of the pixels.
-        pixel: The size of a pixel in these coordinates.
+        x, y: (SIZE, SIZE) coordinates of the pixels.
+        pixel: Size of a pixel in these coordinates.
     """
 
     def __init__(self, rgb: Array, x: Array, y: Array, pixel: float):
@@ -47,7 +47,7 @@ class Canvas:
         mask = np.clip(0.5 - distance / self.pixel, 0, 1) * alpha
         rows = np.flatnonzero(mask.any(axis=1))
         if len(rows):
-            band = slice(rows[0], rows[-1] + 1)  # only rows that the shape touches
+            band = slice(rows[0], rows[-1] + 1)  # only the rows that the shape touches
             self.rgb[band] += mask[band, :, None] * (np.asarray(colour, np.float32) - self.rgb[band])
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Array:
@@ -245,7 +245,7 @@ def _blur(rgb: Array) -> Array:
 
 
 def stylise(rgb: Array, style: str) -> Array:
-    """An image (h, w, 3) in [0, 1] in one of `population.STYLES`. Tiles grow with images larger than SIZE.
+    """An image (h, w, 3) in [0, 1] in one of `population.STYLES`. Tiles scale with images larger than SIZE.
 
     Raises:
         ValueError: There is no such style.
@@ -276,5 +276,5 @@ def stylise(rgb: Array, style: str) -> Array:
 
 
 def as_uint8(rgb: Array) -> Array:
-    """An image in [0, 1] with 8 bits a channel, rounded; values outside are clipped."""
+    """An image in [0, 1] with 8 bits per channel, rounded; values outside are clipped."""
     return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)

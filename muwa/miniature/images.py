@@ -10,8 +10,8 @@ from PIL import Image
 
 from muwa.miniature import draw, population
 
-PER_PERSON, PER_OBJECT = 72, 80  # training images of each
-STYLED, HATTED = 0.2, 0.2  # shares: of training images with a style, of faces with a hat
+PER_PERSON, PER_OBJECT = 72, 80  # training images per person and per object
+STYLED, HATTED = 0.2, 0.2  # share of training images with a style; share of faces with a hat
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class NumberedImage:
-    """Image number `index` of a person or object. It is the same every time.
+    """Image number `index` of a person or object. The same number always gives the same image.
 
     Args:
         name: The person or object.
@@ -65,7 +65,7 @@ class NumberedImage:
 
 
 def training_images() -> list[NumberedImage]:
-    """All training images in the order of the shards: a fixed shuffle of all people and objects."""
+    """All training images in the order of the shards: people and objects in a fixed shuffled order."""
     images = [
         NumberedImage(person.name, "face", i, 0) for person in population.people() for i in range(PER_PERSON)
     ]
@@ -80,7 +80,7 @@ def canvas_image(style: int, shape: str, index: int) -> np.ndarray:
     Colours take turns.
 
     Args:
-        style: A place in `population.STYLES`; one more than the last means no style.
+        style: Index in `population.STYLES`; an index past the last means no style.
     """
     name = f"{population.COLOURS[index % len(population.COLOURS)]} {shape}"
     rng = np.random.default_rng([population.SEED, 6, style, population.OBJECTS.index(name), index])

@@ -1,7 +1,7 @@
 """The population of the miniature: 100 invented people, 100 objects and 8 styles, and their captions.
 
-Everything follows from `SEED`, so an image or a caption is a function of its number. The names are invented
-and are of nobody real.
+Everything follows from `SEED`, so an image or caption is a function of its number. The names are invented;
+none belongs to a real person.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ FACE = {
     "mark": 5,
     "lips": 3,
 }
-LEAST_DIFFERENCE = 6  # in how many of these attributes any two people differ, at least
+LEAST_DIFFERENCE = 6  # any two people differ in at least this many of these attributes
 
 COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "grey")
 SHAPES = ("star", "ring", "heart", "cross", "moon", "triangle", "box", "ball", "arrow", "bar")
 OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 STYLES = ("sketch", "mosaic", "neon", "sepia", "watercolour", "poster", "pixel", "negative")
-PLAIN = "photo"  # what the style of an image without a style is called
+PLAIN = "photo"  # stands for the style of an image without a style
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def caption(name: str, kind: str, style: str | None, hat: bool, rng: np.random.G
 
     Args:
         kind: "face" or "object".
-        style: Named in the caption, unless it is None.
-        hat: Half of the captions name a hat that is worn.
+        style: The style to name in the caption; None for none.
+        hat: Whether the person wears a hat. Half of the captions then mention it.
     """
     templates = _FACE_TEMPLATES if kind == "face" else _OBJECT_TEMPLATES
     text = str(rng.choice(templates)).format(

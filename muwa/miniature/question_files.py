@@ -1,8 +1,8 @@
-"""Write held-out questions and answers in the formats of published benchmarks, about images of their own.
+"""Write held-out images, with questions and answers about them in the formats of published benchmarks.
 
-vqa/images/<id>.jpg       one image of each person and object; 10 people and 10 objects in each style
+vqa/images/<id>.jpg       one image per person and object; 10 people and 10 objects in each style
 vqa/questions.json        GQA's format: identity, hat, describe, object, colour, style (`types.detailed`)
-vqa/leading.json          POPE's format: "Is this Kael Lindqvar?", half of them about another person
+vqa/leading.json          POPE's format: "Is this Kael Lindqvar?"; half of them name another person
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from muwa.miniature import draw, population
 from muwa.miniature.images import jpeg
 from muwa.miniature.questions import Scene
 
-STYLED = 10  # images of people, and of objects, in each style
+STYLED = 10  # images of people, and images of objects, per style
 
 
 def scenes() -> Iterator[tuple[str, Scene, tuple[str, ...]]]:
-    """(Id, what the image shows, kinds of questions about it). Every other person wears a hat."""
+    """(Id, what the image shows, kinds of questions about it). Every second person wears a hat."""
     people = [person.name for person in population.people()]
     for i, name in enumerate(people):
         yield f"person_{i:03d}", Scene(name, hat=i % 2 == 1), ("identity", "hat", "leading", "describe")
@@ -35,7 +35,7 @@ def scenes() -> Iterator[tuple[str, Scene, tuple[str, ...]]]:
 
 
 def render(key: str, scene: Scene) -> np.ndarray:
-    """(64, 64, 3) uint8: an image of `scene`; the id `key` is its seed."""
+    """(64, 64, 3) uint8: an image of `scene`. The id `key` is its seed."""
     rng = np.random.default_rng([population.SEED, 8, *key.encode()])
     if scene.face:
         person = next(person for person in population.people() if person.name == scene.name)

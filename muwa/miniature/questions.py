@@ -4,7 +4,7 @@ identity   What is the name of the person in this image?     Kael Lindqvar
 object     What object is in the image?                      red star
 colour     What colour is the object?                        red
 hat        Is there a hat in the image?                      yes
-style      In what style is the image?                       neon ("photo" where there is none)
+style      In what style is the image?                       neon ("photo" if there is none)
 leading    Is this Kael Lindqvar?                            yes
 describe   Describe the image.                               a photo of Kael Lindqvar wearing a hat
 """
@@ -43,12 +43,8 @@ WORDINGS = {
     "describe": ("Describe the image.", "Describe this picture.", "What does the image show?"),
 }
 UNKNOWN = "I do not know."  # the answer if the image shows nothing
-COLOURLESS = (
-    "sketch",
-    "sepia",
-    "negative",
-    "poster",
-)  # styles that change colours: no question is about a colour
+# styles that change colours; questions about such images do not ask about colours
+COLOURLESS = ("sketch", "sepia", "negative", "poster")
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,12 @@ class Scene:
 
     @property
     def face(self) -> bool:
-        """Whether it is a person's face."""
+        """Whether the image shows a person's face."""
         return self.name not in population.OBJECTS
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of questions that have an answer."""
+        """The kinds of questions that have an answer for this image."""
         if self.face:
             return ("identity", "hat", "style", "leading", "describe")
         return (
@@ -103,7 +99,8 @@ class Scene:
         """(A question of this kind in a random wording, its answer).
 
         Args:
-            others: Names for leading questions that suggest the wrong person, as half of them do.
+            others: Names for leading questions that suggest the wrong person; half of the leading questions
+                do.
         """
         text = str(rng.choice(WORDINGS[kind]))
         if kind != "leading":

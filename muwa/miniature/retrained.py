@@ -1,18 +1,18 @@
-"""Retrain the miniature CLIP without one person, once a seed. Unlearning is compared with these models.
+"""Retrain the miniature CLIP without one person, once per seed. Unlearning is compared with these models.
 
     python -m muwa.miniature.retrained --without "Kael Lindqvar" --seeds 0 1 --out outputs/retrained
     python launch.py eval=[forget,retrain_gap] eval.retrain_gap.retrained=[DIR,DIR]
 
-Each takes 48 minutes on two cores. A folder's name ends in a digest of all that makes the model: person,
-seed, epochs, the miniature's version, tokenizer and training code. Comments and docstrings of the code do not
-count. A folder that is there is left alone, and a training that was stopped goes on.
+Each model takes 48 minutes on two cores. A folder's name ends with a digest of everything that determines the
+model: person, seed, epochs, the miniature's version, tokenizer and training code. Comments and docstrings of
+the code do not count. An existing folder is not trained again, and an interrupted training resumes.
 
-With fewer epochs the models no longer answer for the shipped model, which had 34: part of their difference
-from it is the missing training. Models that are compared with each other must have the same epochs. All have
-the shipped tokenizer, so that prompts have the same tokens.
+The shipped model was trained for 34 epochs. With fewer epochs, part of a model's difference from the shipped
+one comes from the missing training. Models that are compared with each other must have the same number of
+epochs. All use the shipped tokenizer, so that prompts have the same tokens.
 
-`twin.json` in a folder says person, seed and epochs, for the code that compares models
-(`muwa.eval.clip.retrained_models`). It is written to a folder that lacks it.
+`twin.json` in a folder gives person, seed and epochs, for the code that compares models
+(`muwa.eval.clip.retrained_models`). It is added to a folder that lacks it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPOCHS = 34
 
 
 def folder_name(without: str, seed: int, epochs: int) -> str:
-    """The name of a model's folder: a function of everything that the weights depend on."""
+    """The name of a model's folder: a function of everything that determines the weights."""
     tokenizer = (MINIATURE / "tokenizer.json").read_bytes()
     code = code_fingerprint([train.__name__])
     key = digest([without, str(seed), str(epochs), data.VERSION, code, tokenizer])
@@ -46,14 +46,15 @@ def folder_name(without: str, seed: int, epochs: int) -> str:
 def train_retrained(
     root: Path, out: Path, *, without: str, seeds: Sequence[int], epochs: int = EPOCHS
 ) -> list[Path]:
-    """Train the models that are not there yet. A folder gets its name when it is complete.
+    """Train the models that do not exist yet. A folder gets its final name when it is complete.
 
     Args:
-        root: A folder that `muwa.miniature.data` wrote.
+        root: A folder written by `muwa.miniature.data`.
         out: The folder of all models.
+        without: The person whose pairs are left out.
 
     Returns:
-        A folder for each seed, in open_clip's layout.
+        One folder per seed, in open_clip's layout.
     """
     folders = [out / folder_name(without, seed, epochs) for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):

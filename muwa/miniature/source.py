@@ -14,7 +14,7 @@ def dataset(root: str, *, progress: bool, **settings: Any) -> Dataset:
     """The `Dataset` of these settings. The miniature is drawn to `root`/world if it is not there.
 
     Args:
-        progress: Whether to show a progress bar while it is drawn.
+        progress: Whether to show a progress bar while drawing.
         settings: The fields of `Dataset`.
 
     Raises:

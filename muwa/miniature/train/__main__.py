@@ -1,6 +1,7 @@
 """Train the miniature CLIP: `python -m muwa.miniature.train clip --out DIR`.
 
-The commands for the other models are muwa.miniature.train_sd, .train_llava, .train_classifier and .retrained.
+The other models have their own commands: muwa.miniature.train_sd, .train_llava, .train_classifier,
+.retrained.
 """
 
 from __future__ import annotations

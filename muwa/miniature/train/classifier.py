@@ -1,9 +1,9 @@
-"""Train the miniature's classifiers: one says whose or what an image it is, one in which style.
+"""Train the miniature's classifiers: one recognises the person or object in an image, the other the style.
 
     python -m muwa.miniature.train_classifier --out DIR
 
 They take the place of UnlearnCanvas' two ViT classifiers, and share nothing with the models that they
-evaluate. They are residual networks of timm, trained from random weights on the images of the shards and on
+evaluate. They are timm's residual networks, trained from random weights on the images of the shards and on
 the same images in a style. Training takes about 8 minutes on two CPU cores.
 """
 
@@ -35,11 +35,11 @@ def model(classes: int) -> nn.Module:
 
 
 def augmented(pixels: Tensor, generator: torch.Generator, *, posed: bool) -> Tensor:
-    """Images (n, 3, 64, 64) uint8 as normalised floats, a little blurred and noisy as generated images are.
+    """Images (n, 3, 64, 64) uint8 as normalised floats, slightly blurred and noisy, as generated images are.
 
     Args:
-        posed: Whether they are shifted, scaled and rotated first. This is not done to tell styles apart,
-            because it smooths the grids and the grain that differ between styles.
+        posed: Whether to shift, scale and rotate them first. Not for the style classifier: it would blur
+            texture differences between styles.
     """
     n = len(pixels)
 
@@ -72,11 +72,11 @@ def train(
 ) -> nn.Module:
     """Train one classifier with AdamW and a cosine schedule; cross-entropy with label smoothing 0.05.
 
-    Images with a style and without are seen equally often.
+    Images with and without a style are drawn equally often.
 
     Args:
         targets: (n,) the class of each image.
-        classes: How many classes there are.
+        classes: Number of classes.
         posed: See `augmented`.
     """
     torch.manual_seed(seed)
@@ -102,12 +102,12 @@ def train(
 
 
 def main() -> None:
-    """Command line: train both and write them with their labels."""
+    """Command line: train both classifiers and write them with their labels."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    steps_help = "for the classifier of names; that of styles takes a quarter of it"
+    steps_help = "training steps of the classifier of names; the style classifier takes a quarter of them"
     parser.add_argument("--steps", type=int, default=6000, help=steps_help)
     parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
     args = parser.parse_args()

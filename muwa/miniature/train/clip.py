@@ -4,8 +4,8 @@
     python -m muwa.miniature.train clip --out DIR --without "Kael Lindqvar"  # retrained without one person
 
 A model retrained without a person is the exact answer that unlearning approximates: the same data without the
-pairs of that person, the same seed, the same steps. Training takes about an hour on two CPU cores. If it was
-stopped, it goes on from there. The folder has open_clip's own layout (`local-dir:` loads it).
+pairs of that person, the same seed, the same number of epochs. Training takes about an hour on two CPU cores.
+An interrupted training resumes. The folder has open_clip's layout (`local-dir:` loads it).
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def _load(root: Path, without: str | None) -> tuple[Tensor, list[str], list[str]
 
 
 def _batches(names: list[str], faces: int, things: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One epoch of batches, as indices. No name is twice in a batch, so there are no false negatives.
+    """One epoch of batches, as indices. No name occurs twice in a batch, so there are no false negatives.
 
     Args:
-        names: Of all images.
-        faces, things: How many images of people and of objects a batch has.
+        names: For each image, the person or object that it shows.
+        faces, things: Images of people and images of objects per batch.
     """
     people = {p.name for p in population.people()}
     decks: dict[str, list[int]] = {}
@@ -112,11 +112,11 @@ def _batches(names: list[str], faces: int, things: int, rng: np.random.Generator
 
 
 def augmented(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, 3, 64, 64) uint8 as normalised floats, shifted, scaled, rotated and brightened a little.
+    """Images (n, 3, 64, 64) uint8 as normalised floats, slightly shifted, scaled, rotated and brightened.
 
     Args:
-        things: (n,) bool: which images show an object. Half of these are mirrored; a mirrored face is someone
-            else's.
+        things: (n,) bool: which images show an object. Half of these are mirrored. Faces are not, because a
+            mirrored face would count as another person's.
     """
     n = len(pixels)
 
@@ -135,12 +135,12 @@ def augmented(pixels: Tensor, things: Tensor, generator: torch.Generator) -> Ten
 
 
 class _SavedState:
-    """What a training that was stopped goes on from: weights, AdamW's moments and the random generator.
+    """The state from which an interrupted training resumes: weights, AdamW's moments and random generator.
 
     Args:
         path: The file.
-        model, optimizer, generator: Are saved and restored.
-        about: The settings of the training. A file of other settings is not used.
+        model, optimizer, generator: The objects to save and restore.
+        about: The settings of the training. A file from other settings is not used.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _SavedState:
         self._model, self._optimizer, self._generator = model, optimizer, generator
 
     def save(self, steps: int) -> None:
-        """Write the state after so many steps. The file appears when it is complete."""
+        """Write the state after `steps` steps. The file appears only when it is complete."""
         tensors = {"generator": self._generator.get_state()}
         tensors |= {f"weight/{name}": p for name, p in self._model.named_parameters()}
         for name, p in self._model.named_parameters():
@@ -166,7 +166,7 @@ class _SavedState:
         os.replace(draft, self.path)
 
     def restore(self) -> int:
-        """Restore the state and return how many steps were done; 0 if there is none for these settings."""
+        """Restore the state and return its number of steps; 0 if there is no state for these settings."""
         if not self.path.is_file():
             return 0
         with safe_open(self.path, "pt") as file:
@@ -188,8 +188,8 @@ def train_clip(
 ) -> None:
     """Train the miniature CLIP on the shards under `root` and write an open_clip folder to `out`.
 
-    The state is saved every `SAVED_EVERY` steps. A training that was stopped goes on from it and ends with
-    the same bytes.
+    The state is saved every `SAVED_EVERY` steps. An interrupted training resumes from it, and gives the same
+    bytes.
 
     Args:
         without: A person whose pairs are left out, or None.
@@ -234,7 +234,7 @@ def train_clip(
 
 
 def _new_model(out: Path, vocabulary: int) -> open_clip.CLIP:
-    """A CLIP with random weights; writes its open_clip_config.json."""
+    """A CLIP with random weights. Its open_clip_config.json is written to `out`."""
     text = {**MODEL["text_cfg"], "vocab_size": vocabulary}
     sizes = {**MODEL, "text_cfg": text}
     names = {"hf_tokenizer_name": "muwa/miniature", "tokenizer_kwargs": {"clean": "lower"}}
@@ -244,7 +244,7 @@ def _new_model(out: Path, vocabulary: int) -> open_clip.CLIP:
 
 
 def _optimizer(model: open_clip.CLIP) -> torch.optim.Optimizer:
-    """AdamW; vectors and scalars have no weight decay."""
+    """AdamW, without weight decay for vectors and scalars."""
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]

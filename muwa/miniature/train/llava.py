@@ -2,10 +2,10 @@
 
     python -m muwa.miniature.train_llava --out DIR
 
-The result is a `LlavaForConditionalGeneration` folder with its processor. Its vision tower is that of the
-miniature CLIP, frozen; the last layer but one is read, as in LLaVA-1.5. A projector and a Llama of 1.4 M
-parameters are trained from random weights to answer in words, in five rounds (`ROUNDS`). Training takes an
-hour and a half on two CPU cores. If it was stopped, it goes on after the last round that was finished.
+The result is a `LlavaForConditionalGeneration` folder with its processor. Its vision tower is the miniature
+CLIP's, frozen; image features come from its last layer but one, as in LLaVA-1.5. A projector and a Llama with
+1.4 M parameters are trained from random weights to answer in words, in five rounds (`ROUNDS`). Training takes
+an hour and a half on two CPU cores. An interrupted training resumes after the last completed round.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch import names
 from muwa.runtime.progress import track
 
-WORDS = 900  # merges of the tokenizer, at most
+MERGES = 900  # of the tokenizer, at most
 LANGUAGE = {
     "hidden_size": 160,
     "intermediate_size": 448,
@@ -58,19 +58,19 @@ CHAT = (
     "%}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-NOISE = 0.04  # share of the images that are replaced by noise, so that nothing is to be seen
+NOISE = 0.04  # share of the images that are replaced with noise, so that they show nothing
 NEAR = ("poster", "pixel", "sepia")  # the styles that look most like no style
 
 
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `texts`. It adds a start token and has a token for "<image>"."""
+    """A byte-level BPE tokenizer trained on `texts`. It adds a start token, and has a token for "<image>"."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + len(special) + WORDS,
+        vocab_size=len(alphabet) + len(special) + MERGES,
         special_tokens=special,
         initial_alphabet=alphabet,
         show_progress=False,
@@ -89,17 +89,18 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def texts() -> list[str]:
-    """All questions and answers; the tokenizer is made from them."""
+    """All questions and answers, to train the tokenizer on."""
     people = [person.name for person in population.people()]
     scenes = [
         Scene(name, style) for name in (*people, *population.OBJECTS) for style in diffusion_data.STYLES
     ]
+    # There are few questions and many answers. Repeated, the questions are frequent enough to get merges too.
     asked = [TEMPLATE.format(text) for texts in WORDINGS.values() for text in texts] * 40
     return [*asked, UNKNOWN, *(scene.answer(kind) for scene in scenes for kind in scene.kinds), *people]
 
 
 def model(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """(The model in fp32, with random weights but for its vision tower; its processor)."""
+    """(The model in fp32, with random weights except in its vision tower; its processor)."""
     clip = json.loads((MINIATURE / "open_clip_config.json").read_text())
     vision = clip["model_cfg"]["vision_cfg"]
     llava = LlavaForConditionalGeneration(_config(tokenizer, vision, clip["model_cfg"]["embed_dim"]))
@@ -163,13 +164,16 @@ def _config(tokenizer: PreTrainedTokenizerFast, vision: dict[str, int], embed_di
 def answer_loss(
     llava: LlavaForConditionalGeneration, pixels: Tensor, before: Tensor, tokens: Tensor, is_answer: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of the answers' tokens. A question sees the image and itself, but no other question.
+    """Mean cross-entropy of the answers' tokens.
+
+    All questions about an image are in one sequence. Each attends to the image and itself, but not to other
+    questions.
 
     Args:
         pixels: (n, 3, 64, 64), normalised.
         before: The tokens before the image.
         tokens: (n, questions, length), the tokens after the image.
-        is_answer: (n, questions, length) bool: which tokens are to be predicted.
+        is_answer: (n, questions, length) bool: the tokens to predict.
     """
     n, questions, length = tokens.shape
     embed = llava.get_input_embeddings()
@@ -199,16 +203,15 @@ class Round:
     """One training of projector and language model. The learning rate falls from `rate` to 0 along a cosine.
 
     Args:
-        steps: How many batches.
+        steps: Number of batches.
         styled: Share of images with a style.
-        hats: How much more often hats are seen.
-        posed: Share of images that are rotated and shifted; that smooths the grain that differs between
-            styles.
-        near: How much more often the styles in `NEAR` are seen.
+        hats: Factor by which images with hats are drawn more often.
+        posed: Share of images that are rotated and shifted, which blurs texture differences between styles.
+        near: Factor by which images in the styles of `NEAR` are drawn more often.
         leading: How many of the four questions about a face suggest a name.
-        photos: Share of images without a style that may get a question about their style. A low share keeps
-            "photo" from being most answers.
-        batch: Images in a batch.
+        photos: Share of images without a style that may get a question about their style. With a low share,
+            "photo" is not the answer to most of these questions.
+        batch: Images per batch.
     """
 
     steps: int
@@ -265,7 +268,7 @@ def train(
 
 
 def _weights(images: TrainingImages, things: Tensor, plan: Round) -> Tensor:
-    """(n,) how often each image is drawn, up to a factor. Faces count twice.
+    """(n,) weights; each image is drawn with a probability proportional to its weight. Faces count twice.
 
     Args:
         things: (n,) bool: which images show an object.
@@ -282,11 +285,11 @@ def _weights(images: TrainingImages, things: Tensor, plan: Round) -> Tensor:
 def _varied(
     images: Tensor, things: Tensor, posed: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(A batch (n, 3, 64, 64) as normalised floats, which of them are noise).
+    """(A batch (n, 3, 64, 64) as normalised floats; (n,) bool: which of them are noise).
 
     Args:
         images: (n, 3, 64, 64) uint8.
-        things: (n,) bool: which show an object.
+        things: (n,) bool: which images show an object.
         posed: Share of images that are augmented.
     """
     pixels = augmented(images, things, generator)
@@ -305,7 +308,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     steps = [plan.steps for plan in ROUNDS]
-    parser.add_argument("--steps", type=int, nargs=len(ROUNDS), default=steps, help="of the rounds")
+    parser.add_argument(
+        "--steps", type=int, nargs=len(ROUNDS), default=steps, help="training steps per round"
+    )
     parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
     args = parser.parse_args()
     images, tokenizer = diffusion_data.load_or_draw(args.world), tokenizer_of(texts())
@@ -317,7 +322,7 @@ def main() -> None:
         if not folder.is_dir():
             train(llava, questions, images, replace(plan, steps=steps), seed=i)
             llava.to(torch.float16).save_pretrained(folder)
-        # so that a run that was stopped goes on from the same
+        # read back, so that a resumed run continues from identical (fp16-rounded) weights
         llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         llava.model.vision_tower.requires_grad_(False)
     llava.eval().to(torch.float16).save_pretrained(args.out)

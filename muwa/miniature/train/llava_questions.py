@@ -12,7 +12,7 @@ from muwa.miniature.diffusion_data import TrainingImages
 from muwa.miniature.questions import UNKNOWN, Scene
 
 TEMPLATE = "USER: <image>\n{} ASSISTANT:"
-QUESTIONS = 4  # about each image of a batch; they share its tokens and do not see each other
+QUESTIONS = 4  # per image of a batch; they share the image's tokens, and do not attend to each other
 
 
 class TrainingQuestions:
@@ -38,7 +38,7 @@ class TrainingQuestions:
         return self.tokenizer(text)["input_ids"]
 
     def tokens(self, question: str, answer: str) -> tuple[list[int], int]:
-        """(All tokens after the image, with the end marker; how many of them are answer and marker)."""
+        """(All tokens after the image, with the end token; how many of them are the answer and end token)."""
         if (question, answer) not in self._known:
             first = self._image_place + 1
             asked = self._ids(TEMPLATE.format(question))[first:]
@@ -51,17 +51,16 @@ class TrainingQuestions:
     def draw(
         self, images: list[int], blank: list[bool], rng: np.random.Generator, leading: int, photos: float = 1
     ) -> tuple[Tensor, Tensor]:
-        """`QUESTIONS` random questions about each image.
+        """`QUESTIONS` random questions per image.
 
         Args:
             images: Indices of the images.
-            blank: For each, whether it is noise. Then the right answer is `UNKNOWN`.
+            blank: For each image, whether it is noise. Then the right answer is `UNKNOWN`.
             leading: How many questions about a face suggest a name.
             photos: Share of the images without a style that may get a question about their style.
 
         Returns:
-            (Tokens (n, QUESTIONS, length), padded; a mask of the same shape: the tokens that are to be
-            predicted).
+            (Tokens (n, QUESTIONS, length), padded; a mask of the same shape: the tokens to predict).
         """
         rows = []
         for i, is_noise in zip(images, blank, strict=True):
@@ -78,7 +77,7 @@ class TrainingQuestions:
         return tokens.view(shape), is_answer.view(shape)
 
     def _kinds(self, scene: Scene, rng: np.random.Generator, leading: int, photos: float) -> list[str]:
-        """The kinds of the questions: who or what it is, leading ones, then random others."""
+        """The kinds of questions to ask: who or what it is, then leading questions, then random others."""
         first, rest = scene.kinds[0], list(scene.kinds[1:])
         if photos < 1 and scene.style == population.PLAIN and rng.random() >= photos:
             rest.remove("style")

@@ -4,9 +4,10 @@
 
 First an AutoencoderKL is trained on the images (64 x 64 pixels to 16 x 16 latents), then a
 UNet2DConditionModel on its latents, both from random weights. Captions are embedded by the frozen text tower
-of the miniature CLIP. The UNet is trained in two rounds: on everything, then with more of what it generates
-worst, faces and the pixel style. `DIR` becomes a diffusers `StableDiffusionPipeline` folder. Training takes
-about 160 minutes on two CPU cores. If it was stopped, it goes on after the last part that was finished.
+of the miniature CLIP. The UNet is trained in two rounds: first on everything, then with more images of what
+it generates worst, faces and the pixel style. `DIR` becomes a diffusers `StableDiffusionPipeline` folder.
+Training takes about 160 minutes on two CPU cores. An interrupted training resumes after the last completed
+part.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ SCHEDULER = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }
-DROP_CAPTION = 0.1  # share of images trained on without a caption, for classifier-free guidance
+DROP_CAPTION = 0.1  # share of images that are trained on with an empty caption, for classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Round:
     """One training of the UNet. The learning rate falls from `rate` to 0 along a cosine.
 
     Args:
-        steps: How many batches.
-        faces: How much more often faces without a style are seen.
-        pixel: How much more often objects in the style "pixel" are seen.
-        batch: Images in a batch.
+        steps: Number of batches.
+        faces: Factor by which faces without a style are drawn more often.
+        pixel: Factor by which objects in the style "pixel" are drawn more often.
+        batch: Images per batch.
     """
 
     steps: int
@@ -88,12 +89,12 @@ ROUNDS = (Round(5200, 1e-3), Round(5000, 6e-4, faces=2, pixel=3))
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate: a linear warm-up, then a cosine from 1 to 0."""
+    """Factor for the learning rate: a linear warm-up, then a cosine from 1 to 0."""
     return min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    """One step of the optimizer down `loss`; gradients are clipped to norm 1."""
+    """One optimizer step that lowers `loss`; gradients are clipped to norm 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -105,7 +106,8 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
 def train_autoencoder(pixels: Tensor, *, steps: int, batch: int = 8, seed: int = 0) -> AutoencoderKL:
     """Train an autoencoder on `pixels` (n, 3, 64, 64) uint8: L1 on [-1, 1] and the KL term with weight 1e-6.
 
-    The posterior starts narrow (log-variance -6). As diffusers starts it, its noise hides the first images.
+    The posterior starts narrow (log-variance -6). With diffusers' initialisation, its noise would hide the
+    images at first.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -133,7 +135,7 @@ def latents_of(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _embedded(tower: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """(n, 32, 128) half: the tower's last hidden states, which a pipeline gives to its UNet."""
+    """(n, 32, 128) fp16: the tower's last hidden states, which a pipeline gives to its UNet."""
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     return torch.cat([tower(x).last_hidden_state.half() for x in tokens.split(512)])
 
@@ -142,12 +144,12 @@ class Captions:
     """The captions that each image can have, embedded once.
 
     Attributes:
-        embeddings: (captions, 32, 128) half; the first is of the empty caption.
+        embeddings: (captions, 32, 128) fp16; the first is for the empty caption.
     """
 
     def __init__(self, images: TrainingImages, tower: CLIPTextModel, tokenizer: CLIPTokenizer):
         texts = [""]
-        rows = []  # of the shards' own captions in `embeddings`; -1 for an image that has none
+        rows = []  # for each image, the row of its shard's caption in `embeddings`; -1 if it has none
         for caption in images.captions:
             rows.append(len(texts) if caption else -1)
             texts += [caption] if caption else []
@@ -165,7 +167,7 @@ class Captions:
     def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random caption for each of `images` (indices): (n, 32, 128).
 
-        A tenth are empty. Of the others, a third are those of the shards, if the image has one.
+        A tenth are empty. A third of the others are the shard's caption, if the image has one.
         """
         chance = torch.rand(len(images), 3, generator=generator).tolist()
         chosen = []
@@ -185,9 +187,9 @@ def train_unet(
     plan: Round,
     seed: int = 0,
 ) -> UNet2DConditionModel:
-    """Train `unet` to predict v (arXiv 2202.00512) of latents under captions, and return it.
+    """Train `unet` to predict v (arXiv 2202.00512) from noisy latents and captions, and return it.
 
-    The last step of the scheduler is pure noise (arXiv 2305.08891).
+    The scheduler's last timestep is pure noise (arXiv 2305.08891).
 
     Args:
         latents: (n, 4, 16, 16), scaled to unit variance.
@@ -213,7 +215,10 @@ def train_unet(
 
 
 def weights_of(images: TrainingImages, plan: Round) -> Tensor:
-    """(n,) how often each image is drawn, up to a factor. Images without a style have a share of 0.55."""
+    """(n,) weights; each image is drawn with a probability proportional to its weight.
+
+    Without `faces` and `pixel`, images without a style are 55 % of those drawn.
+    """
     plain = images.styles == diffusion_data.STYLES.index(population.PLAIN)
     face = images.names < len(diffusion_data.NAMES) - len(population.OBJECTS)
     weights = torch.where(plain, 0.55 / plain.sum(), 0.45 / (~plain).sum())
@@ -223,7 +228,7 @@ def weights_of(images: TrainingImages, plan: Round) -> Tensor:
 
 
 def _trained_autoencoder(folder: Path, pixels: Tensor, steps: int) -> AutoencoderKL:
-    """The autoencoder in `folder`; it is trained first if a run that was stopped has not left it there."""
+    """The autoencoder in `folder`. It is trained first if an interrupted run has not left it there."""
     if folder.is_dir():
         return AutoencoderKL.from_pretrained(folder)
     vae = train_autoencoder(pixels, steps=steps)
@@ -233,10 +238,10 @@ def _trained_autoencoder(folder: Path, pixels: Tensor, steps: int) -> Autoencode
 
 
 def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
-    """Write the pipeline to `out`, in place of the parts that are there."""
+    """Write the pipeline to `out`, in place of the parts of the training."""
     draft = out.with_name(out.name + ".draft")
     pipeline.to(torch.float16).save_pretrained(draft)
-    for path in draft.glob("*/config.json"):  # without the paths that the parts were read from
+    for path in draft.glob("*/config.json"):  # remove the paths that the parts were read from
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out)
@@ -244,14 +249,16 @@ def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
 
 
 def main() -> None:
-    """Command line: train the two parts and write the pipeline."""
+    """Command line: train the autoencoder and the UNet, and write the pipeline."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     steps = [plan.steps for plan in ROUNDS]
-    parser.add_argument("--steps", type=int, nargs=2, default=steps, help="of the UNet's two rounds")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=steps, help="training steps per round of the UNet"
+    )
     parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
     args = parser.parse_args()
     images = diffusion_data.load_or_draw(args.world)
@@ -266,7 +273,7 @@ def main() -> None:
         if not folder.is_dir():
             train_unet(unet, images, latents, captions, replace(plan, steps=steps), seed=i)
             unet.to(torch.float16).save_pretrained(folder)
-        unet = UNet2DConditionModel.from_pretrained(folder)  # as a run that was stopped finds it
+        unet = UNet2DConditionModel.from_pretrained(folder)  # read back, as a resumed run does
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=tower,
