@@ -140,7 +140,7 @@ def rewrite_files(
         FileExistsError: `out` exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there already; --out wants a new or empty folder")
+        raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)

@@ -161,7 +161,7 @@ def test_the_command_line_overwrites_nothing_and_leaves_no_partial_folder(folder
     patch, base = str(folder / "p.safetensors"), str(folder / "base")
     before = digest(folder / "base" / "open_clip_model.safetensors")
     assert main(["apply", patch, base, "--out", base]) == 2
-    assert "is there already; --out wants a new or empty folder" in capsys.readouterr().err
+    assert "exists already; --out wants a new or empty folder" in capsys.readouterr().err
     assert main(["remove", patch, base, "--out", str(folder / "out")]) == 2
     assert "the patch is not on these weights" in capsys.readouterr().err
     assert not (folder / "out").exists()

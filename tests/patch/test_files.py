@@ -128,7 +128,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path, weights):
     (tmp_path / "out").mkdir()
     rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
     assert set(load_file(tmp_path / "out" / "one.safetensors")) == set(weights)
-    with pytest.raises(FileExistsError, match="is there already; --out wants a new or empty folder"):
+    with pytest.raises(FileExistsError, match="exists already; --out wants a new or empty folder"):
         rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
 
 
@@ -162,7 +162,7 @@ def test_a_pickle_keeps_its_dtypes_and_loses_its_wrapping(tmp_path, dtype):
 def test_an_out_that_is_a_file_is_refused(tmp_path, weights):
     save_file(weights, tmp_path / "one.safetensors")
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         rewrite(tmp_path / "one.safetensors", tmp_path / "out", {})
     assert (tmp_path / "out").read_text() == "mine"
 

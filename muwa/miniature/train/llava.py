@@ -41,7 +41,7 @@ from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch import names
 from muwa.runtime.progress import track
 
-MERGES = 900  # of the tokenizer, at most
+MERGES = 900  # most merges of the tokenizer
 LANGUAGE = {
     "hidden_size": 160,
     "intermediate_size": 448,
