@@ -290,7 +290,7 @@ def test_a_patch_fits_the_other_librarys_checkpoint(tmp_path, capsys):
     assert "wrong base: 4 of the 4 tensors to edit differ" in capsys.readouterr().err
 
 
-def test_a_tower_below_a_level_is_edited(tmp_path):
+def test_a_tower_under_another_name_prefix_is_edited(tmp_path):
     clip = tiny.clip()
     eye = {n: t for n, t in names.to_hf(clip.weights).items() if n.startswith("vision_model.")}
     llava = {f"vision_tower.{n}": t for n, t in eye.items()} | {

@@ -130,7 +130,7 @@ def test_to_hf_and_back_gives_the_same_tensors():
     )
 
 
-def test_a_text_tower_below_a_level_text_is_the_same_tower():
+def test_a_text_tower_under_the_prefix_text_is_the_same_tower():
     weights = narrow(quick=False)[1]
     custom = {
         name if name.startswith(("visual", "logit")) else f"text.{name}": w for name, w in weights.items()
