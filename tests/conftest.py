@@ -14,6 +14,14 @@ from muwa.miniature import data
 CONF = Path(__file__).parent.parent / "conf"
 
 
+LONGEST = ("test_pipeline.py", "test_distributed.py", "test_launchers.py")  # files that launch whole runs
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest files, so that no worker ends alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that all processes of a session share (pytest -n 2)."""

@@ -18,9 +18,14 @@ LIMITS = {
 }
 
 
+@pytest.fixture(scope="module")
+def measured():
+    return structure.measure(ROOT)
+
+
 @pytest.mark.parametrize("what", LIMITS)
-def test_the_structure_is_within_its_limits(what):
-    assert structure.measure(ROOT)[what] <= LIMITS[what], "\n".join(structure.worst(ROOT))
+def test_the_structure_is_within_its_limits(measured, what):
+    assert measured[what] <= LIMITS[what], "\n".join(structure.worst(ROOT))
 
 
 def checkout(tmp_path, **files):
