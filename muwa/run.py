@@ -61,7 +61,8 @@ class Run:
 
         Args:
             stage: The cache stage: the folder of the cache that holds the values.
-            _free: Arguments that cannot change the value; they are not part of the key.
+            _free: Arguments that cannot change the value. Their values are not part of the key, but the code
+                of their classes is (`muwa.cache.keys.service_modules`).
             _together: Whether all ranks compute the value together. Then worker ranks get None.
             _resume: The name of an argument that takes a folder, where an unfinished computation leaves its
                 state. The argument is None if there is no cache.

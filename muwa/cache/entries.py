@@ -25,7 +25,7 @@ from torch import Tensor
 
 from muwa.types import data, edit, gradients, metric, search
 
-# The records that a value may hold: the dataclasses of muwa.types.
+# The records that a value may hold: the dataclasses of muwa.types.data, edit, gradients, metric and search.
 RECORDS: dict[str, type] = {
     name: record
     for module in (data, edit, gradients, metric, search)
@@ -120,7 +120,8 @@ def _dump(value: Any, tensors: dict[str, Tensor]) -> Any:
         fields = {f.name: _dump(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, "fields": fields}
     raise TypeError(
-        f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of muwa.types"
+        f"cannot cache a {type(value).__name__}: want tensors, plain values or the dataclasses of "
+        "muwa.types.data, edit, gradients, metric and search"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a cache key is made of: the stage, the function, the code that it reaches, and every argument."""
+"""What a cache key is made of: stage, function, its code, and every argument that can change the result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def key_parts(
         stage: The cache stage.
         function: A function, a partial, or a record with `__call__` (such as a layer search). The fields of
             a record are an argument too.
-        free: Arguments that cannot change the result. They are not part of the key.
+        free: Arguments that cannot change the result. Their values are not part of the key, but the code of
+            their classes is (`service_modules`).
 
     Returns:
         "stage", "function" (its module and name), "code" (the digest of the code that it reaches), and

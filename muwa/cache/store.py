@@ -61,8 +61,8 @@ class Store:
         Args:
             stage: The cache stage: the folder of the entries under the root, and the name in `events` and
                 `seconds`.
-            _free: Arguments that cannot change the result (progress bars, loggers). They are not part of the
-                key.
+            _free: Arguments that cannot change the result (progress bars, loggers). Their values are not part
+                of the key, but the code of their classes is (`muwa.cache.keys.service_modules`).
             _distributed: The processes that compute the value together. Only the main rank reads, writes and
                 gets the value; worker ranks get None.
             _resume: The name of an argument that takes a folder for unfinished state. A later attempt at the
