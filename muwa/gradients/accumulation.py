@@ -196,9 +196,9 @@ def full_batch_jobs(batches: Sequence[Sequence[int]]) -> list[Job]:
 def leave_out_jobs(batches: Sequence[Sequence[int]], left_out: Sequence[int]) -> tuple[list[Job], int]:
     """Jobs that give the change of the gradient when pairs are left out of their batches.
 
-    Added to the gradient of all batches in full (`full_batch_jobs`), it gives the gradient of the batches
-    without these pairs. Each job is of one batch with such pairs. It is the loss of the other pairs times
-    their number, minus the loss of the full batch times the number of its pairs.
+    Adding this change to the gradient of all batches (`full_batch_jobs`) gives the gradient without these
+    pairs. There is one job per batch with such pairs: the loss of the other pairs times their number, minus
+    the loss of the full batch times its number of pairs.
 
     Args:
         batches: The indices of the pairs in each batch.

@@ -1,7 +1,7 @@
 """The two losses of SLUG on batches of normalised embeddings. Both are means over the batch.
 
-Both are *losses*: lower means better aligned. No sign is flipped here: `muwa.layer_search.steps.step_deltas`
-is the only place where a gradient is added to a weight.
+Both are *losses*: lower means better aligned. No sign is flipped here. In SLUG's steps, the only place where
+a sign meets a weight is `muwa.layer_search.steps.step_deltas`.
 """
 
 from __future__ import annotations

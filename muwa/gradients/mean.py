@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class GradientSum(TypedDict):
-    """A gradient summed over pairs, by parameter name; and the number of pairs (negative: taken out)."""
+    """A gradient summed over pairs, by parameter name; and their number, negative if pairs were taken out."""
 
     sum: dict[str, Tensor]
     n: int
@@ -70,7 +70,8 @@ def gradient_sum(
     - The model is in eval mode.
     - There is no augmentation.
     - Batches are weighted by their numbers of pairs, so that a short last batch does not count as a full one.
-    - The gradient of each loss starts from zero.
+    - Gradients are reset before each loss; the release's Hugging Face scripts let them accumulate over
+      batches.
     """
     if not len(pairs):
         raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
@@ -97,7 +98,8 @@ def leave_out_change(
         model, loss, micro_batch_size, run: As in `gradient_sum`.
 
     Returns:
-        The sum without these pairs minus the sum with them; and minus the number of pairs that are left out.
+        `sum`: the sum without these pairs minus the sum with them. `n`: the number of pairs left
+        out, negated.
     """
     batches = shuffled_batches(len(pairs), loss.batch_size, loss.seed)
     jobs, count = leave_out_jobs(batches, left_out)
@@ -144,12 +146,14 @@ def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run)
         Means over pairs, with the signs of the losses; None on worker ranks.
 
     Raises:
-        ValueError: Every pair of the retain set mentions what is to be forgotten.
+        ValueError: The retain set is empty, or all of its pairs mention what is to be forgotten.
     """
+    if not len(task.retain):
+        raise ValueError(f"{name}: the retain set (dataset.retain) is empty")
     if len(task.mentions) >= len(task.retain):
         raise ValueError(
             f"{name}: all {len(task.retain)} retain pairs mention what is to be forgotten; "
-            "want some that do not: name other pairs in dataset.retain, or fewer aliases"
+            "want some that do not: point dataset.retain at other pairs, or give fewer aliases"
         )
     free = {"run": run, "micro_batch_size": recipe.micro_batch_size}
     forget = forget_sum(model, task, name, recipe, run)
@@ -181,14 +185,15 @@ def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run)
 class ClipGradients(GradientSource):
     """Both gradients of each encoder's CLIP: computed, or read from `run.gradient_file`.
 
-    Source: SLUG (arXiv 2407.11867), algorithm 1; docs/method.md, step 1.
+    Source: SLUG (arXiv 2407.11867), algorithm 1; docs/method.md, "Gradients".
     """
 
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if a gradient file is given for a model with several CLIPs.
 
         Raises:
-            ValueError: There are a gradient file, which holds the gradients of one CLIP, and several CLIPs.
+            ValueError: A gradient file was given, which holds the gradients of one CLIP, but the model has
+                several.
         """
         if run.gradient_file is not None and len(model.clips) > 1:
             raise ValueError(
@@ -202,7 +207,7 @@ class ClipGradients(GradientSource):
         """The gradients of each CLIP of `model`; None on worker ranks.
 
         Raises:
-            ValueError: The gradient file was computed from something else.
+            ValueError: The gradient file was computed from another model, other data or other settings.
         """
         each = {}
         for encoder, clip in model.clips.items():

@@ -141,6 +141,12 @@ def test_a_retain_set_that_only_mentions_the_forgotten_is_refused_before_any_pas
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_retain_set_is_refused(tmp_path):
+    task = replace(tiny.task(), retain=tiny.pairs(0), mentions=())
+    with pytest.raises(ValueError, match=r"Ada Fox: the retain set \(dataset\.retain\) is empty"):
+        mean_gradients(tiny.clip(), task, tiny.NAMES[0], RECIPE, Run(Store(tmp_path)))
+
+
 def test_precision_is_part_of_what_gradients_are(tmp_path):
     model, task = tiny.clip(), tiny.task()
     half = replace(RECIPE, precision="bf16")
