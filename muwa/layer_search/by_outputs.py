@@ -1,4 +1,7 @@
-"""The search by generated outputs (images or answers): bisect each step, choose one, confirm it."""
+"""The search by generated outputs, images or answers.
+
+Bisect the step from each starting point, choose one of the steps tried, confirm it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Evaluation, Layer, Search
+
+DECIDES = "The upper end of the accuracy's 95 % interval decides what is feasible."
 
 
 class OutputEvaluator(Protocol):
@@ -109,14 +114,14 @@ def _confirm(
 ) -> tuple[int | None, str]:
     """Choose a step and confirm it. With rule "constrained" it must be feasible again.
 
-    If it is not, choose and confirm another one, at most `confirmations` times.
+    If it is not, choose and confirm another one; at most `confirmations` steps are confirmed in all.
 
     Args:
         tried: The starting point and evaluation of every step of the search.
         trace: The same evaluations; each confirmation is added to it.
 
     Returns:
-        (index into the trace of the last confirmation, or None if no step was chosen; why).
+        (the last confirmation's index in the trace, or None if no step was chosen and confirmed; why).
     """
     left, confirmed = list(tried), 0
     # Where nothing was tried, `choose` is still called once: it gives the reason.
@@ -125,13 +130,15 @@ def _confirm(
         if place is None:
             if confirmed:
                 break  # no other step was feasible, so the reason is the failed confirmation
-            return None, reason
+            return None, f"{reason} {DECIDES}" if tried else reason
         point, row = left.pop(place)
         again, confirmed = trace.add(evaluator(point.layers, row.step, confirm=True)[0]), confirmed + 1
         if again.feasible or settings.rule != "constrained":
             rates = f"the concept is recognised in {again.forgotten:.0%} of outputs; {again.kept:.1%} is kept"
             return len(trace.rows) - 1, f"{reason} On confirmation ({evaluator.confirmation}), {rates}."
-    return None, f"No step was feasible on confirmation ({evaluator.confirmation}; {confirmed} tried)."
+    if confirmed == 1:
+        return None, f"The one step confirmed ({evaluator.confirmation}) was not feasible again."
+    return None, f"None of the {confirmed} steps confirmed ({evaluator.confirmation}) was feasible again."
 
 
 class _Trace:

@@ -2,7 +2,8 @@
 
 Every evaluation of a step (`muwa.types.search.Evaluation`) has two rates in [0, 1]:
 
-- `forgotten` is the forget accuracy, the rate at which the target is still recognised. 0 is forgotten.
+- `forgotten` is the forget accuracy, the rate at which the name to forget is still recognised. 0
+  is forgotten.
 - `kept` is the kept rate, the mean of the retain and the utility accuracy. 1 is kept altogether.
 """
 
@@ -134,7 +135,8 @@ def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str)
     if not feasible:
         least = min(row.forgotten for row in trace)
         accuracy = ACCURACIES[acceptance.criterion]
-        return None, f"No feasible step: the lowest {accuracy} was {least:.1%}; {note}."
+        want = f"want {accuracy} of at most {acceptance.target:.1%}"
+        return None, f"No feasible step: {want}; the lowest was {least:.1%}; {note}."
     most = trace[max(feasible, key=lambda i: trace[i].kept)]
     least = most.kept - acceptance.tolerance * most.kept_error - ROUNDING
     best = min((i for i in feasible if trace[i].kept >= least), key=lambda i: trace[i].closeness)

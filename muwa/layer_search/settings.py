@@ -30,7 +30,7 @@ class ZeroShotSettings:
         tolerance: For the rule "constrained": feasible steps whose kept rate is within this many standard
             errors of the best count as equal.
         target: A step is feasible if its forget accuracy is at most this. Forget accuracy is the rate at
-            which the target is still recognised.
+            which the name to forget is still recognised.
         criterion: Which forget accuracy decides: "top5" (the paper's) or "top1".
         towers: The towers that are searched, in this order: "vision", "text" or both.
     """

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def step_deltas(clip: Clip, gradients: Gradients, layer: Layer, step: float) -> dict[str, Tensor]:
     """`step * g_f` on the edited parts of one layer: parameter name -> fp32 delta, zero outside those parts.
 
-    This is the only place where a sign meets a weight. `g_f` is the gradient of the forget loss: a positive
-    step raises that loss.
+    In SLUG's steps, this is the only place where a sign meets a weight. `g_f` is the gradient of the
+    forget loss: a positive step raises that loss.
     """
     deltas: dict[str, Tensor] = {}
     for part in layer.edited:

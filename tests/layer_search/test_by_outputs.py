@@ -81,11 +81,13 @@ def test_a_choice_that_does_not_hold_is_replaced_by_the_next() -> None:
     found = run_search(evaluator, candidates=1, confirmations=2)
     assert evaluator.calls[4:] == [(found.front[0], 0.1, True), (found.front[0], pytest.approx(0.075), True)]
     assert found.chosen is None
-    assert found.why == "No step was feasible on confirmation (a second look; 2 tried)."
+    assert found.why == "None of the 2 steps confirmed (a second look) was feasible again."
     found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=1)
     assert len(found.trace) == 4 + 1
     found = run_search(Thresholds(forgets=0.07, confirms=0.3, lost=0.2), candidates=1, confirmations=3)
-    assert found.why == "No step was feasible on confirmation (a second look; 2 tried)."  # there is no third
+    assert (
+        found.why == "None of the 2 steps confirmed (a second look) was feasible again."
+    )  # there is no third
 
 
 @pytest.mark.parametrize("rule", ["paper", "deepest"])
@@ -99,7 +101,7 @@ def test_other_rules_keep_a_choice_that_does_not_hold(rule) -> None:
 def test_confirmations_end_when_no_step_is_left() -> None:
     found = run_search(Thresholds(forgets=0.1, confirms=0.3), candidates=1, max_evals=1)
     assert (found.chosen, [row.step for row in found.trace]) == (None, [0.1, 0.1])
-    assert found.why == "No step was feasible on confirmation (a second look; 1 tried)."
+    assert found.why == "The one step confirmed (a second look) was not feasible again."
 
 
 def test_an_empty_front_is_said() -> None:
@@ -115,8 +117,9 @@ def test_without_a_feasible_step_nothing_is_confirmed() -> None:
     evaluator = Thresholds(forgets=9.0)
     found = run_search(evaluator)
     assert found.chosen is None
-    assert (
-        "No feasible step: the lowest forget top-1 accuracy was 100.0%; 0 of 8 steps on 2 layers" in found.why
+    assert found.why == (
+        "No feasible step: want forget top-1 accuracy of at most 50.0%; the lowest was 100.0%; 0 of 8 steps on "
+        "2 layers were feasible. The upper end of the accuracy's 95 % interval decides what is feasible."
     )
     assert not any(confirm for _, _, confirm in evaluator.calls)
 

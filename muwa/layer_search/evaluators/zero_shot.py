@@ -168,6 +168,8 @@ def rates(
 ) -> dict[str, float]:
     """Zero-shot rates in [0, 1] on a forget, a retain and a utility set, from embeddings.
 
+    The report's forget rates, on other images, are `muwa.eval.clip.accuracy.Forget`.
+
     Args:
         probe: "forget", "retain" and "utility" -> the images.
         images: The same keys -> (n, d) embeddings of these images.
