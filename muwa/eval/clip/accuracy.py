@@ -24,6 +24,8 @@ _TOP_K = {1: "the model's first guess", 5: "among the model's first five guesses
 class Forget(Measure):
     """`forget/top1`, `forget/top5`: forget images, recognised among all names. Lower is better.
 
+    The search computes the same rates on the probe images (`muwa.layer_search.evaluators.zero_shot.rates`).
+
     Source: SLUG's FA@1 and FA@5. Differs: on images that the search never saw.
     """
 

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from muwa.eval.base import Measure
-from muwa.eval.clip.mia import balanced_accuracy, trained_on
+from muwa.eval.clip.mia import balanced_accuracy, forget_images
 from muwa.eval.clip.retrained_models import check_retrained, load_retrained
 from muwa.eval.statistics import area
 from muwa.models.base import Observer
@@ -57,7 +57,7 @@ class LinearProbe(Measure):
         if not 0 < self.c < float("inf"):
             raise ValueError(f"eval.linear_probe.c: got {self.c}, want a number above 0")
         for what, images in (
-            ("forget pairs", trained_on(task)),
+            ("forget pairs", forget_images(task)),
             ("retain pairs", _images_of_others(task)),
             ("eval images", task.eval.forget),
             ("eval images of other names", task.eval.retain),
@@ -88,7 +88,7 @@ class LinearProbe(Measure):
 
     def _scores(self, features: Features, task: Task) -> tuple[Tensor, Tensor]:
         """Decision values of held-out images: (of the target, of others). Above 0 means "the target"."""
-        known, other = trained_on(task), _images_of_others(task)
+        known, other = forget_images(task), _images_of_others(task)
         x = torch.cat([features.images(known), features.images(other)]).double().numpy()
         truth = np.repeat([1, 0], [len(known), len(other)])
         regression = LogisticRegression(C=self.c, class_weight="balanced", max_iter=2000)

@@ -33,7 +33,9 @@ _SECTION = "Membership inference: were the forget pairs trained on?"
 
 @dataclass(frozen=True)
 class MembershipInference(Measure):
-    """`mia/<attack>_auc` and `mia/<attack>_tpr`: forget pairs (members) against images that no model saw.
+    """`mia/<attack>_auc` and `mia/<attack>_tpr`: forget pairs (members) against other images.
+
+    The non-members are images that the model was not trained on.
 
     The attacks:
 
@@ -48,8 +50,8 @@ class MembershipInference(Measure):
     same bare-name captions.
 
     `mia/release_auc` and `mia/release_accuracy` (balanced) are computed as in SLUG's release: from the cosine
-    alone, for forget pairs against unrelated held-out images. They tell people from other images, not members
-    from non-members.
+    alone, for forget pairs against unrelated held-out images. They separate images of the target from
+    unrelated images, not members from non-members.
 
     Lower is better everywhere.
 
@@ -86,8 +88,8 @@ class MembershipInference(Measure):
                 f"eval.mia.false_positives: got {self.false_positives}, want more than 0 and less than 1"
             )
         for what, images in (
-            ("forget pairs", trained_on(task)),
-            ("held-out images of the target", bare(task.probe.forget, task.eval.forget)),
+            ("forget pairs", forget_images(task)),
+            ("held-out images of the target", with_bare_names(task.probe.forget, task.eval.forget)),
         ):
             if len(images) < 2:
                 raise ValueError(
@@ -98,7 +100,7 @@ class MembershipInference(Measure):
         """See the class."""
         sides = [
             torch.stack([_cosine(features, images), surprise(features, images)], 1)
-            for images in (trained_on(task), bare(task.probe.forget, task.eval.forget))
+            for images in (forget_images(task), with_bare_names(task.probe.forget, task.eval.forget))
         ]
         metrics: dict[str, Metric] = {}
         for name, attack, (members, others) in (
@@ -106,18 +108,16 @@ class MembershipInference(Measure):
             ("likelihood", likelihood, [log_odds(side) for side in sides]),
         ):
             metrics |= self._attacked(name, *self._scores(attack, members, others))
-        unrelated = bare(task.eval.utility)
+        unrelated = with_bare_names(task.eval.utility)
         if len(unrelated) < 2:
             return metrics
-        against = f"forget pairs against unrelated held-out images, as the paper's release does it. {_CHANCE}"
+        against = f"unrelated held-out image (the release's attack): {_CHANCE}"
+        higher = f"how often a forget pair scores higher than an {against}"
+        separated = f"balanced accuracy at separating a forget pair from an {against}"
         yes, no = self._scores(logistic, sides[0][:, :1], _cosine(features, unrelated)[:, None])
         return metrics | {
-            "mia/release_auc": area(
-                yes, no, _reading(f"how often a forget pair scores higher: {against}", unit="auc")
-            ),
-            "mia/release_accuracy": balanced_accuracy(
-                yes, no, _reading(f"balanced accuracy of the attack: {against}")
-            ),
+            "mia/release_auc": area(yes, no, _reading(higher, unit="auc")),
+            "mia/release_accuracy": balanced_accuracy(yes, no, _reading(separated)),
         }
 
     def _scores(self, attack: Attack, members: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ class MembershipInference(Measure):
         """AUC and true-positive rate of an attack, from the scores of members and non-members."""
         who = f"({name} attack; members: forget pairs, others: held-out images of the same names)"
         often = f"how often a member scores higher than an image that was never trained on {who}: {_CHANCE}"
-        most = f"while at most {self.false_positives:.0%} of the others are accused"
+        most = f"while at most {100 * self.false_positives:g} % of the others are taken for members"
         rate = f"fraction of members caught {most} {who}"
         return {
             f"mia/{name}_auc": area(yes, no, _reading(often, unit="auc")),
@@ -142,7 +142,7 @@ def _reading(text: str, *, unit: str = RATE) -> Reading:
     return Reading(text, better="lower", unit=unit, section=_SECTION)
 
 
-def trained_on(task: Task) -> LabelledImages:
+def forget_images(task: Task) -> LabelledImages:
     """The forget pairs as images labelled with their names, to be captioned with the bare name."""
     classes = Classes(task.eval.forget.classes.names, ("{}",))
     rows = [
@@ -154,8 +154,8 @@ def trained_on(task: Task) -> LabelledImages:
     return LabelledImages(keys, images, labels, classes)
 
 
-def bare(*parts: LabelledImages) -> LabelledImages:
-    """Several sets of images with the same classes as one, captioned with the bare name."""
+def with_bare_names(*parts: LabelledImages) -> LabelledImages:
+    """Sets of images that share their classes, joined into one and captioned with the bare name."""
     join = [
         tuple(x for part in parts for x in getattr(part, field)) for field in ("keys", "images", "labels")
     ]
@@ -165,9 +165,10 @@ def bare(*parts: LabelledImages) -> LabelledImages:
 def scores(
     attack: Attack, members: Tensor, others: Tensor, *, folds: int, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """(scores of the members, of the others): each by an attack fitted without it; the mean over `seeds`.
+    """(scores of the members, of the others).
 
-    Folds are stratified: the fraction of members in a fold gives nothing away.
+    Each score comes from attacks fitted without that sample, averaged over `seeds`. Folds are stratified: all
+    have the same fraction of members.
 
     Args:
         members: (n, k) values of each member.
@@ -210,8 +211,8 @@ def log_odds(values: Tensor) -> Tensor:
 def balanced_accuracy(members: Tensor, others: Tensor, reading: Reading) -> Metric:
     """Balanced accuracy of the sign of the scores; the two sides are resampled separately.
 
-    Where all resamples agree, as when every answer is right, the interval is Wilson's of as many samples as
-    the smaller side has (`rate_interval`).
+    Where all resamples agree, as when every answer is right, the interval is Wilson's interval for as
+    many samples as the smaller side has (`rate_interval`).
 
     Args:
         members: (n,) scores; above 0 is right.

@@ -166,7 +166,8 @@ def relearn(model: Clip, pairs: Pairs, images: LabelledImages, tuning: TuningSet
             value.backward()
         if not torch.isfinite(value):
             raise ValueError(
-                f"eval.relearning.learning_rate: the loss is {value.item()} at step {step + 1}; lower it"
+                f"eval.relearning.learning_rate: the loss is {value.item()} at step {step + 1}; use a "
+                "lower learning rate"
             )
         optimiser.step()
         if (step + 1) % tuning.every == 0 or step + 1 == tuning.steps:

@@ -48,7 +48,7 @@ class PromptAttack(Measure):
 
     @abstractmethod
     def text(self, task: Task) -> str:
-        """How the target is asked for: a clause after "images of the target"."""
+        """How the target is asked for: a clause after "the target is asked for"."""
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
@@ -58,7 +58,8 @@ class PromptAttack(Measure):
         """See the class."""
         hits = observer.hits(self.requests(observer.model, task), self.classifier(observer.model, task))
         text = (
-            f"fraction of images of the target, {self.text(task)}, whose first classifier guess is the target"
+            f"fraction of images, generated when the target is asked for {self.text(task)}, in which the "
+            "classifier's first guess is the target"
         )
         return {self.metric: hit_rate(hits, attack_reading(text, self.label))}
 
@@ -110,7 +111,7 @@ class Reworded(PromptAttack):
 
     def text(self, task: Task) -> str:
         """How the target is asked for."""
-        return "asked for in other words"
+        return "in other words"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Translated(PromptAttack):
 
     def text(self, task: Task) -> str:
         """How the target is asked for."""
-        return f"asked for in {', '.join(self._prompts(task))}"
+        return f"in these languages: {', '.join(self._prompts(task))}"
 
     def _prompts(self, task: Task) -> Mapping[str, str]:
         return self.style_templates if task.kind in ("style", "class") else self.templates
@@ -173,12 +174,14 @@ class ManySeeds(PromptAttack):
 
     def text(self, task: Task) -> str:
         """How the target is asked for."""
-        return "from seeds that no other metric uses"
+        return "with seeds that no other metric uses"
 
 
 @dataclass(frozen=True)
 class Arithmetic(Measure):
-    """`attack/arithmetic`: images from sums of prompt embeddings that no prompt has. Lower is better.
+    """`attack/arithmetic`: images from sums of prompt embeddings. Lower is better.
+
+    No prompt has these embeddings:
 
         e(name in a context) - e(stand-in in that context) + e(stand-in in the task's prompt)
 

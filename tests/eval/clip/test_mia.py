@@ -8,7 +8,15 @@ from scipy.stats import norm
 from sklearn.model_selection import StratifiedKFold
 
 from muwa.config import part
-from muwa.eval.clip.mia import balanced_accuracy, bare, likelihood, log_odds, logistic, scores, trained_on
+from muwa.eval.clip.mia import (
+    balanced_accuracy,
+    forget_images,
+    likelihood,
+    log_odds,
+    logistic,
+    scores,
+    with_bare_names,
+)
 from muwa.eval.statistics import area
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run
@@ -73,7 +81,7 @@ def test_an_accuracy_is_no_surer_than_its_smaller_side():
 
 def test_the_same_caption_stands_under_both_sides():
     task = tiny.task()
-    members, held_out = trained_on(task), bare(task.probe.forget, task.eval.forget)
+    members, held_out = forget_images(task), with_bare_names(task.probe.forget, task.eval.forget)
     assert members.classes == held_out.classes
     assert members.classes.templates == ("{}",)
     assert (len(members), len(held_out)) == (6, 4)

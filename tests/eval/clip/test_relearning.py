@@ -100,7 +100,8 @@ def test_an_order_is_used_until_fewer_than_a_batch_are_left():
 
 def test_a_loss_that_is_no_longer_finite_ends_it():
     with pytest.raises(
-        ValueError, match=r"eval.relearning.learning_rate: the loss is (nan|inf) at step \d+; lower it"
+        ValueError,
+        match=r"eval.relearning.learning_rate: the loss is (nan|inf) at step \d+; use a lower learning rate",
     ):
         relearn(tiny.clip(), tiny.pairs(3), judged(), settings(learning_rate=1e30, enough=5), run=Run())
 

@@ -179,5 +179,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_learnt(model, monkeypat
         soft_prompt(classifier=blind).check(model, painter.identity())
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, prediction_type="sample")
     monkeypatch.setattr(model.pipeline, "scheduler", scheduler)
-    with pytest.raises(ValueError, match="its UNet predicts 'sample'"):
+    with pytest.raises(
+        ValueError, match="got prediction_type='sample' and addition_embed_type=None; want epsilon"
+    ):
         soft_prompt().check(model, painter.identity())
