@@ -1,4 +1,4 @@
-"""Fine-tune all weights of a CLIP with AdamW, and evaluate them on the probe images after each epoch.
+"""Fine-tune all weights of a CLIP with AdamW, and evaluate them on the probe images along the way.
 
 The model is in eval mode, there is no augmentation, weights are fp32, and the order of the pairs is seeded.
 So the same inputs give the same bytes. An interrupted training resumes after its last complete epoch, and
@@ -124,7 +124,7 @@ class Schedule:
 
     @classmethod
     def of(cls, method: FineTunes) -> Schedule:
-        """The record of a method's settings that have the same names."""
+        """A `Schedule` from the method's settings of the same names."""
         return cls(method.epochs, method.batch_size, method.learning_rate, method.weight_decay, method.seed)
 
 
@@ -154,18 +154,18 @@ class Stops:
 
     @classmethod
     def of(cls, method: FineTunes) -> Stops:
-        """The record of a method's settings that have the same names."""
+        """A `Stops` from the method's settings of the same names."""
         return cls(method.target, method.criterion, method.patience, method.evals_per_epoch)
 
-    def after(self, steps: int) -> set[int]:
+    def evaluated_steps(self, steps: int) -> set[int]:
         """The steps of an epoch after which the weights are evaluated, out of `steps` steps, from 1.
 
-        >>> sorted(Stops(0.0, "top5", None, 2).after(5))
+        >>> sorted(Stops(0.0, "top5", None, 2).evaluated_steps(5))
         [3, 5]
         """
         return {math.ceil((i + 1) * steps / self.evals_per_epoch) for i in range(self.evals_per_epoch)}
 
-    def over(self, epoch: int, first_feasible: int | None) -> bool:
+    def is_over(self, epoch: int, first_feasible: int | None) -> bool:
         """Whether a training ends after `epoch`.
 
         Args:
@@ -235,7 +235,8 @@ class FineTuning:
             value.backward()
         if not torch.isfinite(value):
             raise ValueError(
-                f"method.learning_rate: the loss is {value.item()} at step {self.done + 1}; lower it"
+                f"method.learning_rate: the loss is {value.item()} at step {self.done + 1}; use a lower "
+                "learning rate"
             )
         with torch.no_grad():
             self._adam.step()
@@ -308,11 +309,11 @@ def tune(
         )
         checkpoints = Checkpoints(evaluator, now.trace, now.deltas)
     tokens = [model.tokenize(list(phase.pairs.captions)) for phase in phases]
-    while now.epoch < schedule.epochs and not (stops and stops.over(now.epoch, now.first_feasible)):
+    while now.epoch < schedule.epochs and not (stops and stops.is_over(now.epoch, now.first_feasible)):
         now.epoch += 1
         for step, (at, batch, pixels) in enumerate(_batches(model, phases, schedule, now.epoch, run), 1):
             training.step(pixels, tokens[at][batch], phases[at])
-            if stops and checkpoints and step in stops.after(steps):
+            if stops and checkpoints and step in stops.evaluated_steps(steps):
                 row = checkpoints.evaluate(training.deltas(), schedule.learning_rate)
                 if row.feasible and now.first_feasible is None:
                     now.first_feasible = now.epoch
@@ -340,7 +341,7 @@ def _batches(
         yield at, batch, pixels
 
 
-def fine_tuned(
+def fine_tuned_edit(
     method: FineTunes,
     model: Clip,
     task: Task,
@@ -350,7 +351,7 @@ def fine_tuned(
 ) -> Edit:
     """Fine-tune on `phases` with a method's settings, and make an edit of the selected checkpoint.
 
-    Both rules of selection read the same training from the cache.
+    Runs with rule "best" and with rule "first" share one cached training.
 
     Args:
         mask: As in `FineTuning`.

@@ -73,7 +73,10 @@ def train_weights(
             value = loss(weights)
             value.backward()
         if not torch.isfinite(value):
-            raise ValueError(f"method.learning_rate: the loss is {value.item()} at step {step + 1}; lower it")
+            raise ValueError(
+                f"method.learning_rate: the loss is {value.item()} at step {step + 1}; use a lower learning "
+                "rate"
+            )
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(weights.values(), max_norm)
         descent.step()

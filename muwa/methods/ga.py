@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import forget_pairs
-from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned
+from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -65,4 +65,4 @@ class GA(Method):
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
         """See `Method`."""
-        return fine_tuned(self, model, task, [Phase(forget_pairs(task), self.forget_loss, -1)], run)
+        return fine_tuned_edit(self, model, task, [Phase(forget_pairs(task), self.forget_loss, -1)], run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
-from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned
+from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -67,6 +67,6 @@ class GAFT(Method):
 
     def __call__(self, model: Clip, task: Task, run: Run) -> Edit:
         """See `Method`."""
-        return fine_tuned(
+        return fine_tuned_edit(
             self, model, task, ascent_and_descent(task, self.forget_loss, self.retain_loss), run
         )

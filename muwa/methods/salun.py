@@ -13,7 +13,7 @@ from torch import Tensor
 from muwa.gradients.base import Recipe
 from muwa.gradients.files import read_gradients
 from muwa.gradients.mean import forget_sum, origin
-from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned
+from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -89,7 +89,7 @@ class SalUn(Method):
         if gradient is None:
             return Edit({}, ())
         phases = ascent_and_descent(task, self.forget_loss, self.retain_loss)
-        edit = fine_tuned(self, model, task, phases, run, mask=largest(gradient, self.share))
+        edit = fine_tuned_edit(self, model, task, phases, run, mask=largest(gradient, self.share))
         return replace(edit, samples=edit.samples + len(phases[0].pairs))
 
 

@@ -32,17 +32,18 @@ class Slug(Method):
     2. Scores of each layer: importance |g_f| / |theta| and alignment |cos(g_f, g_r)|.
     3. Pareto front: the layers that no other layer beats on both scores (algorithm 2).
     4. Step: bisect lambda on each layer of the front, then choose one layer and step (algorithm 3).
-    5. Edit: theta* = theta + lambda g_f on that layer. No sign is flipped: lambda > 0 raises the forget loss.
+    5. Edit: theta* = theta + lambda g_f on that layer (`muwa.layer_search.steps.step_deltas`). No sign is
+       flipped: lambda > 0 raises the forget loss.
 
     Steps 2 to 4 are the layer search. In a model with several text encoders, one layer of each is edited.
-    With several names, each name has gradients on the original model, a layer and a step of its own. The
-    edits of all names are added.
+    With several names, each name has its own gradients (all at the original weights), its own layer and its
+    own step. The edits of all names are added.
 
     Args:
         layer_search: How the layer and the step are found, for this kind of model.
         gradients: Which loss is differentiated: the CLIP loss (as in the paper) or the loss on a model's
             answers.
-        forget_loss, retain_loss: The two CLIP losses: "cosine" | "contrastive".
+        forget_loss, retain_loss: The loss of each: "cosine" | "contrastive".
         batch_size: Number of pairs per batch. The other pairs of a batch are the negatives of the contrastive
             loss.
         seed: Seed for the order of the pairs.
@@ -106,7 +107,8 @@ class Slug(Method):
             search = run_search(layer_search, model, gradients, task.only(name), name, run)
             edits.append(edit_of(search, model, gradients))
             taken.append(next(iter(gradients.values())))
-        # Each name has a pass over its forget set; all names share one pass over the retain set.
+        # Counted: the pairs that each mean is over; the pass that takes out mentions is not.
+        # Each name has its own forget set; all names share one retain set.
         samples = sum(one.n_forget for one in taken) + max((one.n_retain for one in taken), default=0)
         return replace(add_edits(edits), samples=len(model.clips) * samples)
 

@@ -17,7 +17,7 @@ from muwa.methods._finetune import (
     Schedule,
     Stops,
     check_fine_tuning,
-    fine_tuned,
+    fine_tuned_edit,
     tune,
 )
 from muwa.models.clip.embeddings import Features
@@ -149,7 +149,7 @@ def test_the_store_holds_the_state_while_it_trains_and_drops_it_after(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fine_tuned(method, model, task, phases(task), Run(Store(tmp_path), log=log))
+        fine_tuned_edit(method, model, task, phases(task), Run(Store(tmp_path), log=log))
     (state,) = (tmp_path / "edit").glob("*.unfinished/state.safetensors")
     (note,) = (tmp_path / "edit").glob("*.unfinished/attempts.json")
     began = (
@@ -160,16 +160,20 @@ def test_the_store_holds_the_state_while_it_trains_and_drops_it_after(tmp_path):
     with pytest.raises(
         KeyboardInterrupt
     ):  # again, before it leaves anything: what the first left still counts, once
-        fine_tuned(method, model, task, phases(task), killed_after(0, Store(tmp_path)))
+        fine_tuned_edit(method, model, task, phases(task), killed_after(0, Store(tmp_path)))
     store, rows = Store(tmp_path), []
-    edit = fine_tuned(method, model, task, phases(task), Run(store, log=lambda event, row: rows.append(row)))
+    edit = fine_tuned_edit(
+        method, model, task, phases(task), Run(store, log=lambda event, row: rows.append(row))
+    )
     assert store.events["edit"] == "miss"
     assert len(rows) == 3
     assert not list((tmp_path / "edit").glob("*.unfinished"))
     assert store.saved == pytest.approx(1000, abs=2)
     (about,) = (tmp_path / "edit").glob("*/key.json")
     assert 1000 < json.loads(about.read_text())["seconds"] < 1100
-    same(edit.deltas, fine_tuned(method, model, task, phases(task), Run(Store(tmp_path / "fresh"))).deltas)
+    same(
+        edit.deltas, fine_tuned_edit(method, model, task, phases(task), Run(Store(tmp_path / "fresh"))).deltas
+    )
 
 
 def test_both_rules_come_from_one_training_and_are_logged_alike(tmp_path):
@@ -177,7 +181,7 @@ def test_both_rules_come_from_one_training_and_are_logged_alike(tmp_path):
     for rule in ("first", "best"):
         store, logged[rule] = Store(tmp_path), []
         run = Run(store, log=lambda event, row, rule=rule: logged[rule].append((event, row)))
-        edit = fine_tuned(part("method=gaft", rule=rule, **SETTINGS), model, task, phases(task), run)
+        edit = fine_tuned_edit(part("method=gaft", rule=rule, **SETTINGS), model, task, phases(task), run)
         (search,) = edit.searches
         row = search.trace[search.chosen]
         again = tiny.clip().edited(edit)

@@ -39,7 +39,9 @@ def test_half_precision_is_trained_as_fp32():
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
-    with pytest.raises(ValueError, match=r"method.learning_rate: the loss is inf at step 1; lower it"):
+    with pytest.raises(
+        ValueError, match=r"method.learning_rate: the loss is inf at step 1; use a lower learning rate"
+    ):
         train_weights({"w": torch.tensor([1e30])}, HALVES, square, iterations=2, run=Run())
 
 
