@@ -1,6 +1,7 @@
-"""One run, stage by stage: data -> method -> edit -> eval -> report.
+"""One run: data -> metrics before -> method -> patch -> metrics after -> report.
 
-For SLUG, the method (muwa/methods/slug.py) is gradients -> scores -> layer search.
+The setting `stages` (curate, unlearn, eval, report) says which parts run. For SLUG, the method
+(muwa/methods/slug.py) is gradients -> scores -> layer search.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`objective`); 0 if `eval` is not among the stages.
+        The objective (`objective`); 0, which is also the perfect score, if `eval` is not among the stages.
 
     Raises:
-        ValueError, FileNotFoundError: Bad input. Most is found before any compute; a metric that cannot be
-            computed, before the edit.
+        ValueError, FileNotFoundError: Bad input. Most of it is found before any compute. A metric that
+            cannot be computed fails on the unedited model, before the edit.
     """
     with join(settings["runtime"]["device"]) as distributed:
         return _run(parts, settings, distributed)
@@ -145,7 +146,7 @@ def unlearn(
     earlier = peak_memory(device)
     made = _make(parts["method"], model, task, run, device)
     patch = folder / PATCH
-    write_patch(patch, made.edit, model.patch_base(made.edit), metadata(parts["method"], model, task))
+    write_patch(patch, made.edit, model.patch_base(made.edit), patch_provenance(parts["method"], model, task))
     if "eval" not in settings["stages"]:
         return None
     edited = model.edited(made.edit)
@@ -171,7 +172,7 @@ def unlearn(
     )
 
 
-def metadata(method: Method, model: Editable, task: Task) -> dict[str, object]:
+def patch_provenance(method: Method, model: Editable, task: Task) -> dict[str, object]:
     """What the patch file says about its origin."""
     return {
         "model": model.source,
@@ -252,6 +253,7 @@ def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict
         "git_commit": git_commit(),
         "seed": settings["seed"],
         "model": dict(model.about()),
+        # "muwa.methods.slug.Slug" -> "slug"
         "method": settings["method"]["_target_"].rpartition(".")[0].rpartition(".")[2],
         "data": {"kind": task.kind, "fingerprint": task.fingerprint},
         "device": settings["runtime"]["device"],

@@ -49,11 +49,13 @@ def expand(urls: str | Sequence[str]) -> list[str]:
             found += (sorted(glob.glob(url)) or [url]) if is_glob else [url]
     missing = [one for one in found if not is_remote(one) and not local_path(one).is_file()]
     if missing or not found:
+        fault = "the pattern gives no shard"
+        if missing:
+            fault = f"{len(missing)} of {len(found)} shards are missing, the first is {missing[0]}"
         raise FileNotFoundError(
-            f"{', '.join(patterns)}: {len(missing)} of {len(found)} shards are not there, first "
-            f"{missing[:1]}. Looked for tars of img2dataset (00000.tar, in it <key>.jpg|png|webp, <key>.txt, "
-            "<key>.json); make them with `img2dataset --output_format webdataset --url_list LIST "
-            "--caption_col TEXT --output_folder FOLDER`."
+            f"{', '.join(patterns)}: {fault}. Looked for tars of img2dataset (00000.tar, which holds "
+            "<key>.jpg|png|webp, <key>.txt, <key>.json); make them with `img2dataset "
+            "--output_format webdataset --url_list LIST --caption_col TEXT --output_folder FOLDER`."
         )
     return found
 
@@ -211,6 +213,7 @@ def shard_fingerprint(url: str) -> str:
 
 
 def _streamed(stream: object) -> str:
+    """SHA-256 of a pipe or download, which `file_digest` does not take."""
     found = hashlib.sha256()
     while block := stream.read(1 << 20):  # type: ignore[attr-defined]
         found.update(block)

@@ -120,7 +120,9 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
     files = find_checkpoint(base)
     path_of = {name: path for path in files for name in tensor_names(path)}
     if missing := sorted(set(changed) - set(path_of)):
-        raise KeyError(f"{base}: has no tensor {missing[0]} ({len(missing)} of the patch's are missing)")
+        raise KeyError(
+            f"{base}: has no tensor {missing[0]} ({len(missing)} of the patch's tensors are missing)"
+        )
     changes: dict[Path, dict[str, Tensor]] = {path: {} for path in files}
     for name, tensor in changed.items():
         changes[path_of[name]][name] = tensor

@@ -1,8 +1,9 @@
-"""Patches on folders that hold only a part of the model, or that use the names of the other library.
+"""Patches on folders that hold only a part of the model, or that name tensors as the other library does.
 
-There are three kinds: diffusers pipelines; models with a CLIP's tower under another name prefix; and CLIPs
-where the folder has Hugging Face's names and the patch open_clip's, or the reverse. The fingerprint of all
-weights cannot be compared there. So a patch is bound to the exact bits of the tensors that it edits.
+The libraries are open_clip and Hugging Face. There are three kinds: diffusers pipelines; models with a CLIP's
+tower under another name prefix; and CLIPs where the folder has Hugging Face's names and the patch
+open_clip's, or the reverse. The fingerprint of all weights cannot be compared there. So a patch is
+bound to the exact bits of the tensors that it edits.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def rewrite_folder(base: Path, out: Path, patch: Patch, *, remove: bool) -> int:
     parts, dropped = _parts(base, patch)
     changes: dict[Path, dict[str, Tensor]] = {}
     for part in parts:
-        changes |= _changes(part, remove)
+        changes |= _changed_by_file(part, remove)
     rewrite_files(base, out, changes, dropped)
     return sum(map(len, changes.values()))
 
@@ -119,8 +120,8 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
     """The weight files of one component of a pipeline.
 
     Returns:
-        (The files of each variant (none, "fp16", ...); pickled files of variants that also have safetensors
-        files).
+        (the files of each variant: the plain one, "fp16", ...; the pickled files of variants that also have
+        safetensors files).
 
     Raises:
         FileNotFoundError: There are none, or shards are missing.
@@ -151,7 +152,7 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
     return sets, [path for files in beside for path in files]
 
 
-def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
+def _changed_by_file(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
     """Weight file -> its changed tensors, by the names in the file."""
     path_of = {name: path for path in part.files for name in tensor_names(path)}
     deltas, base, stored_names = _located(part, path_of)
@@ -163,11 +164,11 @@ def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
     }
     if part.clip and names.is_open_clip(stored_set):  # one stored tensor may hold q, k and v
         new = names.write_back(
-            _changed(names.to_full_names(stored), deltas, base, remove, part.where), stored
+            _new_values(names.to_full_names(stored), deltas, base, remove, part.where), stored
         )
     else:
         current = {name: stored[stored_names[name]] for name in deltas}
-        changed = _changed(current, deltas, base, remove, part.where)
+        changed = _new_values(current, deltas, base, remove, part.where)
         new = {stored_names[name]: tensor for name, tensor in changed.items()}
     out: dict[Path, dict[str, Tensor]] = {}
     for name, tensor in new.items():
@@ -178,7 +179,7 @@ def _changes(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
 def _located(
     part: _Part, stored: Iterable[str]
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, str]]:
-    """(Deltas, base tensors, names in the files) of a part. A CLIP's are under full names.
+    """(Deltas, base tensors, name in the patch -> name in the file) of a part. A CLIP's are under full names.
 
     Args:
         stored: All names in the files.
@@ -192,13 +193,15 @@ def _located(
             return deltas, names.to_full_names(part.base), names.target_names_of(deltas, stored)
         there = set(stored)
         if missing := [name for name in part.deltas if name not in there]:
-            raise KeyError(f"{missing[0]}: not in this model ({len(missing)} of the patch's are missing)")
+            raise KeyError(
+                f"{missing[0]}: not in this model ({len(missing)} of the patch's tensors are missing)"
+            )
     except KeyError as error:
         raise KeyError(f"{part.where}: {error.args[0]}") from None
     return part.deltas, part.base, {name: name for name in part.deltas}
 
 
-def _changed(
+def _new_values(
     current: Mapping[str, Tensor],
     deltas: Mapping[str, Tensor],
     base: Mapping[str, Tensor],

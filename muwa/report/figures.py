@@ -282,9 +282,9 @@ def kept_against_forgotten(
     """The runs of a sweep: one point per variant, the mean of its runs, with one standard deviation as bars.
 
     Args:
-        variants: Variant -> (forget accuracy after the edit in per cent, change of what is kept in points), one
-            value per run. The last setting decides the marker; the method and the other settings decide the
-            colour. A line joins the points of a colour.
+        variants: Variant -> (forget accuracy after the edit in per cent, change of what is kept in points),
+            one value per run. The last setting decides the marker; the method and the other settings
+            decide the colour. A line joins the points of a colour.
         forget_accuracy: The name of the forget accuracy, for the axis.
     """
     figure, axes = blank(8.6, 4.6)

@@ -38,7 +38,7 @@ def write_sweep(folder: Path) -> None:
 
 
 def end_run(run: Path, *, done: bool) -> None:
-    """Note in a run's folder that it ended by itself, and whether it succeeded."""
+    """Note in a run's folder that it ended without being killed, and whether it succeeded."""
     write_text(run / ".hydra" / "status.txt", "done" if done else "failed")
 
 
@@ -138,7 +138,7 @@ def row_of(run: SweptRun) -> dict[str, Any]:
 def summary(runs: Sequence[SweptRun]) -> dict[str, str]:
     """Column of `row_of` -> "mean ± sample std" over the finished runs, for columns of numbers.
 
-    Empty where methods or their settings were swept: a mean over those means nothing.
+    Empty if methods or their settings were swept: a mean over those means nothing.
     """
     if not _alike(runs):
         return {}
@@ -225,9 +225,10 @@ def _std(values: Sequence[float]) -> float:
 
 
 def _figure(runs: Sequence[SweptRun]) -> str | None:
-    """Forgetting against keeping, one dot per run, as an embedded PNG; None if rates of one kind are missing.
+    """Forgetting against keeping as an embedded PNG; None if rates of one kind are missing.
 
-    The horizontal position of a run is the highest of its forget accuracys.
+    There is one dot per run and kept rate. The horizontal position of a run is the highest
+    of its forget accuracies.
     """
     done = [run.results for run in runs if run.results]
     forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")
@@ -242,8 +243,8 @@ def _figure(runs: Sequence[SweptRun]) -> str | None:
         axis.scatter(still, changes, c=colour, marker="os^D"[i % 4], s=34, alpha=0.8, label=name)
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, 104)
-    highest = "highest of " if len(forget) > 1 else ""
-    axis.set_xlabel(f"still recognised, %: {highest}{', '.join(forget)}   (left: forgotten)", fontsize=9)
+    source = f"{'highest of ' if len(forget) > 1 else 'from '}{', '.join(forget)}"
+    axis.set_xlabel(f"target still recognised, % ({source})   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change, points   (up: kept)", fontsize=9)
     axis.legend(fontsize=8)
     buffer = io.BytesIO()

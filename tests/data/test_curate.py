@@ -317,7 +317,7 @@ def test_samples_without_caption_or_image_are_named_in_the_manifest(tmp_path):
 
 
 def test_a_missing_shard_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(FileNotFoundError, match="1 of 1 shards are not there"):
+    with pytest.raises(FileNotFoundError, match="1 of 1 shards are missing"):
         make(f"{tmp_path}/9.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

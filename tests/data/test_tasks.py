@@ -274,7 +274,7 @@ def test_a_folder_that_is_missing_is_named(world, tmp_path):
         FileNotFoundError, match="dataset.celeba=nowhere: looked for .*there is no such folder"
     ):
         objects(dataset(world, tmp_path, celeba="nowhere"), object="red star")
-    with pytest.raises(FileNotFoundError, match="nowhere.tar: 1 of 1 shards are not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere.tar: 1 of 1 shards are missing"):
         celeba(dataset(world, tmp_path, retain="nowhere.tar"), identity="Ada_Fox")
 
 

@@ -118,7 +118,7 @@ def test_only_the_bytes_of_the_changed_tensor_change(tmp_path, weights):
 
 def test_a_tensor_that_is_not_in_the_base_leaves_nothing_behind(tmp_path, weights):
     save_file(weights, tmp_path / "one.safetensors")
-    with pytest.raises(KeyError, match=r"has no tensor visual.prj \(1 of the patch's are missing\)"):
+    with pytest.raises(KeyError, match=r"has no tensor visual.prj \(1 of the patch's tensors are missing\)"):
         rewrite(tmp_path / "one.safetensors", tmp_path / "out", {"visual.prj": torch.zeros(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
 

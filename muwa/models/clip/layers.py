@@ -37,8 +37,8 @@ def is_candidate(name: str, tensor: Tensor) -> bool:
 
     Biases, embeddings, positions and the temperature may not; on Hugging Face models, norms may not either.
 
-    Source: the release's name filters. They miss timm's `pos_embed`, `cls_token` and the `latent` of its
-    pooling (SigLIP's `probe`); we skip these too.
+    Source: the release's name filters. They miss timm's `pos_embed`, `cls_token` and pooling query
+    `latent` (`probe` in Hugging Face's SigLIP); we skip these too.
     """
     hugging_face = name.startswith(("vision_model.", "text_model."))
     return not _SKIPPED.search(name) and not (hugging_face and _SKIPPED_HF.search(name)) and tensor.ndim >= 1
@@ -72,7 +72,7 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
         granularity: What counts as one layer:
             - "tensor": a weight tensor as the library stores it. On Hugging Face models each tensor has its
               own score, but one step edits q, k and v together (or fc1 and fc2), as in the release.
-            - "qkv": query, key and value are one layer each, also if the library stores them in one tensor
+            - "qkv": query, key and value are one layer each, even if the library stores them in one tensor
               (open_clip, timm).
             - "mlp": the two matrices of an MLP are one layer, and so are q, k and v.
             - "head": one attention head: its rows of q, k and v and its columns of the output projection.
@@ -85,7 +85,7 @@ def layers(weights: Mapping[str, Tensor], heads: Mapping[str, int], granularity:
 
     Source: SLUG (arXiv 2407.11867) scores single weight tensors; docs/method.md, "What may be edited".
     Editing q, k and v (fc1 and fc2) together follows the release's scripts for Hugging Face models. Heads:
-    arXiv 2603.14819.
+    arXiv 2603.14819 (the method `razor`).
     """
     if granularity not in GRANULARITIES:
         raise ValueError(

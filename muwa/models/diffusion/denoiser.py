@@ -34,7 +34,7 @@ class Conditions:
         return len(self.hidden)
 
     def select(self, indices: Sequence[int]) -> Conditions:
-        """The conditioning of the prompts at `indices`, in that order; an index may come twice."""
+        """The conditioning of the prompts at `indices`, in that order; an index may be repeated."""
         pooled = self.pooled
         return Conditions(self.hidden[list(indices)], pooled[list(indices)] if pooled is not None else None)
 
@@ -55,9 +55,8 @@ def check_denoiser(model: Diffusion) -> None:
     extra = model.pipeline.unet.config.addition_embed_type
     if prediction not in PREDICTIONS or extra not in EXTRA_CONDITIONS:
         raise ValueError(
-            f"{model.source}: its UNet predicts {prediction!r} and is conditioned on {extra!r} besides the "
-            "prompt; want a prediction of epsilon or v_prediction, and None or text_time, as Stable "
-            "Diffusion 1, 2 and XL have"
+            f"{model.source}: got prediction_type={prediction!r} and addition_embed_type={extra!r}; want "
+            "epsilon or v_prediction, and None or text_time (Stable Diffusion 1, 2, XL)"
         )
 
 
@@ -80,6 +79,7 @@ class Denoiser:
         self._model, self._unet = model, model.pipeline.unet
         parameters = dict(self._unet.named_parameters())
         self.weights = {name: w.float() for name, w in model.weights("unet").items()}
+        # weights that are not the UNet's own tensors: edited, or cast to fp32
         self._replaced = {
             name: w for name, w in self.weights.items() if w.data_ptr() != parameters[name].data_ptr()
         }
@@ -91,10 +91,11 @@ class Denoiser:
         height, width = (side, side) if isinstance(side, int) else side
         self.shape: tuple[int, int, int] = (self._unet.config.in_channels, height, width)
         pixels = (height * scale, width * scale)
+        # SDXL's time ids: original size, crop corner, target size
         self._sizes = torch.tensor([[*pixels, 0, 0, *pixels]], dtype=torch.float32, device=model.device)
 
     def conditions(self, texts: Sequence[str]) -> Conditions:
-        """UNet conditioning for `texts`. Guidance compares it with that for the empty text."""
+        """UNet conditioning for `texts`. Classifier-free guidance also needs that of the empty text."""
         each = []
         with torch.no_grad(), self._model.loaded() as loaded:
             pipeline: Any = loaded
