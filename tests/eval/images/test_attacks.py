@@ -68,7 +68,7 @@ def test_other_languages_are_asked_and_named():
     templates = {"es": "una foto de {}", "zh": "{} 的照片"}
     found = measured(model, painter.identity(), "translated", templates=templates)
     assert (found.value, found.n) == (0.5, 8)
-    assert "asked for in es, zh," in found.reading.text
+    assert "asked for in these languages: es, zh," in found.reading.text
 
 
 def test_many_seeds_are_the_tasks_own_prompt():

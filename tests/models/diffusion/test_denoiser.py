@@ -165,7 +165,7 @@ def test_other_samplers_noise_schedule_is_taken_and_another_prediction_refused(m
     own = Denoiser(scheduled(model, euler))
     torch.testing.assert_close(own.scheduler.alphas_cumprod, euler.alphas_cumprod)
     assert not own.scheduler.config.clip_sample
-    with pytest.raises(ValueError, match="predicts 'sample' .*want a prediction of epsilon or v_prediction"):
+    with pytest.raises(ValueError, match="got prediction_type='sample' .*want epsilon or v_prediction"):
         Denoiser(scheduled(model, DDIMScheduler(prediction_type="sample", steps_offset=1, clip_sample=False)))
     check_denoiser(scheduled(model, euler))
 
