@@ -129,7 +129,7 @@ class MembershipInference(Measure):
     def _attacked(self, name: str, yes: Tensor, no: Tensor) -> dict[str, Metric]:
         """AUC and true-positive rate of an attack, from the scores of members and non-members."""
         who = f"({name} attack; members: forget pairs, others: held-out images of the same names)"
-        often = f"how often a member scores higher than an image that the model was not trained on {who}: {_CHANCE}"
+        often = f"how often a member scores higher than one of the others {who}: {_CHANCE}"
         most = f"while at most {100 * self.false_positives:g} % of the others are taken for members"
         rate = f"fraction of members caught {most} {who}"
         return {
