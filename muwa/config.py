@@ -231,6 +231,10 @@ def composed(*overrides: str) -> DictConfig:
     register()
     if GlobalHydra.instance().is_initialized():
         raise ValueError("config.part: Hydra is running already; take the parts that config.build makes")
+    if not CONF.is_dir():
+        raise FileNotFoundError(
+            f"{CONF}: no such folder, want the defaults of muwa; install it with pip install -e ."
+        )
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*overrides, "paths.run=outputs", "paths.sweep=outputs"])
 

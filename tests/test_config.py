@@ -192,3 +192,11 @@ def test_a_target_that_does_not_exist_is_named(composed):
         ValueError, match=r"method: Error locating target 'muwa.methods.slug.unlearn'.*that exists"
     ):
         config.build(composed("method._target_=muwa.methods.slug.unlearn"))
+
+
+def test_an_installation_without_the_defaults_says_how_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    with pytest.raises(
+        FileNotFoundError, match=r"no such folder, want the defaults of muwa; install it with pip"
+    ):
+        config.composed("method=ga", "name=elsewhere")
