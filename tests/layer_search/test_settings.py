@@ -1,5 +1,7 @@
 """What every search refuses before anything is computed: the settings that several searches have."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import tiny_vlm
@@ -76,8 +78,11 @@ def test_searches_by_outputs_refuse_other_models():
         check("answering", pipeline())
 
 
-def test_candidates_may_be_all():
-    part("layer_search=answering", candidates=None, forget_at_most=0.5).check(tiny_vlm.vlm(), tiny.task())
+def test_candidates_may_be_all_but_not_none_of_them():
+    search = part("layer_search=answering", candidates=None, forget_at_most=0.5)
+    assert search.check(tiny_vlm.vlm(), tiny.task()) is None
+    with pytest.raises(ValueError, match="layer_search.candidates: got 0, want at least 1, or null for all"):
+        replace(search, candidates=0).check(tiny_vlm.vlm(), tiny.task())
 
 
 def test_a_search_is_ready_as_it_is():
