@@ -242,3 +242,35 @@ def norms(gradients: Gradients) -> dict[str, dict[str, float]]:
         name: {"forget": g.norm().item(), "retain": gradients.retain[name].norm().item()}
         for name, g in gradients.forget.items()
     }
+
+
+@dataclass(frozen=True)
+class MeanGradientSettings:
+    """The settings of a method that takes mean gradients of a CLIP in full precision.
+
+    `python -m muwa.gradients export` can write the gradients of such a method.
+
+    Args:
+        forget_loss, retain_loss: "cosine" | "contrastive".
+        batch_size: Pairs per batch. It sets the negatives of the contrastive loss.
+        seed: Seed for the order of the pairs.
+    """
+
+    forget_loss: str
+    retain_loss: str
+    batch_size: int
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the gradients are taken.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
+
+    @property
+    def gradients(self) -> ClipGradients:
+        """The source of the gradients."""
+        return ClipGradients()

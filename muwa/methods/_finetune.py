@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from muwa.gradients.mean import shuffled_batches
 from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._edits import Deltas, difference, edit_of, forget_pairs, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._selection import Checkpoints, Selection, Selects, cached_trace, deltas_of, search_of
+from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods._training_state import resume, save
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.run import Run
@@ -32,38 +32,6 @@ if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's training clips its logit scale here (arXiv 2103.00020, section 2.5)
-
-
-class FineTunes(Selects, Protocol):
-    """A method that fine-tunes all weights and may stop early: it has these settings."""
-
-    @property
-    def epochs(self) -> int:
-        """See `Schedule`."""
-
-    @property
-    def batch_size(self) -> int:
-        """See `Schedule`."""
-
-    @property
-    def learning_rate(self) -> float:
-        """See `Schedule`."""
-
-    @property
-    def weight_decay(self) -> float:
-        """See `Schedule`."""
-
-    @property
-    def seed(self) -> int:
-        """See `Schedule`."""
-
-    @property
-    def patience(self) -> int | None:
-        """See `Stops`."""
-
-    @property
-    def evals_per_epoch(self) -> int:
-        """See `Stops`."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +90,6 @@ class Schedule:
         check_at_least(bounds)
         check_above_zero({"learning_rate": self.learning_rate})
 
-    @classmethod
-    def of(cls, method: FineTunes) -> Schedule:
-        """A `Schedule` from the method's settings of the same names."""
-        return cls(method.epochs, method.batch_size, method.learning_rate, method.weight_decay, method.seed)
-
 
 @dataclass(frozen=True)
 class Stops:
@@ -152,11 +115,6 @@ class Stops:
         if self.patience is not None:
             check_at_least({"patience": (self.patience, 0)})
 
-    @classmethod
-    def of(cls, method: FineTunes) -> Stops:
-        """A `Stops` from the method's settings of the same names."""
-        return cls(method.target, method.criterion, method.patience, method.evals_per_epoch)
-
     def evaluated_steps(self, steps: int) -> set[int]:
         """The steps of an epoch after which the weights are evaluated, out of `steps` steps, from 1.
 
@@ -178,15 +136,43 @@ class Stops:
         )
 
 
-def check_fine_tuning(method: FineTunes) -> None:
-    """Raise if a setting of the fine-tuning is out of range.
+@dataclass(frozen=True)
+class FineTuningSettings(SelectionSettings):
+    """The settings of a method that fine-tunes all weights and selects a checkpoint.
 
-    Raises:
-        ValueError: Names the setting, what it was and what is wanted.
+    Args:
+        epochs, learning_rate, weight_decay, batch_size, seed: See `Schedule`.
+        rule, criterion, target: Which checkpoint becomes the edit (`muwa.methods._selection.Selection`).
+            "best" takes none if none is feasible; "first" is the rule of SLUG's release. One training serves
+            both rules.
+        patience, evals_per_epoch: See `Stops`.
     """
-    Selection.of(method)
-    Schedule.of(method)
-    Stops.of(method)
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    patience: int | None
+    evals_per_epoch: int
+    seed: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the weights are trained."""
+        return Schedule(self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.seed)
+
+    @property
+    def stops(self) -> Stops:
+        """When the weights are evaluated, and when the training ends."""
+        return Stops(self.target, self.criterion, self.patience, self.evals_per_epoch)
+
+    def check_fine_tuning(self) -> None:
+        """Raise if one of these settings is out of range.
+
+        Raises:
+            ValueError: Names the setting, what it was and what is wanted.
+        """
+        _ = self.selection, self.schedule, self.stops  # these records refuse what is out of range
 
 
 class FineTuning:
@@ -342,7 +328,7 @@ def _batches(
 
 
 def fine_tuned_edit(
-    method: FineTunes,
+    method: FineTuningSettings,
     model: Clip,
     task: Task,
     phases: Sequence[Phase],
@@ -356,13 +342,13 @@ def fine_tuned_edit(
     Args:
         mask: As in `FineTuning`.
     """
-    stops = Stops.of(method)
+    stops = method.stops
     result = cached_trace(
         run,
         tune,
         model,
         tuple(phases),
-        Schedule.of(method),
+        method.schedule,
         stops,
         task.probe,
         task=task,
@@ -370,5 +356,5 @@ def fine_tuned_edit(
         mask=mask,
     )
     what = "epochs" if stops.evals_per_epoch == 1 else "checkpoints"
-    search = search_of(task, Selection.of(method), result, what)
+    search = search_of(task, method.selection, result, what)
     return edit_of(task, search, deltas_of(search, result), result["samples"])

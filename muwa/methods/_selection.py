@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from muwa.layer_search.choice import ACCURACIES, ROUNDING, Acceptance, choose, feasible_note, near_best
 from muwa.methods._edits import Deltas
@@ -21,22 +21,6 @@ TOLERANCE = 1.0  # standard errors, as in conf/layer_search, so that "best" here
 # Criterion and target are not used: the evaluations already say whether they are feasible.
 BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE)
 NO_SCORES: Mapping[str, LayerScore] = MappingProxyType({})
-
-
-class Selects(Protocol):
-    """A method with the settings of a `Selection`."""
-
-    @property
-    def rule(self) -> str:
-        """See `Selection`."""
-
-    @property
-    def criterion(self) -> str:
-        """See `Selection`."""
-
-    @property
-    def target(self) -> float:
-        """See `Selection`."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +47,27 @@ class Selection:
         if not 0 <= self.target < 1:
             raise ValueError(f"method.target: got {self.target}, want a forget accuracy in [0, 1)")
 
-    @classmethod
-    def of(cls, method: Selects) -> Selection:
-        """The selection that a method's settings describe; they have the same names."""
-        return cls(method.rule, method.criterion, method.target)
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """The settings of a method that evaluates several edits and selects one.
+
+    Args:
+        rule, criterion, target: See `Selection`.
+    """
+
+    rule: str
+    criterion: str
+    target: float
+
+    @property
+    def selection(self) -> Selection:
+        """How the edit is selected.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        return Selection(self.rule, self.criterion, self.target)
 
 
 def first_of(trace: Sequence[Evaluation]) -> int:

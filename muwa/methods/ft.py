@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import retain_pairs
-from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned_edit
+from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FT(Method):
+class FT(FineTuningSettings, Method):
     """Minimise the retain loss with AdamW, on the retain pairs that do not mention a name to forget.
 
     The training sees no forget pair, so there is one training for all names of a task. All weights are
@@ -29,11 +29,8 @@ class FT(Method):
 
     Args:
         retain_loss: "contrastive" | "cosine".
-        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
-        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
-            both rules.
-        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
+
+    The other settings are those of `muwa.methods._finetune.FineTuningSettings`.
 
     Raises:
         ValueError: The loss is not finite.
@@ -43,22 +40,12 @@ class FT(Method):
     """
 
     retain_loss: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    rule: str
-    criterion: str
-    target: float
-    patience: int | None
-    evals_per_epoch: int
-    seed: int
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=ft", Features, model)
         refuse_gradient_file("ft", run)
-        check_fine_tuning(self)
+        self.check_fine_tuning()
         by_name(self.retain_loss)
         retain_pairs(task)
 

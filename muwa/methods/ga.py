@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import forget_pairs
-from muwa.methods._finetune import Phase, check_fine_tuning, fine_tuned_edit
+from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GA(Method):
+class GA(FineTuningSettings, Method):
     """Maximise the forget loss with AdamW, on the forget pairs. Nothing protects what the model should keep.
 
     Several names are forgotten together, their pairs joined. All weights are trained. In the record,
@@ -29,11 +29,8 @@ class GA(Method):
 
     Args:
         forget_loss: "cosine" | "contrastive" (the `_o` variants of SLUG's release). Its sign is flipped here.
-        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
-        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
-            both rules.
-        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
+
+    The other settings are those of `muwa.methods._finetune.FineTuningSettings`.
 
     Raises:
         ValueError: The loss is not finite.
@@ -44,22 +41,12 @@ class GA(Method):
     """
 
     forget_loss: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    rule: str
-    criterion: str
-    target: float
-    patience: int | None
-    evals_per_epoch: int
-    seed: int
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=ga", Features, model)
         refuse_gradient_file("ga", run)
-        check_fine_tuning(self)
+        self.check_fine_tuning()
         by_name(self.forget_loss)
         forget_pairs(task)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
-from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned_edit
+from muwa.methods._finetune import FineTuningSettings, ascent_and_descent, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GAFT(Method):
+class GAFT(FineTuningSettings, Method):
     """Maximise the forget loss and minimise the retain loss with AdamW, in turn.
 
     An epoch is one pass over all forget pairs (ascent), then one over all retain pairs (descent). Several
@@ -29,11 +29,8 @@ class GAFT(Method):
 
     Args:
         forget_loss, retain_loss: "cosine" | "contrastive".
-        epochs, learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
-        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
-            both rules.
-        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
+
+    The other settings are those of `muwa.methods._finetune.FineTuningSettings`.
 
     Raises:
         ValueError: The loss is not finite.
@@ -45,22 +42,12 @@ class GAFT(Method):
 
     forget_loss: str
     retain_loss: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    rule: str
-    criterion: str
-    target: float
-    patience: int | None
-    evals_per_epoch: int
-    seed: int
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=gaft", Features, model)
         refuse_gradient_file("gaft", run)
-        check_fine_tuning(self)
+        self.check_fine_tuning()
         for loss in (self.forget_loss, self.retain_loss):
             by_name(loss)
         ascent_and_descent(task, self.forget_loss, self.retain_loss)

@@ -21,7 +21,7 @@ from muwa.methods._checks import check_above_zero, check_at_least, check_each_ab
 from muwa.methods._edits import Deltas, difference, edit_of
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._prompts import prompts_with
-from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features, Tower, class_features
@@ -38,7 +38,7 @@ MORE_TENSORS = (0, 2, 5, 8, 10, 15, 20)
 
 
 @dataclass(frozen=True)
-class LIP(Method):
+class LIP(SelectionSettings, Method):
     """Minimise a Lipschitz loss with Adam on synthetic images, until the model no longer recognises them.
 
     The loss is `lipschitz`. Each step moves only the tensors of each tower with the largest mean |gradient|.
@@ -90,16 +90,13 @@ class LIP(Method):
     learning_rate: float
     weight_decay: float
     batch_size: int
-    rule: str
-    criterion: str
-    target: float
     seed: int
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=lip", Features, model)
         refuse_gradient_file("lip", run)
-        Selection.of(self)  # raises for a setting that is out of range
+        _ = self.selection  # raises for a setting that is out of range
         positive = ("pictures", "dream_steps", "copies", "layers", "epochs", "batch_size")
         check_at_least({key: (getattr(self, key), 1) for key in positive})
         check_at_least({"weight_decay": (self.weight_decay, 0)})
@@ -118,7 +115,7 @@ class LIP(Method):
         images = self._synthetic_images(model, task, run)
         settings = replace(self, rule="best")  # both rules select from the same trace: one cache entry
         found = cached_trace(run, smooth, model, images, task.probe, settings, task=task)
-        search = search_of(task, Selection.of(self), found, "epochs")
+        search = search_of(task, self.selection, found, "epochs")
         return edit_of(task, search, deltas_of(search, found), len(images.labels) * len(found["trace"]))
 
     def _synthetic_images(self, model: Clip, task: Task, run: Run) -> SyntheticImages:

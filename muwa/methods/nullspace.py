@@ -16,7 +16,7 @@ from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._prompts import prompts_with
-from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -37,7 +37,7 @@ LEFT = (  # projections of shape (d, width): embeddings are W x
 
 
 @dataclass(frozen=True)
-class NullSpace(Method):
+class NullSpace(SelectionSettings, Method):
     """W' = W (I - s U U^T) for the projection W that gives image embeddings x W.
 
     The columns of U (d, r) are an orthonormal basis of the embeddings of the prompts that contain a name to
@@ -62,15 +62,12 @@ class NullSpace(Method):
     templates: Sequence[str] | None
     rank: int | None
     strengths: Sequence[float]
-    rule: str
-    criterion: str
-    target: float
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=nullspace", Features, model)
         refuse_gradient_file("nullspace", run)
-        Selection.of(self)  # raises for a setting that is out of range
+        _ = self.selection  # raises for a setting that is out of range
         projection(model.clips[""])
         if self.templates is not None and not (
             self.templates and all("{}" in text for text in self.templates)
@@ -91,7 +88,7 @@ class NullSpace(Method):
         found = cached_trace(
             run, try_strengths, model, basis, task.probe, strengths, self.target, self.criterion, task=task
         )
-        search = search_of(task, Selection.of(self), found, "strengths", granularity="tensor")
+        search = search_of(task, self.selection, found, "strengths", granularity="tensor")
         chosen = search.chosen
         deltas = (
             {} if chosen is None else projected(model.weights, projection(model), basis, strengths[chosen])

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from muwa.gradients.accumulation import Job, accumulate
 from muwa.gradients.base import Recipe
-from muwa.gradients.mean import ClipGradients, shuffled_batches
+from muwa.gradients.mean import MeanGradientSettings, shuffled_batches
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.scores import layer_scores
 from muwa.methods._checks import check_above_zero, check_at_least, check_granularity, refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features, pixel_batches
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RAZOR(Method):
+class RAZOR(SelectionSettings, MeanGradientSettings, Method):
     """Step along one fused gradient on the layers and heads that score best; add one until a step forgets.
 
         direction(l) = f g_f - g_r - m g_m
@@ -84,29 +84,12 @@ class RAZOR(Method):
     rounds: int
     first_step: float
     max_evals: int
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    rule: str
-    criterion: str
-    target: float
-    seed: int
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the gradients are computed."""
-        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
-
-    @property
-    def gradients(self) -> ClipGradients:
-        """The source of g_f and g_r."""
-        return ClipGradients()
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=razor", Features, model)
         refuse_gradient_file("razor", run)
-        _ = Selection.of(self), self.recipe  # these records raise for a setting that is out of range
+        _ = self.selection, self.recipe  # these records raise for a setting that is out of range
         check_granularity(self.granularity)
         check_at_least({"rounds": (self.rounds, 1), "max_evals": (self.max_evals, 1)})
         check_at_least({"mismatch_weight": (self.mismatch_weight, 0)})
@@ -120,7 +103,7 @@ class RAZOR(Method):
         """See `Method`."""
         settings = replace(self, rule="best")  # both rules select from the same trace: one cache entry
         found = cached_trace(run, search_rounds, model, task, settings, task=task)
-        search = search_of(task, Selection.of(self), found, "steps", granularity=self.granularity)
+        search = search_of(task, self.selection, found, "steps", granularity=self.granularity)
         return edit_of(task, search, deltas_of(search, found), found["samples"])
 
 

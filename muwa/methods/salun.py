@@ -12,8 +12,8 @@ from torch import Tensor
 
 from muwa.gradients.base import Recipe
 from muwa.gradients.files import read_gradients
-from muwa.gradients.mean import forget_sum, origin
-from muwa.methods._finetune import ascent_and_descent, check_fine_tuning, fine_tuned_edit
+from muwa.gradients.mean import MeanGradientSettings, forget_sum, origin
+from muwa.methods._finetune import FineTuningSettings, ascent_and_descent, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SalUn(Method):
+class SalUn(FineTuningSettings, MeanGradientSettings, Method):
     """GAFT on the fraction `share` of all weights with the largest |g_f|; all other weights stay unchanged.
 
     Several names are forgotten together, their pairs joined: g_f is the mean over all these pairs. It is read
@@ -39,11 +39,8 @@ class SalUn(Method):
             unedited weights.
         epochs: Largest number of epochs. Each is one pass over the forget pairs (ascent) and one over the
             retain pairs (descent).
-        learning_rate, weight_decay, batch_size, seed: `muwa.methods._finetune.Schedule`.
-        rule, criterion, target: Which epoch becomes the edit (`muwa.methods._selection.Selection`). "best"
-            takes none if no epoch is feasible; "first" is the rule of SLUG's release. One training serves
-            both rules.
-        patience, evals_per_epoch: `muwa.methods._finetune.Stops`.
+
+    The other settings are those of `muwa.methods._finetune.FineTuningSettings`.
 
     Raises:
         ValueError: The loss is not finite; or the gradient file was computed from something else.
@@ -56,28 +53,11 @@ class SalUn(Method):
     uses_workers: ClassVar[bool] = True
 
     share: float
-    forget_loss: str
-    retain_loss: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    rule: str
-    criterion: str
-    target: float
-    patience: int | None
-    evals_per_epoch: int
-    seed: int
-
-    @property
-    def recipe(self) -> Recipe:
-        """How g_f is computed."""
-        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=salun", Features, model)
-        check_fine_tuning(self)
+        self.check_fine_tuning()
         if not 0 < self.share <= 1:
             raise ValueError(f"method.share: got {self.share}, want a share of all weights in (0, 1]")
         _ = self.recipe  # this record raises for an unknown loss

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from muwa.gradients.base import BatchLoss, Recipe
-from muwa.gradients.mean import ClipGradients, gradient_sum
+from muwa.gradients.base import BatchLoss
+from muwa.gradients.mean import MeanGradientSettings, gradient_sum
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.steps import add_edits, candidate_of
 from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.methods.slug import Slug
 from muwa.models.base import Editable, check_observer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SlugIterative(Method):
+class SlugIterative(SelectionSettings, MeanGradientSettings, Method):
     """Move the layer that SLUG's search chooses in small steps, each along a new forget gradient.
 
     Each name is forgotten separately on the original model, and the edits are added. A name whose search
@@ -54,18 +54,6 @@ class SlugIterative(Method):
     step: float
     rounds: int
     patience: int
-    rule: str
-    target: float
-    criterion: str
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-
-    @property
-    def gradients(self) -> ClipGradients:
-        """The source of the gradients."""
-        return ClipGradients()
 
     @property
     def slug(self) -> Slug:
@@ -73,15 +61,10 @@ class SlugIterative(Method):
         losses = self.forget_loss, self.retain_loss
         return Slug(self.layer_search, self.gradients, *losses, self.batch_size, self.seed, "fp32", None)
 
-    @property
-    def recipe(self) -> Recipe:
-        """How the gradients are computed."""
-        return self.slug.recipe
-
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=slug_iterative", Features, model)
-        Selection.of(self)  # raises for a setting that is out of range
+        _ = self.selection  # raises for a setting that is out of range
         check_above_zero({"step": self.step})
         check_at_least({"rounds": (self.rounds, 1), "patience": (self.patience, 0)})
         self.slug.check(model, task, run)
@@ -109,7 +92,7 @@ class SlugIterative(Method):
         )
         steps = search_of(
             task,
-            Selection.of(self),
+            self.selection,
             found,
             "rounds",
             granularity=search.granularity,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from muwa.gradients.base import Recipe
-from muwa.gradients.mean import ClipGradients
+from muwa.gradients.mean import MeanGradientSettings
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.pareto import pareto
 from muwa.layer_search.scores import layer_scores
@@ -17,7 +16,7 @@ from muwa.layer_search.steps import add_edits, ratio, step_deltas
 from muwa.methods._checks import check_above_zero, check_at_least, check_granularity
 from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._selection import Checkpoints, Selection, cached_trace, deltas_of, search_of
+from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -35,7 +34,7 @@ PICKS = ("front", "importance", "alignment", "random", "all")
 
 
 @dataclass(frozen=True)
-class SlugLayers(Method):
+class SlugLayers(SelectionSettings, MeanGradientSettings, Method):
     """One step along the forget gradients g of `k` layers together: theta_l + s (|theta_l| / |g_l|) g_l.
 
     The relative step s is found by bisection. Each name has its layers and its step, both found on the
@@ -65,30 +64,13 @@ class SlugLayers(Method):
     granularity: str
     first_step: float
     max_evals: int
-    rule: str
-    target: float
-    criterion: str
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the gradients are computed."""
-        return Recipe(self.forget_loss, self.retain_loss, self.batch_size, self.seed, "fp32")
-
-    @property
-    def gradients(self) -> ClipGradients:
-        """The source of the gradients."""
-        return ClipGradients()
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
         check_observer("method=slug_layers", Features, model)
         if self.pick not in PICKS:
             raise ValueError(f"method.pick: got {self.pick!r}, want one of {', '.join(PICKS)}")
-        Selection.of(self)  # raises for a setting that is out of range
+        _ = self.selection  # raises for a setting that is out of range
         check_above_zero({"first_step": self.first_step})
         check_at_least({"max_evals": (self.max_evals, 1), "k": (1 if self.k is None else self.k, 1)})
         check_granularity(self.granularity)
@@ -117,7 +99,7 @@ class SlugLayers(Method):
         found = cached_trace(run, joint_search, model, gradients, chosen, task.probe, settings, task=task)
         search = search_of(
             task,
-            Selection.of(self),
+            self.selection,
             found,
             "steps",
             granularity=self.granularity,

@@ -19,7 +19,7 @@ from muwa.gradients.mean import shuffled_batches
 from muwa.methods._checks import check_above_zero, check_each_above_zero, refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of, forget_pairs, nonzero, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -34,7 +34,7 @@ STRENGTHS = tuple(0.1 + i * (5 - 0.1) / 9 for i in range(10))  # linspace(0.1, 5
 
 
 @dataclass(frozen=True)
-class SSD(Method):
+class SSD(SelectionSettings, Method):
     """theta' = theta * min(1, c F_r / F_f) where F_f > alpha F_r; elsewhere theta. There is no training.
 
     F_f and F_r are the diagonal Fisher importances for the forget and the retain pairs: `importance_sum`
@@ -69,9 +69,6 @@ class SSD(Method):
     forget_loss: str
     retain_loss: str
     batch_size: int
-    rule: str
-    criterion: str
-    target: float
     seed: int
 
     @property
@@ -83,7 +80,7 @@ class SSD(Method):
         """See `Method`."""
         check_observer("method=ssd", Features, model)
         refuse_gradient_file("ssd", run)
-        _ = Selection.of(self), self.recipe  # these records raise for a setting that is out of range
+        _ = self.selection, self.recipe  # these records raise for a setting that is out of range
         check_above_zero({"alpha": self.alpha})
         check_each_above_zero("strengths", _strengths(self))
         forget_pairs(task)
@@ -100,7 +97,7 @@ class SSD(Method):
         found = cached_trace(
             run, sweep, model, both, task.probe, self.alpha, strengths, self.target, self.criterion, task=task
         )
-        search = search_of(task, Selection.of(self), found, "strengths")
+        search = search_of(task, self.selection, found, "strengths")
         chosen = search.chosen
         deltas = {} if chosen is None else dampened(model.weights, both, self.alpha, strengths[chosen])
         return edit_of(task, search, deltas, len(joined) + len(retain_pairs(task)))

@@ -13,7 +13,7 @@ from muwa.methods._checks import check_each_above_zero, refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of, forget_pairs
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._finetune import Phase, Schedule, tune
-from muwa.methods._selection import Selection, cached_trace, evaluate_each, search_of
+from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
@@ -28,7 +28,7 @@ SCALES = tuple(i / 20 for i in range(1, 21))  # the paper's: 0.05 to 1
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(Method):
+class TaskArithmetic(SelectionSettings, Method):
     """theta' = theta - scale (theta_ft - theta). Here theta_ft minimises the forget loss on the forget pairs.
 
     So the model first learns the forget pairs better, then moves the opposite way. Several names are learned
@@ -58,9 +58,6 @@ class TaskArithmetic(Method):
     learning_rate: float
     weight_decay: float
     batch_size: int
-    rule: str
-    criterion: str
-    target: float
     seed: int
 
     @property
@@ -72,7 +69,7 @@ class TaskArithmetic(Method):
         """See `Method`."""
         check_observer("method=task_arithmetic", Features, model)
         refuse_gradient_file("task_arithmetic", run)
-        _ = Selection.of(self), self.schedule  # these records raise for a setting that is out of range
+        _ = self.selection, self.schedule  # these records raise for a setting that is out of range
         by_name(self.forget_loss)
         check_each_above_zero("scales", _scales(self))
         forget_pairs(task)
@@ -88,7 +85,7 @@ class TaskArithmetic(Method):
         found = cached_trace(
             run, sweep, model, vector, task.probe, scales, self.target, self.criterion, task=task
         )
-        search = search_of(task, Selection.of(self), found, "scales")
+        search = search_of(task, self.selection, found, "scales")
         deltas = negated(vector, scales[search.chosen]) if search.chosen is not None else {}
         return edit_of(task, search, deltas, tuned["samples"])
 

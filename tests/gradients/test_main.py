@@ -28,6 +28,17 @@ def test_the_recipe_of_a_run_is_that_of_its_method(method):
     assert recipe_of(record, RUN) == Recipe("cosine", "contrastive", 4, 0, "bf16", 2)
 
 
+@pytest.mark.parametrize("method", ["salun", "razor", "slug_layers", "slug_iterative"])
+def test_every_method_that_takes_mean_gradients_can_export_them(method):
+    assert recipe_of(config.part(f"method={method}", batch_size=4), RUN) == RECIPE
+
+
+@pytest.mark.parametrize("method", ["ga", "ssd", "nullspace", "uce"])
+def test_a_method_that_takes_none_says_so(method):
+    with pytest.raises(ValueError, match="takes no mean gradients to export"):
+        recipe_of(config.part(f"method={method}"), RUN)
+
+
 def test_a_method_without_gradients_of_a_clip_has_nothing_to_export():
     answer = config.part("method=slug", gradients=config.part("gradient_source=answer"))
     with pytest.raises(

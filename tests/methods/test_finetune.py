@@ -10,16 +10,7 @@ import torch
 from muwa.cache.store import Store
 from muwa.config import part
 from muwa.methods._edits import forget_pairs, retain_pairs
-from muwa.methods._finetune import (
-    MAX_LOGIT_SCALE,
-    FineTuning,
-    Phase,
-    Schedule,
-    Stops,
-    check_fine_tuning,
-    fine_tuned_edit,
-    tune,
-)
+from muwa.methods._finetune import MAX_LOGIT_SCALE, FineTuning, Phase, Schedule, Stops, fine_tuned_edit, tune
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run
 
@@ -237,11 +228,11 @@ def test_another_seed_is_another_order():
 
 
 def test_settings_are_checked_without_a_training():
-    check_fine_tuning(part("method=ga"))
+    part("method=ga").check_fine_tuning()
     for settings, message in (
         ({"rule": "paper"}, "method.rule: got 'paper'"),
         ({"epochs": 0}, "method.epochs: got 0, want at least 1"),
         ({"patience": -1}, "method.patience: got -1, want at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_fine_tuning(part("method=ga", **settings))
+            part("method=ga", **settings).check_fine_tuning()
