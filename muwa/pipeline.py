@@ -33,7 +33,7 @@ from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.metric import Metric
-from muwa.types.report import Report
+from muwa.types.report import PATCH, Report
 
 LIBRARIES = (
     "muwa",
@@ -47,7 +47,6 @@ LIBRARIES = (
     "numpy",
 )
 MATRIX_NAMES = 12  # retained names in the similarity matrix
-PATCH = "patch.safetensors"
 
 
 @dataclass(frozen=True)

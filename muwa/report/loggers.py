@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from muwa.report.record import answers
-from muwa.types.report import Report
+from muwa.types.report import PATCH, Report
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Wandb:
                     [one[key] for key in ("role", "question", "expected", "before", "after")] for one in said
                 ]
                 self._table("answers", ["set", "question", "right answer", "before", "after"], rows)
-        patch = self._folder / "patch.safetensors"
+        patch = self._folder / PATCH
         if patch.is_file():
             artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")
             artifact.add_file(str(patch))

@@ -15,7 +15,7 @@ from muwa.report.text import environment, rounded, write_text
 from muwa.report.verdicts import verdicts
 from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Metric
-from muwa.types.report import Report
+from muwa.types.report import PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
 PIXELS = 96  # pixels of the page per inch of a figure
@@ -36,7 +36,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     images = _images(report, show_forget=show_forget)
     write_text(report.folder / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     forget_images = report.task.eval.forget.images[:FORGET_IMAGES] if show_forget else ()
-    patch = report.folder / "patch.safetensors"
+    patch = report.folder / PATCH
     page = (
         environment()
         .get_template("report.html")

@@ -11,6 +11,8 @@ from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.metric import Metric
 
+PATCH = "patch.safetensors"  # the name of a run's patch in its folder
+
 
 @dataclass(frozen=True)
 class Report:

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,19 +263,35 @@ def classifier(
         ValueError: The architecture is unknown, the file cannot be read without unpickling code, or its
             weights do not fit.
     """
-    names = _labels(labels, source)
-    weights = _weights(Path(checkpoint), source)
+    names, path = _labels(labels, source), Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}. To get it: {source}")
+    about = json.dumps([architecture, dict(options)], sort_keys=True)
+    net = _network(about, path, path.stat().st_mtime_ns, len(names))
+    return Classifier(net, names, size, tuple(mean), tuple(std), about)
+
+
+@functools.lru_cache(maxsize=2)  # of both domains: every metric and the layer search load the same files
+def _network(about: str, path: Path, changed: int, labels: int) -> nn.Module:
+    """A timm model with the weights of a file, in eval mode.
+
+    Args:
+        about: Its architecture and options, as JSON.
+        changed: When the file was changed last: a file that changed is read again.
+        labels: The number of its outputs.
+    """
+    architecture, options = json.loads(about)
+    weights = _weights(path)
     try:
-        net = timm.create_model(architecture, pretrained=False, num_classes=len(names), **options)
+        net = timm.create_model(architecture, pretrained=False, num_classes=labels, **options)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"timm has no {architecture!r} with options {dict(options)} ({error})") from error
+        raise ValueError(f"timm has no {architecture!r} with options {options} ({error})") from error
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
-        raise ValueError(f"{checkpoint} is not a {architecture} of {len(names)} labels: {why}") from error
-    about = json.dumps([architecture, dict(options)], sort_keys=True)
-    return Classifier(net.eval().requires_grad_(False), names, size, tuple(mean), tuple(std), about)
+        raise ValueError(f"{path} is not a {architecture} of {labels} labels: {why}") from error
+    return net.eval().requires_grad_(False)
 
 
 def _labels(labels: Sequence[str] | str, source: str) -> tuple[str, ...]:
@@ -288,10 +305,8 @@ def _labels(labels: Sequence[str] | str, source: str) -> tuple[str, ...]:
     return names
 
 
-def _weights(path: Path, source: str) -> dict[str, Tensor]:
+def _weights(path: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, whichever of `WEIGHT_KEYS` it is under."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}. To get it: {source}")
     load_torch = partial(torch.load, map_location="cpu", weights_only=True)
     read = load_file if path.suffix == ".safetensors" else load_torch
     try:

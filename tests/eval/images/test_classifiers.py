@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -289,3 +290,18 @@ def test_a_classifier_on_the_command_line_wins_over_the_models(composed, order):
     overrides = ["model=sd15", "classifier=unlearncanvas"][::order]
     assert targets(composed(*overrides)) == {"timm_models"}
     assert targets(composed("model=sd", "classifier=pipeline_clip")) == {"pipeline_clip"}
+
+
+def test_a_network_is_read_once_and_again_when_its_file_changed(tmp_path):
+    net = timm.create_model("resnet18", num_classes=2)
+    settings = dict(architecture="resnet18", options={}, checkpoint=str(tmp_path / "w.safetensors"), size=32,
+                    labels=["a", "b"], mean=[0.5], std=[0.5], source="ask")  # fmt: skip
+    save_file(net.state_dict(), settings["checkpoint"])
+    first, again = classifier(**settings), classifier(**settings)
+    assert again.net is first.net
+    assert again.fingerprint == first.fingerprint
+    save_file({name: weight + 1 for name, weight in net.state_dict().items()}, settings["checkpoint"])
+    os.utime(settings["checkpoint"], ns=(1, 1))
+    changed = classifier(**settings)
+    assert changed.net is not first.net
+    assert changed.fingerprint != first.fingerprint
