@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ MATRIX_NAMES = 12  # retained names in the similarity matrix
 
 @dataclass(frozen=True)
 class EditWithCost:
-    """An edit, and what the method that made it cost.
+    """An edit, and the cost of making it.
 
     Args:
         seconds: Seconds the method takes with an empty cache: cached results count with their original
@@ -73,7 +73,8 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`objective`); 0, which is also the perfect score, if `eval` is not among the stages.
+        The objective (`objective`). It is 0, which is also the perfect score, on worker ranks and if
+        `unlearn` or `eval` is not among the stages.
 
     Raises:
         ValueError, FileNotFoundError: Bad input. Most of it is found before any compute. A metric that
@@ -265,10 +266,10 @@ def git_commit() -> str | None:
     """The commit of the checkout that muwa runs from, with "+changes" if files differ; None outside one."""
     here = Path(__file__).parent
 
-    def git(*arguments: Sequence[str] | str) -> str | None:
+    def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *map(str, arguments)], capture_output=True, text=True, check=True
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
             )
         except (OSError, subprocess.CalledProcessError):
             return None

@@ -93,7 +93,7 @@ def accumulate(
 
 
 def _cut(indices: Sequence[int], size: int | None) -> list[Sequence[int]]:
-    """The pairs that one process encodes of a batch, cut into micro-batches of at most `size` pairs.
+    """The pairs of a batch that one process encodes, cut into micro-batches of at most `size` pairs.
 
     There is one micro-batch if `size` is None, and none if there are no pairs.
 
@@ -148,6 +148,7 @@ class _Accumulator:
         if self.distributed.size == 1 and len(micro_batches) == 1:
             self.objective(job, *self.encode(micro_batches[0]), logit_scale.exp()).backward()
             return
+        # a single micro-batch keeps its graph, so that it need not be encoded again below
         with torch.set_grad_enabled(len(micro_batches) == 1):
             encoded = [self.encode(one) for one in micro_batches]
         images, texts = (side.requires_grad_() for side in self._gathered(job, encoded))

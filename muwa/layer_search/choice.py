@@ -2,9 +2,10 @@
 
 Every evaluation of a step (`muwa.types.search.Evaluation`) has two rates in [0, 1]:
 
-- `forgotten` is the forget accuracy, the rate at which the name to forget is still recognised. 0
-  is forgotten.
-- `kept` is the kept rate, the mean of the retain and the utility accuracy. 1 is kept altogether.
+- `forgotten` is the forget accuracy, the rate at which the name to forget is still recognised.
+  0 means forgotten.
+- `kept` is the kept rate, the mean of the retain and the utility accuracy. 1 means that
+  nothing was lost.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str)
     if not feasible:
         least = min(row.forgotten for row in trace)
         accuracy = ACCURACIES[acceptance.criterion]
-        want = f"want {accuracy} of at most {acceptance.target:.1%}"
+        want = f"want a {accuracy} of at most {acceptance.target:.1%}"
         return None, f"No feasible step: {want}; the lowest was {least:.1%}; {note}."
     most = trace[max(feasible, key=lambda i: trace[i].kept)]
     least = most.kept - acceptance.tolerance * most.kept_error - ROUNDING

@@ -116,7 +116,7 @@ class Stops:
             check_at_least({"patience": (self.patience, 0)})
 
     def evaluated_steps(self, steps: int) -> set[int]:
-        """The steps of an epoch after which the weights are evaluated, out of `steps` steps, from 1.
+        """After which steps of an epoch the weights are evaluated. Steps are numbered 1 to `steps`.
 
         >>> sorted(Stops(0.0, "top5", None, 2).evaluated_steps(5))
         [3, 5]

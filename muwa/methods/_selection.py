@@ -134,7 +134,7 @@ class Checkpoints:
 
         Returns:
             {"before": the evaluation of the unedited model, "trace": all evaluations, "deltas": str(index in
-            the trace) -> deltas, with the evaluations that `first_of` and `best_of` select among them, ...}.
+            the trace) -> deltas; what `first_of` and `best_of` select is always included, ...}.
         """
         return {"before": self._evaluator.before(), "trace": self.trace, "deltas": self.deltas, **more}
 
@@ -162,7 +162,8 @@ def _may_be_best(trace: Sequence[Evaluation], largest_error: float) -> set[int]:
     A feasible evaluation is ruled out if one of these holds:
 
     - The best kept rate so far is higher by more than the tolerance can ever allow.
-    - Another one has at least its kept rate and ranks before it: closeness is lower, or equal and earlier.
+    - Another one has at least its kept rate and ranks before it: its closeness is lower,
+      or it is equal and comes earlier in the trace.
     """
     reach = TOLERANCE * largest_error + ROUNDING
     feasible = [i for i, row in enumerate(trace) if row.feasible]

@@ -43,7 +43,7 @@ class Slug(Method):
         layer_search: How the layer and the step are found, for this kind of model.
         gradients: Which loss is differentiated: the CLIP loss (as in the paper) or the loss on a model's
             answers.
-        forget_loss, retain_loss: The loss of each: "cosine" | "contrastive".
+        forget_loss, retain_loss: The losses that g_f and g_r are gradients of: "cosine" | "contrastive".
         batch_size: Number of pairs per batch. The other pairs of a batch are the negatives of the contrastive
             loss.
         seed: Seed for the order of the pairs.
@@ -107,7 +107,8 @@ class Slug(Method):
             search = run_search(layer_search, model, gradients, task.only(name), name, run)
             edits.append(edit_of(search, model, gradients))
             taken.append(next(iter(gradients.values())))
-        # Counted: the pairs that each mean is over; the pass that takes out mentions is not.
+        # The pairs that each mean gradient is over are counted. Those of the extra pass, which takes out
+        # pairs that mention a name, are not.
         # Each name has its own forget set; all names share one retain set.
         samples = sum(one.n_forget for one in taken) + max((one.n_retain for one in taken), default=0)
         return replace(add_edits(edits), samples=len(model.clips) * samples)

@@ -9,14 +9,14 @@ from muwa.types.metric import Metric, still_recognised
 from muwa.types.report import Report
 
 HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows the target
-_ROUNDING = 1e-9  # so that 1 of 20 is 5 %, also as 1 - 19/20
+_ROUNDING = 1e-9  # 1 - 19/20 comes out slightly above 0.05 and must still count as 5 %
 
 
 def verdicts(report: Report) -> list[dict[str, str]]:
     """The outcome in words, one sentence per entry.
 
-    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label.
-    Metrics of role "detail" are appended to the first sentence. The rates of target and attacks are those at
+    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a
+    label; metrics of role "detail" are clauses of the first target sentence. The rates of target and attacks are those at
     which the target is still recognised, whichever direction of the metric is better.
 
     Returns:

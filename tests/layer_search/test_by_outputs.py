@@ -118,7 +118,7 @@ def test_without_a_feasible_step_nothing_is_confirmed() -> None:
     found = run_search(evaluator)
     assert found.chosen is None
     assert found.why == (
-        "No feasible step: want forget top-1 accuracy of at most 50.0%; the lowest was 100.0%; 0 of 8 steps on "
+        "No feasible step: want a forget top-1 accuracy of at most 50.0%; the lowest was 100.0%; 0 of 8 steps on "
         "2 layers were feasible. The upper end of the accuracy's 95 % interval decides what is feasible."
     )
     assert not any(confirm for _, _, confirm in evaluator.calls)

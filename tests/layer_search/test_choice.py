@@ -45,7 +45,7 @@ def test_constrained_says_when_nothing_is_feasible():
     chosen, why = choose([row("a", 0.5, 1.0), row("b", 0.25, 1.0)], CONSTRAINED)
     assert chosen is None
     assert why == (
-        "No feasible step: want forget top-5 accuracy of at most 0.0%; the lowest was 25.0%; 0 of 2 steps on "
+        "No feasible step: want a forget top-5 accuracy of at most 0.0%; the lowest was 25.0%; 0 of 2 steps on "
         "2 layers were feasible."
     )
 

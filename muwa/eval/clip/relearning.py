@@ -42,7 +42,7 @@ class Relearning(Measure):
     Args:
         shots: Numbers of forget pairs per name, one fine-tuning for each. A name with fewer pairs gives all
             it has.
-        others: Whether to fine-tune on pairs of others as well.
+        others: Whether to fine-tune on retain pairs as well (the second kind above).
         steps: The largest number of steps of one fine-tuning.
         every: Steps between evaluations; each evaluation re-encodes the eval images and all names.
         learning_rate, weight_decay: Settings of AdamW.
@@ -50,8 +50,8 @@ class Relearning(Measure):
         seed: Seed for the choice and order of pairs.
 
     Raises:
-        ValueError: A setting is out of range, or fewer than two retain pairs do not mention the target
-            (raised by `check`). The loss is no longer finite (raised by the call).
+        ValueError: A setting is out of range, or `others` is set and fewer than two retain pairs are left
+            that do not mention the target (raised by `check`). The loss is no longer finite (raised by the call).
 
     Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); relearning on related
     data: Hu et al. (arXiv 2406.13356). Differs: steps are counted, not epochs.
@@ -69,7 +69,7 @@ class Relearning(Measure):
     seed: int
 
     def check(self, model: Editable, task: Task) -> None:
-        """Raise if a setting is out of range, or fewer than two retain pairs do not mention the target."""
+        """Raise if a setting is out of range, or too few retain pairs are left for `others`."""
         for key, value, least in (
             ("steps", self.steps, 1),
             ("every", self.every, 1),
@@ -228,14 +228,14 @@ def reading(name: str, n: int, cap: int) -> Reading:
     what = "retain pairs that do not mention the target" if name == "others" else f"{n} forget pairs"
     return Reading(
         f"steps of fine-tuning on {what} until at least half as many held-out images are recognised as by "
-        f"the unedited model; {cap} means not within {cap} steps",
+        f"the unedited model; > {cap} means not within {cap} steps",
         unit="steps",
         section="Relearning",
     )
 
 
 def _batches(n: int, tuning: TuningSettings) -> Iterator[list[int]]:
-    """Indices of the pairs of each step, in random order; reshuffled once fewer than a batch are left."""
+    """Indices of the pairs of each step, in random order; reshuffled once less than a batch is left."""
     rng, order = np.random.default_rng(tuning.seed), np.zeros(0, int)
     while True:
         if len(order) < min(tuning.batch_size, n):

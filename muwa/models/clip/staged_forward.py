@@ -1,7 +1,7 @@
 """The forward pass of a tower in stages: it can stop and resume at each block.
 
 A layer search therefore computes the activations before an edited layer once, and for each step only the
-layers after it.
+layers from it on.
 
 Positions along a tower of N blocks:
 

@@ -35,7 +35,7 @@ def test_never_is_the_cap_and_at_once_is_0():
     reads = reading("others", 12, 50)
     assert reads.text == (
         "steps of fine-tuning on retain pairs that do not mention the target until at least half as many "
-        "held-out images are recognised as by the unedited model; 50 means not within 50 steps"
+        "held-out images are recognised as by the unedited model; > 50 means not within 50 steps"
     )
     never = torch.zeros(51, 4, dtype=torch.bool)
     metric = steps_until_back(never, KNOWN, 50, 1, reads)
