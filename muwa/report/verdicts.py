@@ -15,9 +15,9 @@ _ROUNDING = 1e-9  # 1 - 19/20 comes out slightly above 0.05 and must still count
 def verdicts(report: Report) -> list[dict[str, str]]:
     """The outcome in words, one sentence per entry.
 
-    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a
-    label; metrics of role "detail" are clauses of the first target sentence. The rates of target and attacks are those at
-    which the target is still recognised, whichever direction of the metric is better.
+    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label;
+    metrics of role "detail" are clauses of the first target sentence. The rates of target and attacks are
+    those at which the target is still recognised, whichever direction of the metric is better.
 
     Returns:
         [{"kind": "good" | "bad" | "note", "text": ...}].

@@ -50,8 +50,8 @@ class Relearning(Measure):
         seed: Seed for the choice and order of pairs.
 
     Raises:
-        ValueError: A setting is out of range, or `others` is set and fewer than two retain pairs are left
-            that do not mention the target (raised by `check`). The loss is no longer finite (raised by the call).
+        ValueError: Raised by `check`: a setting is out of range, or `others` is set and fewer than two retain
+            pairs are left that do not mention the target. Raised by the call: the loss is no longer finite.
 
     Sources: relearning time as a test of unlearning: Tarun et al. (arXiv 2111.08947); relearning on related
     data: Hu et al. (arXiv 2406.13356). Differs: steps are counted, not epochs.
