@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from muwa.models.base import Editable
     from muwa.run import Run
     from muwa.types.data import Task
-    from muwa.types.gradients import Gradients
+    from muwa.types.gradients import Gradients, Moments
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ class GradientSource(Protocol):
 
         Gradients are those of the losses, with no sign flipped. A step along the forget gradient raises the
         forget loss.
+        """
+
+    def moments(
+        self, model: Any, task: Task, recipe: Recipe, run: Run, *, outputs: bool
+    ) -> Mapping[str, Moments] | None:
+        """Encoder (a key of `model.clips`) -> the second moments of its weights on the retain set.
+
+        Retain pairs that mention a forgotten name are left out. None on worker ranks.
+
+        Args:
+            outputs: Whether the moments of the gradients at the outputs are computed too.
         """
 
 

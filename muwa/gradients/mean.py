@@ -23,7 +23,8 @@ from muwa.gradients.accumulation import Job, accumulate, full_batch_jobs, leave_
 from muwa.gradients.base import BatchLoss, GradientSource, Recipe
 from muwa.gradients.files import read_gradients
 from muwa.gradients.losses import by_name
-from muwa.types.gradients import Gradients
+from muwa.gradients.moments import clip_input_sums, clip_output_sums, minus
+from muwa.types.gradients import Gradients, Moments
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -220,6 +221,71 @@ class ClipGradients(GradientSource):
             if gradients is not None:
                 each[encoder] = gradients
         return each if run.is_main else None
+
+    def moments(
+        self, model: Editable, task: Task, recipe: Recipe, run: Run, *, outputs: bool
+    ) -> Mapping[str, Moments] | None:
+        """The moments of each CLIP of `model`; None on worker ranks."""
+        each = {}
+        for encoder, clip in model.clips.items():
+            inputs = input_moments(clip, task, recipe, run)
+            of_outputs = output_moments(clip, task, recipe, run) if outputs else {}
+            each[encoder] = Moments(inputs=inputs, outputs=of_outputs)
+        return each if run.is_main else None
+
+
+def input_moments(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor]:
+    """The input moments of a CLIP's weights on the retain set of a task (`clip_input_sums`); cached.
+
+    All tasks on the same data share the sum over the whole retain set. The sum over the pairs that mention a
+    forgotten name is subtracted from it. Worker ranks get an empty dictionary.
+    """
+
+    def total(pairs: Pairs) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = run.cached(
+            "moments/inputs",
+            clip_input_sums,
+            model,
+            pairs,
+            batch_size=recipe.batch_size,
+            _free={"run": run},
+            _together=True,
+        )
+        return sums or {}
+
+    sums = total(task.retain)
+    return minus(sums, total(task.retain.select(task.mentions))) if task.mentions else sums
+
+
+def output_moments(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[str, Tensor]:
+    """The moments of the retain loss's gradients at the outputs of a CLIP's weights; cached.
+
+    As `mean_gradients` does, it computes the whole retain set once for all tasks, and for each task the
+    batches with pairs that mention a forgotten name twice more: with and without them.
+    """
+    batches = shuffled_batches(len(task.retain), recipe.batch_size, recipe.seed)
+    mentions = set(task.mentions)
+    touched = [batch for batch in batches if mentions.intersection(batch)]
+    left = [some for batch in touched if (some := [i for i in batch if i not in mentions])]
+
+    def total(jobs: list[Job]) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = run.cached(
+            "moments/outputs",
+            clip_output_sums,
+            model,
+            task.retain,
+            jobs,
+            recipe.retain,
+            _free={"run": run, "micro_batch_size": recipe.micro_batch_size},
+            _together=True,
+        )
+        return sums or {}
+
+    sums = total(full_batch_jobs(batches))
+    if not mentions:
+        return sums
+    changed = minus(sums, total(full_batch_jobs(touched)))
+    return minus(changed, total(full_batch_jobs(left)), -1.0) if left else changed
 
 
 def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:

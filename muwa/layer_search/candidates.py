@@ -58,9 +58,13 @@ def starting_points(
     """
     ranked = {}
     for encoder, layers in scored.layers.items():
+        towers = [layer.tower for layer in layers.values()]
+        if search.start == "gain" or (search.start is None and gradients[encoder].whitened):
+            ranked[encoder] = [(layer, search.first_step) for layer in scored.by_gain(encoder, towers[0])]
+            continue
         front = [(layers[name], search.first_step) for name in scored.fronts[encoder]]
         ranked[encoder] = front
-        if search.start == "clip":
+        if search.start != "ratio":
             clip = model.clips[encoder]
             best = _best_of_clip(search.granularity, clip, gradients[encoder], task, concept)
             ranked[encoder] = [(layers[name], step) for name, step in best] or front

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from muwa.layer_search.gains import layer_gains
 from muwa.layer_search.scores import layer_scores
 from muwa.patch.names import delta_key
 from muwa.types.search import Layer, LayerScore
@@ -71,6 +74,16 @@ class ScoredLayers:
         """The layers on the fronts of all encoders, named as in `scores`."""
         return tuple(delta_key(encoder, name) for encoder, names in self.fronts.items() for name in names)
 
+    def by_gain(self, encoder: str, tower: str) -> list[Layer]:
+        """The layers of one tower of an encoder with a gain above 0, the largest gain first."""
+        gains = {
+            layer.name: self.scores[delta_key(encoder, layer.name)].gain or 0.0
+            for layer in self.layers[encoder].values()
+            if layer.tower == tower
+        }
+        names = sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: -gains[name])
+        return [self.layers[encoder][name] for name in names]
+
 
 def scored_layers(
     model: Editable, gradients: Mapping[str, Gradients], granularity: str, towers: Sequence[str] = TOWERS
@@ -87,8 +100,19 @@ def scored_layers(
     fronts: dict[str, tuple[str, ...]] = {}
     for encoder, clip in model.clips.items():
         layers[encoder] = {layer.name: layer for layer in clip.layers(granularity)}
-        forget, retain = gradients[encoder].forget, gradients[encoder].retain
-        of_encoder = layer_scores(clip.weights, forget, retain, list(layers[encoder].values()))
+        of_encoder = _scores(clip.weights, gradients[encoder], list(layers[encoder].values()))
         fronts[encoder] = tuple(name for tower in towers for name in pareto(of_encoder, tower))
         scores |= {delta_key(encoder, name): score for name, score in of_encoder.items()}
     return ScoredLayers(layers, scores, fronts)
+
+
+def _scores(
+    weights: Mapping[str, Tensor], gradients: Gradients, layers: Sequence[Layer]
+) -> dict[str, LayerScore]:
+    """The scores of layers; SLUG's scores are those of the forget gradient before it was whitened."""
+    whitened = gradients.whitened
+    if whitened is None:
+        return layer_scores(weights, gradients.forget, gradients.retain, layers)
+    scores = layer_scores(weights, whitened.forget, gradients.retain, layers)
+    gains = layer_gains(weights, gradients.forget, whitened, layers)
+    return {name: replace(score, gain=gains.get(name)) for name, score in scores.items()}

@@ -17,7 +17,7 @@ from muwa.layer_search.choice import Acceptance
 from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 
-STARTS = ("clip", "ratio")
+STARTS = ("clip", "ratio", "gain")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class OutputSettings:
     Args:
         start: Where the search starts. "clip" is the fast way: first search the CLIP by zero-shot accuracy,
             which generates no output; then start at its best layers and their steps. "ratio" is the paper's
-            way: try all layers on the front, from `first_step`.
+            way: try all layers on the front, from `first_step`. "gain", for whitened gradients: try the
+            layers of largest gain (`muwa.layer_search.gains`), from `first_step`. None takes "gain" if the
+            gradients are whitened, else "clip".
         candidates: How many layers (pairs of layers with two text encoders) are searched at most; None for
             all.
         granularity: As in `ZeroShotSettings`.
@@ -88,7 +90,7 @@ class OutputSettings:
             no longer feasible, another one is chosen. This is the number of confirmations, at most.
     """
 
-    start: str
+    start: str | None
     candidates: int | None
     granularity: str
     rule: str
@@ -115,7 +117,7 @@ class OutputSettings:
             ValueError: Names the key, what it was and what it may be.
         """
         check_family(search, observer, model)
-        if self.start not in STARTS:
+        if self.start is not None and self.start not in STARTS:
             raise ValueError(f"layer_search.start: got {self.start!r}, want one of {', '.join(STARTS)}")
         if self.candidates is not None and self.candidates < 1:
             raise ValueError(

@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
 
 from muwa.fingerprint import Content, digest
+
+
+class Moments(TypedDict):
+    """Second moments of the weight matrices of one CLIP on retained data, each up to a positive factor.
+
+    `inputs`: weight name -> the sum of x x^T over the inputs x of the weight, (inputs, inputs).
+    `outputs`: weight name -> the sum of d d^T over the gradients d of the retain loss at the outputs of the
+    weight, (outputs, outputs); empty if they were not asked for.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """What a whitened forget gradient was made from. Layers are scored by it.
+
+    Args:
+        forget: Parameter name -> the forget gradient before it was whitened.
+        moments: The moments that it was whitened with.
+    """
+
+    forget: Mapping[str, Tensor]
+    moments: Moments
 
 
 @dataclass(frozen=True)
@@ -19,6 +45,7 @@ class Gradients(Content):
             `forget` raises the forget loss.
         n_forget, n_retain: The number of pairs that each gradient is the mean over.
         origin: Input -> fingerprint or value: everything that the gradients were computed from.
+        whitened: What `forget` was made from if it is whitened (`muwa.gradients.whitening`), else None.
     """
 
     forget: Mapping[str, Tensor]
@@ -26,6 +53,7 @@ class Gradients(Content):
     n_forget: int
     n_retain: int
     origin: Mapping[str, str]
+    whitened: Whitened | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -61,6 +61,8 @@ class LayerScore:
         cosine: cos(g_f, g_r), in [-1, 1].
         weight_norm, forget_norm, retain_norm: |theta|, |g_f| and |g_r|.
         tower: "vision" | "text".
+        gain: How much a whitened forget gradient raises the forget loss for a given change of the retained
+            outputs (`muwa.layer_search.gains`); None if the gradient is not whitened.
     """
 
     importance: float
@@ -70,6 +72,7 @@ class LayerScore:
     forget_norm: float
     retain_norm: float
     tower: str
+    gain: float | None = None
 
 
 # Units of a step.

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from muwa.cache.store import Store
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.mean import ClipGradients, mean_gradients
+from muwa.gradients.moments import _ignores_padding, _token_first, clip_input_sums
 from muwa.gradients.subspaces import (
     ProjectedGradients,
     _ignores_padding,

@@ -44,6 +44,21 @@ def is_candidate(name: str, tensor: Tensor) -> bool:
     return not _SKIPPED.search(name) and not (hugging_face and _SKIPPED_HF.search(name)) and tensor.ndim >= 1
 
 
+def input_dim(name: str) -> int:
+    """The input dimension of a weight: 0 for open_clip's projections (x @ W), else 1 (W @ x)."""
+    return 0 if name in ("visual.proj", "text_projection", "text.text_projection") else 1
+
+
+def as_matrix(name: str, tensor: Tensor) -> Tensor:
+    """A view of a weight or gradient as (outputs, inputs). A convolution has channels x patch inputs."""
+    return tensor.T if input_dim(name) == 0 else tensor.flatten(1)
+
+
+def matrices(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights with input directions: those that may be edited and have at least 2 dimensions."""
+    return [name for name, tensor in weights.items() if tensor.ndim > 1 and is_candidate(name, tensor)]
+
+
 def depths(names: list[str]) -> dict[str, float]:
     """The depth of each parameter in its tower.
 
