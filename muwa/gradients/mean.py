@@ -268,24 +268,24 @@ def output_moments(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[st
     touched = [batch for batch in batches if mentions.intersection(batch)]
     left = [some for batch in touched if (some := [i for i in batch if i not in mentions])]
 
-    def total(jobs: list[Job]) -> dict[str, Tensor]:
+    def total(batches: list[list[int]]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = run.cached(
             "moments/outputs",
             clip_output_sums,
             model,
             task.retain,
-            jobs,
+            batches,
             recipe.retain,
             _free={"run": run, "micro_batch_size": recipe.micro_batch_size},
             _together=True,
         )
         return sums or {}
 
-    sums = total(full_batch_jobs(batches))
+    sums = total(batches)
     if not mentions:
         return sums
-    changed = minus(sums, total(full_batch_jobs(touched)))
-    return minus(changed, total(full_batch_jobs(left)), -1.0) if left else changed
+    changed = minus(sums, total(touched))
+    return minus(changed, total(left), -1.0) if left else changed
 
 
 def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:

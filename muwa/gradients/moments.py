@@ -6,6 +6,7 @@ of the retain loss with respect to y. These are the two Kronecker factors of K-F
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muwa.gradients.accumulation import Job, accumulate
+from muwa.gradients.accumulation import accumulate, full_batch_jobs
 from muwa.gradients.losses import by_name
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.layers import as_matrix, input_dim, matrices
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Pairs
 
-Record = Callable[[str, Tensor], None]  # called with a weight name and rows (n, k)
+Record = Callable[
+    [str, Tensor, int], None
+]  # (weight name, rows (n, k), the first row of the weight that is used)
 Sums = dict[str, Tensor]  # weight name -> a sum of outer products, (k, k) in fp32
 
 
@@ -37,18 +40,20 @@ class WeightProducts(TorchDispatchMode):
     """Sees the inputs of weight matrices (forward) and the gradients at their outputs (backward).
 
     A weight is recognised by its address in memory, so the pass must use these tensors, not copies of them.
+    It may use some of their rows only (the query of a fused attention weight).
 
     Args:
         weights: Name -> weight.
-        inputs: Called as `inputs(name, x)` with x (n, inputs), fp32, for every product of x with a weight.
-        outputs: Called as `outputs(name, d)` with d (n, outputs), fp32, for every product of d with a weight.
+        inputs: Called with the inputs x (n, inputs) of a weight, for every product of x with it.
+        outputs: Called with the gradients d (n, rows) at its outputs, for every product of d with a weight.
             None ignores the backward pass. The first weight of a tower, whose inputs are no function of other
             weights, has such a product only if it is a convolution.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], inputs: Record | None, outputs: Record | None = None):
         super().__init__()
-        self._weights = {tensor.data_ptr(): (name, tensor) for name, tensor in weights.items()}
+        self._weights = sorted((tensor.data_ptr(), name, tensor) for name, tensor in weights.items())
+        self._starts = [start for start, *_ in self._weights]
         self._inputs, self._outputs = inputs, outputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,39 +62,48 @@ class WeightProducts(TorchDispatchMode):
         elif func is torch.ops.aten.convolution.default and args[1].ndim == 4:
             self._convolution(*args[:6])
         elif func is torch.ops.aten.convolution_backward.default and args[2].ndim == 4:
-            found = self._weights.get(args[2].data_ptr())
+            found = self._found(args[2])
             if found and self._outputs:
-                self._outputs(found[0], args[0].movedim(1, -1).flatten(0, -2).float())
+                self._outputs(found[0], args[0].movedim(1, -1).flatten(0, -2).float(), 0)
         return func(*args, **(kwargs or {}))
+
+    def _found(self, tensor: Tensor) -> tuple[str, Tensor, int] | None:
+        """The weight that a tensor is (some rows) of: its name, itself, and the first row. None if it is none."""
+        at = bisect_right(self._starts, tensor.data_ptr()) - 1
+        if at < 0:
+            return None
+        start, name, weight = self._weights[at]
+        row = (tensor.data_ptr() - start) // (weight.element_size() * weight.stride(0))
+        return (name, weight, row) if row < len(weight) else None
 
     def _product(self, left: Tensor, right: Tensor) -> None:
         """`left @ right`: one of them may be a weight."""
-        found = self._weights.get(right.data_ptr())
-        rows = left
-        if not found and (found := self._weights.get(left.data_ptr())):
-            rows, left, right = right.mT, right.mT, left.mT  # (x W)^T was computed as W^T x^T
+        found, rows = self._found(right), left
+        if not found and (found := self._found(left)):
+            rows, right = right.mT, left.mT  # (x W)^T was computed as W^T x^T
         if not found:
             return
-        name, weight = found
+        name, weight, row = found
         stored = right.stride()[-2:] == weight.stride()  # not transposed
         forward = stored == (input_dim(name) == 0)
         if record := self._inputs if forward else self._outputs:
-            record(name, rows.flatten(0, -2).float())
+            record(name, rows.flatten(0, -2).float(), row)
 
     def _convolution(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
     ) -> None:
-        found = self._weights.get(weight.data_ptr())
+        found = self._found(weight)
         if found and self._inputs:
             windows = F.unfold(x, weight.shape[2:], dilation, padding, stride)
-            self._inputs(found[0], windows.mT.flatten(0, 1).float())
+            self._inputs(found[0], windows.mT.flatten(0, 1).float(), 0)
 
 
-def adder(sums: Sums) -> Record:
-    """A `Record` that adds x^T x to `sums`."""
+def adder(sums: Sums, *, outputs: bool = False) -> Record:
+    """A `Record` that adds x^T x to `sums`; those of some outputs only are added to their block."""
 
-    def add(name: str, x: Tensor) -> None:
-        sums[name].addmm_(x.T, x)
+    def add(name: str, x: Tensor, row: int) -> None:
+        block = slice(row, row + x.shape[1]) if outputs else slice(None)
+        sums[name][block, block].addmm_(x.T, x)
 
     return add
 
@@ -139,10 +153,10 @@ def _text_adder(model: Clip, sums: Sums) -> Callable[[Tensor], Record]:
     def adder_of(tokens: Tensor) -> Record:
         counts = _not_padding(tokens) if causal else None
 
-        def add_text(name: str, x: Tensor) -> None:
+        def add_text(name: str, x: Tensor, row: int) -> None:
             if counts is not None and len(x) == counts.numel():
                 x = x[(counts.T if name in by_token else counts).flatten().to(x.device)]
-            add(name, x)
+            add(name, x, row)
 
         return add_text
 
@@ -150,14 +164,19 @@ def _text_adder(model: Clip, sums: Sums) -> Callable[[Tensor], Record]:
 
 
 def clip_output_sums(
-    model: Clip, pairs: Pairs, jobs: Sequence[Job], loss: BatchLoss, *, micro_batch_size: int | None, run: Run
+    model: Clip,
+    pairs: Pairs,
+    batches: Sequence[Sequence[int]],
+    loss: BatchLoss,
+    *,
+    micro_batch_size: int | None,
+    run: Run,
 ) -> Sums:
     """The sum of d d^T over the gradients d of a batch loss at the outputs of each weight of a CLIP.
 
     Args:
-        pairs: The pairs that the jobs index.
-        jobs: One job per batch.
-        loss: The loss.
+        batches: The indices of the pairs in each batch.
+        loss: The loss of a batch.
         micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
             rounding only.
         run: Its processes share each batch. All of them must call this, and all of them get the sum.
@@ -167,11 +186,11 @@ def clip_output_sums(
     """
     weights = {name: model.weights[name] for name in matrices(model.weights)}
     sums = {name: _zeros(name, weight, 0) for name, weight in weights.items()}
-    with unfused_attention(), WeightProducts(weights, None, adder(sums)):
+    with unfused_attention(), WeightProducts(weights, None, adder(sums, outputs=True)):
         accumulate(
             model,
             pairs,
-            jobs,
+            full_batch_jobs(batches),
             by_name(loss.name),
             "output moments of the retain set",
             micro_batch_size=micro_batch_size,
@@ -234,7 +253,7 @@ def _token_first(model: Clip, tokens: Tensor) -> set[str]:
     """
     names = set()
 
-    def look(name: str, x: Tensor) -> None:
+    def look(name: str, x: Tensor, row: int) -> None:
         if len(x) == 2 * tokens.shape[1] and torch.allclose(x[::2], x[1::2], atol=1e-5):
             names.add(name)
 

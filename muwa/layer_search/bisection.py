@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from muwa.layer_search.base import LayerSearch
-from muwa.layer_search.checks import check_above_0
-from muwa.layer_search.choice import choose
+from muwa.layer_search.checks import check_above_0, check_at_least_1
+from muwa.layer_search.choice import Acceptance, choose
 from muwa.layer_search.evaluators.zero_shot import StepEvaluator
 from muwa.layer_search.pareto import ScoredLayers, scored_layers
 from muwa.layer_search.settings import ZeroShotSettings
@@ -66,7 +66,7 @@ def deepest(layers: Sequence[Layer]) -> Layer:
 
 @dataclass(frozen=True)
 class ParetoBisect(ZeroShotSettings, LayerSearch):
-    """Search every layer on each tower's Pareto front by bisection, and choose a step by `rule`.
+    """Search each layer on the Pareto front of its tower by bisection, and choose a step by `rule`.
 
     Each tower is searched from its input to its output. With rule "deepest", only the single deepest layer
     across all fronts is searched.
@@ -74,6 +74,9 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
     Args:
         first_step: The first step, as a fraction of |theta| / |g_f|; the paper's is 0.1.
         max_evals: Number of steps tried per layer; the paper's is 10.
+        candidates: With whitened gradients and the rule "margin", the layers of largest gain
+            (`muwa.layer_search.gains`) are searched instead of the front: at most this many, of all towers
+            together. None searches all layers that have a gain.
 
     The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
 
@@ -86,6 +89,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
 
     first_step: float
     max_evals: int
+    candidates: int | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, or the model is not a CLIP.
@@ -95,6 +99,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         """
         self.check_settings("layer_search=pareto_bisect", model)
         check_above_0(first_step=self.first_step, max_evals=self.max_evals)
+        check_at_least_1(candidates=1 if self.candidates is None else self.candidates)
 
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
@@ -102,31 +107,42 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         """Search a CLIP; its gradients are under the key ""."""
         scored = scored_layers(model, gradients, self.granularity, self.towers)
         run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
-        layers = self._layers(scored)
+        acceptance = self.acceptance(gradients[""].whitened is not None)
+        layers = self._layers(scored, acceptance)
         evaluator = StepEvaluator(
             model.clips[""].observe(run),
             gradients[""],
             task.probe,
             layers,
             concept=concept,
-            acceptance=self.acceptance,
+            acceptance=acceptance,
         )
         before = evaluator.before()
         steps = self._try_steps(evaluator, layers)
         for _ in run.track(steps, f"searching {len(layers)} layers", len(layers) * self.max_evals):
             pass  # only draws the progress bar: the evaluator collects the trace
         trace = tuple(evaluator.trace)
-        chosen, why = choose(trace, self.acceptance)
+        chosen, why = choose(trace, acceptance)
         return Search(
-            concept, self.rule, self.granularity, scored.scores, scored.front, before, trace, chosen, why
+            concept,
+            acceptance.rule,
+            self.granularity,
+            scored.scores,
+            scored.front,
+            before,
+            trace,
+            chosen,
+            why,
         )
 
-    def _layers(self, scored: ScoredLayers) -> list[Layer]:
+    def _layers(self, scored: ScoredLayers, acceptance: Acceptance) -> list[Layer]:
         """The layers to search. Tower by tower, from input to output."""
-        front = [scored.layers[""][name] for name in scored.front]
-        if self.rule == "deepest" and front:
-            return [deepest(front)]
-        return sorted(front, key=lambda layer: (self.towers.index(layer.tower), layer.depth))
+        layers = [scored.layers[""][name] for name in scored.front]
+        if acceptance.rule == "deepest" and layers:
+            return [deepest(layers)]
+        if acceptance.rule == "margin" and (gains := scored.by_gain("", self.towers)):
+            layers = gains[: self.candidates or len(gains)]
+        return sorted(layers, key=lambda layer: (self.towers.index(layer.tower), layer.depth))
 
     def _try_steps(self, evaluator: StepEvaluator, layers: Sequence[Layer]) -> Iterator[Evaluation]:
         """Bisect the step of each layer in turn; yield each evaluation as it is made."""

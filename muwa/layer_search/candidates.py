@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from muwa.layer_search.bisection import ParetoBisect
-from muwa.layer_search.pareto import ScoredLayers
+from muwa.layer_search.pareto import TOWERS, ScoredLayers
 from muwa.layer_search.settings import OutputSettings
 from muwa.layer_search.steps import ratio
 from muwa.models.base import Editable
@@ -58,9 +58,8 @@ def starting_points(
     """
     ranked = {}
     for encoder, layers in scored.layers.items():
-        towers = [layer.tower for layer in layers.values()]
         if search.start == "gain" or (search.start is None and gradients[encoder].whitened):
-            ranked[encoder] = [(layer, search.first_step) for layer in scored.by_gain(encoder, towers[0])]
+            ranked[encoder] = [(layer, search.first_step) for layer in scored.by_gain(encoder, TOWERS)]
             continue
         front = [(layers[name], search.first_step) for name in scored.fronts[encoder]]
         ranked[encoder] = front
@@ -109,9 +108,11 @@ def clip_search(granularity: str, tower: str, criterion: str) -> ParetoBisect:
         granularity=granularity,
         rule="constrained",
         tolerance=1.0,
+        confidence=0.0,
         target=0.0,
         criterion=criterion,
         towers=(tower,),
         first_step=0.1,
         max_evals=10,
+        candidates=None,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from muwa.types.search import Evaluation
 
-RULES = ("constrained", "paper", "deepest")
+RULES = ("constrained", "margin", "paper", "deepest")
 CRITERIA = ("top1", "top5")
 ACCURACIES = {"top1": "forget top-1 accuracy", "top5": "forget top-5 accuracy"}  # as messages name them
 ROUNDING = 1e-9  # two values of `kept` that differ by less are equal
@@ -33,12 +33,16 @@ class Acceptance:
             of the best count as equal: such a difference may be due to the choice of probe images. The one
             that forgets most thoroughly is taken, as a step that only just forgets on the probe images may
             not forget on others. With 0, the step that keeps most is taken.
+        confidence: For rule "margin" with a target of 0. A step is feasible only if, for each name, the mean
+            margin of its forget images lies at least this many standard deviations below 0: a step that
+            only just forgets on the probe images may not forget on others.
     """
 
     rule: str
     criterion: str
     target: float
     tolerance: float
+    confidence: float
 
     def check(self) -> None:
         """Raise if a setting is out of range.
@@ -53,6 +57,10 @@ class Acceptance:
             raise ValueError(f"layer_search.target: got {self.target}, want a forget accuracy in [0, 1)")
         if self.tolerance < 0:
             raise ValueError(f"layer_search.tolerance: got {self.tolerance}, want 0 or more standard errors")
+        if self.confidence < 0:
+            raise ValueError(
+                f"layer_search.confidence: got {self.confidence}, want 0 or more standard deviations"
+            )
 
 
 def kept_rate(retain: float, utility: float) -> float:
@@ -81,6 +89,8 @@ def choose(trace: Sequence[Evaluation], acceptance: Acceptance) -> tuple[int | N
 
     - "constrained": the feasible step that forgets most thoroughly (lowest closeness), among those whose kept
       rate is within `tolerance` standard errors of the best. None if no step is feasible.
+    - "margin": the feasible step that lowers the margins of the retained images least (the largest
+      `kept_margin`). None if no step is feasible.
     - "paper": the step with the lowest forget accuracy, feasible or not. Ties are broken by the kept rate.
     - "deepest": the last step that was tried, feasible or not. A search with this rule tries only the
       deepest layer, the one nearest the output.
@@ -96,8 +106,12 @@ def choose(trace: Sequence[Evaluation], acceptance: Acceptance) -> tuple[int | N
         return None, "Nothing was tried: no layer is on the front."
     layers = len({row.candidate.name for row in trace})
     note = feasible_note(trace, f"steps on {layers} layer{'' if layers == 1 else 's'}")
+    if acceptance.rule in ("constrained", "margin") and not any(row.feasible for row in trace):
+        return None, _infeasible(trace, acceptance, note)
     if acceptance.rule == "constrained":
         return _constrained(trace, acceptance, note)
+    if acceptance.rule == "margin":
+        return _least_change(trace, note)
     if acceptance.rule == "paper":
         best = min(range(len(trace)), key=lambda i: (trace[i].forgotten, -trace[i].kept))
         accuracy = f"{ACCURACIES[acceptance.criterion]} ({trace[best].forgotten:.1%})"
@@ -130,14 +144,32 @@ def near_best(tolerance: float, best: float) -> str:
     return f"within {tolerance:g} standard error{'' if tolerance == 1 else 's'} of the best ({best:.1%})"
 
 
-def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str) -> tuple[int | None, str]:
-    """`choose` by the rule "constrained"."""
+def _infeasible(trace: Sequence[Evaluation], acceptance: Acceptance, note: str) -> str:
+    """Why no step was chosen, if none was feasible."""
+    least = min(row.forgotten for row in trace)
+    want = f"want a {ACCURACIES[acceptance.criterion]} of at most {acceptance.target:.1%}"
+    if acceptance.rule == "margin" and least <= acceptance.target:
+        want += f", {acceptance.confidence:g} standard deviations from being recognised"
+    return f"No feasible step: {want}; the lowest was {least:.1%}; {note}."
+
+
+def _least_change(trace: Sequence[Evaluation], note: str) -> tuple[int, str]:
+    """`choose` by the rule "margin", if a step is feasible."""
+
+    def kept_margin(i: int) -> float:
+        margin = trace[i].kept_margin
+        return -float("inf") if margin is None else margin
+
+    best = max((i for i, row in enumerate(trace) if row.feasible), key=kept_margin)
+    return best, (
+        f"Of the feasible steps, this one lowers the margins of what is retained least "
+        f"(by {-kept_margin(best):.4f} on average); it keeps {trace[best].kept:.1%}; {note}."
+    )
+
+
+def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str) -> tuple[int, str]:
+    """`choose` by the rule "constrained", if a step is feasible."""
     feasible = [i for i, row in enumerate(trace) if row.feasible]
-    if not feasible:
-        least = min(row.forgotten for row in trace)
-        accuracy = ACCURACIES[acceptance.criterion]
-        want = f"want a {accuracy} of at most {acceptance.target:.1%}"
-        return None, f"No feasible step: {want}; the lowest was {least:.1%}; {note}."
     most = trace[max(feasible, key=lambda i: trace[i].kept)]
     least = most.kept - acceptance.tolerance * most.kept_error - ROUNDING
     best = min((i for i in feasible if trace[i].kept >= least), key=lambda i: trace[i].closeness)

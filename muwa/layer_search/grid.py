@@ -54,13 +54,14 @@ class Grid(ZeroShotSettings, LayerSearch):
         scored = scored_layers(model, gradients, self.granularity, self.towers)
         run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
         layers = [scored.layers[""][name] for name in (scored.front if self.layers is None else self.layers)]
+        acceptance = self.acceptance(gradients[""].whitened is not None)
         evaluator = StepEvaluator(
             model.clips[""].observe(run),
             gradients[""],
             task.probe,
             layers,
             concept=concept,
-            acceptance=self.acceptance,
+            acceptance=acceptance,
         )
         before = evaluator.before()
         if self.steps is not None:
@@ -71,9 +72,17 @@ class Grid(ZeroShotSettings, LayerSearch):
         for layer, step in run.track(pairs, f"trying {len(pairs)} edits", len(pairs)):
             evaluator(layer, step)
         trace = tuple(evaluator.trace)
-        chosen, why = choose(trace, self.acceptance)
+        chosen, why = choose(trace, acceptance)
         return Search(
-            concept, self.rule, self.granularity, scored.scores, scored.front, before, trace, chosen, why
+            concept,
+            acceptance.rule,
+            self.granularity,
+            scored.scores,
+            scored.front,
+            before,
+            trace,
+            chosen,
+            why,
         )
 
 
@@ -111,6 +120,7 @@ class Fixed(ZeroShotSettings, LayerSearch):
             self.granularity,
             self.rule,
             self.tolerance,
+            self.confidence,
             self.target,
             self.criterion,
             self.towers,

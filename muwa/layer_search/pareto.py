@@ -74,12 +74,12 @@ class ScoredLayers:
         """The layers on the fronts of all encoders, named as in `scores`."""
         return tuple(delta_key(encoder, name) for encoder, names in self.fronts.items() for name in names)
 
-    def by_gain(self, encoder: str, tower: str) -> list[Layer]:
-        """The layers of one tower of an encoder with a gain above 0, the largest gain first."""
+    def by_gain(self, encoder: str, towers: Sequence[str]) -> list[Layer]:
+        """The layers of some towers of an encoder with a gain above 0, the largest gain first."""
         gains = {
             layer.name: self.scores[delta_key(encoder, layer.name)].gain or 0.0
             for layer in self.layers[encoder].values()
-            if layer.tower == tower
+            if layer.tower in towers
         }
         names = sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: -gains[name])
         return [self.layers[encoder][name] for name in names]

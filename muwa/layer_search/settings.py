@@ -26,9 +26,12 @@ class ZeroShotSettings:
 
     Args:
         granularity: "tensor" | "qkv" | "mlp" | "head": what counts as one layer (`muwa.models.clip.layers`).
-        rule: "constrained" | "paper" | "deepest" (`muwa.layer_search.choice.choose`).
+        rule: "constrained" | "margin" | "paper" | "deepest" (`muwa.layer_search.choice.choose`). None takes
+            "margin" if the gradients are whitened, else "constrained".
         tolerance: For the rule "constrained": feasible steps whose kept rate is within this many standard
             errors of the best count as equal.
+        confidence: For the rule "margin": how far below 0 the margins of the forget images must lie
+            (`muwa.layer_search.choice.Acceptance`).
         target: A step is feasible if its forget accuracy is at most this. Forget accuracy is the rate at
             which the name to forget is still recognised.
         criterion: Which forget accuracy decides: "top5" (the paper's) or "top1".
@@ -36,16 +39,21 @@ class ZeroShotSettings:
     """
 
     granularity: str
-    rule: str
+    rule: str | None
     tolerance: float
+    confidence: float
     target: float
     criterion: str
     towers: Sequence[str]
 
-    @property
-    def acceptance(self) -> Acceptance:
-        """Which steps are feasible, and how one of the steps is chosen."""
-        return Acceptance(self.rule, self.criterion, self.target, self.tolerance)
+    def acceptance(self, whitened: bool) -> Acceptance:
+        """Which steps are feasible, and how one of the steps is chosen.
+
+        Args:
+            whitened: Whether the gradients are whitened; it decides if `rule` is None.
+        """
+        rule = self.rule or ("margin" if whitened else "constrained")
+        return Acceptance(rule, self.criterion, self.target, self.tolerance, self.confidence)
 
     def check_settings(self, search: str, model: Editable, layers: Sequence[str] = ()) -> None:
         """Raise if one of these settings is out of range or does not fit the model.
@@ -58,7 +66,7 @@ class ZeroShotSettings:
             ValueError: Names the key, what it was and what it may be.
         """
         check_family(search, Features, model)
-        self.acceptance.check()
+        self.acceptance(whitened=False).check()
         check_towers(self.towers)
         for clip in model.clips.values():
             check_layers(clip, self.granularity, layers)
@@ -104,7 +112,7 @@ class OutputSettings:
     @property
     def acceptance(self) -> Acceptance:
         """How one of the steps is chosen. By outputs, forget accuracy is top-1: the criterion is "top1"."""
-        return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance)
+        return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance, confidence=0.0)
 
     def check_settings(self, search: str, observer: type[Observer], model: Editable) -> None:
         """Raise if one of these settings is out of range or does not fit the model.

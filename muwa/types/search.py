@@ -133,6 +133,10 @@ class Evaluation:
             equally much, the one with the lowest closeness is chosen.
         metrics: All rates by name. A zero-shot search gives forget_top1, forget_top5, forget_cosine,
             retain_top1 and utility_top1. Other searches may give others.
+        kept_margin: How the edit changes the margins of the retain and utility images, as a mean over both
+            sets: min(0, change) of each image; at most 0. None if it was not measured.
+        forget_margin: An upper bound of the margins of the forget images; below 0 they are not recognised.
+            None if it was not measured. Margins are `muwa.eval.clip.ranks.own_margin`.
     """
 
     candidate: Candidate
@@ -146,6 +150,8 @@ class Evaluation:
     kept_error: float
     closeness: float
     metrics: Mapping[str, float]
+    kept_margin: float | None = None
+    forget_margin: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for results.json and the log. The keys that were added later stand last."""
@@ -164,7 +170,8 @@ class Evaluation:
             "kept": self.kept,
             "layers": dict(self.candidate.layers),
         }
-        return {**first, **added}
+        margins = {"kept_margin": self.kept_margin, "forget_margin": self.forget_margin}
+        return {**first, **added, **{key: value for key, value in margins.items() if value is not None}}
 
 
 @dataclass(frozen=True)

@@ -58,3 +58,24 @@ def own_cosine(features: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
         labels: (n,) index of each image's class.
     """
     return (features * classes[labels]).sum(-1)
+
+
+def own_margin(features: Tensor, classes: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(n,) cosine of each image to its own class, minus the k-th largest cosine to another class.
+
+    An image is among `top_k` if and only if its margin is above 0.
+
+    Args:
+        features: (n, d) image embeddings of length 1.
+        classes: (c, d) class embeddings of length 1; at least two.
+        labels: (n,) index of each image's class.
+        k: >= 1; cut to c - 1, as in `top_k`.
+
+    >>> e = torch.eye(3)
+    >>> own_margin(e, e, torch.tensor([0, 2, 2]), 1).tolist()
+    [1.0, -1.0, 1.0]
+    """
+    cosines = features @ classes.T
+    own = cosines.gather(1, labels[:, None])
+    others = cosines.scatter(1, labels[:, None], -torch.inf)
+    return own[:, 0] - others.topk(max(1, min(k, len(classes) - 1)), dim=1).values[:, -1]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muwa.eval.clip.ranks import own_cosine, top_k
 from muwa.layer_search.choice import Acceptance, kept_error, kept_rate
+from muwa.layer_search.evaluators.margins import Margins, margins_of
 from muwa.layer_search.remaining_layers import RemainingLayers
 from muwa.layer_search.steps import candidate_of, ratio, relative_size, step_deltas
 from muwa.models.clip.embeddings import Features, ensemble, image_batch, token_batches
@@ -52,6 +53,8 @@ class StepEvaluator:
         self._zero_shot = ZeroShotEvaluator(features, probe, layers)
         self._concept, self._acceptance = concept, acceptance
         self._counts = len(probe.retain), len(probe.utility)
+        self._k = 5 if acceptance.criterion == "top5" else 1
+        self._margins = self._zero_shot.margins(self._k) if acceptance.rule == "margin" else None
         self._current: tuple[Layer, Callable[[float], Tensor]] | None = None
         self.trace: list[Evaluation] = []
 
@@ -61,7 +64,7 @@ class StepEvaluator:
 
     def before(self) -> Evaluation:
         """Evaluate the unedited model on the probe images."""
-        return self._evaluation(self._zero_shot(), NOTHING_EDITED, 0.0, 0.0)
+        return self._evaluation(self._zero_shot(), NOTHING_EDITED, 0.0, 0.0, self._margins)
 
     def __call__(self, layer: Layer, step: float) -> Evaluation:
         """Evaluate `theta + step * g_f` on one layer. It is also logged and added to the trace."""
@@ -70,17 +73,25 @@ class StepEvaluator:
             embed = self._zero_shot.remaining_layers(layer.tower)(layer, deltas, self.ratio(layer))
             self._current = layer, embed
         size = relative_size(self._clip, layer, step_deltas(self._clip, self._gradients, layer, step))
-        rates = self._zero_shot(layer.tower, self._current[1](step))
-        row = self._evaluation(rates, candidate_of({"": layer}), step, size)
+        edited = layer.tower, self._current[1](step)
+        margins = None if self._margins is None else self._zero_shot.margins(self._k, *edited)
+        row = self._evaluation(self._zero_shot(*edited), candidate_of({"": layer}), step, size, margins)
         self.trace.append(row)
         self._run.log("evaluation", {"concept": self._concept, **row.record()})
         return row
 
     def _evaluation(
-        self, rates: Mapping[str, float], candidate: Candidate, step: float, size: float
+        self,
+        rates: Mapping[str, float],
+        candidate: Candidate,
+        step: float,
+        size: float,
+        margins: Margins | None,
     ) -> Evaluation:
         edited = candidate is not NOTHING_EDITED
         forgotten = rates[f"forget_{self._acceptance.criterion}"]
+        bound = None if margins is None else margins.forget_bound(self._acceptance.confidence)
+        clear = bound is None or bound <= 0 or self._acceptance.target > 0
         retain, utility = rates["retain_top1"], rates["utility_top1"]
         return Evaluation(
             candidate=candidate,
@@ -88,12 +99,14 @@ class StepEvaluator:
             step=step,
             step_unit=LAMBDA,
             relative_norm=size,
-            feasible=forgotten <= self._acceptance.target,
+            feasible=forgotten <= self._acceptance.target and clear,
             forgotten=forgotten,
             kept=kept_rate(retain, utility),
             kept_error=kept_error(retain, utility, self._counts),
             closeness=rates["forget_cosine"],
             metrics=rates,
+            kept_margin=None if margins is None else margins.kept_change(self._margins or margins),
+            forget_margin=bound,
         )
 
 
@@ -135,12 +148,26 @@ class ZeroShotEvaluator:
             tower: The edited tower: "vision" | "text".
             embeddings: What `remaining_layers(tower)` gives for the edit: (n, d), of length 1.
         """
+        return rates(self._probe, *self._embeddings(tower, embeddings))
+
+    def margins(self, k: int, tower: str = "", embeddings: Tensor | None = None) -> Margins:
+        """The margins of all images, for the same edits as in `__call__`.
+
+        Args:
+            k: Margins of the forget images are over the k-th nearest other name (1 or 5).
+        """
+        return margins_of(self._probe, *self._embeddings(tower, embeddings), k)
+
+    def _embeddings(
+        self, tower: str, embeddings: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Set -> embeddings of its images; fingerprint of classes -> embeddings of their names."""
         images, prompts = self._images, self._prompts
         if embeddings is not None and tower == "vision":
             images = self._by_set(embeddings)
         if embeddings is not None and tower == "text":
             prompts = self._by_classes(embeddings)
-        return rates(self._probe, images, prompts)
+        return images, prompts
 
     def _edited(self, tower: str) -> list[Layer]:
         return [layer for layer in self._layers if layer.tower == tower]
