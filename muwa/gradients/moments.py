@@ -68,7 +68,7 @@ class WeightProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _found(self, tensor: Tensor) -> tuple[str, Tensor, int] | None:
-        """The weight that a tensor is (some rows) of: its name, itself, and the first row. None if it is none."""
+        """The weight that a tensor is, or is some rows of: its name, itself, and the first of the rows."""
         at = bisect_right(self._starts, tensor.data_ptr()) - 1
         if at < 0:
             return None

@@ -8,11 +8,12 @@ S = E[d d^T] over the gradients d at the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from muwa.gradients.base import GradientSource, Recipe
@@ -59,23 +60,69 @@ class Whitening:
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{key}: got {value}, want a power from 0 to 1")
 
-    def __call__(self, forget: Mapping[str, Tensor], moments: Moments) -> dict[str, Tensor]:
-        """The whitened forget gradient. Weights without an input moment keep their gradient.
+    def __call__(
+        self, forgets: Sequence[Mapping[str, Tensor]], rises: Sequence[float], moments: Moments
+    ) -> dict[str, Tensor]:
+        """The whitened direction for some names: sum over names i of w_i times the whitened G_i.
+
+        For each weight matrix the factors w >= 0 are such that a step raises the forget loss of name i by at
+        least `rises[i]`, up to a common factor, to first order. Of all directions that do so, this one costs
+        least in the metric of C and S. With one name, w is 1. Weights without an input moment get the sum of
+        the gradients, each times its rise.
 
         Args:
-            forget: Weight name -> forget gradient, of the weight's shape.
+            forgets: For each name, weight name -> forget gradient, of the weight's shape.
+            rises: How much the forget loss of each name is to rise, relative to the others; each above 0.
         """
-        whitened = dict(forget)
-        for name, inputs in moments["inputs"].items():
-            changed = forget[name].clone()
-            view = as_matrix(name, changed)
-            matrix = view.double().to(inputs.device) @ inverse_power(inputs, self.damping, self.input_power)
-            if self.output_power:
-                outputs = moments["outputs"][name]
-                matrix = inverse_power(outputs, self.output_damping, self.output_power) @ matrix
-            view.copy_(matrix)
-            whitened[name] = changed
+        out = {}
+        for name, first in forgets[0].items():
+            gradients = [forget[name] for forget in forgets]
+            direction = torch.zeros_like(first)
+            if name in moments["inputs"]:
+                matrices = [as_matrix(name, gradient).double() for gradient in gradients]
+                whitened = self._whitened(name, torch.stack(matrices), moments)
+                factors = shares(torch.stack(matrices), whitened, rises)
+                as_matrix(name, direction).copy_(torch.einsum("n,nij->ij", factors, whitened))
+            else:
+                for gradient, rise in zip(gradients, rises, strict=True):
+                    direction += rise * gradient
+            out[name] = direction
+        return out
+
+    def _whitened(self, name: str, gradients: Tensor, moments: Moments) -> Tensor:
+        """(S + d_S I)^-p G (C + d_C I)^-q of each of the gradients (n, outputs, inputs) of one weight."""
+        whitened = gradients @ inverse_power(moments["inputs"][name], self.damping, self.input_power)
+        if self.output_power and name in moments["outputs"]:
+            factor = inverse_power(moments["outputs"][name], self.output_damping, self.output_power)
+            whitened = factor @ whitened
         return whitened
+
+
+def shares(gradients: Tensor, whitened: Tensor, rises: Sequence[float]) -> Tensor:
+    """The factors w (n,) of the names' whitened gradients in their joint direction, in fp64.
+
+        minimise  w^T A w   subject to  A w >= rises,   A_ij = <G_i, D_j>
+
+    <G_i, D_j> is the first-order rise of the forget loss of name i for a step along the whitened gradient D_j
+    of name j, and w^T A w is the cost of the joint direction. The solution is that of non-negative least
+    squares (its dual). With one name, w is 1.
+
+    Args:
+        gradients, whitened: G and D, (n, outputs, inputs) fp64.
+        rises: (n,) numbers above 0.
+
+    >>> one = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]], dtype=torch.float64)
+    >>> shares(one, one, [4.0, 4.0]).round().tolist()
+    [4.0, 1.0]
+    """
+    if len(gradients) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    rise = gradients.flatten(1) @ whitened.flatten(1).T
+    rise = (rise + rise.T) / 2
+    scale = rise.diagonal().mean().clamp(min=1e-300)
+    root = torch.linalg.cholesky(rise / scale + 1e-9 * torch.eye(len(rise), dtype=torch.float64))
+    wanted = torch.linalg.solve_triangular(root, torch.tensor(rises)[:, None].double(), upper=False)
+    return torch.from_numpy(nnls(root.T.numpy(), wanted[:, 0].numpy())[0]) / scale
 
 
 def inverse_power(moment: Tensor, damping: float, power: float) -> Tensor:
@@ -123,7 +170,7 @@ class WhitenedGradients(GradientSource):
         moments = self.moments(model, task, recipe, run, outputs=self.whitening.output_power > 0)
         if each is None or moments is None:
             return None
-        return {encoder: self.whitened(one, moments[encoder]) for encoder, one in each.items()}
+        return {key: self.whitened([one], [1.0], moments[key]) for key, one in each.items()}
 
     def moments(
         self, model: Editable, task: Task, recipe: Recipe, run: Run, *, outputs: bool
@@ -131,14 +178,27 @@ class WhitenedGradients(GradientSource):
         """The moments of the other source."""
         return self.source.moments(model, task, recipe, run, outputs=outputs)
 
-    def whitened(self, gradients: Gradients, moments: Moments) -> Gradients:
-        """The same gradients with the forget gradient whitened.
+    def whitened(self, names: Sequence[Gradients], rises: Sequence[float], moments: Moments) -> Gradients:
+        """The gradients of one or several names, with the whitened direction as their forget gradient.
 
-        Their origin names the whitening, so that a search on them has another cache key.
+        Their origin names the whitening, so that a search on them has another cache key. `n_forget` is the
+        number of pairs of all names. The retain gradient is that of the first name: all names share it.
+
+        Args:
+            names: The gradients of each name, of one CLIP.
+            rises: As in `Whitening`.
         """
+        first = names[0]
+        total = {key: sum((one.forget[key] for one in names[1:]), g) for key, g in first.forget.items()}
+        about = {
+            "forget_pairs": "+".join(one.origin["forget_pairs"] for one in names),
+            "whitening": repr(self.whitening),
+            "rises": repr(list(rises)),
+        }
         return replace(
-            gradients,
-            forget=self.whitening(gradients.forget, moments),
-            origin={**gradients.origin, "whitening": repr(self.whitening)},
-            whitened=Whitened(gradients.forget, moments),
+            first,
+            forget=self.whitening([one.forget for one in names], rises, moments),
+            n_forget=sum(one.n_forget for one in names),
+            origin={**first.origin, **about},
+            whitened=Whitened(total, moments),
         )

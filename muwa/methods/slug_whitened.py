@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Task
     from muwa.types.gradients import Gradients
+    from muwa.types.search import Search
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,16 @@ class SlugWhitened(Method):
     set (`muwa.gradients.whitening.Whitening`). The whitened direction changes the retained outputs least for
     the same first-order rise of the forget loss. Layers are scored by that ratio (`muwa.layer_search.gains`).
 
-    Several names are one request: the sum of their forget gradients is whitened, and one search finds one
-    layer and one step, judged on all names.
+    Several names are one request: one search finds one layer and one step, judged on all names. The direction
+    is the one that costs least of all that raise the forget loss of every name
+    (`muwa.gradients.whitening.shares`).
 
     Args:
         layer_search: As in `muwa.methods.slug.Slug`.
         damping, output_damping: d_C and d_S, above 0.
         input_power, output_power: q and p, from 0 to 1. With p = 0, S is not computed.
+        rounds: With several names, how often the shares of the names in their joint direction are found anew
+            (`_joint_edit`); at least 1. A round is one search, and no pass over data.
         jointly: Whether several names are one edit of one layer. If not, each name has its own layer and
             step, and the edits are added, as in `Slug`.
         gradients, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size: As in `Slug`.
@@ -52,6 +56,7 @@ class SlugWhitened(Method):
     input_power: float
     output_power: float
     jointly: bool
+    rounds: int
     gradients: GradientSource
     forget_loss: str
     retain_loss: str
@@ -92,6 +97,8 @@ class SlugWhitened(Method):
         Raises:
             ValueError: Names the setting, what it was and what is wanted.
         """
+        if self.rounds < 1:
+            raise ValueError(f"method.rounds: got {self.rounds}, want at least 1")
         self.slug.check(model, task, run)
 
     def __call__(self, model: Editable, task: Task, run: Run) -> Edit:
@@ -103,36 +110,68 @@ class SlugWhitened(Method):
         return replace(edit, samples=edit.samples + more)
 
     def _joint_edit(self, model: Editable, task: Task, run: Run) -> Edit:
-        """One step on one layer, along the whitened sum of all names' forget gradients."""
+        """One step on one layer, along the joint direction of all names.
+
+        The first direction raises the forget loss of all names by the same first-order amount. Some are then
+        forgotten sooner than others. Each further round asks for less of a name that the last step carried
+        further than was needed (`needed_rises`), which shortens the step. The round that lowers the margins
+        of what is retained least is taken. A search that measures no margins has one round.
+        """
         layer_search = self.layer_search.ready(model, task)
-        total: Mapping[str, Gradients] | None = None
-        for name in task.names:
-            each = self.gradients(model, task, name, self.recipe, run)
-            if each is not None:
-                total = each if total is None else add_names(total, each)
+        each = [self.gradients(model, task, name, self.recipe, run) for name in task.names]
         moments = self.gradients.moments(model, task, self.recipe, run, outputs=self.output_power > 0)
-        if total is None or moments is None:
+        names = [one for one in each if one is not None]
+        if not names or moments is None:
             return Edit({}, ())
-        names = ", ".join(task.names)
-        whitened = {key: self.whitened.whitened(one, moments[key]) for key, one in total.items()}
-        log_gradients(names, whitened, run)
-        search = run_search(layer_search, model, whitened, task, names, run)
-        edit = edit_of(search, model, whitened)
+        rises = [1.0] * len(names)
+        best: tuple[Search, Mapping[str, Gradients]] | None = None
+        for _ in range(self.rounds):
+            whitened = {
+                key: self.whitened.whitened([one[key] for one in names], rises, moments[key])
+                for key in names[0]
+            }
+            log_gradients(", ".join(task.names), whitened, run)
+            search = run_search(layer_search, model, whitened, task, ", ".join(task.names), run)
+            if best is None or kept_margin(search) > kept_margin(best[0]):
+                best = search, whitened
+            needed = needed_rises(rises, search, task.names)
+            if needed is None:
+                break
+            rises = needed
+        assert best is not None
+        edit = edit_of(best[0], model, best[1])
         moves = tuple(replace(move, concept=name) for move in edit.moves for name in task.names)
-        samples = sum(one.n_forget + one.n_retain for one in total.values())
+        samples = sum(one.n_forget + one.n_retain for one in best[1].values())
         return replace(edit, moves=moves, samples=samples)
 
 
-def add_names(some: Mapping[str, Gradients], others: Mapping[str, Gradients]) -> dict[str, Gradients]:
-    """The gradients of several names together: the sum of their mean forget gradients, for each encoder.
+def kept_margin(search: Search) -> float:
+    """`Evaluation.kept_margin` of the chosen step; minus infinity if no step was chosen."""
+    margin = None if search.chosen is None else search.trace[search.chosen].kept_margin
+    return -float("inf") if margin is None else margin
 
-    Each name counts the same, however many pairs it has. The retain gradients are the same for all.
+
+def needed_rises(rises: Sequence[float], search: Search, names: Sequence[str]) -> list[float] | None:
+    """How much of each name's rise the chosen step needed, scaled to a mean of 1.
+
+    A name whose margin fell from b > 0 to a < 0 needed the fraction b / (b - a) of its rise, as far as
+    margins fall linearly. A name is reduced to 0.3 of its rise at most.
+
+    Args:
+        rises: The rises of the search.
+        names: The names to forget, in the order of `rises`.
+
+    Returns:
+        One number above 0 per name; None if no step was chosen or no margins were measured.
     """
-    return {encoder: _added(one, others[encoder]) for encoder, one in some.items()}
-
-
-def _added(one: Gradients, other: Gradients) -> Gradients:
-    forget = {name: g + other.forget[name] for name, g in one.forget.items()}
-    pairs = f"{one.origin['forget_pairs']}+{other.origin['forget_pairs']}"
-    origin = {**one.origin, "forget_pairs": pairs}
-    return replace(one, forget=forget, n_forget=one.n_forget + other.n_forget, origin=origin)
+    if search.chosen is None:
+        return None
+    before, after = search.before.forget_margins, search.trace[search.chosen].forget_margins
+    if not before or not after:
+        return None
+    needed = [
+        rise * min(1.0, max(0.3, before[name] / max(before[name] - after[name], 1e-9)))
+        for rise, name in zip(rises, names, strict=True)
+    ]
+    mean = sum(needed) / len(needed)
+    return [one / mean for one in needed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -135,8 +135,9 @@ class Evaluation:
             retain_top1 and utility_top1. Other searches may give others.
         kept_margin: How the edit changes the margins of the retain and utility images, as a mean over both
             sets: min(0, change) of each image; at most 0. None if it was not measured.
-        forget_margin: An upper bound of the margins of the forget images; below 0 they are not recognised.
-            None if it was not measured. Margins are `muwa.eval.clip.ranks.own_margin`.
+        forget_margins: Name to forget -> an upper bound of the margins of its images
+            (`muwa.eval.clip.ranks.own_margin`); at 0 or below they are not recognised. Empty if they were not
+            measured.
     """
 
     candidate: Candidate
@@ -151,7 +152,7 @@ class Evaluation:
     closeness: float
     metrics: Mapping[str, float]
     kept_margin: float | None = None
-    forget_margin: float | None = None
+    forget_margins: Mapping[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Plain values for results.json and the log. The keys that were added later stand last."""
@@ -164,14 +165,15 @@ class Evaluation:
             **self.metrics,
             "feasible": self.feasible,
         }
-        added = {
+        added: dict[str, Any] = {
             "step_unit": self.step_unit,
             "forgotten": self.forgotten,
             "kept": self.kept,
             "layers": dict(self.candidate.layers),
         }
-        margins = {"kept_margin": self.kept_margin, "forget_margin": self.forget_margin}
-        return {**first, **added, **{key: value for key, value in margins.items() if value is not None}}
+        if self.kept_margin is not None:
+            added |= {"kept_margin": self.kept_margin, "forget_margins": dict(self.forget_margins)}
+        return first | added
 
 
 @dataclass(frozen=True)

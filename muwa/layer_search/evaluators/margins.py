@@ -18,26 +18,26 @@ class Margins:
 
     Args:
         forget: (n,) margins of the forget images over the k-th nearest other name.
-        names: (n,) index of each forget image's name.
+        names: The name of each forget image.
         kept: The margins of the retain images and those of the utility images over the nearest other name.
     """
 
     forget: Tensor
-    names: Tensor
+    names: tuple[str, ...]
     kept: tuple[Tensor, Tensor]
 
-    def forget_bound(self, confidence: float) -> float:
-        """The largest bound of a name: the mean margin of its images plus `confidence` standard deviations.
+    def forget_bounds(self, confidence: float) -> dict[str, float]:
+        """For each name, the mean margin of its images plus `confidence` standard deviations.
 
         If margins are normally distributed and the bound is at most 0, a further image of the name is
         recognised with a probability of at most 1 - Phi(confidence). A name with one image has no deviation.
         """
-        bounds = []
-        for name in self.names.unique():
-            margins = self.forget[self.names == name].double()
+        bounds = {}
+        for name in dict.fromkeys(self.names):
+            margins = self.forget[[i for i, other in enumerate(self.names) if other == name]].double()
             deviation = margins.std().item() if len(margins) > 1 else 0.0
-            bounds.append(margins.mean().item() + confidence * deviation)
-        return max(bounds, default=0.0)
+            bounds[name] = margins.mean().item() + confidence * deviation
+        return bounds
 
     def kept_change(self, before: Margins) -> float:
         """How an edit lowers the margins of what is kept: the mean of min(0, change), over both sets.
@@ -73,5 +73,5 @@ def margins_of(
             return torch.zeros(0)
         return own_margin(images[name], prompts[some.classes.fingerprint], torch.tensor(some.labels), k)
 
-    names = torch.tensor(probe["forget"].labels, dtype=torch.long)
+    names = tuple(probe["forget"].classes.names[label] for label in probe["forget"].labels)
     return Margins(margins("forget", k), names, (margins("retain", 1), margins("utility", 1)))

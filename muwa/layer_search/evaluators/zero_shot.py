@@ -90,8 +90,8 @@ class StepEvaluator:
     ) -> Evaluation:
         edited = candidate is not NOTHING_EDITED
         forgotten = rates[f"forget_{self._acceptance.criterion}"]
-        bound = None if margins is None else margins.forget_bound(self._acceptance.confidence)
-        clear = bound is None or bound <= 0 or self._acceptance.target > 0
+        bounds = {} if margins is None else margins.forget_bounds(self._acceptance.confidence)
+        clear = self._acceptance.target > 0 or all(bound <= 0 for bound in bounds.values())
         retain, utility = rates["retain_top1"], rates["utility_top1"]
         return Evaluation(
             candidate=candidate,
@@ -106,7 +106,7 @@ class StepEvaluator:
             closeness=rates["forget_cosine"],
             metrics=rates,
             kept_margin=None if margins is None else margins.kept_change(self._margins or margins),
-            forget_margin=bound,
+            forget_margins=bounds,
         )
 
 
