@@ -21,6 +21,7 @@ from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Se
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
 TOWER_COLOURS = {"vision": BLUE, "text": ORANGE}
 SIZE = "‖Δθ‖ / ‖θ‖, %"  # how far a step went
+_LAYERS = 12  # the most layers in a figure of gains
 _BARS = 16  # the most rates in one figure; of more, those under the report's first heading are shown
 
 # Rates of a search by the name that its evaluations give them: name, label, colour, line style.
@@ -92,10 +93,7 @@ def pareto(search: Search) -> Figure:
     towers = list(dict.fromkeys(score.tower for score in search.scores.values()))
     towers.sort(key=[*TOWER_COLOURS, *towers].index)
     figure, axes = blank(5.2 * len(towers), 4.4, 1, len(towers))
-    chosen: set[str] = set()
-    if search.chosen is not None:
-        candidate = search.trace[search.chosen].candidate
-        chosen = {*candidate.names, *candidate.layers.values()}
+    chosen = _edited(search)
     for axis, tower in zip(axes.flat, towers, strict=True):
         mine = {name: s for name, s in search.scores.items() if s.tower == tower and s.importance > 0}
         front = sorted((name for name in search.front if name in mine), key=lambda name: mine[name].alignment)
@@ -104,6 +102,34 @@ def pareto(search: Search) -> Figure:
         )
         _scores(axis, mine, front, chosen, TOWER_COLOURS.get(tower, GREEN))
     return figure
+
+
+def gains(search: Search) -> Figure:
+    """The layers of largest gain. Solid bars were searched; the names of edited layers are red."""
+    gain = {name: score.gain for name, score in search.scores.items() if score.gain}
+    names = sorted(gain, key=lambda name: -gain[name])[:_LAYERS]
+    tried = {name for row in search.trace for name in (*row.candidate.names, *row.candidate.layers.values())}
+    chosen = _edited(search)
+    figure, axes = blank(7.2, 0.8 + 0.28 * len(names))
+    axis = axes[0, 0]
+    for place, name in enumerate(names):
+        colour = TOWER_COLOURS.get(search.scores[name].tower, GREEN)
+        axis.barh(place, gain[name], color=colour, alpha=1.0 if name in tried else 0.35)
+    labels = [f"{search.scores[name].tower} {short(name)}" for name in names]
+    axis.set_yticks(range(len(names)), labels, fontsize=8)
+    for label, name in zip(axis.get_yticklabels(), names, strict=True):
+        label.set_color(RED if name in chosen else "#333333")
+    axis.invert_yaxis()
+    axis.set_xlabel("gain: forgetting per relative change of what is retained", fontsize=9)
+    return figure
+
+
+def _edited(search: Search) -> set[str]:
+    """The names of the layers that the chosen step edits; empty if no step was chosen."""
+    if search.chosen is None:
+        return set()
+    candidate = search.trace[search.chosen].candidate
+    return {*candidate.names, *candidate.layers.values()}
 
 
 def _scores(

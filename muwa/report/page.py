@@ -77,7 +77,9 @@ def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, 
     """Kind of figure -> (title, figure) of each figure: one per search, or one in all."""
     made: dict[str, list[tuple[str, figures.Figure]]] = {}
     for search in report.edit.searches:
-        if search.scores:
+        if any(score.gain for score in search.scores.values()):
+            made.setdefault("gains", []).append((search.concept, figures.gains(search)))
+        elif search.scores:
             made.setdefault("pareto", []).append((search.concept, figures.pareto(search)))
         if search.trace:
             made.setdefault("trace", []).append((search.concept, figures.trace(search)))
