@@ -52,14 +52,14 @@ def objects(dataset: Dataset, **settings: Any) -> Task:
     return config.part("task=object", **settings)(dataset)
 
 
-def unlearn(model: Editable, task: Task, run: Run, method: str = "slug", **settings: Any) -> Edit:
+def unlearn(model: Editable, task: Task, run: Run, method: str = "slug_whitened", **settings: Any) -> Edit:
     """The edit of any method (`method=...`). Its settings are checked before anything is computed."""
     return make_edit(config.part(f"method={method}", **settings), model, task, run)
 
 
 def slug(model: Editable, task: Task, run: Run, **settings: Any) -> Edit:
-    """The edit of SLUG (`method=slug`): gradients, scores, layer search, edit."""
-    return unlearn(model, task, run, **settings)
+    """The edit of SLUG as in the paper (`method=slug`): gradients, scores, layer search, edit."""
+    return unlearn(model, task, run, "slug", **settings)
 
 
 def evaluate(
