@@ -230,7 +230,8 @@ class ClipGradients(GradientSource):
         for encoder, clip in model.clips.items():
             inputs = input_moments(clip, task, recipe, run)
             of_outputs = output_moments(clip, task, recipe, run) if outputs else {}
-            each[encoder] = Moments(inputs=inputs, outputs=of_outputs)
+            sides = [{key: m.to(clip.device) for key, m in side.items()} for side in (inputs, of_outputs)]
+            each[encoder] = Moments(inputs=sides[0], outputs=sides[1])
         return each if run.is_main else None
 
 

@@ -79,9 +79,10 @@ class Whitening:
             gradients = [forget[name] for forget in forgets]
             direction = torch.zeros_like(first)
             if name in moments["inputs"]:
-                matrices = [as_matrix(name, gradient).double() for gradient in gradients]
-                whitened = self._whitened(name, torch.stack(matrices), moments)
-                factors = shares(torch.stack(matrices), whitened, rises)
+                device = moments["inputs"][name].device  # that of the model: a GPU where there is one
+                matrices = torch.stack([as_matrix(name, g).to(device).double() for g in gradients])
+                whitened = self._whitened(name, matrices, moments)
+                factors = shares(matrices, whitened, rises)
                 as_matrix(name, direction).copy_(torch.einsum("n,nij->ij", factors, whitened))
             else:
                 for gradient, rise in zip(gradients, rises, strict=True):
@@ -116,13 +117,14 @@ def shares(gradients: Tensor, whitened: Tensor, rises: Sequence[float]) -> Tenso
     [4.0, 1.0]
     """
     if len(gradients) == 1:
-        return torch.ones(1, dtype=torch.float64)
-    rise = gradients.flatten(1) @ whitened.flatten(1).T
+        return torch.ones(1, dtype=torch.float64, device=gradients.device)
+    rise = (gradients.flatten(1) @ whitened.flatten(1).T).cpu()
     rise = (rise + rise.T) / 2
     scale = rise.diagonal().mean().clamp(min=1e-300)
     root = torch.linalg.cholesky(rise / scale + 1e-9 * torch.eye(len(rise), dtype=torch.float64))
     wanted = torch.linalg.solve_triangular(root, torch.tensor(rises)[:, None].double(), upper=False)
-    return torch.from_numpy(nnls(root.T.numpy(), wanted[:, 0].numpy())[0]) / scale
+    found, _ = nnls(root.T.numpy(), wanted[:, 0].numpy())
+    return (torch.from_numpy(found) / scale).to(gradients.device)
 
 
 def inverse_power(moment: Tensor, damping: float, power: float) -> Tensor:
