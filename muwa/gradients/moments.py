@@ -109,8 +109,8 @@ def adder(sums: Sums, *, outputs: bool = False) -> Record:
 
 
 def minus(sums: Sums, others: Sums, factor: float = 1.0) -> Sums:
-    """`sums - factor * others`, for each weight."""
-    return {name: total - factor * others[name] for name, total in sums.items()}
+    """`sums - factor * others`, for each weight. A weight that is not in `others` has a sum of zero there."""
+    return {name: total - factor * others[name] if name in others else total for name, total in sums.items()}
 
 
 def clip_input_sums(model: Clip, pairs: Pairs, *, batch_size: int, run: Run) -> Sums:
@@ -126,9 +126,10 @@ def clip_input_sums(model: Clip, pairs: Pairs, *, batch_size: int, run: Run) -> 
     Source: the activation moments of gradient projection memory (arXiv 2103.09762); the input factor of K-FAC
     (arXiv 1503.05671).
     """
-    mine = pairs.select(run.distributed.share(len(pairs)))
+    share = run.distributed.share(len(pairs))
+    mine = pairs.select(share)
     batches = [range(i, min(i + batch_size, len(mine))) for i in range(0, len(mine), batch_size)]
-    tokens = model.tokenize(list(mine.captions))
+    tokens = model.tokenize(list(pairs.captions))[list(share)]  # a rank may have no pair of its own
     weights = {name: model.weights[name] for name in matrices(model.weights)}
     sums = {name: _zeros(name, weight, 1) for name, weight in weights.items()}
     add, add_text = adder(sums), _text_adder(model, sums)

@@ -106,7 +106,7 @@ def shares(gradients: Tensor, whitened: Tensor, rises: Sequence[float]) -> Tenso
 
     <G_i, D_j> is the first-order rise of the forget loss of name i for a step along the whitened gradient D_j
     of name j, and w^T A w is the cost of the joint direction. The solution is that of non-negative least
-    squares (its dual). With one name, w is 1.
+    squares (its dual). With one name, w is 1; likewise where all gradients are zero.
 
     Args:
         gradients, whitened: G and D, (n, outputs, inputs) fp64.
@@ -116,9 +116,9 @@ def shares(gradients: Tensor, whitened: Tensor, rises: Sequence[float]) -> Tenso
     >>> shares(one, one, [4.0, 4.0]).round().tolist()
     [4.0, 1.0]
     """
-    if len(gradients) == 1:
-        return torch.ones(1, dtype=torch.float64, device=gradients.device)
     rise = (gradients.flatten(1) @ whitened.flatten(1).T).cpu()
+    if len(gradients) == 1 or not rise.any():
+        return torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
     rise = (rise + rise.T) / 2
     scale = rise.diagonal().mean().clamp(min=1e-300)
     root = torch.linalg.cholesky(rise / scale + 1e-9 * torch.eye(len(rise), dtype=torch.float64))

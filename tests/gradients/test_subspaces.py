@@ -9,23 +9,12 @@ from torch.nn import functional as F
 from muwa.cache.store import Store
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.mean import ClipGradients, mean_gradients
-from muwa.gradients.moments import _ignores_padding, _token_first, clip_input_sums
-from muwa.gradients.subspaces import (
-    ProjectedGradients,
-    _ignores_padding,
-    _token_first,
-    as_matrix,
-    input_dim,
-    leading,
-    matrices,
-    second_moments,
-)
-from muwa.models.clip.model import Clip, Towers
+from muwa.gradients.moments import clip_input_sums
+from muwa.gradients.subspaces import ProjectedGradients, fisher_moments, leading
+from muwa.models.clip.layers import matrices
 from muwa.run import Run
 from muwa.types.edit import Edit
 from muwa.types.gradients import Gradients
-
-SETTINGS = {"loss": "contrastive", "batch_size": 5, "seed": 0, "run": Run()}
 
 
 def moved(model, name, delta):
@@ -44,11 +33,11 @@ def embeddings(model, pairs):
         )
 
 
-@pytest.mark.parametrize("name", matrices(tiny.clip()))
+@pytest.mark.parametrize("name", matrices(tiny.clip().weights))
 def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, one_pair):
     """One pair has 5 patches and 16 tokens, fewer than any weight has inputs (32)."""
     model = tiny.clip()
-    moment = second_moments(model, one_pair, kind="activations", **SETTINGS)[name]
+    moment = clip_input_sums(model, one_pair, batch_size=5, run=Run())[name]
     values = torch.linalg.eigvalsh(moment.double())
     rank = int((values > 1e-6 * values.max()).sum())
     assert 1 <= rank <= 16
@@ -62,70 +51,9 @@ def test_a_step_outside_the_span_of_the_activations_changes_no_embedding(name, o
     assert (torch.cat(embeddings(moved(model, name, delta), one_pair)) - before).abs().max() > 1e-2
 
 
-def test_activations_are_what_the_modules_are_given():
-    model, pairs = tiny.clip(), tiny.pairs(12)
-    found = second_moments(model, pairs, kind="activations", **SETTINGS)
-    assert set(found) == set(matrices(model))
-    given = []
-    block = model._towers.model.visual.transformer.resblocks[1]
-    hook = block.mlp.c_fc.register_forward_pre_hook(
-        lambda module, inputs: given.append(inputs[0].flatten(0, 1))
-    )
-    with torch.no_grad():
-        model._towers.model.encode_image(tiny.pixels(pairs.images))
-    hook.remove()
-    x = torch.cat(given)
-    torch.testing.assert_close(
-        found["visual.transformer.resblocks.1.mlp.c_fc.weight"], x.T @ x, rtol=1e-3, atol=1e-2
-    )
-    pixels = tiny.pixels(pairs.images)  # (12, 3, 32, 32) in windows of 16 x 16
-    x = pixels.view(12, 3, 2, 16, 2, 16).permute(0, 2, 4, 1, 3, 5).reshape(48, 768)
-    torch.testing.assert_close(found["visual.conv1.weight"], x.T @ x, rtol=1e-3, atol=1e-2)
-
-
-def test_padding_that_the_text_tower_does_not_look_at_does_not_count():
-    model, texts = tiny.clip(), ("a fox", "hens", "a photo of Ada Fox")  # 7, 6 and 16 tokens of 16
-    pairs = replace(tiny.pairs(3), captions=texts)
-    found = second_moments(model, pairs, kind="activations", **SETTINGS)
-    block, given = model._towers.model.transformer.resblocks[1], {}
-    hooks = [
-        part.register_forward_hook(lambda module, inputs, output, name=name: given.update({name: output}))
-        for name, part in (("attn.in_proj_weight", block.ln_1), ("mlp.c_fc.weight", block.ln_2))
-    ]
-    with torch.no_grad():
-        model._towers.model.encode_text(tiny.tokenize(list(texts)))
-    for hook in hooks:
-        hook.remove()
-    for name, output in given.items():
-        # the text, its end, and the first place of padding, which is not told from it
-        x = torch.cat([output[0, :8], output[1, :7], output[2]])
-        torch.testing.assert_close(found[f"transformer.resblocks.1.{name}"], x.T @ x, rtol=1e-3, atol=1e-2)
-
-
-def test_padding_counts_where_the_text_tower_looks_at_it():
-    network = tiny.clip()._towers.model
-    network.attn_mask = None
-    model = Clip(
-        Towers(network, network.encode_image, network.encode_text), tiny.prepare, tiny.tokenize, source="tiny"
-    )
-    assert not _ignores_padding(model, tiny.tokenize(["a fox"]))
-    assert _ignores_padding(tiny.clip(), tiny.tokenize(["a fox"]))
-    assert not _ignores_padding(tiny.clip(), tiny.tokenize(["a photo of Ada Fox"]))  # no padding to try it on
-
-
-def test_what_attention_is_given_comes_by_token():
-    by_token = _token_first(tiny.clip(), tiny.tokenize(["a fox"]))
-    want = {
-        f"transformer.resblocks.{i}.attn.{name}"
-        for i in (0, 1)
-        for name in ("in_proj_weight", "out_proj.weight")
-    }
-    assert by_token == want
-
-
 def test_fisher_is_the_sum_over_batches_of_gradients_squared_on_the_input_side():
     model, pairs = tiny.clip(), tiny.pairs(12)
-    found = second_moments(model, pairs, kind="fisher", **SETTINGS)
+    found = fisher_moments(model, pairs, loss="contrastive", batch_size=5, seed=0, run=Run())
     order = np.random.default_rng(0).permutation(12).tolist()
     name, want = "transformer.resblocks.0.mlp.c_fc.weight", torch.zeros(32, 32)
     for batch in (order[:5], order[5:10], order[10:]):
@@ -156,19 +84,6 @@ def test_the_retain_gradients_own_directions_go_out_by_hand():
     assert got.fingerprint != replace(first, rank=None).projected(found, None).fingerprint
 
 
-def test_a_projection_of_open_clip_has_its_inputs_first():
-    shapes = {
-        name: as_matrix(name, tensor).shape
-        for name, tensor in tiny.clip().weights.items()
-        if name in matrices(tiny.clip())
-    }
-    assert shapes["visual.proj"] == (16, 32)
-    assert shapes["text_projection"] == (16, 32)
-    assert shapes["visual.transformer.resblocks.0.attn.in_proj_weight"] == (96, 32)
-    assert shapes["visual.conv1.weight"] == (32, 3 * 16 * 16)
-    assert input_dim("visual_projection.weight") == 1
-
-
 @pytest.mark.parametrize(("energy", "k"), [(0.5, 1), (0.8, 1), (0.81, 2), (0.9, 2), (0.95, 3)])
 def test_so_many_directions_as_hold_the_energy(energy, k):
     moment = torch.diag(torch.tensor([1.0, 8.0, 1.0, 0.0]))
@@ -187,24 +102,55 @@ def others(task):
     return task.retain.select([i for i in range(len(task.retain)) if i not in task.mentions])
 
 
+def projected(kind, task, run=None):
+    """The gradients without the leading half of the retain set's input directions."""
+    source = ProjectedGradients(ClipGradients(), kind, 0.5, None)
+    return source(tiny.clip(), task, tiny.NAMES[0], RECIPE, run or Run())[""]
+
+
 @pytest.mark.parametrize("kind", ["fisher", "activations"])
-def test_the_moments_of_a_request_are_those_of_the_pairs_that_do_not_mention_it(kind, tmp_path):
+def test_the_subspace_of_a_request_is_that_of_the_pairs_that_do_not_mention_it(kind):
     model, task = tiny.clip(), tiny.task()
-    source = ProjectedGradients(ClipGradients(), kind, 0.95, None)
-    got = source.moments(model, task, RECIPE, Run(Store(tmp_path)))
-    want = second_moments(model, others(task), kind=kind, loss="contrastive", batch_size=4, seed=0, run=Run())
-    assert got.keys() == want.keys() == set(matrices(model))
-    for name, moment in want.items():
-        torch.testing.assert_close(got[name], moment, rtol=1e-3, atol=1e-3)
+    got = projected(kind, task)
+    if kind == "fisher":
+        moments = fisher_moments(model, others(task), loss="contrastive", batch_size=4, seed=0, run=Run())
+    else:
+        moments = clip_input_sums(model, others(task), batch_size=4, run=Run())
+    plain = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run())
+    assert set(moments) == set(matrices(model.weights))
+    name = "transformer.resblocks.0.mlp.c_fc.weight"  # (outputs, inputs), as it is
+    values, vectors = np.linalg.eigh(moments[name].double().numpy())
+    count = int((np.cumsum(values[::-1]) / values.sum() < 0.5).sum()) + 1
+    leading = torch.from_numpy(vectors[:, -count:]).float()
+    want = plain.forget[name] - plain.forget[name] @ leading @ leading.T
+    torch.testing.assert_close(got.forget[name], want, rtol=1e-3, atol=1e-5 * want.abs().max().item())
+    everything = projected(kind, replace(task, mentions=()))
+    assert (everything.forget[name] - want).norm() > 1e-3 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "event"), [("activations", "moments/inputs", "hit"), ("fisher", "subspace", "miss")]
+)
+def test_requests_share_one_sum_of_activations(kind, stage, event, tmp_path):
+    projected(kind, tiny.task(), Run(Store(tmp_path)))
     store = Store(tmp_path)
-    everything = source.moments(model, replace(task, mentions=()), RECIPE, Run(store))
-    assert store.events["subspace"] == ("hit" if kind == "activations" else "miss")  # requests share one sum
-    assert not any(torch.allclose(everything[name], got[name], rtol=1e-3, atol=1e-3) for name in got)
+    projected(kind, replace(tiny.task(), mentions=()), Run(store))
+    assert store.events[stage] == event
 
 
-def test_the_mean_retain_gradient_needs_no_moments():
-    source = ProjectedGradients(ClipGradients(), "gradient", 0.95, None)
-    assert source.moments(tiny.clip(), tiny.task(), RECIPE, Run()) is None
+@pytest.mark.parametrize("kind", ["gradient", "fisher"])
+def test_only_activations_need_the_moments_of_the_other_source(kind, monkeypatch):
+    monkeypatch.delattr(ClipGradients, "moments")
+    assert projected(kind, tiny.task()).n_forget == 6
+
+
+def test_moments_are_those_of_the_other_source():
+    source, task = ProjectedGradients(ClipGradients(), "gradient", 0.5, None), tiny.task()
+    got = source.moments(tiny.clip(), task, RECIPE, Run(), outputs=True)
+    want = ClipGradients().moments(tiny.clip(), task, RECIPE, Run(), outputs=True)
+    for side in ("inputs", "outputs"):
+        assert set(got[""][side]) == set(want[""][side]) == set(matrices(tiny.clip().weights))
+        assert all(torch.equal(got[""][side][name], moment) for name, moment in want[""][side].items())
 
 
 def test_a_projected_source_gives_what_the_other_source_gives_without_the_leading_directions():
@@ -233,6 +179,9 @@ class Nothing(GradientSource):
         raise ValueError("the inner source says no")
 
     def __call__(self, model, task, name, recipe, run):
+        return None
+
+    def moments(self, model, task, recipe, run, *, outputs):
         return None
 
 

@@ -46,7 +46,7 @@ def test_requests_share_the_activations_of_the_retain_set(tmp_path):
     make_edit(subspace(), model, task, Run(Store(tmp_path)))
     store = Store(tmp_path)
     make_edit(subspace(), model, replace(task, mentions=()), Run(store))
-    assert store.events["subspace"] == "hit"
+    assert store.events["moments/inputs"] == "hit"
 
 
 @pytest.mark.parametrize(("kind", "samples"), [("gradient", 16), ("activations", 16), ("fisher", 26)])

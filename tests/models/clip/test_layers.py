@@ -4,7 +4,7 @@ import tiny
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from muwa.models.clip.layers import depths, is_candidate, layers, tower_of
+from muwa.models.clip.layers import as_matrix, depths, input_dim, is_candidate, layers, matrices, tower_of
 
 
 def covered(found, weights):
@@ -133,3 +133,27 @@ def test_timm_towers_are_understood(name):
     assert not any("pos_embed" in x.name or "cls_token" in x.name or "logit" in x.name for x in found)
     assert any(layer.name.endswith("attn.qkv.weight[v]") for layer in vision)
     assert max(layer.depth for layer in text) == 1
+
+
+def test_a_projection_of_open_clip_has_its_inputs_first():
+    weights = tiny.clip().weights
+    shapes = {name: as_matrix(name, weights[name]).shape for name in matrices(weights)}
+    assert shapes["visual.proj"] == (16, 32)
+    assert shapes["text_projection"] == (16, 32)
+    assert shapes["visual.transformer.resblocks.0.attn.in_proj_weight"] == (96, 32)
+    assert shapes["visual.conv1.weight"] == (32, 3 * 16 * 16)
+    assert (input_dim("visual.proj"), input_dim("visual_projection.weight")) == (0, 1)
+
+
+def test_matrices_are_the_candidates_with_input_directions():
+    weights = tiny.clip().weights
+    got = matrices(weights)
+    assert len(got) == 2 * 2 * 4 + 3  # two blocks a tower of four matrices; conv1 and the two projections
+    assert not {"token_embedding.weight", "positional_embedding", "ln_final.weight", "logit_scale"} & set(got)
+    assert got == [name for name in weights if name in got]
+
+
+def test_a_matrix_is_a_view_of_the_weight():
+    weight = torch.zeros(2, 3, 2, 2)
+    as_matrix("visual.conv1.weight", weight)[1, 4] = 5.0
+    assert weight[1, 1, 0, 0] == 5.0
