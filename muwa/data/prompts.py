@@ -1,4 +1,4 @@
-"""The images that a task requests from a text-to-image model."""
+"""What a task asks of a text-to-image model: the images, and the prompts with a name and without."""
 
 from __future__ import annotations
 
@@ -74,3 +74,33 @@ def _spread(names: Sequence[str], count: int | None) -> list[str]:
     if count is None or count >= len(names):
         return list(names)
     return [names[i * len(names) // count] for i in range(count)]
+
+
+def prompts_with(task: Task, name: str) -> tuple[str, ...]:
+    """The bare name, then the task's prompts with this name.
+
+    Kinds "style" and "class" have one prompt per name of the probe's utility images; other kinds have one
+    prompt.
+
+    Returns:
+        The same number of prompts for any name, in the same order, so the prompts of two names can be paired
+        one by one. An empty name gives the prompts without a name.
+    """
+    if task.kind in ("style", "class"):
+        other = "class" if task.kind == "style" else "style"
+        images = task.probe.utility
+        others = dict.fromkeys(images.classes.names[label] for label in images.labels)
+        prompts = [task.prompts[0].format(**{task.kind: name, other: one}) for one in others]
+    else:
+        prompts = [task.prompts[0].format(name)]
+    return tuple(" ".join(prompt.split()) for prompt in (name, *prompts))
+
+
+def retain_prompts(task: Task) -> tuple[str, ...]:
+    """The empty prompt, then the prompts with each name of the probe's retain images."""
+    return ("", *(prompt for name in retained_names(task) for prompt in prompts_with(task, name)))
+
+
+def retained_names(task: Task) -> list[str]:
+    """The names of the probe's retain images, in order, without the names to forget."""
+    return _names(task, task.probe, "retain")

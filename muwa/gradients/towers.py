@@ -50,8 +50,8 @@ def moments_by_clip(
 
     Args:
         tower: The names of all parameters of the tower.
-        inputs, outputs: Parameter name in the tower -> second moment. Weights of the CLIP for which a part has
-            no moment get none.
+        inputs, outputs: Parameter name in the tower -> second moment. A weight of the CLIP gets a moment if
+            all its parts have one.
     """
     tower = list(tower)
     moments = Moments(inputs={}, outputs={})

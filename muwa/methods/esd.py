@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muwa.data.prompts import prompts_with
 from muwa.methods._checks import check_above_zero, check_at_least
-from muwa.methods._prompts import prompts_with
 from muwa.methods._unet import Training, check_unet_method, log_losses, train_weights, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser

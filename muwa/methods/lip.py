@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from muwa.data.prompts import prompts_with
 from muwa.eval.clip.ranks import top_k
 from muwa.methods._checks import check_above_zero, check_at_least, check_each_above_zero, refuse_gradient_file
 from muwa.methods._edits import Deltas, difference, edit_of
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._prompts import prompts_with
 from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from muwa.data.prompts import prompts_with
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
-from muwa.methods._prompts import prompts_with
 from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer

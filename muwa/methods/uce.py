@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from muwa.data.prompts import retain_prompts
 from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._edits import nonzero
-from muwa.methods._prompts import prompt_pairs, retain_prompts
+from muwa.methods._prompts import prompt_pairs
 from muwa.methods._unet import check_unet_method, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import cross_attention

@@ -1,11 +1,11 @@
-"""Answer sets, counted by hand."""
+"""Answer sets and prompts, counted by hand."""
 
 import dataclasses
 
 import tiny
 
-from muwa.data.prompts import image_requests
-from muwa.types.data import Classes, Split, Task
+from muwa.data.prompts import image_requests, prompts_with, retain_prompts, retained_names
+from muwa.types.data import Classes, LabelledImages, Split, Task
 
 
 def test_of_an_identity() -> None:
@@ -56,3 +56,39 @@ def test_the_forgotten_are_never_among_the_others() -> None:
     found = image_requests(both, both.eval, seeds=[0])
     assert "Bo Hill" not in [a.concept for a in found if a.role != "forget"]
     assert Classes(tiny.NAMES, ("{}.",)) == both.eval.forget.classes
+
+
+def canvas(kind: str) -> Task:
+    """A task in the layout of UnlearnCanvas: two names to retain, two of the utility set."""
+
+    def shown(*names: str) -> LabelledImages:
+        return LabelledImages(names, (b"",) * len(names), tuple(range(len(names))), Classes(names, ("{}",)))
+
+    split = Split(shown("neon"), shown("ink", "chalk", "neon"), shown("star", "moon"))
+    return dataclasses.replace(
+        tiny.task(), kind=kind, names=("neon",), prompts=("A {class} image in {style} style.",), probe=split
+    )
+
+
+def test_a_person_has_the_bare_name_and_the_tasks_prompt() -> None:
+    assert prompts_with(tiny.task(), "Ada Fox") == ("Ada Fox", "a photo of Ada Fox")
+    assert prompts_with(tiny.task(), "") == ("", "a photo of")
+
+
+def test_a_style_has_a_prompt_with_every_class_and_a_class_one_in_every_style() -> None:
+    assert prompts_with(canvas("style"), "neon") == (
+        "neon",
+        "A star image in neon style.",
+        "A moon image in neon style.",
+    )
+    assert prompts_with(canvas("class"), "") == ("", "A image in star style.", "A image in moon style.")
+
+
+def test_retain_prompts_are_the_empty_one_and_those_of_the_retained_names_without_the_forgotten() -> None:
+    assert retain_prompts(canvas("style")) == (
+        "",
+        *prompts_with(canvas("style"), "ink"),
+        *prompts_with(canvas("style"), "chalk"),
+    )
+    assert len(retain_prompts(tiny.task())) == 1 + 2 * 7
+    assert retained_names(canvas("style")) == ["ink", "chalk"]

@@ -5,7 +5,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.config import part
-from muwa.methods._prompts import retain_prompts
+from muwa.data.prompts import retain_prompts
 from muwa.methods.base import make_edit
 from muwa.methods.uce import aligned_tokens
 from muwa.run import Run
