@@ -7,133 +7,76 @@ name an unlikely answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from muwa.data.samples import fold
 from muwa.fingerprint import digest
+from muwa.gradients.answer_losses import (
+    LOSSES,
+    Dialogues,
+    answer_gradient_sum,
+    answer_moment_sums,
+    in_wordings,
+)
 from muwa.gradients.base import GradientSource, Recipe
-from muwa.gradients.mean import GradientSum, shuffled_batches
+from muwa.gradients.mean import GradientSum
+from muwa.gradients.moments import Sums, minus
+from muwa.gradients.towers import moments_by_clip
 from muwa.models.base import check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
-from muwa.patch import names
 from muwa.types.gradients import Gradients
-from muwa.types.questions import Questions
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
     from muwa.models.vlm.model import Vlm
     from muwa.run import Run
     from muwa.types.data import Pairs, Task
+    from muwa.types.gradients import Moments
 
-IDENTIFY, DESCRIBE = "What is the name of the person in this image?", "Describe the image."
-
-
-def answer_gradient_sum(
-    model: Vlm, pairs: Pairs, *, question: str, batch_size: int, seed: int, run: Run
-) -> GradientSum:
-    """The gradient of the answer loss with respect to the CLIP of the vision tower, summed over pairs.
-
-        loss of a pair = mean over the tokens of its caption of -log p(token | image, question, tokens before)
-
-    Args:
-        pairs: Images, and captions that count as the right answers.
-        question: The question that is asked about every image.
-        batch_size: Number of pairs per batch. It changes the result by rounding only.
-        seed: Seed for the order of the pairs.
-        run: Shows the progress.
-
-    Returns:
-        The sum, by the parameter names of the CLIP, as fp32 on the CPU; and the number of pairs. Weights that
-        the model does not read have zeros; among them is the whole text tower.
-
-    Raises:
-        ValueError: There are no pairs, or a sum is not finite.
-    """
-    if not len(pairs):
-        raise ValueError("gradients: no pairs to take a gradient of (an empty forget or retain set)")
-    parameters = {name: model.parameters[name] for name in model.tower}
-    total = {name: torch.zeros(p.shape, dtype=torch.float32) for name, p in parameters.items()}
-    batches = shuffled_batches(len(pairs), batch_size, seed)
-    with _with_gradients(parameters.values()):
-        for batch in run.track(batches, "answer gradient", len(pairs), sizes=map(len, batches)):
-            with model.loaded(), torch.enable_grad():
-                answer_losses(model, pairs.select(batch), question).sum().backward()
-            for name, parameter in parameters.items():
-                if parameter.grad is not None:
-                    total[name] += parameter.grad.float().cpu()
-                    parameter.grad = None
-    if bad := [name for name, tensor in total.items() if not tensor.isfinite().all()]:
-        raise ValueError(
-            f"gradient_source=answer: the gradient of {bad[0]} is not finite, in the model's own precision; "
-            "take model.dtype=bf16 or fp32, whose range is wider than that of fp16"
-        )
-    return {"sum": by_clip(model, total), "n": len(pairs)}
-
-
-@contextmanager
-def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Require gradients with respect to `parameters` inside this context. Afterwards their `grad` is None."""
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-
-
-def answer_losses(model: Vlm, pairs: Pairs, question: str) -> Tensor:
-    """(n,) losses: the mean negative log-probability of the tokens of each caption, end marker included."""
-    asked = Questions((question,) * len(pairs), tuple((image,) for image in pairs.images))
-    prompts, answered = model.inputs(asked), model.inputs(asked, pairs.captions)
-    lengths = answered["attention_mask"].sum(1) - prompts["attention_mask"].sum(1)
-    logits = model.model(**answered).logits[:, :-1].float()
-    targets = answered["input_ids"][:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    from_end = torch.arange(losses.shape[1], device=losses.device).flip(0)  # padding is on the left
-    in_answer = from_end[None] < lengths[:, None]
-    return (losses * in_answer).sum(1) / lengths
-
-
-def by_clip(model: Vlm, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the vision tower, renamed as in its CLIP; with zeros for the other weights of that CLIP."""
-    weights = model.clip.weights
-    vision = {name: w for name, w in weights.items() if names.parts_in_target(name, w, tower)}
-    homes = names.target_names_of(names.to_full_names(vision), tower)
-    renamed = names.write_back({name: tower[home] for name, home in homes.items()}, vision)
-    return {
-        name: renamed[name].contiguous()
-        if name in renamed
-        else torch.zeros_like(w, dtype=torch.float32, device="cpu")
-        for name, w in weights.items()
-    }
+DESCRIBE = "Describe the image."
+RETAINED = ("described", "named")
+KINDS = ("identity", "object")
 
 
 @dataclass(frozen=True)
 class AnswerGradients(GradientSource):
-    """Mean gradients of the answer loss: forget images answered with the name, retain images described.
+    """Mean gradients and second moments of the loss of a model's answers.
 
-    For the forget pairs, the right answer to `IDENTIFY` is the bare name. For the retain pairs, the right
-    answer to `DESCRIBE` is their caption; pairs that mention a forgotten name are left out. The losses that
-    the recipe names are not used.
+    Forget images are asked who or what they show; the right answer is the bare name. Retain images are
+    described or named. Pairs that mention a forgotten name are left out. The losses that the recipe names are
+    not used.
+
+    Args:
+        loss: The loss of an answer: "log_probability" | "margin" (`muwa.gradients.answer_losses.LOSSES`).
+        wordings: "identity" and "object" -> questions. A forget image is asked in all wordings of its kind.
+        retained: "described": every retain image is asked `DESCRIBE`, and the right answer is its caption.
+            "named": an image whose caption contains exactly one known name is asked for that name, in the
+            first wording of its kind; the others are described.
 
     Source: muwa's own. The paper takes both gradients on the CLIP.
     """
 
+    loss: str
+    wordings: Mapping[str, Sequence[str]]
+    retained: str
+
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
-        """Raise if the model does not answer questions, or if a gradient file is given.
+        """Raise if a setting is out of range, the model answers no questions, or a gradient file is given.
 
         Raises:
             ValueError: Says which setting does not fit.
         """
         check_observer("gradient_source=answer", QuestionAnswering, model)
+        for key, value, choices in (("loss", self.loss, LOSSES), ("retained", self.retained, RETAINED)):
+            if value not in choices:
+                raise ValueError(f"gradient_source.{key}: got {value!r}, want one of {', '.join(choices)}")
+        if missing := [kind for kind in KINDS if not self.wordings.get(kind)]:
+            got = ", ".join(self.wordings) or "none"
+            raise ValueError(f"gradient_source.wordings: got {got}, want questions of kind {missing[0]} too")
         if run.gradient_file is not None:
             raise ValueError(
                 f"gradients={run.gradient_file}: a file holds gradients of a CLIP, gradient_source=answer "
@@ -146,24 +89,78 @@ class AnswerGradients(GradientSource):
         """The gradients of the one encoder of `model`. Worker ranks do not help; they get None."""
         if not run.is_main:
             return None
-        named, described = task.forget[name].with_caption(name), task.retain_pairs()
-        forget = self._mean("forget", model, named, IDENTIFY, recipe, run)
-        retain = self._mean("retain", model, described, DESCRIBE, recipe, run)
+        named = task.forget[name].with_caption(name)
+        forgotten = in_wordings(named, self.wordings[task.kind])
+        retained = self._retained(task, task.retain_pairs())
+        forget = self._mean("forget", model, forgotten, recipe, run)
+        retain = self._mean("retain", model, retained, recipe, run)
         origin = {
             "model": model.fingerprint,
-            "forget_pairs": named.fingerprint,
-            "retain_pairs": described.fingerprint,
-            "losses": digest([IDENTIFY, DESCRIBE]),
+            "forget_pairs": forgotten.fingerprint,
+            "retain_pairs": retained.fingerprint,
+            "losses": digest([self.loss]),
             "batch_size": str(_pairs_at_once(recipe)),
             "seed": str(recipe.seed),
         }
-        gradients = Gradients(forget, retain, len(named), len(described), origin)
+        gradients = Gradients(forget, retain, len(named), len(retained), origin)
         return dict.fromkeys(model.clips, gradients)
 
+    def moments(
+        self, model: Vlm, task: Task, recipe: Recipe, run: Run, *, outputs: bool
+    ) -> Mapping[str, Moments] | None:
+        """The moments of the vision tower while the model is asked about the retain images.
+
+        Each answer has its own loss. So the sum over the pairs that mention a forgotten name is subtracted
+        from the sum over the whole retain set, which all tasks on the same data share. None on worker ranks.
+        """
+        if not run.is_main:
+            return None
+        inputs = self._moment_sums("inputs", None, model, task, recipe, run)
+        of_outputs = self._moment_sums("outputs", self.loss, model, task, recipe, run) if outputs else {}
+        return dict.fromkeys(model.clips, moments_by_clip(model.clip, model.tower, inputs, of_outputs))
+
+    def _moment_sums(
+        self, side: str, loss: str | None, model: Vlm, task: Task, recipe: Recipe, run: Run
+    ) -> Sums:
+        """`answer_moment_sums` over the retain pairs of a task; cached.
+
+        Args:
+            side: "inputs" | "outputs", for the place in the cache.
+            loss: As in `answer_moment_sums`.
+        """
+
+        def total(pairs: Pairs) -> Sums:
+            sums: Sums = run.cached(
+                f"moments/answer_{side}",
+                answer_moment_sums,
+                model,
+                self._retained(task, pairs),
+                loss=loss,
+                batch_size=_pairs_at_once(recipe),
+                _free={"run": run},
+            )
+            return sums
+
+        sums = total(task.retain)
+        return minus(sums, total(task.retain.select(task.mentions))) if task.mentions else sums
+
+    def _retained(self, task: Task, pairs: Pairs) -> Dialogues:
+        """What is asked about retain pairs."""
+        if self.retained == "described":
+            return in_wordings(pairs, [DESCRIBE])
+        known = _question_of_name(task, self.wordings)
+        folded = {fold(name): name for name in known}
+        questions, answers = [], []
+        for caption in pairs.captions:
+            found = names_in(caption, folded)
+            questions.append(known[found[0]] if len(found) == 1 else DESCRIBE)
+            answers.append(found[0] if len(found) == 1 else caption)
+        return Dialogues(replace(pairs, captions=tuple(answers)), tuple(questions))
+
     def _mean(
-        self, side: str, model: Vlm, pairs: Pairs, question: str, recipe: Recipe, run: Run
+        self, side: str, model: Vlm, dialogues: Dialogues, recipe: Recipe, run: Run
     ) -> dict[str, Tensor]:
-        """The mean gradient over `pairs`; the cache stores the sum.
+        """The mean gradient over dialogues; the cache stores the sum.
 
         Args:
             side: "forget" | "retain", for the place in the cache.
@@ -172,8 +169,8 @@ class AnswerGradients(GradientSource):
             f"gradients/answer_{side}",
             answer_gradient_sum,
             model,
-            pairs,
-            question=question,
+            dialogues,
+            loss=self.loss,
             batch_size=_pairs_at_once(recipe),
             seed=recipe.seed,
             _free={"run": run},
@@ -181,6 +178,28 @@ class AnswerGradients(GradientSource):
         return {key: tensor / total["n"] for key, tensor in total["sum"].items()}
 
 
+def _question_of_name(task: Task, wordings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Every name that a retain or utility image of a task may show -> the question about it."""
+    other = next(kind for kind in KINDS if kind != task.kind)
+    kinds = ((other, task.probe.utility), (task.kind, task.probe.retain))
+    return {name: wordings[kind][0] for kind, images in kinds for name in images.classes.names}
+
+
+def names_in(caption: str, names: Mapping[str, str]) -> list[str]:
+    """The names that a caption contains as whole words.
+
+    Args:
+        names: Folded name (`muwa.data.samples.fold`) -> name.
+
+    >>> names_in("Red star, and a blue ball", {"red star": "red_star", "star": "star", "all": "all"})
+    ['red_star', 'star']
+    """
+    words = fold(caption).split()
+    longest = max((len(folded.split()) for folded in names), default=0)
+    runs = (" ".join(words[i : i + n]) for i in range(len(words)) for n in range(longest, 0, -1))
+    return [names[run] for run in dict.fromkeys(runs) if run in names]
+
+
 def _pairs_at_once(recipe: Recipe) -> int:
-    """Number of pairs per batch. Each pair has its own loss, so smaller batches give the same gradient."""
+    """Number of dialogues per batch. Each has its own loss, so smaller batches give the same gradient."""
     return recipe.micro_batch_size or recipe.batch_size

@@ -1,4 +1,4 @@
-"""Gradients of answers, against autograd over the whole set and against finite differences."""
+"""The gradient sources of answers: what is asked, what is left out, what is cached."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,119 +9,148 @@ import tiny_vlm
 import torch
 
 from muwa.cache.store import Store
-from muwa.gradients.answers import DESCRIBE, IDENTIFY, AnswerGradients, answer_gradient_sum, answer_losses
+from muwa.config import part
+from muwa.gradients.answer_losses import Dialogues, answer_gradient_sum, answer_moment_sums, in_wordings
+from muwa.gradients.answers import DESCRIBE
 from muwa.gradients.base import Recipe
+from muwa.gradients.towers import moments_by_clip
 from muwa.run import Run
 from muwa.runtime.distributed import Distributed
-from muwa.types.edit import Edit
+from muwa.types.data import Classes
 
-LAYER = "visual.transformer.resblocks.0.mlp.c_fc.weight"
-ASK = "Who is this?"
 RECIPE = Recipe("cosine", "contrastive", 4, 0, "fp32")
+ANSWER = part("gradient_source=answer")
+MARGIN = part("gradient_source=margin", wordings=tiny_vlm.WORDINGS)
+IDENTIFY = "What is the name of the person in this image?"
 
 
-def test_the_loss_is_the_mean_over_the_answers_tokens() -> None:
-    """By hand for one pair: log-probabilities of the tokens after the prompt, the end marker among them."""
-    model, pair = tiny_vlm.vlm(), tiny.pairs(1)
-    tokenizer = model.processor.tokenizer
-    ids = tokenizer(model.prompt(ASK).replace("<image>", "<image>" * 4) + " a photo of Ada Fox</s>")[
-        "input_ids"
-    ]
-    asked = len(tokenizer(model.prompt(ASK).replace("<image>", "<image>" * 4))["input_ids"])
-    pixels = model.processor.image_processor(images=tiny_picture(pair), return_tensors="pt")["pixel_values"]
-    logits = model.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0].log_softmax(-1)
-    said = torch.stack([-logits[i - 1, ids[i]] for i in range(asked, len(ids))])
-    torch.testing.assert_close(answer_losses(model, pair, ASK), said.mean()[None], rtol=1e-5, atol=1e-6)
+def mean_of(model, dialogues, loss):
+    found = answer_gradient_sum(model, dialogues, loss=loss, batch_size=5, seed=1, run=Run())
+    return {name: tensor / found["n"] for name, tensor in found["sum"].items()}
 
 
-def tiny_picture(pair):
-    from muwa.data.samples import decode
-
-    return decode(pair.images[0])
+def others_of(task):
+    return task.retain.select([i for i in range(len(task.retain)) if i not in task.mentions])
 
 
-def test_a_step_along_it_raises_the_loss_by_its_length() -> None:
-    model, pairs = tiny_vlm.vlm(), tiny.pairs(5)
-    found = answer_gradient_sum(model, pairs, question=ASK, batch_size=2, seed=0, run=Run())
-    gradient = found["sum"][LAYER]
-    assert found["n"] == 5
-    size = 1e-3
-    with torch.no_grad():
-        losses = []
-        for sign in (-1, 1):
-            edited = model.edited(Edit({LAYER: sign * size * gradient / gradient.norm()}, ()))
-            with edited.loaded():
-                losses.append(answer_losses(edited, pairs, ASK).sum().item())
-    assert (losses[1] - losses[0]) / (2 * size) == pytest.approx(gradient.norm().item(), rel=0.02)
-
-
-def test_what_the_model_does_not_read_has_no_gradient_and_batches_do_not_matter() -> None:
-    model, pairs = tiny_vlm.vlm(), tiny.pairs(5)
-    found = answer_gradient_sum(model, pairs, question=ASK, batch_size=2, seed=0, run=Run())["sum"]
-    assert set(found) == set(model.clip.weights)
-    assert all(found[n].shape == w.shape for n, w in model.clip.weights.items())
-    moved = {name for name, g in found.items() if g.any()}
-    assert moved
-    assert all(name.startswith("visual.") and "resblocks.1" not in name for name in moved)
-    tiny.same_gradients(
-        answer_gradient_sum(model, pairs, question=ASK, batch_size=5, seed=1, run=Run())["sum"], found, 1e-4
-    )
-    assert not any(p.requires_grad or p.grad is not None for p in model.model.parameters())
+def named(task, pairs):
+    """What `retained: named` asks, from the captions of the tiny pairs: "a photo of NAME"."""
+    known = [*tiny.NAMES, *task.probe.utility.classes.names]
+    answers = [next((name for name in known if name in caption), caption) for caption in pairs.captions]
+    asked = dict.fromkeys(tiny.NAMES, "Who is this?")
+    questions = [asked.get(answer, "What is this?" if answer in known else DESCRIBE) for answer in answers]
+    return Dialogues(replace(pairs, captions=tuple(answers)), tuple(questions))
 
 
 def test_pairs_that_mention_the_forgotten_are_left_out(tmp_path) -> None:
     model, task, store = tiny_vlm.vlm(), tiny.task(), Store(tmp_path)
-    first, again = (AnswerGradients()(model, task, task.names[0], RECIPE, Run(store)) for _ in range(2))
+    first, again = (ANSWER(model, task, task.names[0], RECIPE, Run(store)) for _ in range(2))
     assert list(first) == list(model.clips) == ["vision_tower"]
     gradients = first["vision_tower"]
     assert (gradients.n_forget, gradients.n_retain) == (6, 10)
     tiny.same_gradients(again["vision_tower"].forget, gradients.forget, 0)
     assert store.events["gradients/answer_forget"] == "partial"  # once computed, once read
-    others = task.retain.select([i for i in range(12) if i not in task.mentions])
-    want = answer_gradient_sum(model, others, question=DESCRIBE, batch_size=5, seed=1, run=Run())["sum"]
-    tiny.same_gradients(gradients.retain, {name: tensor / 10 for name, tensor in want.items()}, 1e-4)
-    named = task.forget[task.names[0]].with_caption(task.names[0])
-    want = answer_gradient_sum(model, named, question=IDENTIFY, batch_size=6, seed=1, run=Run())["sum"]
-    tiny.same_gradients(gradients.forget, {name: tensor / 6 for name, tensor in want.items()}, 1e-4)
+    want = mean_of(model, in_wordings(others_of(task), [DESCRIBE]), "log_probability")
+    tiny.same_gradients(gradients.retain, want, 1e-4)
+    forgotten = task.forget[task.names[0]].with_caption(task.names[0])
+    want = mean_of(model, in_wordings(forgotten, [IDENTIFY]), "log_probability")
+    tiny.same_gradients(gradients.forget, want, 1e-4)
+
+
+def test_the_margin_is_asked_for_in_all_wordings_of_the_kind() -> None:
+    model, task = tiny_vlm.vlm(), tiny.task()
+    forgotten = task.forget[task.names[0]].with_caption(task.names[0])
+    for kind in ("identity", "object"):
+        gradients = MARGIN(model, replace(task, kind=kind), task.names[0], RECIPE, Run())["vision_tower"]
+        want = mean_of(model, in_wordings(forgotten, tiny_vlm.WORDINGS[kind]), "margin")
+        tiny.same_gradients(gradients.forget, want, 1e-4)
+        assert (gradients.n_forget, gradients.n_retain) == (6, 10)
+
+
+def test_a_retained_image_is_named_or_else_described() -> None:
+    """Captions with one known name, with two, with none, and with a part of a name."""
+    task = tiny.task()
+    classes = Classes(("red star", "ball"), ("{}.",))
+    probe = replace(task.probe, utility=replace(task.probe.utility, classes=classes))
+    one, two = tiny.NAMES[:2]
+    captions = (f"a photo of {one.upper()}!", f"{one} and {two}", "a red_star, at noon", "balls on stage")
+    pairs = replace(tiny.pairs(4), captions=captions)
+    found = MARGIN._retained(replace(task, probe=probe), pairs)
+    assert found.pairs.captions == (one, captions[1], "red star", captions[3])
+    assert found.questions == ("Who is this?", DESCRIBE, "What is this?", DESCRIBE)
+    assert found.pairs.images == pairs.images
+
+
+@pytest.mark.parametrize("source", [ANSWER, MARGIN])
+def test_moments_leave_out_mentions_exactly_and_share_the_rest(tmp_path, source) -> None:
+    model, task, store = tiny_vlm.vlm(), tiny.task(), Store(tmp_path)
+    assert task.mentions
+    moments = source.moments(model, task, RECIPE, Run(store), outputs=True)["vision_tower"]
+    others = others_of(task)
+    asked = named(task, others) if source is MARGIN else in_wordings(others, [DESCRIBE])
+    c, s = (
+        answer_moment_sums(model, asked, loss=loss, batch_size=3, run=Run()) for loss in (None, source.loss)
+    )
+    want = moments_by_clip(model.clip, model.tower, c, s)
+    assert set(moments["inputs"]) == set(want["inputs"])
+    assert len(moments["inputs"]) == len(moments["outputs"]) == 5  # of block 0, and the patch embedding
+    for side in ("inputs", "outputs"):
+        for name, moment in want[side].items():
+            torch.testing.assert_close(
+                moments[side][name], moment, rtol=1e-3, atol=1e-4 * moment.abs().max().item()
+            )
+    unedited = replace(task, mentions=())
+    source.moments(model, unedited, RECIPE, Run(store), outputs=True)  # both sums are read
+    assert store.events["moments/answer_outputs"] == "partial"
+
+
+def test_without_outputs_only_inputs_are_summed(tmp_path) -> None:
+    store = Store(tmp_path)
+    moments = MARGIN.moments(tiny_vlm.vlm(), tiny.task(), RECIPE, Run(store), outputs=False)["vision_tower"]
+    assert moments["inputs"]
+    assert not moments["outputs"]
+    assert "moments/answer_outputs" not in store.events
 
 
 def test_micro_batches_are_the_batches_of_answers() -> None:
     """They change the gradient by rounding only, and an origin names what was really computed."""
     model, task = tiny_vlm.vlm(), tiny.task()
     small = replace(RECIPE, micro_batch_size=2)
-    one, two = (AnswerGradients()(model, task, task.names[0], recipe, Run()) for recipe in (RECIPE, small))
+    one, two = (ANSWER(model, task, task.names[0], recipe, Run()) for recipe in (RECIPE, small))
     tiny.same_gradients(two["vision_tower"].forget, one["vision_tower"].forget, 1e-4)
     assert [each["vision_tower"].origin["batch_size"] for each in (one, two)] == ["4", "2"]
 
 
 def test_worker_ranks_compute_nothing(tmp_path) -> None:
     run, task = Run(Store(tmp_path), distributed=Distributed(1, 2)), tiny.task()
-    assert AnswerGradients()(tiny_vlm.vlm(), task, task.names[0], RECIPE, run) is None
+    assert ANSWER(tiny_vlm.vlm(), task, task.names[0], RECIPE, run) is None
+    assert ANSWER.moments(tiny_vlm.vlm(), task, RECIPE, run, outputs=True) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_only_a_model_that_answers_has_gradients_of_answers() -> None:
-    AnswerGradients().check(tiny_vlm.vlm(), RECIPE, Run())
-    with pytest.raises(
-        ValueError, match=r"gradient_source=answer: got a CLIP .*\(tiny\), want a vision-language model"
-    ):
-        AnswerGradients().check(tiny.clip(), RECIPE, Run())
+    for source in (ANSWER, MARGIN):
+        source.check(tiny_vlm.vlm(), RECIPE, Run())
+        with pytest.raises(
+            ValueError, match=r"gradient_source=answer: got a CLIP .*\(tiny\), want a vision-language model"
+        ):
+            source.check(tiny.clip(), RECIPE, Run())
     with pytest.raises(
         ValueError,
         match="gradients=g: a file holds gradients of a CLIP, gradient_source=answer takes those of answers",
     ):
-        AnswerGradients().check(tiny_vlm.vlm(), RECIPE, Run(gradient_file=Path("g")))
+        ANSWER.check(tiny_vlm.vlm(), RECIPE, Run(gradient_file=Path("g")))
 
 
-def test_a_gradient_that_is_not_finite_is_refused() -> None:
-    model = tiny_vlm.vlm()
-    model.model.lm_head.weight.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"gradient of .* is not finite, .*model\.dtype=bf16"):
-        answer_gradient_sum(model, tiny.pairs(2), question="Who?", batch_size=2, seed=0, run=Run())
-
-
-def test_an_empty_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="no pairs to take a gradient of"):
-        answer_gradient_sum(
-            tiny_vlm.vlm(), tiny.pairs(2).select([]), question=ASK, batch_size=2, seed=0, run=Run()
-        )
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"loss": "odds"}, "gradient_source.loss: got 'odds', want one of log_probability, margin"),
+        ({"retained": "asked"}, "gradient_source.retained: got 'asked', want one of described, named"),
+        ({"wordings": {"identity": ["Who?"]}},
+         "gradient_source.wordings: got identity, want questions of kind object too"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(changed, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(MARGIN, **changed).check(tiny_vlm.vlm(), RECIPE, Run())
