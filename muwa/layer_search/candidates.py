@@ -108,7 +108,7 @@ def clip_search(granularity: str, tower: str, criterion: str) -> ParetoBisect:
         granularity=granularity,
         rule="constrained",
         tolerance=1.0,
-        confidence=0.0,
+        stranger=0.0,
         target=0.0,
         criterion=criterion,
         towers=(tower,),

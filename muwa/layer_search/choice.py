@@ -33,16 +33,16 @@ class Acceptance:
             of the best count as equal: such a difference may be due to the choice of probe images. The one
             that forgets most thoroughly is taken, as a step that only just forgets on the probe images may
             not forget on others. With 0, the step that keeps most is taken.
-        confidence: For rule "margin" with a target of 0. A step is feasible only if, for each name, the mean
-            margin of its forget images lies at least this many standard deviations below 0: a step that
-            only just forgets on the probe images may not forget on others.
+        stranger: For rule "margin" with a target of 0. A step is feasible only if the mean cosine of each
+            name's images with the name is at most that of others' images with it, plus this many of their
+            standard deviations. A step that only just forgets on the probe images may not forget on others.
     """
 
     rule: str
     criterion: str
     target: float
     tolerance: float
-    confidence: float
+    stranger: float
 
     def check(self) -> None:
         """Raise if a setting is out of range.
@@ -57,10 +57,8 @@ class Acceptance:
             raise ValueError(f"layer_search.target: got {self.target}, want a forget accuracy in [0, 1)")
         if self.tolerance < 0:
             raise ValueError(f"layer_search.tolerance: got {self.tolerance}, want 0 or more standard errors")
-        if self.confidence < 0:
-            raise ValueError(
-                f"layer_search.confidence: got {self.confidence}, want 0 or more standard deviations"
-            )
+        if not abs(self.stranger) < float("inf"):
+            raise ValueError(f"layer_search.stranger: got {self.stranger}, want a number of deviations")
 
 
 def kept_rate(retain: float, utility: float) -> float:
@@ -149,7 +147,7 @@ def _infeasible(trace: Sequence[Evaluation], acceptance: Acceptance, note: str) 
     least = min(row.forgotten for row in trace)
     want = f"want a {ACCURACIES[acceptance.criterion]} of at most {acceptance.target:.1%}"
     if acceptance.rule == "margin" and least <= acceptance.target:
-        want += f", {acceptance.confidence:g} standard deviations from being recognised"
+        want += ", and images no nearer to their name than a stranger's"
     return f"No feasible step: {want}; the lowest was {least:.1%}; {note}."
 
 

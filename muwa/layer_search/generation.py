@@ -29,7 +29,7 @@ class Generation(OutputSettings, LayerSearch):
 
     Args:
         classifier: Loads the image classifier that evaluates steps. It is never the model under test.
-        pictures: Number of images of the concept generated for each step.
+        pictures: Number of images of each concept to forget generated for each step.
         retain_pictures: Number of images of others generated for each step: two thirds of the same kind as
             the concept, one third unrelated.
         sampling_steps: Sampling steps of each image of the search. A confirmation uses the model's own
@@ -61,9 +61,7 @@ class Generation(OutputSettings, LayerSearch):
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
-        classifier = self.classifier(model, task)
-        for name in task.names:
-            classifier.check(probe_requests(self, task.only(name), fresh=False))
+        self.classifier(model, task).check(probe_requests(self, task, fresh=False))
 
     def ready(self, model: Any, task: Task) -> Self:
         """The same search with its classifier loaded: the cache key then depends on its weights."""

@@ -120,7 +120,7 @@ class Fixed(ZeroShotSettings, LayerSearch):
             self.granularity,
             self.rule,
             self.tolerance,
-            self.confidence,
+            self.stranger,
             self.target,
             self.criterion,
             self.towers,

@@ -30,8 +30,8 @@ class ZeroShotSettings:
             "margin" if the gradients are whitened, else "constrained".
         tolerance: For the rule "constrained": feasible steps whose kept rate is within this many standard
             errors of the best count as equal.
-        confidence: For the rule "margin": how far below 0 the margins of the forget images must lie
-            (`muwa.layer_search.choice.Acceptance`).
+        stranger: For the rule "margin": how near the forget images may be to their name, compared with
+            others' images (`muwa.layer_search.choice.Acceptance`).
         target: A step is feasible if its forget accuracy is at most this. Forget accuracy is the rate at
             which the name to forget is still recognised.
         criterion: Which forget accuracy decides: "top5" (the paper's) or "top1".
@@ -41,7 +41,7 @@ class ZeroShotSettings:
     granularity: str
     rule: str | None
     tolerance: float
-    confidence: float
+    stranger: float
     target: float
     criterion: str
     towers: Sequence[str]
@@ -53,7 +53,7 @@ class ZeroShotSettings:
             whitened: Whether the gradients are whitened; it decides if `rule` is None.
         """
         rule = self.rule or ("margin" if whitened else "constrained")
-        return Acceptance(rule, self.criterion, self.target, self.tolerance, self.confidence)
+        return Acceptance(rule, self.criterion, self.target, self.tolerance, self.stranger)
 
     def check_settings(self, search: str, model: Editable, layers: Sequence[str] = ()) -> None:
         """Raise if one of these settings is out of range or does not fit the model.
@@ -112,7 +112,7 @@ class OutputSettings:
     @property
     def acceptance(self) -> Acceptance:
         """How one of the steps is chosen. By outputs, forget accuracy is top-1: the criterion is "top1"."""
-        return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance, confidence=0.0)
+        return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance, stranger=0.0)
 
     def check_settings(self, search: str, observer: type[Observer], model: Editable) -> None:
         """Raise if one of these settings is out of range or does not fit the model.
@@ -134,6 +134,11 @@ class OutputSettings:
         check_at_least_1(confirmations=self.confirmations)
         check_between_0_and_1(forget_at_most=self.forget_at_most, lost_at_most=self.lost_at_most)
         self.acceptance.check()
+        if self.rule == "margin":
+            raise ValueError(
+                "layer_search.rule: got 'margin', want constrained, paper or deepest: "
+                "outputs have no margins, only a search of a CLIP measures them"
+            )
         check_above_0(first_step=self.first_step, max_evals=self.max_evals)
         for clip in model.clips.values():
             check_layers(clip, self.granularity)

@@ -19,7 +19,7 @@ RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
 TOLERANCE = 1.0  # standard errors, as in conf/layer_search, so that "best" here equals SLUG's "constrained"
 # Criterion and target are not used: the evaluations already say whether they are feasible.
-BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE, confidence=0.0)
+BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE, stranger=0.0)
 NO_SCORES: Mapping[str, LayerScore] = MappingProxyType({})
 
 

@@ -162,12 +162,12 @@ def needed_rises(rises: Sequence[float], search: Search, names: Sequence[str]) -
         names: The names to forget, in the order of `rises`.
 
     Returns:
-        One number above 0 per name; None if no step was chosen or no margins were measured.
+        One number above 0 per name; None if no step was chosen or a name has no bound.
     """
     if search.chosen is None:
         return None
-    before, after = search.before.forget_margins, search.trace[search.chosen].forget_margins
-    if not before or not after:
+    before, after = search.before.forget_bounds, search.trace[search.chosen].forget_bounds
+    if any(name not in before or name not in after for name in names):
         return None
     needed = [
         rise * min(1.0, max(0.3, before[name] / max(before[name] - after[name], 1e-9)))

@@ -135,9 +135,9 @@ class Evaluation:
             retain_top1 and utility_top1. Other searches may give others.
         kept_margin: How the edit changes the margins of the retain and utility images, as a mean over both
             sets: min(0, change) of each image; at most 0. None if it was not measured.
-        forget_margins: Name to forget -> an upper bound of the margins of its images
-            (`muwa.eval.clip.ranks.own_margin`); at 0 or below they are not recognised. Empty if they were not
-            measured.
+        forget_bounds: Name to forget -> how much nearer its images still are to the name than a stranger's
+            (`muwa.layer_search.evaluators.margins.Margins.forget_bounds`); at 0 or below they are not. Empty
+            if it was not measured.
     """
 
     candidate: Candidate
@@ -152,7 +152,7 @@ class Evaluation:
     closeness: float
     metrics: Mapping[str, float]
     kept_margin: float | None = None
-    forget_margins: Mapping[str, float] = field(default_factory=dict)
+    forget_bounds: Mapping[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Plain values for results.json and the log. The keys that were added later stand last."""
@@ -172,7 +172,7 @@ class Evaluation:
             "layers": dict(self.candidate.layers),
         }
         if self.kept_margin is not None:
-            added |= {"kept_margin": self.kept_margin, "forget_margins": dict(self.forget_margins)}
+            added |= {"kept_margin": self.kept_margin, "forget_bounds": dict(self.forget_bounds)}
         return first | added
 
 

@@ -29,7 +29,7 @@ class AnswerEvaluator:
         search: Its settings: the wordings of the questions and the numbers of images.
         model: The unedited model.
         gradients: "vision_tower" -> the gradients of its CLIP.
-        task: A task with one name; its probe split gives the images.
+        task: A task with one or several names; its probe split gives the images.
         run: Its cache stores the answers.
 
     Attributes:
@@ -40,7 +40,7 @@ class AnswerEvaluator:
         self, search: Answering, model: Vlm, gradients: Mapping[str, Gradients], task: Task, run: Run
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
-        self._concept, self._images = task.names[0], task.probe.forget
+        self._concept, self._images = ", ".join(task.names), task.probe.forget
         self.confirmation = f"all {len(search.wordings[task.kind])} wordings"
         few = {kind: texts[: search.search_wordings] for kind, texts in search.wordings.items()}
         retained = -(-2 * search.retain_pictures // 3)
@@ -57,6 +57,8 @@ class AnswerEvaluator:
         }
         self._before: dict[bool, Hits] = {}
         self._text = Features(model.clip, run).classes(Classes(task.names, ("{}.",)))
+        names = task.probe.forget.classes.names
+        self._own = torch.tensor([task.names.index(names[label]) for label in task.probe.forget.labels])
 
     def before(self) -> Evaluation:
         """Evaluate the unedited model with the wordings of the search, not those of a confirmation."""
@@ -100,6 +102,7 @@ class AnswerEvaluator:
         self, model: Vlm, hits: Hits, candidate: Candidate, step: float, size: float
     ) -> Evaluation:
         features = Features(model.clip, self._run).images(self._images)
+        cosines = torch.einsum("nd,kd->nk", features, self._text)
         return evaluation(
             hits,
             candidate,
@@ -107,5 +110,5 @@ class AnswerEvaluator:
             size,
             forget_at_most=self._search.forget_at_most,
             forget_top5=hits.rate("forget"),
-            closeness=torch.einsum("nd,kd->nk", features, self._text).mean().item(),
+            closeness=cosines[torch.arange(len(cosines)), self._own].mean().item(),
         )

@@ -33,7 +33,7 @@ class ImageEvaluator:
             (`Generation.ready`).
         model: The unedited pipeline.
         gradients: Text encoder -> the gradients of its CLIP.
-        task: A task with one name; its probe split gives the prompts.
+        task: The names to forget, together; its probe split gives the prompts.
         run: Its cache stores the images.
 
     Attributes:
@@ -44,11 +44,11 @@ class ImageEvaluator:
         self, search: Generation, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, run: Run
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
-        self._classifier, self._name = search.classifier(model, task), task.names[0]
+        self._classifier, self._names = search.classifier(model, task), task.names
         self.confirmation = f"{model.sampling.steps} sampling steps, fresh seeds"
         self._requests = {fresh: probe_requests(search, task, fresh=fresh) for fresh in (False, True)}
         self._before: dict[bool, Hits] = {}
-        self._text = model.clip.encode("text", model.clip.tokenize([self._name])).detach().cpu()
+        self._texts = model.clip.encode("text", model.clip.tokenize(list(task.names))).detach().cpu()
 
     def before(self) -> Evaluation:
         """Evaluate the unedited model with the sampling steps of the search, not those of a confirmation."""
@@ -67,7 +67,8 @@ class ImageEvaluator:
             (the evaluation; how much of the retain and utility sets was lost, as
             `muwa.layer_search.evaluators.outputs.Hits.lost` defines it).
         """
-        edit = edit_layers(self._model, self._gradients, layers, step, unit=RELATIVE, concept=self._name)
+        concept = ", ".join(self._names)
+        edit = edit_layers(self._model, self._gradients, layers, step, unit=RELATIVE, concept=concept)
         size = edit.moves[0].relative_norm
         row, hits = self._evaluation(
             self._model.edited(edit), candidate_of(layers), step, size, confirm=confirm
@@ -85,7 +86,7 @@ class ImageEvaluator:
     ) -> tuple[Evaluation, Hits]:
         images = self._generate(model, confirm)
         hits = self._hits(images, confirm, 1)
-        forget = [i for i, request in enumerate(self._requests[confirm]) if request.role == "forget"]
+        forget = [(i, one.concept) for i, one in enumerate(self._requests[confirm]) if one.role == "forget"]
         row = evaluation(
             hits,
             candidate,
@@ -93,7 +94,7 @@ class ImageEvaluator:
             size,
             forget_at_most=self._search.forget_at_most,
             forget_top5=self._hits(images, confirm, 5).rate("forget"),
-            closeness=self._cosine(images[forget]),
+            closeness=self._cosine(images[[i for i, _ in forget]], [concept for _, concept in forget]),
         )
         return row, hits
 
@@ -110,20 +111,22 @@ class ImageEvaluator:
         return Hits(right, [ROLES[request.role] for request in requests])
 
     @torch.inference_mode()
-    def _cosine(self, images: Tensor) -> float:
-        """The mean cosine of the images with the concept's name, by the unedited CLIP."""
+    def _cosine(self, images: Tensor, concepts: Sequence[str]) -> float:
+        """The mean cosine of each image with the name of its own concept, by the unedited CLIP."""
         clip = self._model.clip
         ready = [clip.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
         features = clip.encode("vision", clip.prepare.scale(torch.stack(ready).to(clip.device))).cpu()
-        return (features @ self._text.T).mean().item()
+        own = torch.tensor([[self._names.index(concept)] for concept in concepts])
+        return (features @ self._texts.T).gather(1, own).mean().item()
 
 
 def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[ImageRequest]:
-    """The image requests of each step: for the concept, for others of the same kind, for unrelated concepts.
+    """The image requests of each step: for the names to forget, for others of their kind, for unrelated ones.
 
-    Each of the three sets is spread evenly over the probe split. Two thirds of the images that are not of the
-    concept are of its kind. In tasks of kind "style" and "class", one image shows both a style and a class:
-    both are requested of the same image, so that no image is generated twice.
+    There are `search.pictures` images of each name to forget. Each of the three sets is spread evenly over
+    the probe split. Two thirds of the images of other names are of the same kind. In tasks of kind "style"
+    and "class", one image shows both a style and a class: both are requested of the same image, so that no
+    image is generated twice.
 
     Args:
         search: Its settings give the numbers of images.
@@ -133,7 +136,7 @@ def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[Image
     unrelated = search.retain_pictures - retained
     first = search.pictures if fresh else 0
     every = image_requests(task, task.probe, seeds=range(first, first + search.pictures))
-    forget = _evenly([one for one in every if one.role == "forget"], search.pictures)
+    forget = _evenly([one for one in every if one.role == "forget"], search.pictures * len(task.names))
     retain = _evenly([one for one in every if one.role == "retain"], retained)
     cross = [one for one in every if one.role == "cross"]
     if task.kind in ("style", "class"):

@@ -1,4 +1,4 @@
-"""Zero-shot margins on a probe split: how clearly each image is recognised, or not."""
+"""How clearly the images of a probe split are recognised, or no longer recognised, by a CLIP."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muwa.eval.clip.ranks import own_margin
+from muwa.eval.clip.ranks import own_cosine, own_margin
 from muwa.types.data import LabelledImages
 
 
 @dataclass(frozen=True)
 class Margins:
-    """The margins of all images of a probe split (`muwa.eval.clip.ranks.own_margin`), differences of cosines.
+    """Cosines and margins of the images of a probe split, with one model.
 
     Args:
-        forget: (n,) margins of the forget images over the k-th nearest other name.
+        forget: (n,) cosine of each forget image with its name.
         names: The name of each forget image.
-        kept: The margins of the retain images and those of the utility images over the nearest other name.
+        strangers: Name to forget -> cosines of the retain images, which show others, with that name.
+        kept: The margins of the retain images and those of the utility images
+            (`muwa.eval.clip.ranks.own_margin` over the nearest other name).
     """
 
     forget: Tensor
     names: tuple[str, ...]
+    strangers: Mapping[str, Tensor]
     kept: tuple[Tensor, Tensor]
 
-    def forget_bounds(self, confidence: float) -> dict[str, float]:
-        """For each name, the mean margin of its images plus `confidence` standard deviations.
+    def forget_bounds(self, before: Margins, stranger: float) -> dict[str, float]:
+        """How far each name is from being a stranger's: the mean cosine of its images, minus a limit.
 
-        If margins are normally distributed and the bound is at most 0, a further image of the name is
-        recognised with a probability of at most 1 - Phi(confidence). A name with one image has no deviation.
+        The limit is the mean cosine of others' images with that name in the unedited model, plus `stranger`
+        standard deviations. At 0 or below, the images are about as unlike the name as any other person's are.
+
+        Args:
+            before: The cosines with the unedited model. A name without retain images to compare with has no
+                bound.
         """
         bounds = {}
-        for name in dict.fromkeys(self.names):
-            margins = self.forget[[i for i, other in enumerate(self.names) if other == name]].double()
-            deviation = margins.std().item() if len(margins) > 1 else 0.0
-            bounds[name] = margins.mean().item() + confidence * deviation
+        for name, others in before.strangers.items():
+            own = self.forget[[i for i, other in enumerate(self.names) if other == name]]
+            if len(others) > 1 and len(own):
+                limit = others.double().mean() + stranger * others.double().std()
+                bounds[name] = (own.double().mean() - limit).item()
         return bounds
 
     def kept_change(self, before: Margins) -> float:
@@ -56,7 +64,7 @@ class Margins:
 
 
 def margins_of(
-    probe: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor], k: int
+    probe: Mapping[str, LabelledImages], images: Mapping[str, Tensor], prompts: Mapping[str, Tensor]
 ) -> Margins:
     """The margins of a forget, a retain and a utility set, from embeddings.
 
@@ -64,14 +72,19 @@ def margins_of(
         probe: "forget", "retain" and "utility" -> the images.
         images: The same keys -> (n, d) embeddings of these images.
         prompts: Fingerprint of `Classes` -> (names, d), its zero-shot classifier.
-        k: Margins of the forget images are over the k-th nearest other name.
     """
 
-    def margins(name: str, k: int) -> Tensor:
+    def classifier(name: str) -> tuple[Tensor, Tensor, Tensor]:
         some = probe[name]
-        if not len(some):
-            return torch.zeros(0)
-        return own_margin(images[name], prompts[some.classes.fingerprint], torch.tensor(some.labels), k)
+        return images[name], prompts[some.classes.fingerprint], torch.tensor(some.labels, dtype=torch.long)
 
-    names = tuple(probe["forget"].classes.names[label] for label in probe["forget"].labels)
-    return Margins(margins("forget", k), names, (margins("retain", 1), margins("utility", 1)))
+    def kept(name: str) -> Tensor:
+        return own_margin(*classifier(name), 1) if len(probe[name]) else torch.zeros(0)
+
+    forget = probe["forget"]
+    names = tuple(forget.classes.names[label] for label in forget.labels)
+    own = prompts[forget.classes.fingerprint]
+    strangers = {
+        forget.classes.names[label]: images["retain"] @ own[label] for label in dict.fromkeys(forget.labels)
+    }
+    return Margins(own_cosine(*classifier("forget")), names, strangers, (kept("retain"), kept("utility")))

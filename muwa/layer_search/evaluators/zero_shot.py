@@ -53,8 +53,7 @@ class StepEvaluator:
         self._zero_shot = ZeroShotEvaluator(features, probe, layers)
         self._concept, self._acceptance = concept, acceptance
         self._counts = len(probe.retain), len(probe.utility)
-        self._k = 5 if acceptance.criterion == "top5" else 1
-        self._margins = self._zero_shot.margins(self._k) if acceptance.rule == "margin" else None
+        self._margins = self._zero_shot.margins() if acceptance.rule == "margin" else None
         self._current: tuple[Layer, Callable[[float], Tensor]] | None = None
         self.trace: list[Evaluation] = []
 
@@ -74,7 +73,7 @@ class StepEvaluator:
             self._current = layer, embed
         size = relative_size(self._clip, layer, step_deltas(self._clip, self._gradients, layer, step))
         edited = layer.tower, self._current[1](step)
-        margins = None if self._margins is None else self._zero_shot.margins(self._k, *edited)
+        margins = None if self._margins is None else self._zero_shot.margins(*edited)
         row = self._evaluation(self._zero_shot(*edited), candidate_of({"": layer}), step, size, margins)
         self.trace.append(row)
         self._run.log("evaluation", {"concept": self._concept, **row.record()})
@@ -90,7 +89,8 @@ class StepEvaluator:
     ) -> Evaluation:
         edited = candidate is not NOTHING_EDITED
         forgotten = rates[f"forget_{self._acceptance.criterion}"]
-        bounds = {} if margins is None else margins.forget_bounds(self._acceptance.confidence)
+        first = self._margins or margins
+        bounds = margins.forget_bounds(first, self._acceptance.stranger) if margins and first else {}
         clear = self._acceptance.target > 0 or all(bound <= 0 for bound in bounds.values())
         retain, utility = rates["retain_top1"], rates["utility_top1"]
         return Evaluation(
@@ -105,8 +105,8 @@ class StepEvaluator:
             kept_error=kept_error(retain, utility, self._counts),
             closeness=rates["forget_cosine"],
             metrics=rates,
-            kept_margin=None if margins is None else margins.kept_change(self._margins or margins),
-            forget_margins=bounds,
+            kept_margin=margins.kept_change(first) if margins and first else None,
+            forget_bounds=bounds,
         )
 
 
@@ -150,13 +150,9 @@ class ZeroShotEvaluator:
         """
         return rates(self._probe, *self._embeddings(tower, embeddings))
 
-    def margins(self, k: int, tower: str = "", embeddings: Tensor | None = None) -> Margins:
-        """The margins of all images, for the same edits as in `__call__`.
-
-        Args:
-            k: Margins of the forget images are over the k-th nearest other name (1 or 5).
-        """
-        return margins_of(self._probe, *self._embeddings(tower, embeddings), k)
+    def margins(self, tower: str = "", embeddings: Tensor | None = None) -> Margins:
+        """The cosines and margins of all images, for the same edits as in `__call__`."""
+        return margins_of(self._probe, *self._embeddings(tower, embeddings))
 
     def _embeddings(
         self, tower: str, embeddings: Tensor | None
