@@ -22,7 +22,7 @@ class Other(GradientSource):
     """A source that is not the CLIP's."""
 
 
-@pytest.mark.parametrize("method", ["slug", "slug_subspace"])
+@pytest.mark.parametrize("method", ["slug", "slug_subspace", "slug_whitened"])
 def test_the_recipe_of_a_run_is_that_of_its_method(method):
     record = config.part(f"method={method}", batch_size=4, precision="bf16", micro_batch_size=2)
     assert recipe_of(record, RUN) == Recipe("cosine", "contrastive", 4, 0, "bf16", 2)

@@ -8,13 +8,16 @@ import tiny_sd
 import torch
 
 from muwa.config import part
+from muwa.gradients.mean import ClipGradients
+from muwa.gradients.whitening import WhitenedGradients, Whitening
 from muwa.layer_search.evaluators.images import probe_requests
+from muwa.models.clip.layers import as_matrix, matrices
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.models.diffusion.model import Diffusion
 from muwa.run import Run
 from muwa.types.data import Split, Task
-from muwa.types.gradients import Gradients
+from muwa.types.gradients import Gradients, Moments
 from muwa.types.search import LAMBDA, Candidate, Evaluation, Layer
 
 OUT_PROJ = "transformer.resblocks.1.attn.out_proj.weight"  # of the first text encoder of `pipeline`
@@ -25,6 +28,18 @@ def random_gradients(clip: Clip, seed: int = 3) -> Gradients:
     generator = torch.Generator().manual_seed(seed)
     forget = {name: torch.randn(w.shape, generator=generator) for name, w in clip.weights.items()}
     return Gradients(forget, {name: g.flip(0) for name, g in forget.items()}, 4, 4, {"made": f"here {seed}"})
+
+
+def whitened_gradients(clip: Clip, seed: int = 3) -> Gradients:
+    """`random_gradients`, whitened with random input moments of every matrix."""
+    generator = torch.Generator().manual_seed(1)
+    moments = Moments(inputs={}, outputs={})
+    for name in matrices(clip.weights):
+        root = torch.randn(as_matrix(name, clip.weights[name]).shape, generator=generator)
+        moments["inputs"][name] = root.T @ root
+    source = WhitenedGradients(ClipGradients(), Whitening(0.3, 0.1, 1.0, 0.0))
+    plain = replace(random_gradients(clip, seed), origin={"forget_pairs": f"here {seed}"})
+    return source.whitened([plain], [1.0], moments)
 
 
 @functools.cache

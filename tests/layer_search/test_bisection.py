@@ -1,7 +1,7 @@
 import pytest
 import tiny
 import torch
-from layer_search.examples import random_gradients
+from layer_search.examples import random_gradients, whitened_gradients
 
 from muwa.config import part
 from muwa.layer_search.bisection import bisection, deepest, next_step
@@ -112,8 +112,62 @@ def test_an_empty_front_has_no_step(rule):
     assert found.why == "Nothing was tried: no layer is on the front."
 
 
+def searched(gradients, **settings):
+    search = part("layer_search=pareto_bisect", max_evals=2, stranger=50.0, **settings)
+    return search(tiny.clip(), {"": gradients}, tiny.task(), tiny.NAMES[0], run=Run())
+
+
+def layers_tried(search):
+    return list(dict.fromkeys(row.candidate.name for row in search.trace))
+
+
+@pytest.mark.parametrize("towers", [["vision", "text"], ["text"]])
+@pytest.mark.parametrize("candidates", [1, 3, None])
+def test_whitened_gradients_are_searched_on_the_layers_of_largest_gain(towers, candidates):
+    """Those of all towers together, and each tower from its input to its output."""
+    search = searched(whitened_gradients(tiny.clip()), candidates=candidates, towers=towers)
+    gains = {n: s.gain for n, s in search.scores.items() if s.gain and s.tower in towers}
+    assert len(gains) == 19 if len(towers) == 2 else 9
+    best = sorted(gains, key=lambda name: -gains[name])[:candidates]
+    depth = {
+        layer.name: (towers.index(layer.tower), layer.depth)
+        for layer in tiny.clip().layers("tensor")
+        if layer.name in best
+    }
+    tried = layers_tried(search)
+    assert set(tried) == set(best)
+    assert [depth[name] for name in tried] == sorted(depth.values())
+    assert search.rule == "margin"
+    assert all(row.kept_margin is not None for row in search.trace)
+
+
+def test_the_step_of_a_whitened_search_with_the_least_change_is_chosen():
+    search = searched(whitened_gradients(tiny.clip()))
+    feasible = [row for row in search.trace if row.feasible]
+    assert len(feasible) >= 2
+    assert search.trace[search.chosen].kept_margin == max(row.kept_margin for row in feasible)
+
+
+def test_without_whitened_gradients_candidates_and_strangers_do_not_count():
+    """The search is that of the rule "constrained" on the whole front, as before there were gains."""
+    plain = random_gradients(tiny.clip())
+    want = searched(plain, rule="constrained", candidates=None)
+    for settings in ({}, {"candidates": 1}, {"rule": "constrained"}):
+        assert searched(plain, **settings) == want
+    assert sorted(layers_tried(want)) == sorted(want.front)
+    assert len(want.front) > 3
+    assert want.before.forget_bounds == {}
+
+
+def test_by_another_rule_whitened_gradients_are_searched_on_the_front():
+    search = searched(whitened_gradients(tiny.clip()), rule="constrained", candidates=1)
+    assert sorted(layers_tried(search)) == sorted(search.front)
+    assert search.rule == "constrained"
+
+
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("first_step", -0.1, "layer_search.first_step: got -0.1, want more than 0"),
+    ("candidates", 0, "layer_search.candidates: got 0, want at least 1"),
     ("max_evals", 0, "layer_search.max_evals: got 0, want more than 0"),
 ])  # fmt: skip
 def test_wrong_settings_name_their_key(key, value, message):

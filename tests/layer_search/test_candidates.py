@@ -90,9 +90,14 @@ def test_among_few_names_the_first_guess_decides(monkeypatch, names, criterion) 
 
 
 def test_the_clip_search_has_the_settings_of_the_paper() -> None:
-    """They are those of layer_search=pareto_bisect too; the towers are the encoder's."""
+    """Those that count are those of layer_search=pareto_bisect too; the towers are the encoder's.
+
+    The rule is "constrained" with whitened gradients too, so that all layers of the front are ranked; `stranger` and
+    `candidates` are for the rule "margin" alone.
+    """
     got, want = clip_search("tensor", "vision", "top5"), part("layer_search=pareto_bisect")
     for field in fields(got):
-        if field.name != "towers":
+        if field.name not in ("rule", "towers", "stranger", "candidates"):
             assert getattr(got, field.name) == getattr(want, field.name), field.name
     assert got.towers == ("vision",)
+    assert got.acceptance(whitened=True).rule == got.acceptance(whitened=False).rule == "constrained"

@@ -5,9 +5,10 @@ from layer_search.examples import row
 
 from muwa.layer_search.choice import Acceptance, choose, kept_error, kept_rate
 
-CONSTRAINED = Acceptance("constrained", "top5", 0.0, 0.0)
-PAPER = Acceptance("paper", "top5", 0.0, 0.0)
-DEEPEST = Acceptance("deepest", "top5", 0.0, 0.0)
+CONSTRAINED = Acceptance("constrained", "top5", 0.0, 0.0, 0.0)
+PAPER = Acceptance("paper", "top5", 0.0, 0.0, 0.0)
+DEEPEST = Acceptance("deepest", "top5", 0.0, 0.0, 0.0)
+MARGIN = Acceptance("margin", "top5", 0.0, 0.0, 0.5)
 
 
 def test_constrained_takes_the_feasible_step_that_keeps_most():
@@ -69,6 +70,47 @@ def test_the_reason_names_the_criterion():
     )
 
 
+def margins(layer, forgotten, kept_margin, retain=1.0):
+    """A row with measured margins; feasible if nothing is recognised."""
+    return replace(row(layer, forgotten, retain), kept_margin=kept_margin)
+
+
+def test_margin_takes_the_feasible_step_that_lowers_kept_margins_least():
+    """Neither the step that keeps most, nor the one of least change that does not forget."""
+    trace = [
+        margins("a", 0.5, -0.001),
+        margins("a", 0.0, -0.03, 1.0),
+        margins("b", 0.0, -0.0123, 0.8),
+        margins("b", 0.0, -0.02),
+    ]
+    chosen, why = choose(trace, MARGIN)
+    assert chosen == 2
+    assert why == (
+        "Of the feasible steps, this one lowers the margins of what is retained least (by 0.0123 on average); "
+        "it keeps 90.0%; 3 of 4 steps on 2 layers were feasible."
+    )
+
+
+def test_a_step_whose_margins_were_not_measured_comes_last():
+    assert choose([row("a", 0.0, 1.0), margins("b", 0.0, -5.0)], MARGIN)[0] == 1
+
+
+def test_margin_says_when_nothing_is_feasible_and_whether_it_was_for_want_of_clearness():
+    chosen, why = choose([margins("a", 0.25, -0.1), margins("b", 0.5, -0.1)], MARGIN)
+    assert chosen is None
+    assert why == (
+        "No feasible step: want a forget top-5 accuracy of at most 0.0%; the lowest was 25.0%; 0 of 2 steps on "
+        "2 layers were feasible."
+    )
+    unclear = [replace(margins("a", 0.0, -0.1), feasible=False), margins("b", 0.5, -0.1)]
+    chosen, why = choose(unclear, MARGIN)
+    assert chosen is None
+    assert why == (
+        "No feasible step: want a forget top-5 accuracy of at most 0.0%, and images no nearer to their name than a "
+        "stranger's; the lowest was 0.0%; 0 of 2 steps on 2 layers were feasible."
+    )
+
+
 def test_deepest_takes_the_last_step_even_when_infeasible():
     chosen, why = choose([row("a", 0.0, 1.0), row("a", 0.5, 1.0)], DEEPEST)
     assert chosen == 1
@@ -77,7 +119,7 @@ def test_deepest_takes_the_last_step_even_when_infeasible():
     )
 
 
-@pytest.mark.parametrize("acceptance", [CONSTRAINED, PAPER, DEEPEST])
+@pytest.mark.parametrize("acceptance", [CONSTRAINED, MARGIN, PAPER, DEEPEST])
 def test_an_empty_front_is_said(acceptance):
     assert choose([], acceptance) == (None, "Nothing was tried: no layer is on the front.")
 
@@ -92,11 +134,13 @@ def test_what_is_kept_and_its_error_by_hand():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"rule": "best"}, "layer_search.rule: got 'best', want one of constrained, paper, deepest"),
+    ({"rule": "best"}, "layer_search.rule: got 'best', want one of constrained, margin, paper, deepest"),
     ({"criterion": "top3"}, "layer_search.criterion: got 'top3', want one of top1, top5"),
     ({"target": 1.0}, r"layer_search.target: got 1.0, want a forget accuracy in \[0, 1\)"),
     ({"target": -0.1}, "layer_search.target: got -0.1"),
     ({"tolerance": -1}, "layer_search.tolerance: got -1, want 0 or more standard errors"),
+    ({"stranger": float("inf")}, "layer_search.stranger: got inf, want a number of deviations"),
+    ({"stranger": float("nan")}, "layer_search.stranger: got nan"),
 ])  # fmt: skip
 def test_a_setting_out_of_range_is_named(settings, message):
     CONSTRAINED.check()

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from layer_search.examples import whitened_gradients
 
 from muwa.config import part
 from muwa.gradients.base import Recipe
@@ -52,6 +53,19 @@ def test_without_layers_the_front_is_tried(gradients):
     assert {row.candidate.tower for row in search.trace} == {"vision", "text"}
     only = grid(gradients, relative_steps=[0.1], towers=["text"])
     assert {row.candidate.tower for row in only.trace} == {"text"}
+
+
+def test_with_whitened_gradients_the_rule_is_margin():
+    found = {"": whitened_gradients(tiny.clip())}
+    search = grid(found, layers=["visual.proj"], relative_steps=[0.1, 0.2], stranger=50.0)
+    assert search.rule == "margin"
+    assert all(row.kept_margin <= 0 for row in search.trace)
+    assert search.trace[search.chosen].kept_margin == max(
+        row.kept_margin for row in search.trace if row.feasible
+    )
+    never = grid(found, layers=["visual.proj"], relative_steps=[0.1, 0.2], stranger=-50.0)
+    assert never.chosen is None
+    assert "and images no nearer to their name than a stranger's" in never.why
 
 
 def test_exactly_one_kind_of_step():

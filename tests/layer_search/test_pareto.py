@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import tiny
 import tiny_sd
-from layer_search.examples import random_gradients
+from layer_search.examples import random_gradients, whitened_gradients
 
+from muwa.layer_search.gains import layer_gains
 from muwa.layer_search.pareto import pareto, scored_layers
 from muwa.layer_search.scores import layer_scores
+from muwa.models.clip.layers import matrices
 from muwa.types.search import LayerScore
 
 
@@ -70,3 +74,53 @@ def test_the_front_goes_tower_by_tower_in_the_order_given():
     assert both.front == (*vision, *text)
     assert backwards.front == (*text, *vision)
     assert scored_layers(tiny.clip(), gradients, "qkv", ["text"]).front == tuple(text)
+
+
+def test_whitened_gradients_give_each_matrix_a_gain_and_leave_slugs_scores_and_front():
+    clip = tiny.clip()
+    plain = random_gradients(clip)
+    other = whitened_gradients(clip)
+    before, after = (scored_layers(clip, {"": one}, "tensor") for one in (plain, other))
+    gains = layer_gains(clip.weights, other.forget, other.whitened, clip.layers("tensor"))
+    assert set(gains) == set(matrices(clip.weights))
+    assert {name for name, score in after.scores.items() if score.gain is None} == set(before.scores) - set(
+        gains
+    )
+    assert all(score.gain == gains[name] for name, score in after.scores.items() if name in gains)
+    assert all(score.gain is None for score in before.scores.values())
+    assert {name: replace(score, gain=None) for name, score in after.scores.items()} == before.scores
+    assert after.front == before.front
+
+
+def test_by_gain_takes_the_largest_first_of_the_towers_asked_for():
+    clip = tiny.clip()
+    scored = scored_layers(clip, {"": whitened_gradients(clip)}, "tensor")
+    for towers in (["vision"], ["text"], ["text", "vision"]):
+        want = [
+            (score.gain, name)
+            for name, score in scored.scores.items()
+            if score.gain and score.tower in towers
+        ]
+        assert [layer.name for layer in scored.by_gain("", towers)] == [
+            name for _, name in sorted(want, reverse=True)
+        ]
+    assert len(scored.by_gain("", ["vision", "text"])) == len(matrices(clip.weights))
+    some = {
+        name: replace(score, gain=0.0 if "mlp" in name else score.gain)
+        for name, score in scored.scores.items()
+    }
+    assert not [
+        layer for layer in replace(scored, scores=some).by_gain("", ["vision"]) if "mlp" in layer.name
+    ]
+    assert scored_layers(clip, {"": random_gradients(clip)}, "tensor").by_gain("", ["vision"]) == []
+
+
+def test_the_gains_of_a_second_encoder_are_its_own():
+    model = tiny_sd.xl()
+    gradients = {encoder: whitened_gradients(clip) for encoder, clip in model.clips.items()}
+    scored = scored_layers(model, gradients, "tensor")
+    for encoder, prefix in (("text_encoder", ""), ("text_encoder_2", "text_encoder_2/")):
+        layers = scored.by_gain(encoder, ["text"])
+        gains = [scored.scores[prefix + layer.name].gain for layer in layers]
+        assert len(gains) >= 9
+        assert gains == sorted(gains, reverse=True)

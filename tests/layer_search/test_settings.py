@@ -8,6 +8,7 @@ import tiny_vlm
 from layer_search.examples import pipeline
 
 from muwa.config import part
+from muwa.layer_search.choice import Acceptance
 
 ON_A_CLIP = (
     {"search": "pareto_bisect"},
@@ -22,10 +23,11 @@ def check(search: str, model, **settings):
 
 @pytest.mark.parametrize("settings", ON_A_CLIP)
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"rule": "best"}, "layer_search.rule: got 'best', want one of constrained, paper, deepest"),
+    ({"rule": "best"}, "layer_search.rule: got 'best', want one of constrained, margin, paper, deepest"),
     ({"criterion": "top3"}, "layer_search.criterion: got 'top3'"),
     ({"target": 1.5}, "layer_search.target: got 1.5, want a forget accuracy"),
     ({"tolerance": -1}, "layer_search.tolerance: got -1, want 0 or more standard errors"),
+    ({"stranger": float("nan")}, "layer_search.stranger: got nan, want a number of deviations"),
     ({"towers": ["visual"]}, r"layer_search.towers: got \['visual'\], want some of vision, text"),
     ({"granularity": "block"}, "layer_search.granularity: got 'block', want one of tensor, qkv, mlp, head"),
 ])  # fmt: skip
@@ -50,12 +52,13 @@ def test_searches_of_a_clip_refuse_other_models(settings):
 
 @pytest.mark.parametrize("search", ["generation", "answering"])
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"start": "here"}, "layer_search.start: got 'here', want one of clip, ratio"),
+    ({"start": "here"}, "layer_search.start: got 'here', want one of clip, ratio, gain"),
     ({"candidates": 0}, "layer_search.candidates: got 0, want at least 1, or null for all layers"),
     ({"confirmations": 0}, "layer_search.confirmations: got 0, want at least 1"),
     ({"forget_at_most": 0.0}, r"layer_search.forget_at_most: got 0.0, want a rate in \(0, 1\)"),
     ({"lost_at_most": 1.5}, "layer_search.lost_at_most: got 1.5"),
     ({"rule": "best"}, "layer_search.rule: got 'best'"),
+    ({"rule": "margin"}, "layer_search.rule: got 'margin', want constrained, paper or deepest: outputs have no margins"),
     ({"tolerance": -1}, "layer_search.tolerance: got -1"),
     ({"first_step": -0.1}, "layer_search.first_step: got -0.1, want more than 0"),
     ({"max_evals": 0}, "layer_search.max_evals: got 0, want more than 0"),
@@ -65,6 +68,19 @@ def test_searches_by_outputs_refuse_a_wrong_setting(search, changed, message):
     model = pipeline() if search == "generation" else tiny_vlm.vlm()
     with pytest.raises(ValueError, match=message):
         check(search, model, **changed)
+
+
+@pytest.mark.parametrize("search", ["pareto_bisect", "grid"])
+def test_without_a_rule_the_gradients_decide(search):
+    settings = part(
+        f"layer_search={search}", rule=None, tolerance=2.0, stranger=3.0, target=0.25, criterion="top1"
+    )
+    assert settings.acceptance(False) == Acceptance("constrained", "top1", 0.25, 2.0, 3.0)
+    assert settings.acceptance(True) == Acceptance("margin", "top1", 0.25, 2.0, 3.0)
+    for rule in ("constrained", "margin", "paper", "deepest"):
+        assert {replace(settings, rule=rule).acceptance(whitened).rule for whitened in (False, True)} == {
+            rule
+        }
 
 
 def test_searches_by_outputs_refuse_other_models():

@@ -113,6 +113,9 @@ CASES = {
     "slug_subspace": Case(
         {"layer_search": SEARCH, "batch_size": 4}, **RETAIN, zero={"layer_search": NO_STEP}
     ),
+    "slug_whitened": Case(
+        {"layer_search": SEARCH, "batch_size": 4}, **RETAIN, zero={"layer_search": NO_STEP}
+    ),
     "slug_layers": Case({"k": 2, "max_evals": 2, "rule": "first", "batch_size": 4}, **RETAIN),
     "slug_iterative": Case({"layer_search": SEARCH, "rounds": 2, "rule": "first", "batch_size": 4}, **RETAIN),
     "ft": tuned(**TRAINING),
@@ -140,7 +143,7 @@ CASES = {
     "concept_ablation": replace(tuned(iterations=2, batch_size=2, pictures=3), **UNET),
 }
 
-ANY_VALUE = {"seed"}  # settings without a range
+ANY_VALUE = {"jointly", "seed"}  # settings without a range
 # Setting -> a value out of its range for every method that has it, and what the refusal says if not "method.<setting>".
 OUT_OF_RANGE = {
     "alpha": (-1.0,),
@@ -149,6 +152,7 @@ OUT_OF_RANGE = {
     "confidence": (1.0,),
     "copies": (0,),
     "criterion": ("top3",),
+    "damping": (0.0,),
     "dream_steps": (0,),
     "energy": (1.0,),
     "epochs": (0,),
@@ -160,6 +164,7 @@ OUT_OF_RANGE = {
     "forget_weight": (0.0,),
     "gradients": (part("gradient_source=answer"), "method.gradients|gradient_source"),
     "granularity": ("block",),
+    "input_power": (2.0,),
     "iterations": (0,),
     "k": (0,),
     "lamb": (0.0,),
@@ -170,6 +175,8 @@ OUT_OF_RANGE = {
     "micro_batch_size": (0,),
     "mismatch_weight": (-1.0,),
     "noise": ([],),
+    "output_damping": (0.0,),
+    "output_power": (-1.0,),
     "patience": (-1,),
     "pick": ("largest",),
     "pictures": (0,),

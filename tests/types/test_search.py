@@ -35,3 +35,8 @@ def test_the_record_of_an_evaluation_has_the_first_keys_first():
         ("kept", 0.85),
         ("layers", {"text_encoder": "a", "text_encoder_2": "b"}),
     ]
+
+
+def test_margins_stand_last_in_a_record_if_they_were_measured():
+    row = Evaluation(TWO, 3, 0.1, LAMBDA, 0.2, True, 0.5, 0.85, 0.01, 0.3, {}, -0.01, {"Ada Fox": -0.2})
+    assert list(row.record().items())[-2:] == [("kept_margin", -0.01), ("forget_bounds", {"Ada Fox": -0.2})]

@@ -110,7 +110,7 @@ def test_a_step_is_evaluated_logged_and_numbered_within_its_layer(criterion, mea
     names = ("visual.proj", "text_projection")
     layers = [layer_of(model, name) for name in names]
     features = Features(model, Run(log=lambda event, fields: log.append((event, fields))))
-    acceptance = Acceptance("constrained", criterion, 0.5, 1.0)
+    acceptance = Acceptance("constrained", criterion, 0.5, 1.0, 0.0)
     evaluator = StepEvaluator(features, gradients, probe, layers, concept="Ada Fox", acceptance=acceptance)
     before = evaluator.before()
     assert (before.candidate, before.iteration, before.step, before.relative_norm) == (
@@ -137,3 +137,65 @@ def test_a_step_is_evaluated_logged_and_numbered_within_its_layer(criterion, mea
             0.5 * (retain * (1 - retain) / 7 + utility * (1 - utility) / 3) ** 0.5, abs=1e-9
         )
         assert row.closeness == pytest.approx(full["forget/cosine"].value, abs=1e-6)
+
+
+def whitened_search(model, probe, acceptance, layer, steps):
+    """(the evaluation before, those of some steps) by an acceptance, with random gradients."""
+    gradients = random_gradients(model)
+    evaluator = StepEvaluator(
+        Features(model, Run()), gradients, probe, [layer], concept="Ada Fox", acceptance=acceptance
+    )
+    return evaluator.before(), [evaluator(layer, step) for step in steps], gradients
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "text_projection"])
+def test_margins_are_measured_by_the_rule_margin_on_the_edited_network(name):
+    """Against cosines by open_clip's own methods, before and after."""
+    model, probe = tiny.clip(), tiny.split()
+    layer = layer_of(model, name)
+    acceptance = Acceptance("margin", "top5", 0.0, 1.0, 0.5)
+    before, (row,), gradients = whitened_search(model, probe, acceptance, layer, [0.05])
+    network = copy.deepcopy(model._towers.model)
+    first = [anew(network, images) for images in (probe.forget, probe.retain, probe.utility)]
+    with torch.no_grad():
+        network.get_parameter(name).add_(0.05 * gradients.forget[name])
+    then = [anew(network, images) for images in (probe.forget, probe.retain, probe.utility)]
+    strangers = first[1][:, 0]  # others' images with the name to forget
+    limit = strangers.mean() + 0.5 * strangers.std(ddof=1)
+    for one, cosines in ((before, first), (row, then)):
+        assert one.forget_bounds == pytest.approx({"Ada Fox": cosines[0][:, 0].mean() - limit}, abs=1e-6)
+
+    def margins(cosines, images):
+        own = cosines[range(len(images)), images.labels]
+        others = cosines.copy()
+        others[range(len(images)), images.labels] = -2
+        return own - others.max(1)
+
+    falls = [np.minimum(0, margins(then[i], images) - margins(first[i], images)).mean()
+             for i, images in ((1, probe.retain), (2, probe.utility))]  # fmt: skip
+    assert before.kept_margin == 0
+    assert row.kept_margin == pytest.approx(np.mean(falls), abs=1e-6)
+    assert row.kept_margin < 0
+
+
+def test_a_clear_step_is_feasible_and_one_that_only_just_forgets_is_not():
+    """No step takes the images 50 deviations below strangers', and none leaves them 50 above."""
+    model, layer = tiny.clip(), layer_of(tiny.clip(), "visual.proj")
+    everyone = replace(tiny.split(), forget=tiny.pictures([4, 4]))
+    for target, stranger in ((0.0, -50.0), (0.0, 50.0), (0.25, -50.0)):
+        acceptance = Acceptance("margin", "top1", target, 1.0, stranger)
+        _, rows, _ = whitened_search(model, everyone, acceptance, layer, [0.1, 0.3, 1.0])
+        for row in rows:
+            assert row.feasible == (row.forgotten <= target and (target > 0 or stranger > 0))
+            assert all((bound <= 0) == (stranger > 0) for bound in row.forget_bounds.values())
+        assert any(row.forgotten <= target for row in rows)
+
+
+@pytest.mark.parametrize("rule", ["constrained", "paper", "deepest"])
+def test_other_rules_measure_no_margins(rule):
+    layer = layer_of(tiny.clip(), "visual.proj")
+    acceptance = Acceptance(rule, "top5", 0.0, 1.0, -50.0)
+    before, (row,), _ = whitened_search(tiny.clip(), tiny.split(), acceptance, layer, [0.3])
+    assert (before.kept_margin, before.forget_bounds) == (row.kept_margin, row.forget_bounds) == (None, {})
+    assert row.feasible == (row.forgotten <= 0)
+    assert "kept_margin" not in row.record()
