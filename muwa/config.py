@@ -89,6 +89,7 @@ class Root:
     task: Any = MISSING
     method: Any = MISSING
     gradient_source: Any = MISSING
+    whitening: Any = MISSING
     layer_search: Any = MISSING
     eval: Any = MISSING
     classifier: Any = MISSING
