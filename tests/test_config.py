@@ -113,7 +113,7 @@ def test_an_added_key_that_no_function_takes_is_an_error(composed):
     with pytest.raises(
         ValueError, match=r"method: muwa.methods.slug.Slug\(\) got an unexpected keyword argument 'rate'"
     ):
-        config.build(composed("+method.rate=1"))
+        config.build(composed("method=slug", "+method.rate=1"))
     with pytest.raises(
         ValueError, match=r"method.layer_search: muwa.layer_search.bisection.ParetoBisect\(\) .*'depth'"
     ):
