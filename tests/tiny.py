@@ -92,6 +92,20 @@ def task() -> Task:
     )
 
 
+def task_of(names: Sequence[str]) -> Task:
+    """Forget some of `NAMES`; the others are retained. Two images of each forgotten name in each split."""
+    labels = [NAMES.index(name) for name in names]
+    rest = [i for i in range(len(NAMES)) if i not in labels]
+
+    def split(start: int) -> Split:
+        things = pictures([1, 3, 5], start=start + 20)
+        return Split(pictures(labels * 2, start=start), pictures(rest, start=start + 10), things)
+
+    mentions = tuple(i for i, text in enumerate(pairs().captions) if any(name in text for name in names))
+    forget = {name: pairs(6, names=(name,)) for name in names}
+    return Task("identity", tuple(names), forget, pairs(), mentions, split(50), split(70))
+
+
 def canvas(kind: str) -> Task:
     """That task as one of UnlearnCanvas' kind ("style" | "class"), the names standing for both."""
     return replace(task(), kind=kind, prompts=("A {class} image in {style} style.",))

@@ -1,45 +1,14 @@
 """Many requests: the bench on a tiny CLIP with two names."""
 
-from dataclasses import replace
-
 import pytest
 import tiny
 
 from bench import requests
-from bench.requests import (
-    Request,
-    Row,
-    Rows,
-    at_once,
-    cells,
-    drawn,
-    in_sequence,
-    markdown,
-    recognised,
-    tables,
-)
-from muwa.gradients.mean import ClipGradients
+from bench.requests import Row, Rows, at_once, cells, drawn, in_sequence, markdown, recognised, tables
 from muwa.library import evaluate
 from muwa.run import Run
-from muwa.types.data import Split
 
-EASY = {"layer_search": requests.muwa.pareto_bisect(max_evals=3, target=0.9, confidence=0.0)}
-
-
-def task_of(names):
-    """Forget the first names of `tiny.NAMES`; the rest are retained."""
-    labels = [tiny.NAMES.index(name) for name in names]
-    rest = [i for i in range(len(tiny.NAMES)) if i not in labels]
-
-    def split(start):
-        things = tiny.pictures([1, 3, 5], start=start + 20)
-        return Split(tiny.pictures(labels * 2, start=start), tiny.pictures(rest, start=start + 10), things)
-
-    mentions = tuple(i for i, text in enumerate(tiny.pairs().captions) if any(n in text for n in names))
-    forget = {name: tiny.pairs(6, names=(name,)) for name in names}
-    return replace(
-        tiny.task(), names=tuple(names), forget=forget, mentions=mentions, probe=split(50), eval=split(70)
-    )
+EASY = {"layer_search": requests.muwa.pareto_bisect(max_evals=3, target=0.9)}
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +45,14 @@ def test_a_draw_holds_the_smaller_ones_and_none_of_those_that_chose_the_defaults
 
 
 def test_the_images_that_are_still_recognised_are_those_of_the_metric():
-    model, task = tiny.clip(), task_of(tiny.NAMES[:2])
+    model, task = tiny.clip(), tiny.task_of(tiny.NAMES[:2])
     counts = recognised(model, task, Run())
     assert list(counts) == list(tiny.NAMES[:2])
     assert sum(counts.values()) / 4 == evaluate(model, task, Run(), "forget")["forget/top5"].value
 
 
 def test_both_names_at_once():
-    model, task = tiny.clip(), task_of(tiny.NAMES[:2])
+    model, task = tiny.clip(), tiny.task_of(tiny.NAMES[:2])
     got = at_once(model, task, "joint", 0, Run())
     assert got.names == task.names
     assert got.images == 4
@@ -97,7 +66,7 @@ def test_both_names_at_once():
 def test_one_name_after_the_other_and_again_from_the_file(tmp_path, monkeypatch):
     rows = Rows(tmp_path / "requests.json")
     for strategy in requests.STRATEGIES:
-        in_sequence(tiny.clip(), tiny.NAMES[:2], task_of, strategy, 0, rows, Run())
+        in_sequence(tiny.clip(), tiny.NAMES[:2], tiny.task_of, strategy, 0, rows, Run())
     assert [(one.way, len(one.names)) for one in rows.each] == [
         (strategy, n) for strategy in requests.STRATEGIES for n in (1, 2)
     ]
@@ -105,29 +74,10 @@ def test_one_name_after_the_other_and_again_from_the_file(tmp_path, monkeypatch)
     assert first["edited"] == first["edited_aware"] == first["original_gradient"] == first["again_joint"]
     monkeypatch.setattr(requests, "STRATEGIES", {})
     again = Rows(tmp_path / "requests.json")
-    in_sequence(tiny.clip(), tiny.NAMES[:2], task_of, "edited", 0, again, Run())  # nothing left to do
+    in_sequence(tiny.clip(), tiny.NAMES[:2], tiny.task_of, "edited", 0, again, Run())  # nothing left to do
     assert len(again.each) == len(rows.each)
     assert again.find("edited", 0, tiny.NAMES[:2]).changes == rows.find("edited", 0, tiny.NAMES[:2]).changes
     assert again.find("edited", 1, tiny.NAMES[:2]) is None
-
-
-def test_an_aware_task_retains_no_earlier_name():
-    request = Request(tiny.clip(), tiny.clip(), tiny.NAMES[:2], task_of, Run())
-    kept = {tiny.NAMES[label] for label in request.aware().probe.retain.labels}
-    assert request.aware().names == request.alone().names == (tiny.NAMES[1],)
-    assert kept == set(tiny.NAMES[2:])
-    assert tiny.NAMES[0] in {tiny.NAMES[label] for label in request.alone().probe.retain.labels}
-    captions = request.aware().retain_pairs().captions
-    assert not any(name in text for text in captions for name in tiny.NAMES[:2])
-
-
-def test_gradients_of_the_original_model_whatever_model_is_searched():
-    original, other, task = tiny.clip(), tiny.clip(1), task_of(tiny.NAMES[:1])
-    recipe = requests.Recipe("cosine", "contrastive", 4, 0, "fp32")
-    source = requests.FromOriginal(ClipGradients(), original)
-    got = source(other, task, task.names[0], recipe, Run())[""].forget
-    want = ClipGradients()(original, task, task.names[0], recipe, Run())[""].forget
-    assert all((got[name] == want[name]).all() for name in want)
 
 
 def test_tables():
