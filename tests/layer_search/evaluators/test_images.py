@@ -1,8 +1,13 @@
 """One step judged by the images that are generated with it."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import tiny_sd
+import torch
 from layer_search.examples import OUT_PROJ, layer_of, pipeline, pipeline_gradients, remembering
+from PIL import Image
 
 from muwa.config import part
 from muwa.eval.statistics import wilson
@@ -21,6 +26,29 @@ def test_requests_of_each_role_and_fresh_seeds() -> None:
     assert len({one.concept for one in asked if one.role == "retain"}) == 6
     assert {one.seed for one in asked} <= set(range(4))
     assert {one.seed for one in probe_requests(SEARCH, tiny.task(), fresh=True)} <= set(range(4, 8))
+
+
+def test_every_name_has_as_many_images_and_is_compared_with_its_own_name() -> None:
+    names = tiny.NAMES[:2]
+    both = replace(tiny.task(), names=names, forget={name: tiny.pairs(2) for name in names})
+    asked = probe_requests(SEARCH, both, fresh=False)
+    assert [one.concept for one in asked if one.role == "forget"] == [names[0]] * 4 + [names[1]] * 4
+    assert not {one.concept for one in asked if one.role != "forget"} & set(names)
+    search = part("layer_search=generation", classifier=tiny_sd.Greys(tiny.NAMES), pictures=4, retain_pictures=9,
+                  sampling_steps=1, forget_at_most=0.5)  # fmt: skip
+    before = ImageEvaluator(search, pipeline(), pipeline_gradients(), both, Run()).before()
+    images = ImageGenerator(pipeline().sampled(steps=1), Run()).generate(prompts_of(asked))[:8]
+    clip = pipeline().clip
+    ready = torch.stack([clip.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
+    features = clip.encode("vision", clip.prepare.scale(ready))
+    cosines = features @ clip.encode("text", clip.tokenize(list(names))).T
+    assert before.closeness == pytest.approx(
+        (cosines[:4, 0].mean() + cosines[4:, 1].mean()).item() / 2, abs=1e-6
+    )
+    row, _ = ImageEvaluator(search, pipeline(), pipeline_gradients(), both, Run())(
+        {"text_encoder": layer_of(clip, OUT_PROJ)}, 0.1
+    )
+    assert row.relative_norm == pytest.approx(0.1, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["style", "class"])
