@@ -115,3 +115,16 @@ def test_of_many_rates_the_bars_show_those_under_the_first_heading(tmp_path):
         "forget/top1  (n=2)",
         "retain/top1  (n=7)",
     ]
+
+
+def test_the_layers_of_largest_gain_are_bars_and_the_edited_one_is_named_in_red(tmp_path):
+    """Twelve of fourteen: layer0 has no gain, layer1 and layer2 are among the last, "none" was not scored."""
+    (search,) = report(tmp_path).edit.searches
+    (score,) = search.scores.values()
+    scores = {f"layer{i}": replace(score, gain=float(i)) for i in range(14)}
+    scores |= {"visual.proj": replace(score, gain=20.0), "none": replace(score, gain=None)}
+    axis = figures.gains(replace(search, scores=scores)).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [20.0, *range(13, 2, -1)]
+    assert [bar.get_alpha() for bar in axis.patches] == [1.0, *[0.35] * 11]  # solid: searched
+    colours = [label.get_color() for label in axis.get_yticklabels()]
+    assert colours == [figures.RED, *["#333333"] * 11]

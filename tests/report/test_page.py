@@ -175,3 +175,19 @@ def test_evidence_is_grouped_by_its_section_and_the_main_metrics_come_first(tmp_
     write_report(made, show_forget=False)
     page = (tmp_path / "report.html").read_text()
     assert page.index("retain/top1") < page.index("<h3>Membership inference") < page.index("read me")
+
+
+def test_a_search_by_gain_shows_gains_in_place_of_the_front(tmp_path):
+    made = report(tmp_path)
+    (search,) = made.edit.searches
+    scores = {name: replace(score, gain=2.5) for name, score in search.scores.items()}
+    write_report(
+        replace(made, edit=replace(made.edit, searches=(replace(search, scores=scores),))), show_forget=False
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "The gain of a layer is how much" in page
+    assert "The front as a table" not in page
+    names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert "gains" in names
+    assert "pareto" not in names
+    assert json.loads((tmp_path / "results.json").read_text())["scores"][0]["gain"] == 2.5
