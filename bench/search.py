@@ -51,7 +51,7 @@ LAYERS = {  # blocks; the paper's figure edits 9 and 11 of ViT-B-32. The first o
     "vit_b32": {"vision": (11, 9), "text": (11, 5)},
 }
 RATES = ("forget_top1", "forget_top5", "retain_top1", "utility_top1")
-ACCEPTANCE = Acceptance("constrained", "top5", 0.0, 1.0)
+ACCEPTANCE = Acceptance("constrained", "top5", 0.0, 1.0, stranger=0.0)
 COLUMNS = [
     "layer", "once", "floor", "10 steps", "floor", "reference", "release",
     "x reference", "x ref. all in", "x release", "x rel. all in", "memory", "ref.",

@@ -64,7 +64,7 @@ def test_the_default_leaves_every_file_and_says_where(default_run):
     folder, stdout = default_run
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html",
-            "figures/pareto.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
+            "figures/gains.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
     files = "report.html, results.json, patch.safetensors"
     assert re.search(rf"^Finished in \d+\.\d s\. Output in {re.escape(str(folder))}: {files}$", stdout, re.M)
     assert "Kael Lindqvar is no longer the model's first guess" in stdout
@@ -212,12 +212,17 @@ def test_the_last_line_lists_only_what_was_written(composed, miniature, tmp_path
     assert not there & {"report.html", "results.json"}
 
 
-def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path):
-    _, found = run(composed, miniature, "task=object", "task.object=[red_star,blue_ring]")
+@pytest.mark.parametrize(("method", "figure"), [("slug_whitened", "trace.png"), ("slug", "trace_2.png")])
+def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path, method, figure):
+    """Whitened names are one edit found by one search; SLUG has a search for each name."""
+    more = ["layer_search.max_evals=7"] if method == "slug_whitened" else []
+    _, found = run(
+        composed, miniature, "task=object", "task.object=[red_star,blue_ring]", f"method={method}", *more
+    )
     assert found["task"]["names"] == ["red star", "blue ring"]
     assert [move["concept"] for move in found["edit"]["moves"]] == ["red star", "blue ring"]
     assert len(read_patch(tmp_path / "run" / "patch.safetensors").deltas) in (1, 2)
-    assert (tmp_path / "run" / "figures" / "trace_2.png").is_file()
+    assert (tmp_path / "run" / "figures" / figure).is_file()
 
 
 def random_llava(folder):

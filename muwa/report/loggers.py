@@ -17,7 +17,7 @@ from muwa.types.report import PATCH, Report
 log = logging.getLogger(__name__)
 
 # The figures that are sent: those of numbers. `examples` holds images and is not sent.
-PLOTS = ("pareto", "trace", "metrics", "similarity")
+PLOTS = ("gains", "pareto", "trace", "metrics", "similarity")
 
 
 class Logger(Protocol):

@@ -81,7 +81,7 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     sent = {key: value for row in rows for key, value in row.items()}
     assert sent["scores/Kael Lindqvar/nrows"] == len(found["scores"])
     assert sent["gradients/Kael Lindqvar/nrows"] > len(found["scores"])
-    assert sent["figures/pareto/_type"] == "image-file"
+    assert sent["figures/gains/_type"] == "image-file"
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert run.run_group == str(tmp_path)
     artifacts = [r.request.log_artifact.artifact for r in records if r.WhichOneof("record_type") == "request"]

@@ -52,7 +52,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
         1.0,
     )
     assert list(found["scores"][0]) == [
-        "concept", "layer", "importance", "alignment", "cosine", "weight_norm", "forget_norm", "retain_norm", "tower",
+        "concept", "layer", "importance", "alignment", "cosine", "weight_norm", "forget_norm", "retain_norm", "tower", "gain",
     ]  # fmt: skip
     assert list(found["edit"]) == ["tower", "layer", "step", "relative_norm", "moves"]
     assert list(found["task"]) == [
