@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.checks import check_above_0, check_at_least_1
-from muwa.layer_search.choice import Acceptance, choose
+from muwa.layer_search.choice import Acceptance
 from muwa.layer_search.evaluators.zero_shot import StepEvaluator
-from muwa.layer_search.pareto import ScoredLayers, scored_layers
+from muwa.layer_search.pareto import ScoredLayers, scored_layers, searched
 from muwa.layer_search.settings import ZeroShotSettings
 from muwa.models.base import Editable
 from muwa.run import Run
@@ -121,19 +121,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         steps = self._try_steps(evaluator, layers)
         for _ in run.track(steps, f"searching {len(layers)} layers", len(layers) * self.max_evals):
             pass  # only draws the progress bar: the evaluator collects the trace
-        trace = tuple(evaluator.trace)
-        chosen, why = choose(trace, acceptance)
-        return Search(
-            concept,
-            acceptance.rule,
-            self.granularity,
-            scored.scores,
-            scored.front,
-            before,
-            trace,
-            chosen,
-            why,
-        )
+        return searched(concept, self.granularity, scored, before, evaluator.trace, acceptance)
 
     def _layers(self, scored: ScoredLayers, acceptance: Acceptance) -> list[Layer]:
         """The layers to search. Tower by tower, from input to output."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.checks import check_one_kind_of_step
-from muwa.layer_search.choice import choose
 from muwa.layer_search.evaluators.zero_shot import StepEvaluator
-from muwa.layer_search.pareto import scored_layers
+from muwa.layer_search.pareto import scored_layers, searched
 from muwa.layer_search.settings import ZeroShotSettings
 from muwa.models.base import Editable
 from muwa.run import Run
@@ -71,19 +70,7 @@ class Grid(ZeroShotSettings, LayerSearch):
             pairs = [(layer, step * evaluator.ratio(layer)) for layer in layers for step in relative]
         for layer, step in run.track(pairs, f"trying {len(pairs)} edits", len(pairs)):
             evaluator(layer, step)
-        trace = tuple(evaluator.trace)
-        chosen, why = choose(trace, acceptance)
-        return Search(
-            concept,
-            acceptance.rule,
-            self.granularity,
-            scored.scores,
-            scored.front,
-            before,
-            trace,
-            chosen,
-            why,
-        )
+        return searched(concept, self.granularity, scored, before, evaluator.trace, acceptance)
 
 
 @dataclass(frozen=True)

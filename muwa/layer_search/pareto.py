@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from muwa.layer_search.choice import Acceptance, choose
 from muwa.layer_search.gains import layer_gains
 from muwa.layer_search.scores import layer_scores
 from muwa.patch.names import delta_key
-from muwa.types.search import Layer, LayerScore
+from muwa.types.search import Evaluation, Layer, LayerScore, Search
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -116,3 +117,18 @@ def _scores(
     scores = layer_scores(weights, whitened.forget, gradients.retain, layers)
     gains = layer_gains(weights, gradients.forget, whitened, layers)
     return {name: replace(score, gain=gains.get(name)) for name, score in scores.items()}
+
+
+def searched(
+    concept: str,
+    granularity: str,
+    scored: ScoredLayers,
+    before: Evaluation,
+    trace: Sequence[Evaluation],
+    acceptance: Acceptance,
+) -> Search:
+    """The record of a search whose steps were all tried: one of them is chosen by `acceptance`."""
+    chosen, why = choose(trace, acceptance)
+    return Search(
+        concept, acceptance.rule, granularity, scored.scores, scored.front, before, tuple(trace), chosen, why
+    )

@@ -333,6 +333,7 @@ def test_padding_that_the_text_tower_does_not_look_at_does_not_count():
         model._towers.model.encode_text(tiny.tokenize(list(texts)))
     for hook in hooks:
         hook.remove()
+    assert sorted(given) == ["attn.in_proj_weight", "mlp.c_fc.weight"]
     for name, output in given.items():
         # the text, its end, and the first place of padding, which is not told from it
         x = torch.cat([output[0, :8], output[1, :7], output[2]])
@@ -345,6 +346,7 @@ def test_padding_has_no_gradient_where_the_text_tower_does_not_look_at_it():
     _, outputs = seen_by_hooks(model, plain_open_clip, pairs, [range(3)])
     got = clip_output_sums(model, pairs, [range(3)], LOSS, micro_batch_size=None, run=Run())
     for name in ("transformer.resblocks.0.mlp.c_fc.weight", "transformer.resblocks.1.mlp.c_proj.weight"):
+        assert outputs[name].any()
         same(got[name], outputs[name])
 
 
@@ -379,6 +381,7 @@ def test_a_micro_batch_changes_rounding_only(micro):
     whole = clip_output_sums(model, pairs, batches, LOSS, micro_batch_size=None, run=Run())
     parts = clip_output_sums(model, pairs, batches, LOSS, micro_batch_size=micro, run=Run())
     inputs = [clip_input_sums(model, pairs, batch_size=size, run=Run()) for size in (10, micro)]
+    assert set(parts) == set(whole) == set(inputs[0]) == set(inputs[1]) == set(matrices(model.weights))
     for name in whole:
         same(parts[name], whole[name], 1e-4)
         same(inputs[1][name], inputs[0][name], 1e-4)
@@ -414,6 +417,7 @@ def test_a_batch_of_which_nothing_is_left_goes_out_whole():
     batches = [shuffled_batches(12, 4, 0)[at] for at in (0, 2)]
     got = output_moments(tiny.clip(), task, RECIPE, Run())
     want = clip_output_sums(tiny.clip(), task.retain, batches, LOSS, micro_batch_size=None, run=Run())
+    assert set(got) == set(want) == set(matrices(tiny.clip().weights))
     for name in want:
         same(got[name], want[name], 1e-3)
 
