@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from muwa.gradients.base import GradientSource, Recipe
@@ -22,22 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Slug(Method):
-    """One step along the mean forget gradient, on the one layer that a search over the Pareto front chooses.
-
-    For every name to forget (algorithm 1 of the paper):
-
-    1. Gradients: the mean gradients g_f of the forget loss and g_r of the retain loss, at the original
-       weights theta.
-    2. Scores of each layer: importance |g_f| / |theta| and alignment |cos(g_f, g_r)|.
-    3. Pareto front: the layers that no other layer beats on both scores (algorithm 2).
-    4. Step: bisect lambda on each layer of the front, then choose one layer and step (algorithm 3).
-    5. Edit: theta* = theta + lambda g_f on that layer (`muwa.layer_search.steps.step_deltas`). No sign is
-       flipped: lambda > 0 raises the forget loss.
-
-    Steps 2 to 4 are the layer search. In a model with several text encoders, one layer of each is edited.
-    With several names, each name has its own gradients (all at the original weights), its own layer and its
-    own step. The edits of all names are added.
+class SlugSettings:
+    """The settings of SLUG and of its variants on other gradients.
 
     Args:
         layer_search: How the layer and the step are found, for this kind of model.
@@ -50,11 +36,7 @@ class Slug(Method):
         precision: Precision of the forward pass of the gradients: "fp32" | "bf16"; sums stay fp32.
         micro_batch_size: Pairs that are encoded at once, if a batch does not fit in memory; None takes whole
             batches. It changes the gradients by rounding only.
-
-    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3; docs/method.md lists where we differ.
     """
-
-    uses_workers: ClassVar[bool] = True
 
     layer_search: LayerSearch
     gradients: GradientSource
@@ -80,6 +62,37 @@ class Slug(Method):
             self.precision,
             self.micro_batch_size,
         )
+
+    def slug_along(self, gradients: GradientSource) -> Slug:
+        """SLUG with these settings, on the gradients of another source."""
+        values = {field.name: getattr(self, field.name) for field in fields(SlugSettings)}
+        return Slug(**{**values, "gradients": gradients})
+
+
+@dataclass(frozen=True)
+class Slug(SlugSettings, Method):
+    """One step along the mean forget gradient, on the one layer that a search over the Pareto front chooses.
+
+    For every name to forget (algorithm 1 of the paper):
+
+    1. Gradients: the mean gradients g_f of the forget loss and g_r of the retain loss, at the original
+       weights theta.
+    2. Scores of each layer: importance |g_f| / |theta| and alignment |cos(g_f, g_r)|.
+    3. Pareto front: the layers that no other layer beats on both scores (algorithm 2).
+    4. Step: bisect lambda on each layer of the front, then choose one layer and step (algorithm 3).
+    5. Edit: theta* = theta + lambda g_f on that layer (`muwa.layer_search.steps.step_deltas`). No sign is
+       flipped: lambda > 0 raises the forget loss.
+
+    Steps 2 to 4 are the layer search. In a model with several text encoders, one layer of each is edited.
+    With several names, each name has its own gradients (all at the original weights), its own layer and its
+    own step. The edits of all names are added.
+
+    The arguments are those of `SlugSettings`.
+
+    Source: SLUG (arXiv 2407.11867), algorithms 1 to 3; docs/method.md lists where we differ.
+    """
+
+    uses_workers: ClassVar[bool] = True
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """Raise if a setting is out of range, or if the gradient source or the search does not fit the model.

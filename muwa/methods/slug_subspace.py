@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.subspaces import ProjectedGradients
-from muwa.layer_search.base import LayerSearch
 from muwa.methods.base import Method
-from muwa.methods.slug import Slug
+from muwa.methods.slug import Slug, SlugSettings
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SlugSubspace(Method):
+class SlugSubspace(SlugSettings, Method):
     """SLUG with `G_f (I - V V^T)` in place of the forget gradient G_f of every weight matrix.
 
     G_f is (outputs, inputs). The k columns of V (inputs, k) span the input directions that the retain set
@@ -27,13 +25,13 @@ class SlugSubspace(Method):
     projected gradient.
 
     Args:
-        layer_search: As in `muwa.methods.slug.Slug`.
         subspace: What V is computed from. "gradient": the mean retain gradient. "fisher": the retain
             gradients of single batches. "activations": the inputs of the weight on the retain set.
         energy: Sets k: the smallest number of directions that hold at least this fraction of the trace of the
             second moment; in (0, 1).
         rank: The number k itself, the same for all weights; None takes k from `energy`.
-        gradients, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size: As in `Slug`.
+
+    The other arguments are those of `muwa.methods.slug.SlugSettings`.
 
     Source: muwa's own. The subspaces are those of gradient projection memory (arXiv 2103.09762), there for
     continual learning.
@@ -41,36 +39,14 @@ class SlugSubspace(Method):
 
     uses_workers: ClassVar[bool] = True
 
-    layer_search: LayerSearch
     subspace: str
     energy: float
     rank: int | None
-    gradients: GradientSource
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-    precision: str
-    micro_batch_size: int | None
 
     @property
     def slug(self) -> Slug:
         """SLUG on the projected gradients."""
-        return Slug(
-            self.layer_search,
-            ProjectedGradients(self.gradients, self.subspace, self.energy, self.rank),
-            self.forget_loss,
-            self.retain_loss,
-            self.batch_size,
-            self.seed,
-            self.precision,
-            self.micro_batch_size,
-        )
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the gradients are taken, before they are projected."""
-        return self.slug.recipe
+        return self.slug_along(ProjectedGradients(self.gradients, self.subspace, self.energy, self.rank))
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """Raise if a setting is out of range, or if the gradient source or the search does not fit the model.

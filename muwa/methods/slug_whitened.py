@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.whitening import WhitenedGradients, Whitening
-from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.replay import run_search
 from muwa.layer_search.steps import edit_of
 from muwa.methods.base import Method
-from muwa.methods.slug import Slug, log_gradients
+from muwa.methods.slug import Slug, SlugSettings, log_gradients
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SlugWhitened(Method):
+class SlugWhitened(SlugSettings, Method):
     """SLUG with (S + d_S I)^-p G (C + d_C I)^-q in place of the forget gradient G of every weight matrix.
 
     C and S are the second moments of a weight's inputs, and of the gradients at its outputs, on the retain
@@ -36,48 +34,31 @@ class SlugWhitened(Method):
     (`muwa.gradients.whitening.shares`).
 
     Args:
-        layer_search: As in `muwa.methods.slug.Slug`.
         damping, output_damping: d_C and d_S, above 0.
         input_power, output_power: q and p, from 0 to 1. With p = 0, S is not computed.
         rounds: With several names, how often the shares of the names in their joint direction are found anew
             (`_joint_edit`); at least 1. A round is one search, and no pass over data.
         jointly: Whether several names are one edit of one layer. If not, each name has its own layer and
             step, and the edits are added, as in `Slug`.
-        gradients, forget_loss, retain_loss, batch_size, seed, precision, micro_batch_size: As in `Slug`.
+
+    The other arguments are those of `muwa.methods.slug.SlugSettings`.
 
     Source: muwa's own. The metric is that of K-FAC (arXiv 1503.05671).
     """
 
     uses_workers: ClassVar[bool] = True
 
-    layer_search: LayerSearch
     damping: float
     output_damping: float
     input_power: float
     output_power: float
     jointly: bool
     rounds: int
-    gradients: GradientSource
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-    precision: str
-    micro_batch_size: int | None
 
     @property
     def slug(self) -> Slug:
         """SLUG on the whitened gradients."""
-        return Slug(
-            self.layer_search,
-            self.whitened,
-            self.forget_loss,
-            self.retain_loss,
-            self.batch_size,
-            self.seed,
-            self.precision,
-            self.micro_batch_size,
-        )
+        return self.slug_along(self.whitened)
 
     @property
     def whitened(self) -> WhitenedGradients:
@@ -85,11 +66,6 @@ class SlugWhitened(Method):
         return WhitenedGradients(
             self.gradients, Whitening(self.damping, self.output_damping, self.input_power, self.output_power)
         )
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the gradients are taken, before they are whitened."""
-        return self.slug.recipe
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """Raise if a setting is out of range, or if the gradient source or the search does not fit the model.
