@@ -5,8 +5,9 @@ Bisect the step from each starting point, choose one of the steps tried, confirm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 from muwa.layer_search.bisection import bisection, next_step
@@ -112,9 +113,7 @@ def _confirm(
     tried: list[tuple[StartingPoint, Evaluation]],
     trace: _Trace,
 ) -> tuple[int | None, str]:
-    """Choose a step and confirm it. With rule "constrained" it must be feasible again.
-
-    If it is not, choose and confirm another one; at most `confirmations` steps are confirmed in all.
+    """Choose a step and confirm it. With rule "constrained" it must be feasible again, else the next is taken.
 
     Args:
         tried: The starting point and evaluation of every step of the search.
@@ -123,22 +122,43 @@ def _confirm(
     Returns:
         (the last confirmation's index in the trace, or None if no step was chosen and confirmed; why).
     """
-    left, confirmed = list(tried), 0
-    # Where nothing was tried, `choose` is still called once: it gives the reason.
-    while confirmed < settings.confirmations and (left or not tried):
-        place, reason = choose([row for _, row in left], settings.acceptance)
-        if place is None:
-            if confirmed:
-                break  # no other step was feasible, so the reason is the failed confirmation
-            return None, f"{reason} {DECIDES}" if tried else reason
-        point, row = left.pop(place)
-        again, confirmed = trace.add(evaluator(point.layers, row.step, confirm=True)[0]), confirmed + 1
+    confirmed = 0
+    for point, step, reason in islice(_choices(settings, tried), settings.confirmations):
+        again, confirmed = trace.add(evaluator(point.layers, step, confirm=True)[0]), confirmed + 1
         if again.feasible or settings.rule != "constrained":
             rates = f"the concept is recognised in {again.forgotten:.0%} of outputs; {again.kept:.1%} is kept"
             return len(trace.rows) - 1, f"{reason} On confirmation ({evaluator.confirmation}), {rates}."
+    if not confirmed:
+        _, reason = choose([row for _, row in tried], settings.acceptance)
+        return None, f"{reason} {DECIDES}" if tried else reason
     if confirmed == 1:
         return None, f"The one step confirmed ({evaluator.confirmation}) was not feasible again."
     return None, f"None of the {confirmed} steps confirmed ({evaluator.confirmation}) was feasible again."
+
+
+def _choices(
+    settings: OutputSettings, tried: list[tuple[StartingPoint, Evaluation]]
+) -> Iterator[tuple[StartingPoint, float, str]]:
+    """The steps to confirm, best first: (starting point, step, why).
+
+    First the feasible steps that were tried. After them, if `settings.lengthen` is given, the first choice
+    again with a step that is so many times as long, then longer again, without end.
+    """
+    left = list(tried)
+    choices: list[tuple[StartingPoint, float]] = []
+    while left:
+        place, reason = choose([row for _, row in left], settings.acceptance)
+        if place is None:
+            break
+        point, row = left.pop(place)
+        choices.append((point, row.step))
+        yield point, row.step, reason
+    if choices and settings.lengthen:
+        point, step = choices[0]
+        reason = "No step tried was feasible on confirmation, so the first choice was made longer."
+        while True:
+            step *= settings.lengthen
+            yield point, step, reason
 
 
 class _Trace:

@@ -96,6 +96,8 @@ class OutputSettings:
             The paper allows 10 points, without an interval.
         confirmations: A chosen step is confirmed: it is evaluated again, on more or other outputs. If it is
             no longer feasible, another one is chosen. This is the number of confirmations, at most.
+        lengthen: If no step that was tried is feasible on confirmation, the first choice is confirmed with a
+            step so many times as long, as often as `confirmations` allows. None: there is no edit then.
     """
 
     start: str | None
@@ -108,6 +110,7 @@ class OutputSettings:
     forget_at_most: float
     lost_at_most: float
     confirmations: int
+    lengthen: float | None
 
     @property
     def acceptance(self) -> Acceptance:
@@ -133,6 +136,8 @@ class OutputSettings:
             )
         check_at_least_1(confirmations=self.confirmations)
         check_between_0_and_1(forget_at_most=self.forget_at_most, lost_at_most=self.lost_at_most)
+        if self.lengthen is not None and self.lengthen <= 1:
+            raise ValueError(f"layer_search.lengthen: got {self.lengthen}, want a factor above 1, or null")
         self.acceptance.check()
         if self.rule == "margin":
             raise ValueError(

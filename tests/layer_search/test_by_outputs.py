@@ -104,6 +104,21 @@ def test_confirmations_end_when_no_step_is_left() -> None:
     assert found.why == "The one step confirmed (a second look) was not feasible again."
 
 
+def test_a_first_choice_that_does_not_hold_may_be_made_longer() -> None:
+    """Step 0.1 forgets, but confirmed only steps from 0.2 on do: 0.1, 0.15 and 0.225 are confirmed."""
+    evaluator = Thresholds(forgets=0.1, confirms=0.2)
+    found = run_search(evaluator, candidates=1, max_evals=1, lengthen=1.5)
+    assert [step for _, step, confirm in evaluator.calls if confirm] == pytest.approx([0.1, 0.15, 0.225])
+    assert found.chosen == 3
+    assert found.why.startswith(
+        "No step tried was feasible on confirmation, so the first choice was made longer."
+    )
+    found = run_search(Thresholds(forgets=0.1, confirms=0.3), candidates=1, max_evals=1, lengthen=1.5)
+    assert (found.chosen, found.why) == (
+        None, "None of the 3 steps confirmed (a second look) was feasible again."
+    )  # fmt: skip
+
+
 def test_an_empty_front_is_said() -> None:
     clip = pipeline().clip
     flat = {name: torch.zeros_like(weight) for name, weight in clip.weights.items()}

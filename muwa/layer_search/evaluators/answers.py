@@ -96,7 +96,7 @@ class AnswerEvaluator:
             is_right(answer, one.accepted, one.rule, one.others)
             for answer, one in zip(answers, asked, strict=True)
         ]
-        return Hits(right, [one.role for one in asked])
+        return Hits(right, [one.role for one in asked], [one.accepted[0] for one in asked])
 
     def _evaluation(
         self, model: Vlm, hits: Hits, candidate: Candidate, step: float, size: float

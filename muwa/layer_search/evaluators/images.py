@@ -108,7 +108,7 @@ class ImageEvaluator:
         """Whether the requested concept is among the classifier's first `k` guesses for each image."""
         requests = self._requests[confirm]
         right = recognised(images, requests, self._classifier, k)
-        return Hits(right, [ROLES[request.role] for request in requests])
+        return Hits(right, [ROLES[one.role] for one in requests], [one.concept for one in requests])
 
     @torch.inference_mode()
     def _cosine(self, images: Tensor, concepts: Sequence[str]) -> float:

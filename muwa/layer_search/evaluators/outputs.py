@@ -17,14 +17,25 @@ class Hits:
     Args:
         right: One value per output.
         roles: Which set each output is about: "forget", "retain" or "utility". As many as `right`.
+        names: The name that each output is about, as many as `right`. Empty: all are about one name.
     """
 
     right: Sequence[bool]
     roles: Sequence[str]
+    names: Sequence[str] = ()
 
     def of(self, role: str) -> list[bool]:
         """The values of `right` in one set."""
         return [right for right, its_role in zip(self.right, self.roles, strict=True) if its_role == role]
+
+    def of_each_name(self) -> list[list[bool]]:
+        """The values of `right` in the forget set, one list per name, in the order in which names appear."""
+        found: dict[str, list[bool]] = {}
+        names = self.names or [""] * len(self.right)
+        for right, role, name in zip(self.right, self.roles, names, strict=True):
+            if role == "forget":
+                found.setdefault(name, []).append(right)
+        return list(found.values())
 
     def rate(self, role: str) -> float:
         """The fraction of right outputs in one set, in [0, 1]; 0 for an empty set.
@@ -63,13 +74,12 @@ def evaluation(
     Args:
         hits: The outputs of the edited model.
         candidate, step, size: What was edited, how far (unit `RELATIVE`), and |delta| / |theta|.
-        forget_at_most: The step is feasible if the upper end of the forget accuracy's 95 % interval is at
-            most this.
+        forget_at_most: The step is feasible if, for each name, the upper end of the forget accuracy's 95 %
+            interval is at most this.
         forget_top5: The forget top-5 accuracy where the classifier ranks its guesses, else the forget
             accuracy.
         closeness: How close the forget outputs still are to their name (a mean cosine).
     """
-    forget = hits.of("forget")
     retain, utility = hits.rate("retain"), hits.rate("utility")
     metrics: Mapping[str, float] = {
         "forget_top1": hits.rate("forget"),
@@ -84,7 +94,7 @@ def evaluation(
         step=step,
         step_unit=RELATIVE,
         relative_norm=size,
-        feasible=wilson(sum(forget), len(forget))[1] <= forget_at_most,
+        feasible=all(wilson(sum(one), len(one))[1] <= forget_at_most for one in hits.of_each_name()),
         forgotten=hits.rate("forget"),
         kept=kept_rate(retain, utility),
         kept_error=kept_error(retain, utility, (len(hits.of("retain")), len(hits.of("utility")))),

@@ -44,3 +44,14 @@ def test_the_evaluation_by_hand() -> None:
         AFTER, candidate, 0.4, 0.3, forget_at_most=upper - 1e-9, forget_top5=0.75, closeness=0.2
     )
     assert not lower.feasible
+
+
+def test_a_step_is_feasible_only_if_each_name_is_forgotten() -> None:
+    """Of 40 outputs 4 are right, 10 %; all four are of the one name, of which that is 40 %."""
+    right = [True] * 4 + [False] * 36
+    names = ["Ada"] * 10 + ["Bea"] * 30
+    together, apart = Hits(right, ["forget"] * 40), Hits(right, ["forget"] * 40, names)
+    assert apart.of_each_name() == [right[:10], right[10:]]
+    for hits, feasible in ((together, True), (apart, False)):
+        row = evaluation(hits, Candidate({}, "text"), 1, 1, forget_at_most=0.25, forget_top5=0, closeness=0)
+        assert row.feasible == feasible
