@@ -195,7 +195,7 @@ SMALL = (
     "dataset.utility_probe=0.03",
 )
 SETTINGS = dict(start="clip", candidates=2, granularity="tensor", rule="constrained", tolerance=1.0, first_step=0.1,
-                max_evals=6, forget_at_most=0.4, lost_at_most=0.1, confirmations=1)  # fmt: skip
+                max_evals=6, forget_at_most=0.4, lost_at_most=0.1, confirmations=1, lengthen=None)  # fmt: skip
 
 
 def retriever() -> Retriever:

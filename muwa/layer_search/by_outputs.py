@@ -113,7 +113,7 @@ def _confirm(
     tried: list[tuple[StartingPoint, Evaluation]],
     trace: _Trace,
 ) -> tuple[int | None, str]:
-    """Choose a step and confirm it. With rule "constrained" it must be feasible again, else the next is taken.
+    """Choose a step and confirm it. Rule "constrained" chooses another one if it is not feasible again.
 
     Args:
         tried: The starting point and evaluation of every step of the search.

@@ -55,6 +55,7 @@ def test_searches_of_a_clip_refuse_other_models(settings):
     ({"start": "here"}, "layer_search.start: got 'here', want one of clip, ratio, gain"),
     ({"candidates": 0}, "layer_search.candidates: got 0, want at least 1, or null for all layers"),
     ({"confirmations": 0}, "layer_search.confirmations: got 0, want at least 1"),
+    ({"lengthen": 1.0}, "layer_search.lengthen: got 1.0, want a factor above 1, or null"),
     ({"forget_at_most": 0.0}, r"layer_search.forget_at_most: got 0.0, want a rate in \(0, 1\)"),
     ({"lost_at_most": 1.5}, "layer_search.lost_at_most: got 1.5"),
     ({"rule": "best"}, "layer_search.rule: got 'best'"),
