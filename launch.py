@@ -9,16 +9,16 @@ python launch.py --cfg job                                    # print the config
 import hydra
 from omegaconf import DictConfig
 
-from muwa import config, pipeline
+from muwa import config, pipeline  # both without torch: help and refusals come at once
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
-    """Build the parts and run the pipeline. Returns the objective, which a sweeper minimises."""
+    """Run the pipeline on the parts of the config. Returns the objective, which a sweeper minimises."""
     with config.one_line_errors():
-        return pipeline.run(config.build(cfg), config.settings(cfg))
+        return pipeline.run(config.Parts(cfg), config.settings(cfg))
 
 
 if __name__ == "__main__":

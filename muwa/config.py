@@ -30,6 +30,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from muwa.runtime.ranks import is_worker
+
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
@@ -109,7 +111,7 @@ def adapt_command_line() -> None:
     torchrun have the same command line, but only the main rank may write.
     """
     sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
-    if _is_worker():
+    if is_worker():
         sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
         sys.argv += ["hydra.output_subdir=null"]
         sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
@@ -129,17 +131,44 @@ def present_name(override: str) -> str:
     return override
 
 
-def _is_worker() -> bool:
-    """Whether torchrun started this process as a worker rank (not rank 0)."""
-    return int(os.environ.get("RANK", "0")) > 0
+class Parts(Mapping[str, Any]):
+    """The parts of a composed config: task, method and metrics as records, the others as partials.
+
+    A part is made when it is first asked for. Task and data set are made without torch.
+
+    Raises:
+        ValueError: A stage is unknown, or a value is missing (`???`); later, for one part: a keyword does not
+            fit. Names the key.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        _check_values(cfg)
+        self._cfg = cfg
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in PARTS:
+            raise KeyError(name)
+        if name not in self._made:
+            made = _instantiated(self._cfg, name)
+            check({name: made})
+            self._made[name] = with_records(made) if name in RECORDS else made
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PARTS)
+
+    def __len__(self) -> int:
+        return len(PARTS)
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
-    """The parts of a composed config: task, method and metrics as records, the others as partials.
+    """All parts of a composed config at once (`Parts`)."""
+    return dict(Parts(cfg))
 
-    Raises:
-        ValueError: A keyword does not fit, a stage is unknown, or a value is missing (`???`). Names the key.
-    """
+
+def _check_values(cfg: DictConfig) -> None:
+    """Raise ValueError if a value is missing or a stage is unknown. Names the key."""
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
         raise ValueError(
@@ -148,9 +177,6 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
-    parts = {name: _instantiated(cfg, name) for name in PARTS}
-    check(parts)
-    return {name: with_records(parts[name]) if name in RECORDS else parts[name] for name in PARTS}
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
@@ -321,15 +347,15 @@ class SweepPages(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
-        from muwa.report.sweep import end_run, write_sweep  # only a multirun needs tables and figures
+        if config.hydra.mode == RunMode.MULTIRUN and not is_worker():
+            from muwa.report.sweep import end_run, write_sweep  # tables and figures
 
-        if config.hydra.mode == RunMode.MULTIRUN and not _is_worker():
             end_run(Path(config.hydra.runtime.output_dir), done=job_return.status == JobStatus.COMPLETED)
             write_sweep(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when every run is done, in the process that launched them."""
-        from muwa.report.sweep import write_sweep
+        if not is_worker():
+            from muwa.report.sweep import write_sweep
 
-        if not _is_worker():
             write_sweep(Path(config.hydra.sweep.dir))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 
 class Content(ABC):
@@ -40,6 +39,30 @@ def read_image(image: bytes | Path) -> bytes:
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
+Stamp = tuple[str, int, int]  # the absolute path of a file, its size, its time of change in nanoseconds
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells whether a file changed since it was read last, without reading it again."""
+    found = path.stat()
+    return str(path.absolute()), found.st_size, found.st_mtime_ns
+
+
+def image_digest(image: bytes | Path) -> str:
+    """SHA-256 (hex) of the encoded bytes of one image.
+
+    A file is read once in a process, however many runs a sweep has; again if its size or time changed.
+    """
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    return _file_digest(stamp(image))
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _file_digest(file: Stamp) -> str:
+    return hashlib.sha256(Path(file[0]).read_bytes()).hexdigest()
+
+
 @functools.singledispatch
 def fingerprint(x: object) -> str:
     """SHA-256 (hex) of the content of `x`.
@@ -53,6 +76,9 @@ def fingerprint(x: object) -> str:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
         return digest([type(x).__qualname__, fingerprint(fields)])
+    torch = sys.modules.get("torch")  # a tensor cannot be there before torch is
+    if torch is not None and isinstance(x, torch.Tensor):
+        return _of_tensor(x)
     raise TypeError(f"cannot fingerprint {type(x).__name__}: subclass muwa.fingerprint.Content")
 
 
@@ -87,12 +113,6 @@ def _(x: Mapping) -> str:
 
 
 @fingerprint.register
-def _(x: Tensor) -> str:
-    raw = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return digest(["tensor", str(x.dtype), str(tuple(x.shape)), raw])
-
-
-@fingerprint.register
 def _(x: functools.partial) -> str:
     return digest(["partial", fingerprint(x.func), fingerprint(list(x.args)), fingerprint(x.keywords)])
 
@@ -104,3 +124,10 @@ def _(x: Callable[..., object]) -> str:
             f"cannot fingerprint {x.__qualname__}: a lambda or inner function has no name to go by"
         )
     return digest(["function", x.__module__, x.__qualname__])
+
+
+def _of_tensor(x: Any) -> str:
+    """SHA-256 (hex) of a tensor: its type, its shape and the bytes of its elements in order."""
+    elements = x.detach().cpu().contiguous().flatten()
+    raw = elements.view(sys.modules["torch"].uint8).numpy().tobytes()
+    return digest(["tensor", str(x.dtype), str(tuple(x.shape)), raw])

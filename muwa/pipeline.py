@@ -1,279 +1,56 @@
-"""One run: data -> metrics before -> method -> patch -> metrics after -> report.
+"""One run: check the data -> curate -> unlearn, eval and report (`muwa.unlearning`).
 
-The setting `stages` (curate, unlearn, eval, report) says which parts run. For SLUG, the method
-(muwa/methods/slug.py) is gradients -> scores -> layer search.
+The setting `stages` says which of them run. This module and what it imports do
+without torch, whose import takes seconds: what can be refused by then is refused at once.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from muwa.cache.store import Store
-from muwa.eval.clip.similarity import matrix
-from muwa.eval.measure import check_measures, evaluate, fitting
-from muwa.methods.base import Method, make_edit
-from muwa.models.base import Editable
-from muwa.patch.apply import write_patch
-from muwa.report.loggers import Loggers
-from muwa.report.page import write_report
-from muwa.report.verdicts import verdicts
-from muwa.run import Run
-from muwa.runtime.distributed import Distributed, join
-from muwa.runtime.memory import peak_memory, reset_peak
-from muwa.types.data import Task
-from muwa.types.edit import Edit
-from muwa.types.metric import Metric
-from muwa.types.report import PATCH, Report
-
-LIBRARIES = (
-    "muwa",
-    "torch",
-    "open_clip_torch",
-    "transformers",
-    "diffusers",
-    "webdataset",
-    "hydra-core",
-    "safetensors",
-    "numpy",
-)
-MATRIX_NAMES = 12  # retained names in the similarity matrix
-
-
-@dataclass(frozen=True)
-class EditWithCost:
-    """An edit, and the cost of making it.
-
-    Args:
-        seconds: Seconds the method takes with an empty cache: cached results count with their original
-            compute time.
-        peak_memory: The peak memory of the method, in bytes.
-    """
-
-    edit: Edit
-    seconds: float
-    peak_memory: int
+from muwa.data.base import TaskBuilder
+from muwa.data.dataset import Dataset
+from muwa.runtime.ranks import is_worker
 
 
 def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
-    """One run: all of its stages in turn. Everything is written to the folder of the run.
+    """One run: all of its stages in turn.
 
     Args:
         parts: What `muwa.config.build` makes of a config: `model` and `dataset` as loaders, `task` and
             `method` as callable records, `eval` as a mapping of records, `logger` as a mapping of loaders.
+            Only those that the stages need are read.
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`objective`). It is 0, which is also the perfect score, on worker ranks and if
-        `unlearn` or `eval` is not among the stages.
+        The objective (`muwa.unlearning.objective`); 0 if `unlearn` or `eval` is not among the stages.
 
     Raises:
-        ValueError, FileNotFoundError: Bad input. Most of it is found before any compute. A metric that
-            cannot be computed fails on the unedited model, before the edit.
+        ValueError, FileNotFoundError: Bad input. Unknown names, missing folders and missing shards are
+            refused before torch is imported.
     """
-    with join(settings["runtime"]["device"]) as distributed:
-        return _run(parts, settings, distributed)
-
-
-def _run(parts: Mapping[str, Any], settings: Mapping[str, Any], distributed: Distributed) -> float:
-    """The run of one process: the main rank does everything, worker ranks help to compute gradients."""
-    stages, runtime = settings["stages"], settings["runtime"]
-    if runtime["threads"]:
-        torch.set_num_threads(runtime["threads"])
-    reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
-    started = time.perf_counter()
+    stages, task = settings["stages"], parts["task"]
+    dataset: Dataset = parts["dataset"]()
+    if "unlearn" in stages:
+        task.check(dataset)
+        parts = dict(parts)  # makes and checks all parts; this imports torch
     seconds: dict[str, float] = {}
-    progress = runtime["progress"] and distributed.is_main
-    dataset = parts["dataset"]()
-    if "curate" in stages and distributed.is_main:
-        curated = parts["task"].curate(dataset, progress=progress)
-        for name, folder in curated.folders.items():
-            print(f"{name}: {curated.counts[name]} pairs in {folder}", file=sys.stderr)
+    if "curate" in stages and not is_worker():
+        started = time.perf_counter()
+        _curate(task, dataset, settings["runtime"]["progress"])
         seconds["curate"] = time.perf_counter() - started
     if "unlearn" not in stages:
         return 0.0
-    model: Editable = parts["model"]()
-    task: Task = parts["task"](dataset, progress=progress)
-    seconds["data"] = time.perf_counter() - started
-    file = Path(settings["gradients"]) if settings["gradients"] else None
-    store = Store(Path(settings["paths"]["cache"]))
-    services = Run(store, distributed=distributed, progress=progress, gradient_file=file)
-    if not distributed.is_main:
-        make_edit(parts["method"], model, task, services)
-        return 0.0
-    with Loggers([make() for make in parts["logger"].values()]) as loggers:
-        loggers.log("config", dict(settings))
-        report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
-        seconds |= store.seconds
-        seconds["total"] = time.perf_counter() - started
-        if report is not None:
-            report = loggers.report = replace(report, seconds=seconds)
-            if "report" in stages:
-                write_report(report, show_forget=settings["report"]["show_forget"])
-    if report is not None:
-        print("\n".join(one["text"] for one in verdicts(report)))
-    written = ["report.html", "results.json"] if report is not None and "report" in stages else []
-    files = ", ".join([*written, PATCH])
-    print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
-    return report.objective if report is not None else 0.0
+    from muwa import unlearning
+
+    return unlearning.run(parts, dataset, settings, seconds)
 
 
-def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Editable, task: Task, run: Run
-) -> Report | None:
-    """Check everything, measure, make the edit, write the patch, and measure again.
-
-    The unedited model is measured first: a metric that cannot be computed then ends the run before the edit.
-
-    Returns:
-        The report; None without the stage `eval`.
-    """
-    device, folder = settings["runtime"]["device"], Path(settings["paths"]["run"])
-    measures = fitting(model, parts["eval"]) if "eval" in settings["stages"] else {}
-    check_measures(model, task, measures)
-    parts["method"].check(model, task, run)
-    observer = model.observe(run)
-    before = evaluate(observer, task, measures)
-    earlier = peak_memory(device)
-    made = _make(parts["method"], model, task, run, device)
-    patch = folder / PATCH
-    write_patch(patch, made.edit, model.patch_base(made.edit), patch_provenance(parts["method"], model, task))
-    if "eval" not in settings["stages"]:
-        return None
-    edited = model.edited(made.edit)
-    observer_after = edited.observe(run)
-    after = evaluate(observer_after, task, measures)
-    for when, metrics in (("before", before), ("after", after)):
-        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
-    return Report(
-        name=settings["name"],
-        folder=folder,
-        objective=objective(before, after),
-        before=before,
-        after=after,
-        edit=made.edit,
-        task=task,
-        similarity=similarity(model, edited, task, run),
-        seconds={},
-        cache=dict(run.store.events) if run.store else {},
-        peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
-        provenance=provenance(model, task, settings),
-        examples=observer.examples(observer_after, task),
-        cost=cost(made, patch),
-    )
-
-
-def patch_provenance(method: Method, model: Editable, task: Task) -> dict[str, object]:
-    """What the patch file says about its origin."""
-    return {
-        "model": model.source,
-        "task": task.kind,
-        "names": list(task.names),
-        "versions": versions(),
-        "method": type(method).__module__,
-        "data": task.fingerprint,
-    }
-
-
-def _make(method: Method, model: Editable, task: Task, run: Run, device: str) -> EditWithCost:
-    """Make the edit; measure its time and memory."""
-    reset_peak(device)
-    started, saved = time.perf_counter(), run.store.saved if run.store else 0.0
-    edit = make_edit(method, model, task, run)
-    seconds = time.perf_counter() - started + (run.store.saved if run.store else 0.0) - saved
-    return EditWithCost(edit, seconds, peak_memory(device))
-
-
-def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
-    """What the method cost.
-
-    Returns:
-        "seconds"; "peak_memory_bytes"; "bytes" of the patch file; "parameters", the number of weights that
-        changed; "samples", the number of training pairs whose gradient was taken.
-    """
-    changed = sum(delta.count_nonzero().item() for delta in made.edit.deltas.values())
-    return {
-        "seconds": made.seconds,
-        "peak_memory_bytes": made.peak_memory,
-        "bytes": patch.stat().st_size,
-        "parameters": changed,
-        "samples": made.edit.samples,
-    }
-
-
-def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[str, object]:
-    """The similarity matrices of the model's first CLIP, before and after the edit.
-
-    Returns:
-        "names", "n" (images per row), "before" and "after". Returns {} if the model is not itself a CLIP and
-        its first CLIP was not edited.
-    """
-    (encoder, clip), changed = next(iter(model.clips.items())), next(iter(edited.clips.values()))
-    if encoder and clip.weights_fingerprint == changed.weights_fingerprint:
-        return {}
-    base, after = (matrix(one.observe(run), task.eval, MATRIX_NAMES) for one in (clip, changed))
-    return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
-
-
-def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:
-    """What a sweep minimises: how much of the target is still recognised plus how much of the rest was lost.
-
-    0 is perfect. It is a sum over the metrics with `reading.in_objective`: the rate at which the target is
-    still recognised (role "forgotten") and the drop of the rate, if it dropped (role "kept").
-    """
-    total = 0.0
-    for name, metric in after.items():
-        reading = metric.reading
-        if reading.in_objective and reading.role == "forgotten":
-            total += metric.still_recognised
-        elif reading.in_objective and reading.role == "kept":
-            total += max(0.0, before[name].value - metric.value)
-    return total
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that results depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **libraries}
-
-
-def provenance(model: Editable, task: Task, settings: Mapping[str, Any]) -> dict[str, object]:
-    """What is needed to repeat the run, and to check that it was the same."""
-    return {
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "seed": settings["seed"],
-        "model": dict(model.about()),
-        # "muwa.methods.slug.Slug" -> "slug"
-        "method": settings["method"]["_target_"].rpartition(".")[0].rpartition(".")[2],
-        "data": {"kind": task.kind, "fingerprint": task.fingerprint},
-        "device": settings["runtime"]["device"],
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "command": settings["command"],
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that muwa runs from, with "+changes" if files differ; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+changes" if commit and git("status", "--porcelain") else commit
+def _curate(task: TaskBuilder, dataset: Dataset, progress: bool) -> None:
+    """Write the forget sets and say where they are."""
+    curated = task.curate(dataset, progress=progress)
+    for name, folder in curated.folders.items():
+        print(f"{name}: {curated.counts[name]} pairs in {folder}", file=sys.stderr)

@@ -12,6 +12,15 @@ from muwa.types.data import Task
 class TaskBuilder(Protocol):
     """Makes a task from a data set. Its settings (what to forget, prompts, limits) are its fields."""
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise if the data cannot be there for this task. No image is opened, and torch is not imported.
+
+        Raises:
+            ValueError: The name to forget is unknown; the message lists the nearest names.
+            FileNotFoundError: A file or folder is missing. The message says what was looked for.
+        """
+        ...
+
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task.
 

@@ -14,7 +14,7 @@ from muwa.data.curate import Curated, mentions
 from muwa.data.dataset import Dataset
 from muwa.data.labelled import decodable
 from muwa.data.samples import find_names
-from muwa.data.shards import read_pairs
+from muwa.data.shards import expand, read_pairs_once
 from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
@@ -77,14 +77,23 @@ class ForgetStyleOrClass(TaskBuilder):
     seed: int
     limits: CanvasLimits
 
-    def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
-        """Read the data and make the task."""
+    def check(self, dataset: Dataset) -> None:
+        """Raise if a name is unknown, or a folder or shard is missing."""
+        self._canvas(dataset)
+        expand(dataset.retain)
+
+    def _canvas(self, dataset: Dataset) -> tuple[Canvas, str, tuple[str, ...]]:
+        """(The folder's content, "style" or "class", the names to forget as in the folder)."""
         if dataset.canvas is None:
             raise ValueError(
                 f"dataset {dataset.name!r} has no canvas: give dataset.canvas=FOLDER; want {LAYOUT}"
             )
         canvas = read_canvas(Path(dataset.canvas))
-        kind, names = _kind_and_names(self.concept, canvas, dataset.canvas)
+        return canvas, *_kind_and_names(self.concept, canvas, dataset.canvas)
+
+    def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
+        """Read the data and make the task."""
+        canvas, kind, names = self._canvas(dataset)
         images = _Images(canvas, kind, self, dataset)
         measured = {name: images.measured(name) for name in names}
         forget = {name: self._forget_set(images, name, len(measured[name])) for name in names}
@@ -100,7 +109,7 @@ class ForgetStyleOrClass(TaskBuilder):
             images.labelled(images.utility(others, for_probe=False), images.other_classes),
         )
         limit = self.limits.retain_pairs
-        retain, broken_pairs = read_pairs(
+        retain, broken_pairs = read_pairs_once(
             dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
         )
         return Task(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from open_clip import IMAGENET_CLASSNAMES
 
 from muwa.data.labelled import decodable
 from muwa.types.data import Broken, Classes, LabelledImages
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+IMAGENET_CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
 _NAME_FILES = ("LOC_synset_mapping.txt", "classnames.txt")
 _LAYOUT = (
@@ -41,20 +41,7 @@ def read_folder(
             found, and gives the layout.
         ValueError: Class names are missing, or too many images are broken.
     """
-    folders = (
-        sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if root.is_dir()
-        else []
-    )
-    if not folders:
-        loose = sum(path.suffix.lower() in _ENDINGS for path in root.iterdir()) if root.is_dir() else 0
-        found = f"{loose} images and no class folder" if root.is_dir() else "no such folder"
-        hint = (
-            " Sort them by class first (ImageNet's devkit has the labels of its validation set)."
-            if loose
-            else ""
-        )
-        raise FileNotFoundError(f"dataset.images={root}: {found}; want {_LAYOUT.format(root=root)}.{hint}")
+    folders = class_folders(root)
     names = _class_names(root, [folder.name for folder in folders])
     classes = Classes(tuple(dict.fromkeys(names)), tuple(templates))
     rows = [
@@ -75,6 +62,34 @@ def read_folder(
     return decodable(images, max_broken, str(root))
 
 
+def class_names(root: Path) -> tuple[str, ...]:
+    """The names of the folder's classes, without repetition. No image is opened.
+
+    Raises:
+        FileNotFoundError, ValueError: As in `read_folder`.
+    """
+    return tuple(dict.fromkeys(_class_names(root, [folder.name for folder in class_folders(root)])))
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders of the classes, sorted. Raises FileNotFoundError if there is none."""
+    folders = (
+        sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if root.is_dir()
+        else []
+    )
+    if not folders:
+        loose = sum(path.suffix.lower() in _ENDINGS for path in root.iterdir()) if root.is_dir() else 0
+        found = f"{loose} images and no class folder" if root.is_dir() else "no such folder"
+        hint = (
+            " Sort them by class first (ImageNet's devkit has the labels of its validation set)."
+            if loose
+            else ""
+        )
+        raise FileNotFoundError(f"dataset.images={root}: {found}; want {_LAYOUT.format(root=root)}.{hint}")
+    return folders
+
+
 def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
     """The class name of each folder, in order: the folder's name, or the name for its WordNet id."""
     if not all(_WNID.fullmatch(folder) for folder in folders):
@@ -88,7 +103,9 @@ def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
                     f"{path}: no name for {missing[0]} ({len(missing)} of {len(folders)} folders)"
                 )
             return tuple(names[folder] for folder in folders)
-    if len(folders) == len(IMAGENET_CLASSNAMES):
+    if len(folders) == IMAGENET_CLASSES:
+        from open_clip import IMAGENET_CLASSNAMES  # imports torch
+
         return tuple(IMAGENET_CLASSNAMES)
     raise ValueError(
         f"dataset.images={root}: {len(folders)} WordNet folders, not ImageNet's 1000, and no names for them; "

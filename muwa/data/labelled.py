@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from muwa.data.samples import check_broken, decode
+from muwa.fingerprint import Stamp, stamp
 from muwa.types.data import Broken, Classes, LabelledImages
 
 
@@ -34,15 +36,31 @@ def decodable(images: LabelledImages, max_broken: float, what: str) -> tuple[Lab
         ValueError: A larger share is broken. The message lists them.
     """
 
-    def fault(i: int) -> str | None:
-        try:
-            decode(images.images[i])
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
     with ThreadPoolExecutor(4) as pool:
-        faults = list(pool.map(fault, range(len(images))))
+        faults = list(pool.map(_fault, images.images))
     broken = [Broken(images.keys[i], why) for i, why in enumerate(faults) if why]
     check_broken(broken, len(images), max_broken, what)
     return (images.select([i for i, why in enumerate(faults) if not why]) if broken else images), broken
+
+
+def _fault(image: bytes | Path) -> str | None:
+    """Why an image cannot be decoded, or None. A file that did not change is decoded once in a process."""
+    if isinstance(image, bytes):
+        return _decoding_fault(image)
+    try:
+        return _file_fault(stamp(image))
+    except OSError as error:
+        return str(error)
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _file_fault(file: Stamp) -> str | None:
+    return _decoding_fault(Path(file[0]))
+
+
+def _decoding_fault(image: bytes | Path) -> str | None:
+    try:
+        decode(image)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -10,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import braceexpand
-import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from muwa.data.samples import check_broken, decode
+from muwa.fingerprint import Stamp, stamp
 from muwa.runtime.progress import track
 from muwa.types.data import Broken, Pairs
 
@@ -107,6 +107,9 @@ def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
         OSError: The shard cannot be opened.
     """
 
+    import webdataset as wds  # imports torch
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     def note(error: Exception) -> bool:
         faults.append(f"{type(error).__name__}: {error.args[0] if error.args else error}")
         return True
@@ -167,9 +170,9 @@ def read_pairs(
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
         ValueError: Too many samples are broken, or a shard has no captions.
     """
-    shards = expand(urls)
     samples: list[Sample] = []
     broken: list[Broken] = []
+    shards = expand(urls)
     for shard in track(shards, "reading shards", len(shards), show=progress):
         for sample in iter_samples(shard, broken):
             samples.append(sample)
@@ -182,11 +185,34 @@ def read_pairs(
     return Pairs(keys, images, captions), broken
 
 
+def read_pairs_once(
+    urls: str | Sequence[str], *, limit: int | None, max_broken: float, progress: bool
+) -> tuple[Pairs, list[Broken]]:
+    """`read_pairs` for the retain set: all runs of a sweep in one process share what was read first.
+
+    The last result is kept in memory and returned as long as no shard changed. Remote shards are read again.
+    """
+    shards = expand(urls)
+    if any(map(is_remote, shards)):
+        return read_pairs(shards, limit=limit, max_broken=max_broken, progress=progress)
+    return _read_local(tuple(stamp(local_path(one)) for one in shards), limit, max_broken, progress)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_local(
+    stamps: tuple[Stamp, ...], limit: int | None, max_broken: float, progress: bool
+) -> tuple[Pairs, list[Broken]]:
+    paths = [path for path, _, _ in stamps]
+    return read_pairs(paths, limit=limit, max_broken=max_broken, progress=progress)
+
+
 def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, object]]]) -> int:
     """Write samples (key, image, caption, metadata) as a tar, and return their number.
 
     The file appears only when it is complete. The same samples give the same bytes.
     """
+    import webdataset as wds  # imports torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     count = 0
@@ -208,6 +234,8 @@ def image_ending(image: bytes) -> str:
 
 def shard_fingerprint(url: str) -> str:
     """SHA-256 (hex) of a shard's bytes."""
+    import webdataset as wds  # imports torch
+
     with wds.gopen(url) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() if not is_remote(url) else _streamed(stream)
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
 from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
 from muwa.data.curate import Curated, curate, load_forget, mentions
 from muwa.data.dataset import Dataset
-from muwa.data.imagenet import read_folder
+from muwa.data.imagenet import class_folders, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
 from muwa.data.samples import check_broken, find_names, fold, listed
-from muwa.data.shards import read_pairs
+from muwa.data.shards import expand, read_pairs_once
 from muwa.data.splits import Limits, split_images, utility_images
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
@@ -55,6 +54,12 @@ class ForgetIdentities(TaskBuilder):
     utility_prompt: str
     seed: int
     limits: Limits
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise if a name is unknown, or a folder or shard is missing."""
+        find_names(self.identity, _read_people(dataset).names, dataset.celeba)
+        class_folders(Path(dataset.images))
+        _check_shards(dataset)
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
@@ -107,6 +112,12 @@ class ForgetObjects(TaskBuilder):
     seed: int
     limits: Limits
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise if a name is unknown, or a folder or shard is missing."""
+        find_names(self.object, class_names(Path(dataset.images)), dataset.images)
+        _read_people(dataset)
+        _check_shards(dataset)
+
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
         objects, broken = read_folder(
@@ -153,10 +164,19 @@ def templates(which: str) -> tuple[str, ...]:
     """
     if "{}" in which:
         return (which,)
-    sets = {"simple": SIMPLE_IMAGENET_TEMPLATES, "openai": OPENAI_IMAGENET_TEMPLATES}
-    if which not in sets:
+    if which not in ("simple", "openai"):
         raise ValueError(f"templates: got {which!r}, want simple, openai, or a prompt with {{}} in it")
-    return tuple(template("{}") for template in sets[which])
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # imports torch
+
+    chosen = SIMPLE_IMAGENET_TEMPLATES if which == "simple" else OPENAI_IMAGENET_TEMPLATES
+    return tuple(template("{}") for template in chosen)
+
+
+def _check_shards(dataset: Dataset) -> None:
+    """Raise FileNotFoundError if a shard is missing that the task reads."""
+    expand(dataset.retain)
+    if dataset.forget is None:
+        expand(dataset.shards)
 
 
 def _read_people(dataset: Dataset) -> CelebA:
@@ -188,7 +208,7 @@ def _task(
         broken = [*broken, *bad]
     forget, bad = _forget_sets(builder, dataset, names, progress)
     limit = builder.limits.retain_pairs
-    retain, bad_pairs = read_pairs(
+    retain, bad_pairs = read_pairs_once(
         dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
     )
     return Task(

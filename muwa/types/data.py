@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from muwa.fingerprint import Content, digest, read_image
+from muwa.fingerprint import Content, digest, image_digest
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class LabelledImages(Content):
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 (hex) of each image's bytes: the cache key of its pixels and of its embedding."""
-        return tuple(hashlib.sha256(read_image(image)).hexdigest() for image in self.images)
+        return tuple(map(image_digest, self.images))
 
     @cached_property
     def fingerprint(self) -> str:

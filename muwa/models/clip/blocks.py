@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+# A name, because the import of the class takes a second that only Hugging Face's models need.
+HUGGING_FACE_BLOCK = "transformers.models.clip.modeling_clip.CLIPEncoderLayer"
 Call = tuple[Sequence[Any], Mapping[str, Any]]  # what a tower passes to a block besides x: mask, flags
 Project = Callable[[Tensor], Tensor]
 
@@ -48,7 +52,7 @@ def halves(block: nn.Module) -> Halves | None:
     """The halves of a known kind of block, else None. A subclass is unknown: it may compute anything."""
     if type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv"):
         return _open_clip(block)
-    if type(block) is CLIPEncoderLayer:
+    if f"{type(block).__module__}.{type(block).__qualname__}" == HUGGING_FACE_BLOCK:
         return _hugging_face(block)
     return _timm(block) if type(block) is Block else None
 

@@ -1,0 +1,69 @@
+"""What a command imports before it answers. Imports of torch and its kin take seconds, so help must do without."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {
+    "torch", "torchvision", "open_clip", "timm", "transformers", "diffusers", "webdataset", "torchmetrics",
+    "scipy", "sklearn", "matplotlib", "wandb",
+}  # fmt: skip
+RUN = """
+import runpy, sys
+try:
+    runpy.run_path("launch.py", run_name="__main__")
+finally:
+    print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def imported(code: str, *words: str) -> tuple[set[str], str]:
+    """(The packages that a fresh Python has imported at the end, everything else that it said)."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    said, _, packages = done.stdout.rpartition("imported ")
+    return set(packages.split()), said + done.stderr
+
+
+@pytest.mark.parametrize(("command", "said"), [
+    ("--help", "Powered by Hydra"),
+    ("--cfg job", "layer_search:"),
+    ("--info config", "Config"),
+    ("sead=1", "sead"),
+    ("method=slugg", "slugg"),
+    ("stages=[unlearning]", "stages: got 'unlearning'"),
+    ("dataset=laion_celeba", "no such folder"),
+    ("dataset.root={miniature} task.identity=Nobody", "Unknown name 'Nobody'"),
+    ("dataset.root={miniature} task=object task.object=nothing", "Unknown name 'nothing'"),
+    ("dataset.root={miniature} task=style task.concept=nothing", "Unknown name 'nothing'"),
+    ("dataset.root={miniature} dataset.celeba=nowhere", "nowhere"),
+    ("dataset.root={miniature} dataset.images=nowhere", "nowhere"),
+    ("dataset.root={miniature} dataset.canvas=nowhere task=style", "nowhere"),
+    ("dataset.root={miniature} dataset.retain=nowhere/*.tar", "1 of 1 shards are missing"),
+    ("dataset.root={miniature} dataset.shards=[]", "the pattern gives no shard"),
+])  # fmt: skip
+def test_help_and_refusals_come_before_the_heavy_imports(command, said, miniature, tmp_path):
+    words = command.format(miniature=miniature).split()
+    packages, output = imported(RUN, *words, f"paths.outputs={tmp_path}")
+    assert said in output
+    assert "hydra" in packages
+    assert not packages & HEAVY
+
+
+def test_muwa_itself_imports_nothing():
+    packages, _ = imported("import muwa, sys; print('imported', *{name.partition('.')[0] for name in sys.modules})")
+    assert "muwa" in packages
+    assert not packages & {*HEAVY, "hydra", "omegaconf", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("module", ["cache", "miniature.data"])
+def test_the_help_of_a_tool_needs_no_torch(module):
+    code = f"import runpy, sys\nsys.argv = ['x', '--help']\ntry:\n    runpy.run_module('muwa.{module}', run_name='__main__')\n"
+    code += "finally:\n    print('imported', *{name.partition('.')[0] for name in sys.modules})"
+    packages, output = imported(code)
+    assert "usage:" in output
+    assert not packages & HEAVY
