@@ -13,6 +13,7 @@ from typing import Any
 
 from muwa.data.base import TaskBuilder
 from muwa.data.dataset import Dataset
+from muwa.runtime import threads
 from muwa.runtime.ranks import is_worker
 
 
@@ -36,6 +37,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     dataset: Dataset = parts["dataset"]()
     if "unlearn" in stages:
         task.check(dataset)
+        threads.wait_briefly()
         parts = dict(parts)  # makes and checks all parts; this imports torch
     seconds: dict[str, float] = {}
     if "curate" in stages and not is_worker():

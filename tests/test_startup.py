@@ -55,7 +55,9 @@ def test_help_and_refusals_come_before_the_heavy_imports(command, said, miniatur
 
 
 def test_muwa_itself_imports_nothing():
-    packages, _ = imported("import muwa, sys; print('imported', *{name.partition('.')[0] for name in sys.modules})")
+    packages, _ = imported(
+        "import muwa, sys; print('imported', *{name.partition('.')[0] for name in sys.modules})"
+    )
     assert "muwa" in packages
     assert not packages & {*HEAVY, "hydra", "omegaconf", "numpy", "PIL"}
 

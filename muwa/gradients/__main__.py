@@ -9,19 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from muwa import config
-from muwa.cache.store import Store
-from muwa.gradients.base import Recipe, TakesGradients
-from muwa.gradients.files import write_gradients
-from muwa.gradients.mean import ClipGradients
-from muwa.run import Run
-from muwa.types.gradients import Gradients
-
-if TYPE_CHECKING:
-    from muwa.models.base import Editable
-    from muwa.types.data import Task
+from muwa.runtime import threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("file", type=Path)
     export.add_argument("--concept", help="which name, when the run forgot several")
     args = parser.parse_args(argv)
+    threads.wait_briefly()
+    from muwa.gradients.export import from_run  # imports torch
+    from muwa.gradients.files import write_gradients
+
     try:
         write_gradients(args.file, from_run(args.run, args.concept))
     except (ValueError, OSError) as error:
@@ -42,66 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-def from_run(folder: Path, concept: str | None) -> Gradients:
-    """The gradients of a finished run, from its cache; computed again if the cache does not have them.
-
-    Args:
-        folder: The folder of the run.
-        concept: Which of the forgotten names; None if the run forgot one.
-
-    Raises:
-        ValueError: `folder` is not the folder of a run; the run forgot several names and none was given; or
-            the run did not take gradients of exactly one CLIP.
-    """
-    cfg = config.read_run(folder)
-    parts = config.build(cfg)
-    task: Task = parts["task"](parts["dataset"]())
-    if concept is None and len(task.names) == 1:
-        concept = task.names[0]
-    if concept not in task.names:
-        raise ValueError(f"{folder}: --concept is {concept!r}, want one of {', '.join(task.names)}")
-    recipe = recipe_of(parts["method"], folder)
-    model: Editable = parts["model"]()
-    check_one_clip(model, folder)
-    each = ClipGradients()(model, task, concept, recipe, Run(Store(Path(cfg.paths.cache)), progress=True))
-    assert each is not None  # there are no worker ranks here
-    (gradients,) = each.values()
-    return gradients
-
-
-def recipe_of(method: Any, folder: Path) -> Recipe:
-    """How the method of a run took its gradients.
-
-    Args:
-        method: The method's record of settings.
-        folder: The folder of the run, for the message.
-
-    Raises:
-        ValueError: The method takes no gradients, or they are not those of a CLIP.
-    """
-    if not isinstance(method, TakesGradients):
-        raise ValueError(f"{folder}: its method ({type(method).__name__}) takes no mean gradients to export")
-    if not isinstance(method.gradients, ClipGradients):
-        raise ValueError(
-            f"{folder}: its gradients are {type(method.gradients).__name__}, "
-            "want a run of gradient_source=clip to export"
-        )
-    return method.recipe
-
-
-def check_one_clip(model: Editable, folder: Path) -> None:
-    """Raise if a run took gradients of several CLIPs.
-
-    Raises:
-        ValueError: The model has several encoders.
-    """
-    if len(model.clips) > 1:
-        raise ValueError(
-            f"{folder}: its model has {len(model.clips)} encoders ({', '.join(model.clips)}), want one: "
-            "a file holds the gradients of one CLIP"
-        )
 
 
 if __name__ == "__main__":

@@ -29,16 +29,17 @@ from muwa.data.samples import find_name
 from muwa.eval.clip.retrained_models import Card
 from muwa.fingerprint import digest
 from muwa.miniature import data, population
-from muwa.miniature.train import clip as train
 from muwa.models.clip.open_clip import MINIATURE
+from muwa.runtime import threads
 
 EPOCHS = 34
+TRAINING = "muwa.miniature.train.clip"  # the module whose code is part of a folder's name
 
 
 def folder_name(without: str, seed: int, epochs: int) -> str:
     """The name of a model's folder: a function of everything that determines the weights."""
     tokenizer = (MINIATURE / "tokenizer.json").read_bytes()
-    code = code_fingerprint([train.__name__])
+    code = code_fingerprint([TRAINING])
     key = digest([without, str(seed), str(epochs), data.VERSION, code, tokenizer])
     return f"without-{without.replace(' ', '_')}-seed-{seed}-epochs-{epochs}-{key[:12]}"
 
@@ -56,6 +57,9 @@ def train_retrained(
     Returns:
         One folder per seed, in open_clip's layout.
     """
+    threads.wait_briefly()
+    from muwa.miniature.train.clip import train_clip  # imports torch
+
     folders = [out / folder_name(without, seed, epochs) for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
         card = Card(without, seed, epochs)
@@ -65,7 +69,7 @@ def train_retrained(
                 card.write(folder)
             continue
         draft = folder.with_name(f"{folder.name}.draft")
-        train.train_clip(root, draft, without=without, epochs=epochs, seed=seed, tokenizer=MINIATURE)
+        train_clip(root, draft, without=without, epochs=epochs, seed=seed, tokenizer=MINIATURE)
         card.write(draft)
         os.replace(draft, folder)
     return folders

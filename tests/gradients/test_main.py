@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from muwa import config
-from muwa.gradients.__main__ import check_one_clip, from_run, main, recipe_of
+from muwa.gradients.__main__ import main
 from muwa.gradients.base import GradientSource, Recipe
+from muwa.gradients.export import check_one_clip, from_run, recipe_of
 from muwa.gradients.files import read_gradients
 from muwa.gradients.mean import ClipGradients, mean_gradients, origin
 from muwa.run import Run

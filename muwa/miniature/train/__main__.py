@@ -12,7 +12,7 @@ from pathlib import Path
 
 from muwa.data.samples import match_names
 from muwa.miniature import data, population
-from muwa.miniature.train.clip import train_clip
+from muwa.runtime import threads
 
 
 def main() -> None:
@@ -33,6 +33,9 @@ def main() -> None:
     known = [p.name for p in population.people()]
     if args.without and not match_names(args.without, known):
         parser.error(f"--without {args.without!r}: not one of the {len(known)} people, such as {known[0]!r}")
+    threads.wait_briefly()
+    from muwa.miniature.train.clip import train_clip  # imports torch
+
     with tempfile.TemporaryDirectory() as scratch:
         root = args.world or Path(scratch) / "world"
         for _ in data.write(root):
