@@ -66,6 +66,13 @@ class Runtime:
 
 
 @dataclass
+class CurateSettings:
+    """Settings of the stage curate."""
+
+    dry_run: bool = False
+
+
+@dataclass
 class ReportSettings:
     """Settings of the report."""
 
@@ -85,6 +92,7 @@ class Root:
     gradients: str | None = None
     paths: Paths = field(default_factory=Paths)
     runtime: Runtime = field(default_factory=Runtime)
+    curate: CurateSettings = field(default_factory=CurateSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     model: Any = MISSING
     dataset: Any = MISSING

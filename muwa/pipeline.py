@@ -35,6 +35,8 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     """
     stages, task = settings["stages"], parts["task"]
     dataset: Dataset = parts["dataset"]()
+    if settings["curate"]["dry_run"]:
+        stages = ["curate"]
     if "unlearn" in stages:
         task.check(dataset)
         threads.wait_briefly()
@@ -42,7 +44,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     seconds: dict[str, float] = {}
     if "curate" in stages and not is_worker():
         started = time.perf_counter()
-        _curate(task, dataset, settings["runtime"]["progress"])
+        _curate(task, dataset, settings["runtime"]["progress"], dry_run=settings["curate"]["dry_run"])
         seconds["curate"] = time.perf_counter() - started
     if "unlearn" not in stages:
         return 0.0
@@ -51,8 +53,13 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     return unlearning.run(parts, dataset, settings, seconds)
 
 
-def _curate(task: TaskBuilder, dataset: Dataset, progress: bool) -> None:
-    """Write the forget sets and say where they are."""
+def _curate(task: TaskBuilder, dataset: Dataset, progress: bool, *, dry_run: bool) -> None:
+    """Write the forget sets and say where they are; with `dry_run`, only say what would be found."""
+    if dry_run:
+        for name, found in task.preview(dataset, progress=progress).items():
+            print(f"{name}: {found.pairs:,} pairs in {found.shards:,} shards")
+            print("".join(f"    {caption}\n" for caption in found.captions), end="")
+        return
     curated = task.curate(dataset, progress=progress)
     for name, folder in curated.folders.items():
         print(f"{name}: {curated.counts[name]} pairs in {folder}", file=sys.stderr)

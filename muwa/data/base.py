@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from muwa.data.curate import Curated
+from muwa.data.curate import Curated, Preview
 from muwa.data.dataset import Dataset
 from muwa.types.data import Task
 
@@ -36,5 +36,13 @@ class TaskBuilder(Protocol):
 
         Raises:
             ValueError: The task takes its forget set from a folder of images, so there is nothing to write.
+        """
+        ...
+
+    def preview(self, dataset: Dataset, *, progress: bool = False) -> dict[str, Preview]:
+        """Name -> what `curate` would find. No forget set is written.
+
+        Raises:
+            ValueError: As `curate`.
         """
         ...

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from muwa.data.base import TaskBuilder
-from muwa.data.curate import Curated, mentions
+from muwa.data.curate import Curated, Preview, mentions
 from muwa.data.dataset import Dataset
 from muwa.data.labelled import decodable
 from muwa.data.samples import find_names
@@ -19,6 +19,7 @@ from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
+_NOTHING = "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
 Row = tuple[Path, str]  # an image and a name for it
 
 
@@ -137,9 +138,11 @@ class ForgetStyleOrClass(TaskBuilder):
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
         """Raises: there is nothing to curate."""
-        raise ValueError(
-            "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
-        )
+        raise ValueError(_NOTHING)
+
+    def preview(self, dataset: Dataset, *, progress: bool = False) -> dict[str, Preview]:
+        """Raises: there is nothing to curate."""
+        raise ValueError(_NOTHING)
 
 
 def _kind_and_names(concept: str | Sequence[str], canvas: Canvas, where: str) -> tuple[str, tuple[str, ...]]:

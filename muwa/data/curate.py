@@ -1,7 +1,7 @@
 """Build forget sets: the pairs, from shards, whose captions contain a name, as a tar with a manifest.
 
-The matches in a shard are written as soon as it is searched. An interrupted run resumes with the next shard
-and writes the same bytes. The manifest is written last, so a set with a manifest is complete.
+The captions of each shard are indexed once (`muwa.data.caption_index`); an interrupted run goes on with the
+next shard. The manifest is written last, so a set with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -17,21 +17,14 @@ from typing import Any
 
 from filelock import FileLock
 
+from muwa.data.caption_index import CaptionIndex, Match, index_captions
 from muwa.data.samples import check_broken, decode, fold, match_names
-from muwa.data.shards import (
-    expand,
-    is_remote,
-    iter_samples,
-    local_path,
-    read_pairs,
-    shard_fingerprint,
-    write_shard,
-)
-from muwa.fingerprint import digest
-from muwa.runtime.progress import track
+from muwa.data.shards import expand, read_pairs, write_shard
 from muwa.types.data import Broken, Pairs
 
-SCHEMA = 1
+SCHEMA = 2
+INDEX = ".index"  # the folder of caption indices in the folder of forget sets
+SHOWN = 10  # captions of each name in a preview
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,21 @@ class Curated:
     broken: tuple[Broken, ...]
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What `curate` would find for one name.
+
+    Attributes:
+        pairs: The number of captions that contain it.
+        shards: The number of shards that they are in.
+        captions: The first of them.
+    """
+
+    pairs: int
+    shards: int
+    captions: tuple[str, ...]
+
+
 def curate(
     shards: str | Sequence[str],
     names: Sequence[str],
@@ -64,7 +72,8 @@ def curate(
     """Write `out/<Name>/forget.tar` and `manifest.json` for each name: the pairs whose caption contains it.
 
     A caption contains a name if the name or one of its aliases occurs in it as whole words. Upper and lower
-    case are treated alike, and so are `_`, space and punctuation. A complete set is not written again.
+    case are treated alike, accented letters like plain ones, and `_`, space and punctuation alike. A complete
+    set is not written again.
 
     Args:
         aliases: Name -> other spellings ("K. Lindqvar").
@@ -80,46 +89,49 @@ def curate(
     folders = {name: out / name.replace(" ", "_") for name in names}
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
-        search = _Search(urls, [_identity(out, url) for url in urls], out)
-        requests: dict[str, dict[str, Any]] = {
-            name: {
-                "schema": SCHEMA,
-                "name": name,
-                "spellings": [name, *_aliases_of(name, aliases)],
-                "limit": limit,
-                "shards": search.sources,
-            }
-            for name in names
-        }
+        index = index_captions(urls, out / INDEX, progress=progress)
+        requests = {name: _request(name, aliases, limit, index) for name in names}
         todo = [name for name in names if not _is_done(folders[name], requests[name])]
-        if todo:
-            _scan(search, {name: requests[name]["spellings"] for name in todo}, progress)
+        matches = index.matches({name: requests[name]["spellings"] for name in todo})
         for name in todo:
-            _finish(search, requests[name], folders[name], max_broken)
+            _write_set(index, requests[name], matches[name], folders[name], max_broken)
     manifests = {name: read_manifest(folders[name]) for name in names}
-    first = manifests[names[0]]
     counts = {name: len(manifest["matches"]) for name, manifest in manifests.items()}
+    first = manifests[names[0]]
     return Curated(folders, counts, first["scanned"], tuple(Broken(**row) for row in first["broken"]))
 
 
-@dataclass(frozen=True)
-class _Search:
-    """The shards to search.
+def preview(
+    shards: str | Sequence[str],
+    names: Sequence[str],
+    *,
+    aliases: Mapping[str, Sequence[str]],
+    out: Path,
+    progress: bool,
+) -> dict[str, Preview]:
+    """Name -> what `curate` would find. Nothing but the index of the captions is written, under `out`."""
+    urls = expand(shards)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):
+        index = index_captions(urls, out / INDEX, progress=progress)
+    found = index.matches({name: [name, *_aliases_of(name, aliases)] for name in names})
+    return {
+        name: Preview(len(some), len({one.shard for one in some}), tuple(one.caption for one in some[:SHOWN]))
+        for name, some in found.items()
+    }
 
-    Args:
-        urls: The shards.
-        sources: The file name and SHA-256 of each shard.
-        out: The folder of the forget sets. The matches in each shard are stored in `out/.progress` until a
-            set is complete.
-    """
 
-    urls: list[str]
-    sources: list[dict[str, str]]
-    out: Path
-
-    def part(self, source: Mapping[str, str], spellings: Sequence[str]) -> Path:
-        """The path, without suffix, of the matches of one name in one shard."""
-        return self.out / ".progress" / digest([source["sha256"], *map(fold, spellings)])[:32]
+def _request(
+    name: str, aliases: Mapping[str, Sequence[str]], limit: int | None, index: CaptionIndex
+) -> dict[str, Any]:
+    """What decides the content of a set; the head of its manifest."""
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "spellings": [name, *_aliases_of(name, aliases)],
+        "limit": limit,
+        "shards": [{"shard": shard.name, "captions": shard.captions} for shard in index.shards],
+    }
 
 
 def _aliases_of(name: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
@@ -128,132 +140,69 @@ def _aliases_of(name: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _identity(out: Path, url: str) -> dict[str, str]:
-    """A shard's file name and SHA-256. A local file is hashed again only if its size or time changed."""
-    name = url.rsplit("/", 1)[-1]
-    if is_remote(url):
-        return {"shard": name, "sha256": digest(["remote", url])}
-    stat = local_path(url).stat()
-    stamp = f"{local_path(url).resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    kept = out / ".progress" / f"sha-{digest([stamp])[:32]}"
-    if not kept.is_file():
-        _write(kept, shard_fingerprint(url))
-    return {"shard": name, "sha256": kept.read_text()}
+def _write_set(
+    index: CaptionIndex, request: Mapping[str, Any], matches: Sequence[Match], folder: Path, max_broken: float
+) -> None:
+    """Write the forget.tar of a name, then its manifest."""
+    scanned, broken = index.count()
+    if not matches:
+        raise ValueError(_no_match(request, scanned, index))
+    samples = _Samples(index, matches, request["limit"])
+    write_shard(folder / "forget.tar", samples)
+    broken = [*broken, *samples.broken]
+    check_broken(
+        broken, scanned + len(broken) - len(samples.broken), max_broken, f"the shards of {request['name']}"
+    )
+    if not samples.rows:
+        raise ValueError(f"{request['name']}: none of the {len(matches)} images that name it can be decoded")
+    manifest = {
+        **request, "scanned": scanned, "matches": samples.rows, "broken": [asdict(one) for one in broken]
+    }  # fmt: skip
+    _write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def _scan(search: _Search, spellings: Mapping[str, Sequence[str]], progress: bool) -> None:
-    """Write the matches of each name in each shard as a tar, then a JSON that marks the tar as complete."""
-    shards = list(zip(search.urls, search.sources, strict=True))
-    for url, source in track(shards, "scanning shards", len(shards), show=progress):
-        parts = {name: search.part(source, words) for name, words in spellings.items()}
-        missing = {name: part for name, part in parts.items() if not part.with_suffix(".json").is_file()}
-        if missing:
-            matches = _Matches(source["shard"], {name: spellings[name] for name in missing})
-            matches.search(url)
-            for name, part in missing.items():
-                write_shard(part.with_suffix(".tar"), matches.samples[name])
-                _write(part.with_suffix(".json"), json.dumps(matches.record(name)))
+class _Samples:
+    """The samples of a name, as `write_shard` takes them; what was read is noted on the way.
 
-
-class _Matches:
-    """The samples of one shard whose caption contains one of several names.
-
-    Args:
-        shard: Its file name.
-        spellings: Name -> its spellings.
+    Attributes:
+        rows: The rows of the manifest: shard, key, SHA-256 of the image, caption.
+        broken: Samples whose captions match but whose images cannot be decoded.
     """
 
-    def __init__(self, shard: str, spellings: Mapping[str, Sequence[str]]):
-        self.samples: dict[str, list[tuple[str, bytes, str, dict[str, object]]]] = {
-            name: [] for name in spellings
-        }
-        self._shard, self._spellings = shard, spellings
-        self._scanned = 0
-        self._broken: list[Broken] = []  # samples without an image or a caption; faults of the shard
-        # name -> samples whose captions match but whose images cannot be decoded
-        self._broken_images: dict[str, list[Broken]] = {name: [] for name in spellings}
-        self._words: Counter[str] = Counter()  # word -> number of captions in which it occurs
+    def __init__(self, index: CaptionIndex, matches: Sequence[Match], limit: int | None):
+        self.rows: list[dict[str, str]] = []
+        self.broken: list[Broken] = []
+        self._index, self._matches, self._limit = index, matches, limit
+        stems = [Path(shard.name).stem for shard in index.shards]
+        unique = len(set(stems)) == len(stems)
+        self._prefixes = [stem if unique else f"{i:05d}" for i, stem in enumerate(stems)]
 
-    def search(self, url: str) -> None:
-        """Read the whole shard."""
-        for key, image, caption in iter_samples(url, self._broken, verify=False):
-            self._scanned += 1
-            self._words.update(set(fold(caption).split()))
-            for name, spellings in self._spellings.items():
-                if match_names(caption, spellings):
-                    self._add(name, key, image, caption)
-
-    def _add(self, name: str, key: str, image: bytes, caption: str) -> None:
-        try:
-            decode(image)
-        except ValueError as error:
-            self._broken_images[name].append(Broken(f"{self._shard}:{key}", f"bad image: {error}"))
-            return
-        origin: dict[str, object] = {
-            "shard": self._shard,
-            "key": key,
-            "sha256": hashlib.sha256(image).hexdigest(),
-        }
-        self.samples[name].append((key, image, caption, origin))
-
-    def record(self, name: str) -> dict[str, object]:
-        """The JSON of a part: counts, matches, broken samples, and in how many captions each word occurs."""
-        words = fold(" ".join(self._spellings[name])).split()
-        return {
-            "scanned": self._scanned,
-            "matches": [{**origin, "caption": caption} for _, _, caption, origin in self.samples[name]],
-            "samples": self._scanned + len(self._broken),
-            "broken": [asdict(one) for one in self._broken + self._broken_images[name]],
-            "near": {word: n for word, n in self._words.items() if word in words},
-        }
+    def __iter__(self) -> Iterator[tuple[str, bytes, str, dict[str, object]]]:
+        for match, image in self._index.images(self._matches):
+            if len(self.rows) == self._limit:
+                return
+            shard = self._index.shards[match.shard].name
+            try:
+                decode(image or b"")
+            except ValueError as error:
+                self.broken.append(Broken(f"{shard}:{match.key}", f"bad image: {error}"))
+                continue
+            assert image is not None
+            origin = {"shard": shard, "key": match.key, "sha256": hashlib.sha256(image).hexdigest()}
+            self.rows.append({**origin, "caption": match.caption})
+            one_shard = len(self._index.shards) == 1
+            key = match.key if one_shard else f"{self._prefixes[match.shard]}-{match.key}"
+            yield key, image, match.caption, dict(origin)
 
 
-def _finish(search: _Search, request: Mapping[str, Any], folder: Path, max_broken: float) -> None:
-    """Join the matches of a name in all shards into its forget.tar, then write the manifest."""
-    parts = [search.part(source, request["spellings"]) for source in search.sources]
-    records = [json.loads(part.with_suffix(".json").read_text()) for part in parts]
-    scanned = sum(record["scanned"] for record in records)
-    broken = [Broken(**row) for record in records for row in record["broken"]]
-    total = sum(record["samples"] for record in records)
-    check_broken(broken, total, max_broken, f"the shards of {request['name']}")
-    matches = [row for record in records for row in record["matches"]][: request["limit"]]
-    if not matches:
-        raise ValueError(_no_match(request, scanned, len(search.urls), records))
-    write_shard(folder / "forget.tar", _joined(search, parts, records, len(matches)))
-    manifest = {**request, "scanned": scanned, "matches": matches, "broken": [asdict(one) for one in broken]}
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    for part in parts:
-        part.with_suffix(".tar").unlink(missing_ok=True)
-        part.with_suffix(".json").unlink(missing_ok=True)
-
-
-def _joined(
-    search: _Search, parts: Sequence[Path], records: Sequence[Mapping[str, Any]], count: int
-) -> Iterator[tuple[str, bytes, str, dict[str, object]]]:
-    """The first `count` samples of all `parts`. With several shards, keys start with the shard's name."""
-    stems = [Path(source["shard"]).stem for source in search.sources]
-    for number, (part, record) in enumerate(zip(parts, records, strict=True)):
-        prefix = stems[number] if len(set(stems)) == len(stems) else f"{number:05d}"
-        if count <= 0 or not record["matches"]:
-            continue
-        samples = iter_samples(str(part.with_suffix(".tar")), [], verify=False)
-        for (key, image, caption), row in zip(samples, record["matches"], strict=True):
-            if count > 0:
-                unique = key if len(search.urls) == 1 else f"{prefix}-{key}"
-                yield unique, image, caption, {"shard": row["shard"], "key": key, "sha256": row["sha256"]}
-                count -= 1
-
-
-def _no_match(
-    request: Mapping[str, Any], scanned: int, shards: int, records: Sequence[Mapping[str, Any]]
-) -> str:
+def _no_match(request: Mapping[str, Any], scanned: int, index: CaptionIndex) -> str:
     """The message for a name that occurs in no caption."""
-    near = sum((Counter(record["near"]) for record in records), Counter())
+    near = Counter(index.near(fold(" ".join(request["spellings"])).split()))
     words = ", ".join(f"{word!r} in {n}" for word, n in near.most_common(4)) or "none"
     spellings = ", ".join(map(repr, request["spellings"]))
     return (
-        f"{request['name']}: no caption contains it. Searched {scanned} captions in {shards} shards for "
-        f"{spellings} as whole words; single words found: {words}. Add other spellings with "
+        f"{request['name']}: no caption contains it. Searched {scanned} captions in {len(index.shards)} "
+        f"shards for {spellings} as whole words; single words found: {words}. Add other spellings with "
         f"task.aliases={{{request['name']}: [...]}}"
     )
 

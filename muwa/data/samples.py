@@ -16,17 +16,25 @@ from muwa.fingerprint import read_image
 from muwa.types.data import Broken
 
 _GAP = re.compile(r"[\W_]+")
+_ACCENTS = re.compile(
+    "(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+"
+)  # on Latin and Greek letters; not on Cyrillic ones
+_PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
 
 def fold(text: str) -> str:
-    """`text` in lower case, with each run of `_`, white space and punctuation replaced by one space.
+    """`text` in lower case without accents; each run of `_`, white space and punctuation is one space.
 
-    Spaces at both ends are removed.
+    Spaces at both ends are removed. Only Latin and Greek letters lose their accents: elsewhere they make
+    another letter.
 
-    >>> fold("  Kael_LINDQVAR, (portrait)")
-    'kael lindqvar portrait'
+    >>> fold("  Kael_LINDQVAR, (portrait)"), fold("Beyoncé in Łódź")
+    ('kael lindqvar portrait', 'beyonce in lodz')
     """
-    return _GAP.sub(" ", unicodedata.normalize("NFC", text).casefold()).strip()
+    if text.isascii():
+        return _GAP.sub(" ", text.lower()).strip()
+    letters = _ACCENTS.sub("", unicodedata.normalize("NFD", text.casefold())).translate(_PLAIN)
+    return _GAP.sub(" ", unicodedata.normalize("NFC", letters)).strip()
 
 
 def match_names(text: str, names: Sequence[str]) -> list[str]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import glob
-import hashlib
+import io
 import json
 import os
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import braceexpand
 
 from muwa.data.samples import check_broken, decode
+from muwa.data.tars import is_closed, is_plain
 from muwa.fingerprint import Stamp, stamp
 from muwa.runtime.progress import track
 from muwa.types.data import Broken, Pairs
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+CLOSED = "the tar ends without its closing blocks of zeros: it was cut short"
 Sample = tuple[str, bytes, str]  # key, image bytes, caption
 _KINDS = (
     "Shards are local paths, http(s) URLs or `pipe:COMMAND`, for instance pipe:aws s3 cp "
@@ -91,10 +94,7 @@ def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iter
             yield last_key, image, sample["txt"].decode("utf-8", "replace").strip()
     broken += [Broken(f"{name}: after {last_key or 'the start'}", fault) for fault in faults]
     if count and not captions:
-        raise ValueError(
-            f"{url}: none of its {count} samples has a caption: found .{', .'.join(sorted(endings))}, want "
-            "<key>.txt beside each image (img2dataset writes it when given --caption_col)"
-        )
+        raise ValueError(no_captions(url, count, endings))
     if not count and faults and is_remote(url):
         why = next((fault for fault in faults if "exit" in fault), faults[0])
         raise OSError(f"{url}: nothing could be read from it ({why}). {_KINDS}")
@@ -127,19 +127,25 @@ def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
         except OSError as error:  # a pipe or download reports its failure when it is closed
             faults.append(str(error))
     if not faults and not is_remote(url) and not _is_closed(local_path(url)):
-        faults.append("the tar ends without its closing blocks of zeros: it was cut short")
+        faults.append(CLOSED)
+
+
+def no_captions(url: str, count: int, endings: Iterable[str]) -> str:
+    """The message for a shard whose samples have no captions.
+
+    Args:
+        count: The number of its samples.
+        endings: The kinds of files found in them.
+    """
+    return (
+        f"{url}: none of its {count} samples has a caption: found .{', .'.join(sorted(endings))}, want "
+        "<key>.txt beside each image (img2dataset writes it when given --caption_col)"
+    )
 
 
 def _is_closed(path: Path) -> bool:
-    """Whether a tar ends with two blocks of zeros. A truncated one does not, which tarfile does not notice.
-
-    A compressed tar counts as complete, because it has its own checksum.
-    """
-    with path.open("rb") as file:
-        if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
-            return True
-        file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
-        return not any(file.read())
+    """Whether a tar is complete; a compressed one counts as complete, because it has its own checksum."""
+    return not is_plain(path) or is_closed(path)
 
 
 def _fault(sample: dict[str, bytes], verify: bool) -> tuple[str | None, bytes]:
@@ -211,15 +217,17 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, o
 
     The file appears only when it is complete. The same samples give the same bytes.
     """
-    import webdataset as wds  # imports torch
-
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.draft")
     count = 0
-    with wds.TarWriter(str(draft), mtime=0, user="", group="") as tar:
+    with tarfile.open(draft, "w") as tar:
         for key, image, caption, meta in samples:
-            row = {"__key__": key, image_ending(image): image, "txt": caption.encode()}
-            tar.write({**row, "json": json.dumps(meta, sort_keys=True).encode()})
+            files = {image_ending(image): image, "txt": caption.encode()}
+            files["json"] = json.dumps(meta, sort_keys=True).encode()
+            for ending, content in sorted(files.items()):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size, member.mode = len(content), 0o444
+                tar.addfile(member, io.BytesIO(content))
             count += 1
     os.replace(draft, path)
     return count
@@ -230,19 +238,3 @@ def image_ending(image: bytes) -> str:
     if image[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else "jpg"
-
-
-def shard_fingerprint(url: str) -> str:
-    """SHA-256 (hex) of a shard's bytes."""
-    import webdataset as wds  # imports torch
-
-    with wds.gopen(url) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if not is_remote(url) else _streamed(stream)
-
-
-def _streamed(stream: object) -> str:
-    """SHA-256 of a pipe or download, which `file_digest` does not take."""
-    found = hashlib.sha256()
-    while block := stream.read(1 << 20):  # type: ignore[attr-defined]
-        found.update(block)
-    return found.hexdigest()

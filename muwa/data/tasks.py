@@ -10,7 +10,7 @@ import numpy as np
 
 from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
-from muwa.data.curate import Curated, curate, load_forget, mentions
+from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
 from muwa.data.imagenet import class_folders, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
@@ -83,6 +83,10 @@ class ForgetIdentities(TaskBuilder):
         """Only write the forget sets; nothing but the shards is read."""
         return _curate(self, dataset, _folder_names(self.identity), progress)
 
+    def preview(self, dataset: Dataset, *, progress: bool = False) -> dict[str, Preview]:
+        """What `curate` would find, by name."""
+        return _preview(self, dataset, _folder_names(self.identity), progress)
+
 
 @dataclass(frozen=True)
 class ForgetObjects(TaskBuilder):
@@ -151,6 +155,10 @@ class ForgetObjects(TaskBuilder):
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
         """Only write the forget sets; nothing but the shards is read."""
         return _curate(self, dataset, _folder_names(self.object), progress)
+
+    def preview(self, dataset: Dataset, *, progress: bool = False) -> dict[str, Preview]:
+        """What `curate` would find, by name."""
+        return _preview(self, dataset, _folder_names(self.object), progress)
 
 
 def templates(which: str) -> tuple[str, ...]:
@@ -254,6 +262,14 @@ def _curate(
         limit=builder.limits.forget_pairs,
         max_broken=dataset.max_broken,
         progress=progress,
+    )
+
+
+def _preview(
+    builder: ForgetIdentities | ForgetObjects, dataset: Dataset, names: Sequence[str], progress: bool
+) -> dict[str, Preview]:
+    return preview(
+        dataset.shards, names, aliases=builder.aliases, out=Path(dataset.curated), progress=progress
     )
 
 

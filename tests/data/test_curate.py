@@ -9,8 +9,9 @@ import time
 import pytest
 import tiny
 
+from muwa.data import caption_index
 from muwa.data import curate as module
-from muwa.data.curate import curate, load_forget, mentions, read_manifest
+from muwa.data.curate import Preview, curate, load_forget, mentions, preview, read_manifest
 from muwa.data.shards import read_pairs, write_shard
 
 CAPTIONS = (
@@ -39,11 +40,8 @@ def make(urls, out, names=("Ada Fox",), *, aliases=None, limit=None, max_broken=
 
 
 def files(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.suffix in (".tar", ".json")
-    }
+    """The forget sets in a folder of them."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("[!.]*/*")}
 
 
 def test_a_set_holds_the_pairs_whose_caption_has_the_name(tmp_path):
@@ -72,8 +70,9 @@ def test_keys_and_origins_in_the_tar_and_the_manifest_agree(tmp_path):
     assert [(row["shard"], row["key"]) for row in manifest["matches"]] == rows
     assert manifest["matches"][3]["caption"] == "ADA_FOX, on stage"
     assert manifest["matches"][3]["sha256"] == hashlib.sha256(tiny.png(102)).hexdigest()
-    sums = [hashlib.sha256((tmp_path / f"0000{i}.tar").read_bytes()).hexdigest() for i in range(2)]
-    assert [row["sha256"] for row in manifest["shards"]] == sums
+    assert [row["shard"] for row in manifest["shards"]] == ["00000.tar", "00001.tar"]
+    text = "".join(f"2 {len(text)} 0{j}{text}" for j, text in enumerate(CAPTIONS))
+    assert manifest["shards"][0]["captions"] == hashlib.sha256(text.encode()).hexdigest()
     assert (manifest["name"], manifest["limit"], manifest["scanned"], manifest["broken"]) == (
         "Ada Fox",
         None,
@@ -120,7 +119,7 @@ def test_a_finished_set_is_not_scanned_again_until_a_shard_changes(tmp_path, mon
     make(urls, tmp_path / "out")
     before = files(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_scan", None)
+        patch.setattr(module, "_write_set", None)
         assert make(urls, tmp_path / "out").counts == {"Ada Fox": 6}
     assert files(tmp_path / "out") == before
     write_shard(tmp_path / "00001.tar", [("a", tiny.png(5), "Ada Fox once more", {})])
@@ -158,40 +157,34 @@ def test_another_request_is_curated_anew(tmp_path, changed):
     assert load_forget(folders[0]) == load_forget(folders[1])
 
 
-def test_an_error_while_a_shard_is_written_loses_only_that_shard(tmp_path, monkeypatch):
+def test_a_full_disk_loses_only_the_shard_that_was_being_indexed(tmp_path, monkeypatch):
     urls = shards(tmp_path, n=5)
     make(urls, tmp_path / "whole")
     written = []
+    write = caption_index._write_parquet
 
-    def full_disk(path, samples):
+    def full_disk(path, rows):
         written.append(path)
         if len(written) == 4:
             raise OSError("no space left on device")
-        return write_shard(path, samples)
+        write(path, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", full_disk)
+        patch.setattr(caption_index, "_write_parquet", full_disk)
         with pytest.raises(OSError, match="no space left"):
             make(urls, tmp_path / "cut")
-    assert len(list((tmp_path / "cut" / ".progress").glob("*.json"))) == 3
+    assert len(list((tmp_path / "cut" / ".index").glob("*.json"))) == 3
     written.clear()
-    for i in range(
-        3
-    ):  # what was scanned is not opened again: its size and time are the same, its content is no tar
-        path = tmp_path / f"0000{i}.tar"
-        times, size = path.stat(), path.stat().st_size
-        path.write_bytes(b"x" * size)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with monkeypatch.context() as patch:
         patch.setattr(
-            module, "write_shard", lambda path, samples: written.append(path) or write_shard(path, samples)
+            caption_index, "_write_parquet", lambda path, rows: written.append(path) or write(path, rows)
         )
         make(urls, tmp_path / "cut")
-    assert len(written) == 3  # two shards and forget.tar
+    assert len(written) == 2  # three shards were indexed before
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     urls = shards(tmp_path, n=40)
     make(urls, tmp_path / "whole")
     code = (
@@ -199,29 +192,33 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(tmp_path):
         "curate(sys.argv[1], ['Ada Fox'], aliases={}, out=Path(sys.argv[2]), limit=None, max_broken=0.0, progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, urls, str(tmp_path / "cut")])
-    parts = tmp_path / "cut" / ".progress"
-    while len(list(parts.glob("*.json"))) < 3 and process.poll() is None:
+    index = tmp_path / "cut" / ".index"
+    while len(list(index.glob("*.json"))) < 3 and process.poll() is None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    done = {path.name: path.stat().st_mtime_ns for path in index.glob("*.json")}
     assert 3 <= len(done) < 40
     assert not (tmp_path / "cut" / "Ada_Fox" / "manifest.json").exists()
     with pytest.raises(FileNotFoundError, match="not a finished forget set; write one: python launch.py"):
         load_forget(tmp_path / "cut" / "Ada_Fox")
-    kept = {}
-    finish = module._finish
-
-    def noting(*arguments):
-        kept.update({path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")})
-        finish(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_finish", noting)
-        make(urls, tmp_path / "cut")
+    make(urls, tmp_path / "cut")
+    kept = {path.name: path.stat().st_mtime_ns for path in index.glob("*.json")}
     assert len(kept) == 40
     assert {name: kept[name] for name in done} == done
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_preview_counts_and_writes_no_set(tmp_path):
+    found = preview(
+        shards(tmp_path), ["Ada Fox", "Bo Hill", "Zed Quill"], aliases={"Ada Fox": ["A Fox"]},
+        out=tmp_path / "out", progress=False,
+    )  # fmt: skip
+    texts = ("a photo of Ada Fox", "ADA_FOX, on stage", "A. Fox waving")
+    assert found["Ada Fox"] == Preview(9, 3, texts * 3)
+    assert found["Bo Hill"] == Preview(3, 3, ("Bo Hill at home",) * 3)
+    assert found["Zed Quill"] == Preview(0, 0, ())
+    assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []
 
 
 def test_broken_samples_are_counted_and_limited(tmp_path):
@@ -333,7 +330,8 @@ def test_the_manifest_says_where_each_pair_came_from(tmp_path):
     make(shards(tmp_path), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "Ada_Fox" / "manifest.json").read_text())
     assert {"schema", "name", "spellings", "limit", "shards", "scanned", "matches", "broken"} == set(manifest)
-    assert all(len(row["sha256"]) == 64 for row in manifest["shards"] + manifest["matches"])
+    assert all(len(row["captions"]) == 64 for row in manifest["shards"])
+    assert all(len(row["sha256"]) == 64 for row in manifest["matches"])
 
 
 def test_mentions_are_the_pairs_that_name_the_forgotten(tmp_path):

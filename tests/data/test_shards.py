@@ -1,5 +1,4 @@
 import functools
-import hashlib
 import http.server
 import io
 import json
@@ -11,7 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from muwa.data.shards import expand, image_ending, iter_samples, read_pairs, shard_fingerprint, write_shard
+from muwa.data.shards import expand, image_ending, iter_samples, read_pairs, write_shard
 
 
 def tar(path, files):
@@ -299,12 +298,6 @@ def test_a_limit_counts_sound_pairs_over_all_shards_and_a_pipe_may_be_left_early
     pairs, broken = read([f"{tmp_path}/00000.tar", f"pipe:cat {path}"], limit=6)
     assert pairs.keys == tuple(f"{i:09d}" for i in (0, 1, 2, 3, 100, 101))
     assert not broken
-
-
-def test_the_fingerprint_is_of_the_bytes_wherever_they_come_from(tmp_path):
-    path = shard(tmp_path / "00000.tar")
-    want = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert shard_fingerprint(str(path)) == shard_fingerprint(f"pipe:cat {path}") == want
 
 
 def test_writing_is_whole_repeatable_and_read_back(tmp_path):

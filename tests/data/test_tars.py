@@ -1,0 +1,92 @@
+"""Samples of a tar by their places, compared with tarfile's own reading."""
+
+import io
+import tarfile
+
+import pytest
+import tiny
+
+from muwa.data import tars
+from muwa.data.shards import write_shard
+
+
+@pytest.fixture
+def shard(tmp_path):
+    path = tmp_path / "00000.tar"
+    write_shard(path, [(f"k{i}", tiny.png(i), f"caption {i}", {}) for i in range(3)])
+    return path
+
+
+def test_the_samples_are_those_of_the_tar_and_their_places_hold_their_bytes(shard):
+    found = list(tars.samples(shard))
+    assert [sample.key for sample in found] == ["k0", "k1", "k2"]
+    assert [set(sample.files) for sample in found] == [{"png", "txt", "json"}] * 3
+    with tarfile.open(shard) as tar:
+        for sample in found:
+            assert dict(tars.read(shard, {"image": sample.files["png"]})) == {
+                "image": tar.extractfile(f"{sample.key}.png").read()
+            }
+
+
+def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
+    """As webdataset groups: a/b.left.JPG is the file left.jpg of sample a/b; meta files and folders are none."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a/b.left.JPG", "a/b.txt", "__meta__.json__", "README", "c.txt", "a/b.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    found = [(sample.key, sorted(sample.files)) for sample in tars.samples(path)]
+    assert found == [("a/b", ["left.jpg", "txt"]), ("c", ["txt"]), ("a/b", ["txt"])]
+
+
+def test_files_are_read_in_the_order_of_their_places(shard):
+    places = {sample.key: sample.files["txt"] for sample in tars.samples(shard)}
+    wanted = {"late": places["k2"], "early": places["k0"]}
+    assert list(tars.read(shard, wanted)) == [("early", b"caption 0"), ("late", b"caption 2")]
+
+
+def test_a_compressed_tar_has_no_places(tmp_path):
+    for ending, mode in (("tar", "w"), ("tar.gz", "w:gz"), ("tar.bz2", "w:bz2"), ("tar.xz", "w:xz")):
+        tarfile.open(tmp_path / f"x.{ending}", mode).close()
+        assert tars.is_plain(tmp_path / f"x.{ending}") == (ending == "tar")
+
+
+def test_a_tar_that_was_cut_is_not_closed(shard):
+    assert tars.is_closed(shard)
+    shard.write_bytes(shard.read_bytes()[:5000])
+    assert not tars.is_closed(shard)
+
+
+def test_a_damaged_header_ends_the_reading_with_what_stood_before(shard):
+    whole = shard.read_bytes()
+    place = [sample.files["png"] for sample in tars.samples(shard)][1][0] - 512
+    shard.write_bytes(whole[:place] + b"\1" * 512 + whole[place + 512 :])
+    found = []
+    with pytest.raises(tarfile.TarError):
+        for sample in tars.samples(shard):
+            found.append(sample.key)
+    assert found == ["k0"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path, kind):
+    """img2dataset's tars have times with fractions, which PAX writes in headers of their own; and long names."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name in (
+            "a.jpg",
+            "a.txt",
+            "f" * 90 + "/b.jpg",
+            "c.jpg",
+            *(["\u00fc" * 120 + ".jpg"] * (kind != 0)),
+            "d.txt",
+        ):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = 700, 1700000000.25
+            tar.addfile(member, io.BytesIO(name.encode().ljust(700)))
+    with tarfile.open(path) as tar:
+        want = [((member.offset_data, member.size), member.name) for member in tar]
+    assert [place for sample in tars.samples(path) for place in sample.files.values()] == [
+        place for place, _ in want
+    ]
+    assert [place for place, _ in tars._members(path)] == [place for place, _ in want]
+    assert [name for _, name in tars._members(path)] == [name for _, name in want]
