@@ -40,6 +40,7 @@ def read_image(image: bytes | Path) -> bytes:
 
 
 Stamp = tuple[str, int, int]  # the absolute path of a file, its size, its time of change in nanoseconds
+DIGESTS: dict[Stamp, str] = {}  # SHA-256 (hex) of the image files that this process has read
 
 
 def stamp(path: Path) -> Stamp:
@@ -51,16 +52,14 @@ def stamp(path: Path) -> Stamp:
 def image_digest(image: bytes | Path) -> str:
     """SHA-256 (hex) of the encoded bytes of one image.
 
-    A file is read once in a process, however many runs a sweep has; again if its size or time changed.
+    A file is read again only if its size or time changed since `DIGESTS` got it.
     """
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
-    return _file_digest(stamp(image))
-
-
-@functools.lru_cache(maxsize=1 << 18)
-def _file_digest(file: Stamp) -> str:
-    return hashlib.sha256(Path(file[0]).read_bytes()).hexdigest()
+    file = stamp(image)
+    if file not in DIGESTS:
+        DIGESTS[file] = hashlib.sha256(image.read_bytes()).hexdigest()
+    return DIGESTS[file]
 
 
 @functools.singledispatch

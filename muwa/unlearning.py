@@ -18,6 +18,7 @@ import torch
 
 from muwa.cache.store import Store
 from muwa.data.dataset import Dataset
+from muwa.data.image_files import manifest
 from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_measures, evaluate, fitting
 from muwa.methods.base import Method, make_edit
@@ -104,7 +105,8 @@ def _run(
     started = time.perf_counter() - sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main
     model: Editable = parts["model"]()
-    task: Task = parts["task"](dataset, progress=progress)
+    with manifest(Path(dataset.curated) / ".images.parquet"):
+        task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     file = Path(settings["gradients"]) if settings["gradients"] else None
     store = Store(Path(settings["paths"]["cache"]))

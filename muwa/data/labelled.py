@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from muwa.data.samples import check_broken, decode
-from muwa.fingerprint import Stamp, stamp
+from muwa.data.image_files import fault
+from muwa.data.samples import check_broken
 from muwa.types.data import Broken, Classes, LabelledImages
 
 
@@ -37,30 +36,7 @@ def decodable(images: LabelledImages, max_broken: float, what: str) -> tuple[Lab
     """
 
     with ThreadPoolExecutor(4) as pool:
-        faults = list(pool.map(_fault, images.images))
+        faults = list(pool.map(fault, images.images))
     broken = [Broken(images.keys[i], why) for i, why in enumerate(faults) if why]
     check_broken(broken, len(images), max_broken, what)
     return (images.select([i for i, why in enumerate(faults) if not why]) if broken else images), broken
-
-
-def _fault(image: bytes | Path) -> str | None:
-    """Why an image cannot be decoded, or None. A file that did not change is decoded once in a process."""
-    if isinstance(image, bytes):
-        return _decoding_fault(image)
-    try:
-        return _file_fault(stamp(image))
-    except OSError as error:
-        return str(error)
-
-
-@functools.lru_cache(maxsize=1 << 18)
-def _file_fault(file: Stamp) -> str | None:
-    return _decoding_fault(Path(file[0]))
-
-
-def _decoding_fault(image: bytes | Path) -> str | None:
-    try:
-        decode(image)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
