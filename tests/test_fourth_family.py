@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import muwa
-from muwa import config, pipeline
+from muwa import config, pipeline, unlearning
 from muwa.eval.base import Measure
 from muwa.eval.statistics import share
 from muwa.fingerprint import Content, digest, fingerprint
@@ -257,4 +257,4 @@ def test_its_search_refuses_a_clip_and_its_metric_is_refused_for_one(miniature):
     with pytest.raises(ValueError, match="layer_search=retrieval: got a CLIP"):
         Retrieval(**SETTINGS).check(muwa.load_clip(), task)
     with pytest.raises(ValueError, match=r"eval.found: got a CLIP .* want a retriever \(model=retriever\)"):
-        pipeline.check_measures(muwa.load_clip(), task, {"found": Found()})
+        unlearning.check_measures(muwa.load_clip(), task, {"found": Found()})
