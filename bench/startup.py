@@ -1,0 +1,105 @@
+"""How long a command takes before it answers or computes, and which of its imports take long.
+
+    python -m bench.startup                            # two minutes
+    python -m bench.startup --old CHECKOUT             # beside another checkout, taken in turns
+    python -m bench.startup --tree 0.1                 # the imports of each command that take over 0.1 s
+
+Each figure is the median of `--rounds` processes. "Cached run" is the default run, all of it from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent.parent
+LAUNCH = {
+    "--help": "--help",
+    "--cfg job": "--cfg job",
+    "a misspelt key": "sead=1",
+    "an unknown person": "task.identity=Nobody",
+    "a missing folder": "dataset.celeba=nowhere",
+    "cached run": "runtime.progress=false",
+}
+IMPORTS = {"import hydra": "import hydra", "import muwa": "import muwa", "import torch": "import torch"}
+
+
+def command(what: str, out: Path) -> list[str]:
+    """The arguments of Python for one row."""
+    if what in IMPORTS:
+        return ["-c", IMPORTS[what]]
+    return ["launch.py", *LAUNCH[what].split(), f"paths.outputs={out}"]
+
+
+def seconds(what: str, checkout: Path, out: Path) -> float:
+    """Seconds of one process."""
+    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(checkout)}
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *command(what, out)], cwd=checkout, env=environment, capture_output=True, check=False
+    )
+    return time.perf_counter() - started
+
+
+def tree(what: str, out: Path, least: float) -> str:
+    """The imports of one command that take at least `least` seconds, with what they import in turn."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command(what, out)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = re.findall(r"import time: *\d+ \| *(\d+) \| ( *)(\S+)", done.stderr)
+    kept = [
+        (int(time_taken) / 1e6, spaces, name)
+        for time_taken, spaces, name in rows
+        if int(time_taken) / 1e6 >= least
+    ]
+    return (
+        "\n".join(f"    {spaces}{name} {took:.2f} s" for took, spaces, name in reversed(kept)) or "    none"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--old", type=Path, help="another checkout")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tree", type=float, help="print imports that take so many seconds instead")
+    args = parser.parse_args(argv)
+    checkouts = {"here": HERE, **({"old": args.old.resolve()} if args.old else {})}
+    with tempfile.TemporaryDirectory() as scratch:
+        outs = {name: Path(scratch) / name for name in checkouts}
+        if args.tree:
+            for what in ("--help", "an unknown person", "cached run", "import muwa"):
+                print(f"{what}\n{tree(what, outs['here'], args.tree)}")
+            return
+        for name, checkout in checkouts.items():
+            seconds("cached run", checkout, outs[name])  # fills the cache, and Python's compiled files
+        found: dict[tuple[str, str], list[float]] = {}
+        for _ in range(args.rounds):
+            for what in (*LAUNCH, *IMPORTS):
+                for name, checkout in checkouts.items():
+                    found.setdefault((what, name), []).append(seconds(what, checkout, outs[name]))
+    from bench.common import machine, show
+
+    rows = [
+        [what, *(f"{statistics.median(found[what, name]):.2f}" for name in checkouts)]
+        for what in (*LAUNCH, *IMPORTS)
+    ]
+    show("Seconds until the command ends", ["command", *checkouts], rows, [machine("cpu")])
+
+
+if __name__ == "__main__":
+    main()
