@@ -185,6 +185,10 @@ def _check_values(cfg: DictConfig) -> None:
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
+    if not {"curate", "unlearn"} & {*cfg.stages}:
+        raise ValueError(
+            f"stages: got {list(cfg.stages)}, want curate or unlearn among them: nothing would be done"
+        )
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:

@@ -1,7 +1,7 @@
-"""One run: check the data -> curate -> unlearn, eval and report (`muwa.unlearning`).
+"""One run: check names and data -> curate -> unlearn, eval and report (`muwa.unlearning`).
 
 The setting `stages` says which of them run. This module and what it imports do
-without torch, whose import takes seconds: what can be refused by then is refused at once.
+without torch, whose import takes seconds: bad input that can be found without it is refused at once.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def _curate(task: TaskBuilder, dataset: Dataset, progress: bool, *, dry_run: boo
     """Write the forget sets and say where they are; with `dry_run`, only say what would be found."""
     if dry_run:
         for name, found in task.preview(dataset, progress=progress).items():
-            print(f"{name}: {found.pairs:,} pairs in {found.shards:,} shards")
-            print("".join(f"    {caption}\n" for caption in found.captions), end="")
+            near = ", ".join(f"{word!r} in {count}" for word, count in found.near.items()) or "none"
+            nothing = "" if found.pairs else f"; single words of the name found in captions: {near}"
+            print(f"{name}: {found.pairs:,} pairs in {found.shards:,} shards{nothing}")
+            for caption in found.captions:
+                print("    " + "".join(sign if sign.isprintable() else " " for sign in caption))
         return
     curated = task.curate(dataset, progress=progress)
     for name, folder in curated.folders.items():

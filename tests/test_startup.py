@@ -36,6 +36,7 @@ def imported(code: str, *words: str) -> tuple[set[str], str]:
     ("sead=1", "sead"),
     ("method=slugg", "slugg"),
     ("stages=[unlearning]", "stages: got 'unlearning'"),
+    ("stages=[eval]", "want curate or unlearn among them"),
     ("dataset=laion_celeba", "no such folder"),
     ("dataset.root={miniature} task.identity=Nobody", "Unknown name 'Nobody'"),
     ("dataset.root={miniature} task=object task.object=nothing", "Unknown name 'nothing'"),

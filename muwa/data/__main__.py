@@ -7,6 +7,7 @@ python -m muwa.data urls s3://BUCKET/*.parquet --name "Elon Musk" --alias "E. Mu
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--alias needs a single --name")
     if args.limit is not None and args.limit < 1:
         parser.error(f"--limit: got {args.limit}, want at least 1")
+    from muwa.data.samples import fold
+
+    if nothing := [name for name in (*args.name, *args.alias) if not fold(name)]:
+        parser.error(f"--name: got {nothing[0]!r}, want letters or digits in it")
     from muwa.data.metadata import Columns, find, write_list
 
     columns = Columns(args.url_col, args.caption_col)
@@ -42,11 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for name in args.name:
         print(f"{name}: {counts.get(name, 0):,} pairs")
-    print(
-        f"{args.out}: img2dataset --url_list {args.out} --input_format parquet --url_col {args.url_col} "
-        f"--caption_col {args.caption_col} --output_format webdataset --output_folder FOLDER"
-    )
-    return 0 if counts else 1
+    if not counts:
+        print("muwa.data: no caption names anyone, nothing was written", file=sys.stderr)
+        return 1
+    command = [
+        *("img2dataset", "--url_list", str(args.out), "--input_format", "parquet", "--url_col", args.url_col),
+        *("--caption_col", args.caption_col, "--output_format", "webdataset", "--output_folder", "FOLDER"),
+    ]
+    print(f"{args.out}: {shlex.join(command)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from muwa.data.caption_index import CaptionIndex, Match, index_captions
 from muwa.data.samples import check_broken, decode, fold, match_names
@@ -52,11 +54,13 @@ class Preview:
         pairs: The number of captions that contain it.
         shards: The number of shards that they are in.
         captions: The first of them.
+        near: If there is none: single words of the name -> the number of captions in which they occur.
     """
 
     pairs: int
     shards: int
     captions: tuple[str, ...]
+    near: Mapping[str, int]
 
 
 def curate(
@@ -71,34 +75,37 @@ def curate(
 ) -> Curated:
     """Write `out/<Name>/forget.tar` and `manifest.json` for each name: the pairs whose caption contains it.
 
-    A caption contains a name if the name or one of its aliases occurs in it as whole words. Upper and lower
-    case are treated alike, accented letters like plain ones, and `_`, space and punctuation alike. A complete
-    set is not written again.
+    A caption contains a name if the name or one of its aliases occurs in it as whole words
+    (`muwa.data.samples.fold`). A complete set for the same request is kept.
 
     Args:
         aliases: Name -> other spellings ("K. Lindqvar").
         limit: Keep at most this many pairs per name, the first ones; None: no limit.
-        max_broken: Largest accepted share of broken samples.
+        max_broken: Largest accepted share of broken samples, of broken shards, and of the pairs of a name
+            that are not found again in their shards.
 
     Raises:
-        ValueError: A name occurs in no caption (the message says how many were searched), or too many samples
-            are broken.
+        ValueError: A name occurs in no caption (the message says how many were searched), or cannot be a
+            folder's name; or too much is broken.
         FileNotFoundError, OSError: A shard is missing or cannot be opened.
     """
     urls, names = expand(shards), list(dict.fromkeys(names))
+    _check(names, limit)
     folders = {name: out / name.replace(" ", "_") for name in names}
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):
-        index = index_captions(urls, out / INDEX, progress=progress)
+    with _locked(out):
+        index = _index(urls, out, progress)
         requests = {name: _request(name, aliases, limit, index) for name in names}
         todo = [name for name in names if not _is_done(folders[name], requests[name])]
-        matches = index.matches({name: requests[name]["spellings"] for name in todo})
-        for name in todo:
-            _write_set(index, requests[name], matches[name], folders[name], max_broken)
+        if todo:
+            check_broken(index.faults(), len(urls), max_broken, f"shards searched for {todo[0]}")
+            counted = index.count()
+            matches = index.matches({name: requests[name]["spellings"] for name in todo})
+            for name in todo:
+                _write_set(index, counted, requests[name], matches[name], folders[name], max_broken)
     manifests = {name: read_manifest(folders[name]) for name in names}
     counts = {name: len(manifest["matches"]) for name, manifest in manifests.items()}
-    first = manifests[names[0]]
-    return Curated(folders, counts, first["scanned"], tuple(Broken(**row) for row in first["broken"]))
+    broken = {(row["where"], row["why"]): None for one in manifests.values() for row in one["broken"]}
+    return Curated(folders, counts, manifests[names[0]]["scanned"], tuple(Broken(*one) for one in broken))
 
 
 def preview(
@@ -111,14 +118,63 @@ def preview(
 ) -> dict[str, Preview]:
     """Name -> what `curate` would find. Nothing but the index of the captions is written, under `out`."""
     urls = expand(shards)
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / ".lock"):
-        index = index_captions(urls, out / INDEX, progress=progress)
-    found = index.matches({name: [name, *_aliases_of(name, aliases)] for name in names})
+    _check(names, None)
+    with _locked(out):
+        index = _index(urls, out, progress)
+    spellings = {name: [name, *_aliases_of(name, aliases)] for name in names}
     return {
-        name: Preview(len(some), len({one.shard for one in some}), tuple(one.caption for one in some[:SHOWN]))
-        for name, some in found.items()
+        name: Preview(
+            pairs=len(some),
+            shards=len({one.shard for one in some}),
+            captions=tuple(one.caption for one in some[:SHOWN]),
+            near={} if some else index.near(fold(" ".join(spellings[name])).split()),
+        )
+        for name, some in index.matches(spellings).items()
     }
+
+
+def _check(names: Sequence[str], limit: int | None) -> None:
+    """Raise ValueError if there is no name, a name cannot be a folder's, or the limit is below 1."""
+    if not names:
+        raise ValueError("task: no name to forget was given")
+    for name in names:
+        if not fold(name) or "/" in name or "\\" in name or name.startswith("."):
+            raise ValueError(
+                f"task: cannot take {name!r} as a name: want letters or digits, no / or \\, and no dot at "
+                "its start, as it is the name of a folder too"
+            )
+    if limit is not None and limit < 1:
+        raise ValueError(f"task.limits.forget_pairs: got {limit}, want at least 1, or null for all pairs")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder of forget sets. A folder that cannot be written needs none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"muwa: waiting for another process that works in {out}", file=sys.stderr)
+            lock.acquire()
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _index(urls: Sequence[str], out: Path, progress: bool) -> CaptionIndex:
+    """The index of the shards. What is wrong with a shard as a whole is said on stderr."""
+    index = index_captions(urls, out / INDEX, progress=progress)
+    for fault in index.faults():
+        print(
+            f"muwa: {fault.where}: {fault.why}; what follows in this shard is not searched", file=sys.stderr
+        )
+    return index
 
 
 def _request(
@@ -130,7 +186,9 @@ def _request(
         "name": name,
         "spellings": [name, *_aliases_of(name, aliases)],
         "limit": limit,
-        "shards": [{"shard": shard.name, "captions": shard.captions} for shard in index.shards],
+        "shards": [
+            {"shard": shard.name, "captions": shard.captions, "bytes": shard.bytes} for shard in index.shards
+        ],
     }
 
 
@@ -141,23 +199,33 @@ def _aliases_of(name: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _write_set(
-    index: CaptionIndex, request: Mapping[str, Any], matches: Sequence[Match], folder: Path, max_broken: float
+    index: CaptionIndex,
+    counted: tuple[int, list[Broken]],
+    request: Mapping[str, Any],
+    matches: Sequence[Match],
+    folder: Path,
+    max_broken: float,
 ) -> None:
-    """Write the forget.tar of a name, then its manifest."""
-    scanned, broken = index.count()
+    """Write the forget.tar of a name, then its manifest. An earlier set stays until the new one is sound."""
+    (scanned, broken), name = counted, request["name"]
     if not matches:
         raise ValueError(_no_match(request, scanned, index))
     samples = _Samples(index, matches, request["limit"])
-    write_shard(folder / "forget.tar", samples)
-    broken = [*broken, *samples.broken]
-    check_broken(
-        broken, scanned + len(broken) - len(samples.broken), max_broken, f"the shards of {request['name']}"
-    )
-    if not samples.rows:
-        raise ValueError(f"{request['name']}: none of the {len(matches)} images that name it can be decoded")
-    manifest = {
-        **request, "scanned": scanned, "matches": samples.rows, "broken": [asdict(one) for one in broken]
-    }  # fmt: skip
+    draft = folder / "forget.next.tar"
+    write_shard(draft, samples)
+    broken = [*index.faults(), *broken, *samples.broken]
+    try:
+        check_broken(samples.lost, len(samples.rows) + len(samples.lost), max_broken, f"pairs of {name}")
+        check_broken(broken, scanned + len(counted[1]) + len(index.faults()), max_broken, f"shards of {name}")
+        if not samples.rows:
+            raise ValueError(f"{name}: none of the {len(matches)} images that name it can be decoded")
+    except ValueError:
+        draft.unlink()
+        raise
+    (folder / "manifest.json").unlink(missing_ok=True)
+    os.replace(draft, folder / "forget.tar")
+    rows = [asdict(one) for one in [*broken, *samples.lost]]
+    manifest = {**request, "scanned": scanned, "matches": samples.rows, "broken": rows}
     _write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
@@ -166,33 +234,44 @@ class _Samples:
 
     Attributes:
         rows: The rows of the manifest: shard, key, SHA-256 of the image, caption.
-        broken: Samples whose captions match but whose images cannot be decoded.
+        broken: Samples whose images cannot be decoded.
+        lost: Samples that their shards do not hold, though the index says so.
     """
 
     def __init__(self, index: CaptionIndex, matches: Sequence[Match], limit: int | None):
         self.rows: list[dict[str, str]] = []
         self.broken: list[Broken] = []
+        self.lost: list[Broken] = []
         self._index, self._matches, self._limit = index, matches, limit
-        stems = [Path(shard.name).stem for shard in index.shards]
+        stems = [Path(shard.name).stem.replace(".", "_") for shard in index.shards]
         unique = len(set(stems)) == len(stems)
         self._prefixes = [stem if unique else f"{i:05d}" for i, stem in enumerate(stems)]
 
     def __iter__(self) -> Iterator[tuple[str, bytes, str, dict[str, object]]]:
+        taken: set[str] = set()
         for match, image in self._index.images(self._matches):
             if len(self.rows) == self._limit:
                 return
             shard = self._index.shards[match.shard].name
+            if image is None:
+                self.lost.append(Broken(f"{shard}:{match.key}", "not in the shard with this caption"))
+                continue
             try:
-                decode(image or b"")
+                decode(image)
             except ValueError as error:
                 self.broken.append(Broken(f"{shard}:{match.key}", f"bad image: {error}"))
                 continue
-            assert image is not None
             origin = {"shard": shard, "key": match.key, "sha256": hashlib.sha256(image).hexdigest()}
             self.rows.append({**origin, "caption": match.caption})
-            one_shard = len(self._index.shards) == 1
-            key = match.key if one_shard else f"{self._prefixes[match.shard]}-{match.key}"
-            yield key, image, match.caption, dict(origin)
+            key = self._key(match)
+            unique = key if key not in taken else f"{key}-again-{len(self.rows)}"
+            taken.add(unique)
+            yield unique, image, match.caption, dict(origin)
+
+    def _key(self, match: Match) -> str:
+        """The key in forget.tar. With several shards it begins with the shard's name."""
+        key = match.key.replace(".", "_").replace("/", "_")
+        return key if len(self._index.shards) == 1 else f"{self._prefixes[match.shard]}-{key}"
 
 
 def _no_match(request: Mapping[str, Any], scanned: int, index: CaptionIndex) -> str:

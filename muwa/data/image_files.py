@@ -1,4 +1,4 @@
-"""What is known about image files: the SHA-256 of their bytes, and whether they can be decoded.
+"""A cache of facts about image files: the SHA-256 of their bytes, and whether they can be decoded.
 
 A file is read and decoded once. What was found holds as long as its path, size and time of change are the
 same: in memory for the runs of one process, and in a manifest for later ones.
@@ -7,19 +7,17 @@ same: in memory for the runs of one process, and in a manifest for later ones.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import duckdb
-import numpy as np
 from filelock import FileLock
 
+from muwa.data import parquet
 from muwa.data.samples import decode
 from muwa.fingerprint import DIGESTS, Stamp, stamp
 
-FAULTS: dict[Stamp, str | None] = {}  # why a file cannot be decoded; None: it can
+FAULTS: dict[Stamp, str | None] = {}  # why a file cannot be decoded; None if it can
 
 
 def fault(image: bytes | Path) -> str | None:
@@ -58,11 +56,14 @@ def manifest(path: Path) -> Iterator[None]:
         DIGESTS.setdefault(file, digest)
         FAULTS.setdefault(file, why)
     before = len(FAULTS)
-    yield
-    if len(FAULTS) > before:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            _write(path, _read(path) | {file: (DIGESTS[file], why) for file, why in FAULTS.items()})
+    try:
+        yield
+    finally:
+        if len(FAULTS) > before:
+            with suppress(OSError):  # a folder that cannot be written loses no run
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{path}.lock"):
+                    _write(path, _read(path) | {file: (DIGESTS[file], why) for file, why in FAULTS.items()})
 
 
 def _read(path: Path) -> dict[Stamp, tuple[str, str | None]]:
@@ -70,9 +71,8 @@ def _read(path: Path) -> dict[Stamp, tuple[str, str | None]]:
     if not path.is_file():
         return {}
     try:
-        query = "select path, size, time, sha256, fault from read_parquet(?)"
-        rows = duckdb.execute(query, [str(path)]).fetchall()
-    except duckdb.Error:
+        rows = parquet.rows(f"select path, size, time, sha256, fault from {parquet.source([path])}")
+    except parquet.Error:
         return {}
     return {(name, size, time): (digest, why) for name, size, time, digest, why in rows}
 
@@ -80,19 +80,15 @@ def _read(path: Path) -> dict[Stamp, tuple[str, str | None]]:
 def _write(path: Path, known: dict[Stamp, tuple[str, str | None]]) -> None:
     """Write a manifest; it appears when it is complete. Of a file that changed, the last state is kept."""
     latest = {file[0]: (file, *what) for file, what in sorted(known.items(), key=lambda item: item[0][2])}
-    rows = {
-        "path": np.array(list(latest), dtype=object),
-        "size": np.array([file[1] for file, _, _ in latest.values()], dtype=np.int64),
-        "time": np.array([file[2] for file, _, _ in latest.values()], dtype=np.int64),
-        "sha256": np.array([digest for _, digest, _ in latest.values()], dtype=object),
-        "fault": np.array([why for _, _, why in latest.values()], dtype=object),
-    }
-    draft = path.with_name(f"{path.name}.draft")
-    with duckdb.connect() as database:
-        database.register("rows", rows)
-        columns = "path::varchar as path, size, time, sha256::varchar as sha256, fault::varchar as fault"
-        target = str(draft).replace("'", "''")
-        database.execute(
-            f"copy (select {columns} from rows) to '{target}' (format parquet, compression zstd)"
-        )
-    os.replace(draft, path)
+    named = {name: what for name, what in latest.items() if name.isprintable()}  # no bytes that are no text
+    parquet.write(
+        path,
+        {
+            "path": list(named),
+            "size": [file[1] for file, _, _ in named.values()],
+            "time": [file[2] for file, _, _ in named.values()],
+            "sha256": [digest for _, digest, _ in named.values()],
+            "fault": [why for _, _, why in named.values()],
+        },
+        integers=("size", "time"),
+    )

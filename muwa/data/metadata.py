@@ -1,38 +1,23 @@
 """Find the pairs of a name before any image is downloaded: a query over LAION's metadata parquet.
 
-The rows that are found are a url list as img2dataset takes it. Who wants the pictures of one person downloads
+The rows that are found are a url list as img2dataset takes it. To get images of one person, download only
 those, not a hundred shards.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
-import numpy as np
-
+from muwa.data import parquet
 from muwa.data.samples import fold, match_names
 
-MEMORY = "160MB"  # what DuckDB may use
 AT_ONCE = 10_000  # rows that are taken from DuckDB at a time
 _STRANGE = r"[^\x00-\x7F]"  # a character that is not ASCII
-_ONE_SIGN = {
-    "ae",
-    "oe",
-    "ss",
-    "ff",
-    "fi",
-    "fl",
-    "st",
-    "ij",
-    "dz",
-    "lj",
-    "nj",
-}  # letters with a sign of their own
+# The parts of a folded word: letters that one character can stand for (æ, ß, ﬁ), one letter, a run of others.
+_PARTS = re.compile(r"ff[il]|ae|oe|ss|ff|fi|fl|st|ij|dz|lj|nj|[\x00-\x7F]|[^\x00-\x7F]+")
 
 
 @dataclass(frozen=True)
@@ -64,24 +49,25 @@ def find(
         ValueError: A file is missing, cannot be read, or lacks a column. The message says which.
     """
     left = dict.fromkeys(spellings, float("inf") if limit is None else limit)
-    with duckdb.connect(config={"memory_limit": MEMORY}) as database:
-        query = f"select {_quoted(columns.url)}, {_quoted(columns.caption)} from read_parquet(?) " + (
-            f"where regexp_matches({_quoted(columns.caption)}, ?)"
-        )
-        try:
-            rows = database.execute(
-                query, [list(files), pattern([one for some in spellings.values() for one in some])]
-            )
-            while some_rows := rows.fetchmany(AT_ONCE):
-                for url, caption in some_rows:
+    seen: set[tuple[str, str]] = set()
+    url, caption = _quoted(columns.url), _quoted(columns.caption)
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    query = (
+        f"select {url}, {caption} from read_parquet([{listed}], hive_partitioning = false) "
+        f"where {url} is not null and regexp_matches({caption}, ?)"
+    )
+    try:
+        with parquet.database() as database:
+            rows = database.execute(query, [pattern([one for some in spellings.values() for one in some])])
+            while any(count > 0 for count in left.values()) and (some_rows := rows.fetchmany(AT_ONCE)):
+                for address, text in some_rows:
                     for name, words in spellings.items():
-                        if left[name] > 0 and match_names(caption, words):
+                        if left[name] > 0 and (name, address) not in seen and match_names(text, words):
                             left[name] -= 1
-                            yield name, url, caption
-                if not any(count > 0 for count in left.values()):
-                    return
-        except duckdb.Error as error:
-            raise ValueError(_why(files, columns, error)) from error
+                            seen.add((name, address))
+                            yield name, address, text
+    except parquet.Error as error:
+        raise ValueError(_why(files, columns, error)) from error
 
 
 def pattern(spellings: Sequence[str]) -> str:
@@ -99,16 +85,13 @@ def _loose(spelling: str) -> str:
 
 
 def _letters(word: str) -> Iterator[str]:
-    """The patterns of a word's letters; of two letters together where one sign may stand for both."""
-    i = 0
-    while i < len(word):
-        two = word[i : i + 2] in _ONE_SIGN
-        each = [
-            f"(?:{re.escape(letter)}{_STRANGE}*|{_STRANGE}+)" if letter.isascii() else f"{_STRANGE}+"
-            for letter in word[i : i + 1 + two]
-        ]
-        yield f"(?:{''.join(each)}|{_STRANGE}+)" if two else each[0]
-        i += 1 + two
+    """The patterns of a word's letters; of several letters together where one sign may stand for them."""
+    for part in _PARTS.findall(word):
+        if part[0].isascii():
+            each = "".join(f"(?:{letter}{_STRANGE}*|{_STRANGE}+)" for letter in part)
+            yield f"(?:{each}|{_STRANGE}+)" if len(part) > 1 else each
+        else:
+            yield f"{_STRANGE}+"  # a run of letters that are not ASCII; case may change their number
 
 
 def write_list(
@@ -116,21 +99,16 @@ def write_list(
 ) -> dict[str, int]:
     """Write the rows of `find` as the parquet that img2dataset reads; returns how many each name has.
 
-    A url that several names have is written once. The file appears when it is complete.
+    A url that several names have is written once. Without any row no file is written.
     """
     counts: dict[str, int] = {}
     pairs: dict[str, str] = {}
     for name, url, caption in rows:
         counts[name] = counts.get(name, 0) + 1
         pairs.setdefault(url, caption)
-    draft = path.with_name(f"{path.name}.draft")
-    with duckdb.connect() as database:
-        texts = {"url": list(pairs), "caption": list(pairs.values())}
-        database.register("rows", {name: np.array(some, dtype=object) for name, some in texts.items()})
-        names = f"url::varchar as {_quoted(columns.url)}, caption::varchar as {_quoted(columns.caption)}"
-        target = str(draft).replace("'", "''")
-        database.execute(f"copy (select {names} from rows) to '{target}' (format parquet)")
-    os.replace(draft, path)
+    if pairs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write(path, {columns.url: list(pairs), columns.caption: list(pairs.values())})
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import re
 import unicodedata
@@ -16,25 +17,33 @@ from muwa.fingerprint import read_image
 from muwa.types.data import Broken
 
 _GAP = re.compile(r"[\W_]+")
-_ACCENTS = re.compile(
-    "(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+"
-)  # on Latin and Greek letters; not on Cyrillic ones
+_ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
 
 def fold(text: str) -> str:
     """`text` in lower case without accents; each run of `_`, white space and punctuation is one space.
 
-    Spaces at both ends are removed. Only Latin and Greek letters lose their accents: elsewhere they make
-    another letter.
+    Spaces at both ends are removed, and so are invisible signs such as soft hyphens. Only Latin and Greek
+    letters lose their accents: elsewhere they make another letter, and vowel signs belong to their words.
 
     >>> fold("  Kael_LINDQVAR, (portrait)"), fold("Beyoncé in Łódź")
     ('kael lindqvar portrait', 'beyonce in lodz')
     """
     if text.isascii():
         return _GAP.sub(" ", text.lower()).strip()
-    letters = _ACCENTS.sub("", unicodedata.normalize("NFD", text.casefold())).translate(_PLAIN)
-    return _GAP.sub(" ", unicodedata.normalize("NFC", letters)).strip()
+    letters = unicodedata.normalize("NFD", text.casefold()).translate(_PLAIN)
+    kept = (_letter_or_space(sign) for sign in unicodedata.normalize("NFC", _ACCENTS.sub("", letters)))
+    return " ".join("".join(kept).split())
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _letter_or_space(sign: str) -> str:
+    """A letter, digit or vowel sign as it is; nothing for an invisible sign; a space for any other."""
+    kind = unicodedata.category(sign)
+    if kind[0] in "LNM":
+        return sign
+    return "" if kind == "Cf" else " "
 
 
 def match_names(text: str, names: Sequence[str]) -> list[str]:

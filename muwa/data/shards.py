@@ -39,7 +39,7 @@ def local_path(url: str) -> Path:
 
 
 def expand(urls: str | Sequence[str]) -> list[str]:
-    """All shards of one pattern or several. Braces ({00000..00012}) and globs (*.tar) are expanded.
+    """All shards of one pattern or several, each once. Braces ({0..12}) and globs (*.tar) are expanded.
 
     Raises:
         FileNotFoundError: A local shard is missing. The message says how many are, and how to make shards.
@@ -60,7 +60,7 @@ def expand(urls: str | Sequence[str]) -> list[str]:
             "<key>.jpg|png|webp, <key>.txt, <key>.json); make them with `img2dataset "
             "--output_format webdataset --url_list LIST --caption_col TEXT --output_folder FOLDER`."
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def iter_samples(url: str, broken: list[Broken], *, verify: bool = True) -> Iterator[Sample]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,10 +20,12 @@ class Sample:
     Args:
         key: The path up to the first dot of its last part.
         files: Ending ("jpg", "txt", in lower case) -> place.
+        repeated: An ending that several files have, or None.
     """
 
     key: str
     files: dict[str, Place] = field(default_factory=dict)
+    repeated: str | None = None
 
 
 def is_plain(path: Path) -> bool:
@@ -36,20 +38,21 @@ def samples(path: Path) -> Iterator[Sample]:
     """The samples of an uncompressed tar, in order. No file in it is read.
 
     Raises:
-        tarfile.TarError: A header is damaged, or the tar is cut short. What was yielded before stands.
+        tarfile.TarError: A header is damaged, or the tar is cut short. Samples yielded before are valid.
     """
     current: Sample | None = None
     for place, name in _members(path):
         folder, _, last = name.rpartition("/")
-        if (last.startswith("__") and last.endswith("__")) or "." not in last:
-            continue
-        stem, _, ending = last.partition(".")
+        stem, dot, ending = last.partition(".")
+        if not stem or not dot or (last.startswith("__") and last.endswith("__")):
+            continue  # hidden files (macOS writes ._x.jpg beside x.jpg), no ending, or webdataset's own
         key = f"{folder}/{stem}" if folder else stem
         if current is None or key != current.key:
             if current is not None:
                 yield current
             current = Sample(key)
-        current.files.setdefault(ending.lower(), place)
+        if current.files.setdefault(ending.lower(), place) != place:
+            current.repeated = ending.lower()
     if current is not None:
         yield current
 
@@ -70,8 +73,7 @@ def _members(path: Path) -> Iterator[tuple[Place, str]]:
             if (
                 size is None
                 or kind not in (b"0", b"\0", b"5", b"x")
-                or b" path=" in extended
-                or b" size=" in extended
+                or any(word in extended for word in (b" path=", b" size=", b"GNU.sparse"))
             ):
                 file.seek(position)
                 yield from _members_by_tarfile(file)
@@ -89,14 +91,16 @@ def _members(path: Path) -> Iterator[tuple[Place, str]]:
 
 def _members_by_tarfile(file: BinaryIO) -> Iterator[tuple[Place, str]]:
     """The same from the current position on, by Python's tarfile."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name} is a sparse file; repack the tar without")
             if member.isreg():
                 yield (member.offset_data, member.size), member.name
         end = tar.offset
     file.seek(end)
-    if any(file.read(BLOCK)):  # tarfile takes a damaged header for the end
+    if any(file.read(BLOCK)):  # tarfile mistakes a damaged header for the end of the archive
         raise tarfile.ReadError(f"damaged header at byte {end}")
 
 
@@ -113,19 +117,21 @@ def _size(header: bytes, position: int) -> int | None:
 
 
 def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return field.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def read(path: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, bytes]]:
-    """(Key, bytes) of some files of a tar, in the order of their places."""
+def read(path: Path, places: Sequence[Place]) -> Iterator[bytes]:
+    """The bytes of some files of a tar, in the order given."""
     with path.open("rb") as file:
-        for key, (first, size) in sorted(places.items(), key=lambda item: item[1]):
+        for first, size in places:
             file.seek(first)
-            yield key, file.read(size)
+            yield file.read(size)
 
 
 def is_closed(path: Path) -> bool:
-    """Whether a tar ends with two blocks of zeros. One that was cut short does not; tarfile does not tell."""
+    """Whether a tar ends with two blocks of zeros. One that was cut short does not."""
+    if path.stat().st_size < 2 * BLOCK:
+        return False
     with path.open("rb") as file:
-        file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
+        file.seek(-2 * BLOCK, os.SEEK_END)
         return not any(file.read())

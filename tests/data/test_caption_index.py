@@ -4,12 +4,10 @@ import json
 import os
 import tarfile
 
-import duckdb
-import numpy as np
 import pytest
 import tiny
 
-from muwa.data import caption_index, tars
+from muwa.data import caption_index, parquet, tars
 from muwa.data.caption_index import index_captions
 from muwa.data.shards import write_shard
 
@@ -40,12 +38,7 @@ def write_parquet(tar, captions, statuses=None):
         "caption": list(captions),
         "status": statuses or ["success"] * len(captions),
     }
-    with duckdb.connect() as database:
-        database.register("rows", {name: np.array(values, dtype=object) for name, values in rows.items()})
-        columns = ", ".join(f"{name}::varchar as {name}" for name in rows)
-        database.execute(
-            f"copy (select {columns} from rows) to '{tar.with_suffix('.parquet')}' (format parquet)"
-        )
+    parquet.write(tar.with_suffix(".parquet"), rows)
 
 
 def index(folder, *urls):
@@ -130,6 +123,38 @@ def test_a_sample_that_the_parquet_promises_and_the_tar_lacks_gives_no_image(tmp
     assert [image for _, image in found] == [tiny.png(0), None]
 
 
+def test_a_parquet_of_other_captions_gives_no_image(tmp_path):
+    """A tar that was made again: its captions are others now."""
+    path = write(tmp_path, captions=("a dog", "Ada Fox"))
+    write_parquet(path, ("Ada Fox", "Ada Fox"))
+    made = index(tmp_path, path)
+    found = list(made.images(made.matches({"Ada": ["Ada Fox"]})["Ada"]))
+    assert [image for _, image in found] == [None, tiny.png(1)]
+
+
+@pytest.mark.parametrize("damage", ["json", "parquet", "no parquet"])
+def test_a_damaged_index_is_made_anew(tmp_path, damage):
+    path = write(tmp_path)
+    before = index(tmp_path, path)
+    about = before.shards[0].file.with_suffix(".json")
+    if damage == "json":
+        about.write_text("")
+    if damage == "parquet":
+        before.shards[0].file.write_bytes(before.shards[0].file.read_bytes()[:100])
+    if damage == "no parquet":
+        before.shards[0].file.unlink()
+    made = index(tmp_path, path)
+    assert made == before
+    assert captions(made.matches({"Bo": ["Bo Hill"]}))["Bo"] == [CAPTIONS[2], CAPTIONS[4]]
+
+
+def test_another_version_of_the_rows_is_another_index(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    first = index(tmp_path, path).shards[0].file
+    monkeypatch.setattr(caption_index, "VERSION", "0")
+    assert index(tmp_path, path).shards[0].file != first
+
+
 def test_a_parquet_of_something_else_is_not_taken(tmp_path):
     path = write(tmp_path)
     path.with_suffix(".parquet").write_bytes(b"no parquet")
@@ -202,4 +227,3 @@ def test_an_index_without_its_json_is_made_again(tmp_path):
     os.remove(about)
     index(tmp_path, path)
     assert about.is_file()
-    assert caption_index.MEMORY.endswith("MB")

@@ -161,24 +161,25 @@ def test_a_full_disk_loses_only_the_shard_that_was_being_indexed(tmp_path, monke
     urls = shards(tmp_path, n=5)
     make(urls, tmp_path / "whole")
     written = []
-    write = caption_index._write_parquet
+    write = caption_index.parquet.write
 
-    def full_disk(path, rows):
+    def full_disk(path, columns, **types):
         written.append(path)
         if len(written) == 4:
             raise OSError("no space left on device")
-        write(path, rows)
+        write(path, columns, **types)
 
     with monkeypatch.context() as patch:
-        patch.setattr(caption_index, "_write_parquet", full_disk)
+        patch.setattr(caption_index.parquet, "write", full_disk)
         with pytest.raises(OSError, match="no space left"):
             make(urls, tmp_path / "cut")
     assert len(list((tmp_path / "cut" / ".index").glob("*.json"))) == 3
     written.clear()
     with monkeypatch.context() as patch:
         patch.setattr(
-            caption_index, "_write_parquet", lambda path, rows: written.append(path) or write(path, rows)
-        )
+            caption_index.parquet, "write",
+            lambda path, columns, **types: written.append(path) or write(path, columns, **types),
+        )  # fmt: skip
         make(urls, tmp_path / "cut")
     assert len(written) == 2  # three shards were indexed before
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -209,15 +210,121 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+LARGE = tiny.png(1) + bytes(20_000)  # a PNG with more bytes after its end
+FLAKY = """
+import sys
+from pathlib import Path
+tar, count = Path(sys.argv[1]), Path(sys.argv[2])
+calls = int(count.read_text()) + 1 if count.exists() else 1
+count.write_text(str(calls))
+content = tar.read_bytes()
+broken = calls == int(sys.argv[3])
+sys.stdout.buffer.write(content[: len(content) // 4] if broken else content)
+sys.exit(7 if broken else 0)
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_remote_shard_that_breaks_off_is_no_finished_scan(tmp_path, call):
+    """It breaks off while it is indexed (1), or while its images are read (2); the next run is whole."""
+    write_shard(tmp_path / "0.tar", [(f"{i:03d}", tiny.png(i), "Ada Fox", {}) for i in range(40)])
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    url = f"pipe:{sys.executable} {tmp_path}/flaky.py {tmp_path}/0.tar {tmp_path}/calls {call}"
+    with pytest.raises((ValueError, OSError), match="samples are broken|broke off"):
+        make(url, tmp_path / "out", max_broken=0.1)
+    assert not (tmp_path / "out" / "Ada_Fox" / "manifest.json").exists()
+    assert make(url, tmp_path / "out", max_broken=0.1).counts == {"Ada Fox": 40}
+
+
+def test_a_damaged_shard_is_said_and_counts_as_a_shard(tmp_path, capsys):
+    urls = shards(tmp_path, 4)
+    (tmp_path / "00003.tar").write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match=r"shards searched for Ada Fox: 1 of 4 samples are broken \(25.0%\)"):
+        make(urls, tmp_path / "out", max_broken=0.1)
+    assert "00003.tar: after the start" in capsys.readouterr().err
+    assert make(urls, tmp_path / "out", max_broken=0.3).counts == {"Ada Fox": 6}
+
+
+def test_two_samples_under_one_key_keep_their_own_images(tmp_path):
+    samples = [
+        ("a", tiny.png(1), "Ada Fox", {}),
+        ("b", tiny.png(2), "x", {}),
+        ("a", tiny.png(3), "Ada Fox 2", {}),
+    ]
+    write_shard(tmp_path / "0.tar", samples)
+    make(str(tmp_path / "0.tar"), tmp_path / "out")
+    pairs = load_forget(tmp_path / "out" / "Ada_Fox")
+    assert pairs.images == (tiny.png(1), tiny.png(3))
+    assert len(set(pairs.keys)) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("v1.0-0.tar", "v1.0-1.tar"),
+        ("0.tar", "0-1.tar"),
+        ("a/0.tar", "a/0.tar"),
+        ("size=7/0.tar", "key=1/1.tar"),
+    ],
+)
+def test_sets_of_shards_with_awkward_names_can_be_loaded(tmp_path, names):
+    for i, name in enumerate(names):
+        write_shard(tmp_path / name, [("1-a" if i == 0 else "a", tiny.png(i), "Ada Fox", {})])
+    found = make([str(tmp_path / name) for name in names], tmp_path / "out")
+    assert len(load_forget(tmp_path / "out" / "Ada_Fox")) == found.counts["Ada Fox"] == len(set(names))
+
+
+def test_a_failed_run_leaves_the_earlier_set(tmp_path):
+    urls = shards(tmp_path, 1)
+    make(urls, tmp_path / "out")
+    before = files(tmp_path / "out")
+    bad = [("0", tiny.png(1), "Ada Fox", {}), ("1", b"no image", "Ada Fox", {})]
+    write_shard(tmp_path / "bad.tar", bad)
+    with pytest.raises(ValueError, match="1 of 2 samples are broken"):
+        make(str(tmp_path / "bad.tar"), tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+def test_a_tar_with_other_images_under_the_same_captions_is_curated_anew(tmp_path):
+    path = tmp_path / "0.tar"
+    write_shard(path, [("0", tiny.png(0), "Ada Fox", {})])
+    make(str(path), tmp_path / "out")
+    write_shard(path, [("0", LARGE, "Ada Fox", {})])
+    make(str(path), tmp_path / "out")
+    assert load_forget(tmp_path / "out" / "Ada_Fox").images == (LARGE,)
+
+
+@pytest.mark.parametrize(("names", "limit", "said"), [
+    ((), None, "no name to forget"),
+    (("../Ada",), None, "cannot take '../Ada' as a name"),
+    (("!!",), None, "cannot take '!!' as a name"),
+    (("Ada Fox",), 0, "task.limits.forget_pairs: got 0, want at least 1"),
+])  # fmt: skip
+def test_requests_that_cannot_be_met_are_refused(tmp_path, names, limit, said):
+    with pytest.raises(ValueError, match=said):
+        make(shards(tmp_path, 1), tmp_path / "out", names, limit=limit)
+
+
+def test_a_complete_set_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    urls = shards(tmp_path, 1)
+    make(urls, tmp_path / "out")
+
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module.FileLock, "acquire", refuse)
+    assert make(urls, tmp_path / "out").counts == {"Ada Fox": 2}
+
+
 def test_a_preview_counts_and_writes_no_set(tmp_path):
     found = preview(
-        shards(tmp_path), ["Ada Fox", "Bo Hill", "Zed Quill"], aliases={"Ada Fox": ["A Fox"]},
+        shards(tmp_path), ["Ada Fox", "Bo Hill", "Hill Ada"], aliases={"Ada Fox": ["A Fox"]},
         out=tmp_path / "out", progress=False,
     )  # fmt: skip
     texts = ("a photo of Ada Fox", "ADA_FOX, on stage", "A. Fox waving")
-    assert found["Ada Fox"] == Preview(9, 3, texts * 3)
-    assert found["Bo Hill"] == Preview(3, 3, ("Bo Hill at home",) * 3)
-    assert found["Zed Quill"] == Preview(0, 0, ())
+    assert found["Ada Fox"] == Preview(9, 3, texts * 3, {})
+    assert found["Bo Hill"] == Preview(3, 3, ("Bo Hill at home",) * 3, {})
+    assert found["Hill Ada"] == Preview(0, 0, (), {"hill": 3, "ada": 12})
     assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []
 
 

@@ -20,6 +20,8 @@ from muwa.data.samples import match_names
 
 SPELLINGS = (
     "Ada Fox",
+    "Griffin",
+    "\u054d\u0587\u0561\u056f",  # Armenian, with one sign for two letters
     "Beyonc\u00e9",
     "Stra\u00dfe Gross",
     "\u0141\u00f3d\u017a",
@@ -75,6 +77,14 @@ def test_every_caption_that_matches_exactly_passes_the_query():
                         "select regexp_matches(?, ?)", [text, pattern(SPELLINGS)]
                     ).fetchone() == (True,)
     assert matched > 3000
+
+
+@pytest.mark.parametrize(("name", "caption"), [
+    ("Griffin", "Gri\ufb03n"), ("\u054d\u0587\u0561\u056f", "\u054d\u0587\u0561\u056f"), ("Beyonce", "BEYONCE\u0301"), ("Caesar", "C\u00e6sar"),
+])  # fmt: skip
+def test_one_sign_may_stand_for_several_letters(name, caption):
+    assert match_names(caption, [name])
+    assert re.search(pattern([name]), caption, re.ASCII)
 
 
 def test_names_are_found_with_their_urls_up_to_a_limit(tmp_path):

@@ -134,3 +134,9 @@ def test_ten_are_listed_in_full_and_no_more_are_announced():
 def test_composed_and_decomposed_letters_are_the_same_name():
     caption = unicodedata.normalize("NFD", "a photo of Zoë Quill")
     assert match_names(caption, [unicodedata.normalize("NFC", "Zoë Quill")])
+
+
+def test_vowel_signs_belong_to_their_words_and_invisible_signs_do_not():
+    assert fold("\u0930\u093e\u092e") != fold("\u0930\u0942\u092e")  # Ram, room
+    assert fold("Kael\u00ad Lind\u200bqvar") == "kael lindqvar"
+    assert (fold("\u01fe"), fold("\u01fd")) == ("o", "ae")

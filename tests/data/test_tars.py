@@ -23,9 +23,8 @@ def test_the_samples_are_those_of_the_tar_and_their_places_hold_their_bytes(shar
     assert [set(sample.files) for sample in found] == [{"png", "txt", "json"}] * 3
     with tarfile.open(shard) as tar:
         for sample in found:
-            assert dict(tars.read(shard, {"image": sample.files["png"]})) == {
-                "image": tar.extractfile(f"{sample.key}.png").read()
-            }
+            want = tar.extractfile(f"{sample.key}.png").read()
+            assert list(tars.read(shard, [sample.files["png"]])) == [want]
 
 
 def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
@@ -38,10 +37,40 @@ def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
     assert found == [("a/b", ["left.jpg", "txt"]), ("c", ["txt"]), ("a/b", ["txt"])]
 
 
-def test_files_are_read_in_the_order_of_their_places(shard):
+def test_files_are_read_in_the_order_given(shard):
     places = {sample.key: sample.files["txt"] for sample in tars.samples(shard)}
-    wanted = {"late": places["k2"], "early": places["k0"]}
-    assert list(tars.read(shard, wanted)) == [("early", b"caption 0"), ("late", b"caption 2")]
+    assert list(tars.read(shard, [places["k2"], places["k0"]])) == [b"caption 2", b"caption 0"]
+
+
+def test_hidden_files_are_no_samples_and_repeated_ones_are_noted(tmp_path):
+    """macOS writes ._a.jpg beside a.jpg."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("./._a.jpg", "./a.jpg", "./._a.txt", "./a.txt", "b.jpg", "b.txt", "b.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    found = [(sample.key, sorted(sample.files), sample.repeated) for sample in tars.samples(path)]
+    assert found == [("./a", ["jpg", "txt"], None), ("b", ["jpg", "txt"], "jpg")]
+
+
+def test_a_name_that_is_no_text_is_a_name_all_the_same(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", encoding="latin1", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("caf\u00e9.jpg"))
+    assert [sample.key for sample in tars.samples(tmp_path / "x.tar")] == ["caf\ufffd"]
+
+
+def test_a_sparse_file_is_refused(tmp_path):
+    member = tarfile.TarInfo("a.jpg")
+    member.type = tarfile.GNUTYPE_SPARSE
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(member)
+    with pytest.raises(tarfile.TarError, match="a.jpg is a sparse file"):
+        list(tars.samples(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
+def test_what_is_no_tar_is_not_closed(tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    assert not tars.is_closed(tmp_path / "x.tar")
 
 
 def test_a_compressed_tar_has_no_places(tmp_path):
