@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken
 
-_GAP = re.compile(r"[\W_]+")
+_ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
 _ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
@@ -31,7 +31,7 @@ def fold(text: str) -> str:
     ('kael lindqvar portrait', 'beyonce in lodz')
     """
     if text.isascii():
-        return _GAP.sub(" ", text.lower()).strip()
+        return " ".join(text.translate(_ASCII).split())
     letters = unicodedata.normalize("NFD", text.casefold()).translate(_PLAIN)
     kept = (_letter_or_space(sign) for sign in unicodedata.normalize("NFC", _ACCENTS.sub("", letters)))
     return " ".join("".join(kept).split())

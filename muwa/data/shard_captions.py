@@ -47,10 +47,9 @@ class Captions:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of keys and captions, in order."""
-        total = hashlib.sha256()
-        for key, caption in zip(self.keys, self.captions, strict=True):
-            total.update(f"{len(key)} {len(caption)} {key}{caption}".encode())
-        return total.hexdigest()
+        pairs = zip(self.keys, self.captions, strict=True)
+        rows = (f"{len(key)} {len(caption)} {key}{caption}" for key, caption in pairs)
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
 
 
 def captions_of(url: str) -> Captions:
