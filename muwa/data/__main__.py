@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     urls.add_argument("--name", action="append", required=True, help="a name; several: give it again")
     urls.add_argument("--alias", action="append", default=[], help="another spelling of the one name")
     urls.add_argument("--limit", type=int, help="at most this many pairs per name")
+    urls.add_argument(
+        "--engine", choices=("duckdb", "spark"), default="duckdb", help="spark: pip install -e .[spark]"
+    )
     urls.add_argument("--url-col", default="URL")
     urls.add_argument("--caption-col", default="TEXT")
     urls.add_argument("--out", type=Path, required=True)
@@ -36,13 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if nothing := [name for name in (*args.name, *args.alias) if not fold(name)]:
         parser.error(f"--name: got {nothing[0]!r}, want letters or digits in it")
-    from muwa.data.metadata import Columns, find, write_list
+    from muwa.data.metadata import Columns, Rows, duckdb_rows, find, write_list
 
     columns = Columns(args.url_col, args.caption_col)
     try:
-        rows = find(args.files, {name: [name, *args.alias] for name in args.name}, columns, limit=args.limit)
-        counts = write_list(args.out, rows, columns)
-    except (ValueError, OSError) as error:
+        rows: Rows = duckdb_rows
+        if args.engine == "spark":
+            from muwa.data.spark import spark_rows
+
+            rows = spark_rows
+        spellings = {name: [name, *args.alias] for name in args.name}
+        found = find(args.files, spellings, columns, limit=args.limit, rows=rows)
+        counts = write_list(args.out, found, columns)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"muwa.data: {error}", file=sys.stderr)
         return 2
     for name in args.name:

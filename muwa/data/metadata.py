@@ -7,7 +7,7 @@ those, not a hundred shards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,23 +33,46 @@ class Columns:
     caption: str = "TEXT"
 
 
+Rows = Callable[[Sequence[str], str, Columns], Iterator[tuple[str, str]]]
+
+
 def find(
-    files: Sequence[str], spellings: Mapping[str, Sequence[str]], columns: Columns, *, limit: int | None
+    files: Sequence[str],
+    spellings: Mapping[str, Sequence[str]],
+    columns: Columns,
+    *,
+    limit: int | None,
+    rows: Rows,
 ) -> Iterator[tuple[str, str, str]]:
     """(Name, url, caption) of the rows whose captions contain a name (`muwa.data.samples.match_names`).
 
-    DuckDB keeps the rows that may contain one (`pattern`); these are then matched exactly.
+    An engine keeps the rows that may contain one (`pattern`); these are then matched exactly. A url counts
+    once for each name.
 
     Args:
         files: Parquet files: paths, globs, http(s):// or s3:// addresses.
         spellings: Name -> its spellings.
         limit: Stop when every name has so many rows; None: no limit.
+        rows: The engine: `duckdb_rows` or `muwa.data.spark.spark_rows`.
 
     Raises:
         ValueError: A file is missing, cannot be read, or lacks a column. The message says which.
     """
     left = dict.fromkeys(spellings, float("inf") if limit is None else limit)
     seen: set[tuple[str, str]] = set()
+    wanted = pattern([one for some in spellings.values() for one in some])
+    for url, caption in rows(files, wanted, columns):
+        for name, words in spellings.items():
+            if left[name] > 0 and (name, url) not in seen and match_names(caption, words):
+                left[name] -= 1
+                seen.add((name, url))
+                yield name, url, caption
+        if not any(count > 0 for count in left.values()):
+            return
+
+
+def duckdb_rows(files: Sequence[str], wanted: str, columns: Columns) -> Iterator[tuple[str, str]]:
+    """(Url, caption) of the rows whose captions match a regular expression, found by DuckDB."""
     url, caption = _quoted(columns.url), _quoted(columns.caption)
     listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
     query = (
@@ -58,16 +81,11 @@ def find(
     )
     try:
         with parquet.database() as database:
-            rows = database.execute(query, [pattern([one for some in spellings.values() for one in some])])
-            while any(count > 0 for count in left.values()) and (some_rows := rows.fetchmany(AT_ONCE)):
-                for address, text in some_rows:
-                    for name, words in spellings.items():
-                        if left[name] > 0 and (name, address) not in seen and match_names(text, words):
-                            left[name] -= 1
-                            seen.add((name, address))
-                            yield name, address, text
+            found = database.execute(query, [wanted])
+            while some := found.fetchmany(AT_ONCE):
+                yield from some
     except parquet.Error as error:
-        raise ValueError(_why(files, columns, error)) from error
+        raise unreadable(files, columns, error) from error
 
 
 def pattern(spellings: Sequence[str]) -> str:
@@ -116,16 +134,15 @@ def _quoted(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
-def _why(files: Sequence[str], columns: Columns, error: Exception) -> str:
-    """The message for metadata that cannot be read."""
-    first = str(error).splitlines()[0]
+def unreadable(files: Sequence[str], columns: Columns, error: Exception) -> ValueError:
+    """The error for metadata that cannot be read."""
     hint = ""
-    if any("://" in file for file in files):
+    if any(file.startswith(("http", "s3://")) for file in files):
         hint = (
             " Remote files need DuckDB's extension httpfs, which is installed by "
             "python -c \"import duckdb; duckdb.sql('install httpfs')\""
         )
-    return (
-        f"{', '.join(files)}: {first}; want parquet with the columns {columns.url} and {columns.caption} "
-        f"(--url-col, --caption-col).{hint}"
+    return ValueError(
+        f"{', '.join(files)}: {str(error).splitlines()[0]}; want parquet with the columns {columns.url} and "
+        f"{columns.caption} (--url-col, --caption-col).{hint}"
     )

@@ -15,7 +15,7 @@ import tiny
 
 from muwa.data.__main__ import main
 from muwa.data.caption_index import index_captions
-from muwa.data.metadata import Columns, find, pattern, write_list
+from muwa.data.metadata import Columns, duckdb_rows, find, pattern, write_list
 from muwa.data.samples import match_names
 
 SPELLINGS = (
@@ -94,11 +94,14 @@ def test_names_are_found_with_their_urls_up_to_a_limit(tmp_path):
     ]
     files = [metadata(tmp_path / "a.parquet", rows[:3]), metadata(tmp_path / "b.parquet", rows[3:])]
     spellings = {"Ada Fox": ["Ada Fox"], "Bo": ["Bo Hill"]}
-    found = list(find(files, spellings, Columns(), limit=None))
+    found = list(find(files, spellings, Columns(), limit=None, rows=duckdb_rows))
     assert found == [
         ("Ada Fox", *rows[0]), ("Ada Fox", *rows[1]), ("Bo", *rows[1]), ("Bo", *rows[3]), ("Ada Fox", *rows[4]),
     ]  # fmt: skip
-    assert list(find(files, spellings, Columns(), limit=1)) == [("Ada Fox", *rows[0]), ("Bo", *rows[1])]
+    assert list(find(files, spellings, Columns(), limit=1, rows=duckdb_rows)) == [
+        ("Ada Fox", *rows[0]),
+        ("Bo", *rows[1]),
+    ]
 
 
 def test_a_list_has_each_url_once_and_the_columns_that_were_named(tmp_path):
@@ -133,6 +136,44 @@ def test_metadata_that_cannot_be_read_is_one_line(tmp_path, capsys, words, said)
     assert said in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_spark_finds_what_duckdb_finds(tmp_path, capsys):
+    pytest.importorskip("pyspark")
+    draw = random.Random(1)
+    texts = [f"{draw.choice(SPELLINGS)}{draw.choice(['', 's', ' at home'])} {i}" for i in range(500)]
+    file = metadata(tmp_path / "m.parquet", [(f"http://host/{i}", text) for i, text in enumerate(texts)])
+    names = [word for name in SPELLINGS for word in ("--name", name)]
+    for engine in ("duckdb", "spark"):
+        assert (
+            main(["urls", file, *names, "--engine", engine, "--out", str(tmp_path / f"{engine}.parquet")])
+            == 0
+        )
+    lists = [
+        sorted(
+            duckdb.execute("select * from read_parquet(?)", [str(tmp_path / f"{engine}.parquet")]).fetchall()
+        )
+        for engine in ("duckdb", "spark")
+    ]
+    assert len(lists[0]) > 200
+    assert lists[0] == lists[1]
+    assert (
+        main(
+            [
+                "urls",
+                str(tmp_path / "none.parquet"),
+                *names,
+                "--engine",
+                "spark",
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 2
+    )
+    assert "want parquet with the columns URL and TEXT" in capsys.readouterr().err
 
 
 @pytest.mark.slow
