@@ -7,7 +7,7 @@ import functools
 import hashlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class Content(ABC):
         """SHA-256 (hex) of the content, without names of folders or hosts and without dates."""
 
 
-def digest(parts: Sequence[str | bytes]) -> str:
+def digest(parts: Iterable[str | bytes]) -> str:
     """SHA-256 (hex) of a sequence of parts.
 
     The length of each part enters too, so ("ab", "c") and ("a", "bc") differ.
@@ -34,8 +34,26 @@ def digest(parts: Sequence[str | bytes]) -> str:
     return total.hexdigest()
 
 
-def read_image(image: bytes | Path) -> bytes:
-    """The encoded bytes of one image, which is given as bytes or as a file."""
+@dataclasses.dataclass(frozen=True)
+class FileSlice:
+    """A part of a file, such as an image in a tar: `size` bytes from `first` on. It is read when needed."""
+
+    path: Path
+    first: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """The bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.first)
+            return file.read(self.size)
+
+
+EncodedImage = bytes | Path | FileSlice
+
+
+def read_image(image: EncodedImage) -> bytes:
+    """The encoded bytes of one image, which is given as bytes, as a file or as a part of one."""
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
@@ -49,13 +67,13 @@ def stamp(path: Path) -> Stamp:
     return str(path.absolute()), found.st_size, found.st_mtime_ns
 
 
-def image_digest(image: bytes | Path) -> str:
+def image_digest(image: EncodedImage) -> str:
     """SHA-256 (hex) of the encoded bytes of one image.
 
     A file is read again only if its size or time changed since `DIGESTS` got it.
     """
-    if isinstance(image, bytes):
-        return hashlib.sha256(image).hexdigest()
+    if not isinstance(image, Path):
+        return hashlib.sha256(read_image(image)).hexdigest()
     file = stamp(image)
     if file not in DIGESTS:
         DIGESTS[file] = hashlib.sha256(image.read_bytes()).hexdigest()

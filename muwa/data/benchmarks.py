@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.fingerprint import EncodedImage
 from muwa.types.questions import Question
 
 BRIEF = "\nAnswer the question using a single word or phrase."
@@ -167,7 +168,7 @@ def pope(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
 
 
 def _question(
-    text: str, image: bytes | Path, kind: str, accepted: tuple[str, ...], rule: str, group: str = ""
+    text: str, image: EncodedImage, kind: str, accepted: tuple[str, ...], rule: str, group: str = ""
 ) -> Question:
     return Question(text, (image,), kind, "utility", accepted, rule, group)
 

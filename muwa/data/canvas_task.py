@@ -13,8 +13,9 @@ from muwa.data.base import TaskBuilder
 from muwa.data.curate import Curated, Preview, mentions
 from muwa.data.dataset import Dataset
 from muwa.data.labelled import decodable
+from muwa.data.retain import read_retain
 from muwa.data.samples import find_names
-from muwa.data.shards import expand, read_pairs_once
+from muwa.data.shards import expand
 from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
@@ -110,7 +111,7 @@ class ForgetStyleOrClass(TaskBuilder):
             images.labelled(images.utility(others, for_probe=False), images.other_classes),
         )
         limit = self.limits.retain_pairs
-        retain, broken_pairs = read_pairs_once(
+        retain, broken_pairs = read_retain(
             dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
         )
         return Task(

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from muwa.data.caption_index import CaptionIndex, Match, index_captions
 from muwa.data.samples import check_broken, decode, fold, match_names
 from muwa.data.shards import expand, read_pairs, write_shard
+from muwa.fingerprint import image_digest
 from muwa.types.data import Broken, Pairs
 
 SCHEMA = 2
@@ -325,7 +326,7 @@ def load_forget(folder: Path) -> Pairs:
     """
     manifest = read_manifest(folder)
     pairs, _ = read_pairs(str(folder / "forget.tar"), limit=None, max_broken=0.0, progress=False)
-    digests = [hashlib.sha256(image).hexdigest() for image in pairs.images]
+    digests = [image_digest(image) for image in pairs.images]
     found = list(zip(digests, pairs.captions, strict=True))
     wanted = [(row["sha256"], row["caption"]) for row in manifest["matches"]]
     if found != wanted:

@@ -15,15 +15,15 @@ from filelock import FileLock
 
 from muwa.data import parquet
 from muwa.data.samples import decode
-from muwa.fingerprint import DIGESTS, Stamp, stamp
+from muwa.fingerprint import DIGESTS, EncodedImage, Stamp, read_image, stamp
 
 FAULTS: dict[Stamp, str | None] = {}  # why a file cannot be decoded; None if it can
 
 
-def fault(image: bytes | Path) -> str | None:
+def fault(image: EncodedImage) -> str | None:
     """Why an image cannot be decoded, or None."""
-    if isinstance(image, bytes):
-        return _decoding_fault(image)
+    if not isinstance(image, Path):
+        return _decoding_fault(read_image(image))
     try:
         file = stamp(image)
         if file not in FAULTS:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from muwa.data.image_files import fault
 from muwa.data.samples import check_broken
+from muwa.fingerprint import EncodedImage
 from muwa.types.data import Broken, Classes, LabelledImages
 
 
-def labelled(images: Mapping[str, Sequence[bytes | Path]], classes: Classes) -> LabelledImages:
+def labelled(images: Mapping[str, Sequence[EncodedImage]], classes: Classes) -> LabelledImages:
     """All images of all names, in order.
 
     Args:

@@ -9,11 +9,10 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from muwa.fingerprint import read_image
+from muwa.fingerprint import EncodedImage, read_image
 from muwa.types.data import Broken
 
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
@@ -96,7 +95,7 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
     )
 
 
-def decode(image: bytes | Path) -> Image.Image:
+def decode(image: EncodedImage) -> Image.Image:
     """The image in RGB, fully decoded. EXIF rotation is not applied, as in open_clip and img2dataset.
 
     Raises:

@@ -61,7 +61,7 @@ def captions_of(url: str) -> Captions:
     """
     if is_remote(url) or not tars.is_plain(local_path(url)):
         return _by_stream(url)
-    return _by_parquet(beside(local_path(url))) or _by_tar(local_path(url))
+    return _by_parquet(beside(local_path(url))) or by_tar(local_path(url))
 
 
 def beside(tar: Path) -> Path:
@@ -90,7 +90,7 @@ def _by_parquet(path: Path) -> Captions | None:
     return captions
 
 
-def _by_tar(path: Path) -> Captions:
+def by_tar(path: Path) -> Captions:
     """The samples of a local tar: headers and captions are read, images are skipped."""
     captions, last = Captions(), "the start"
     endings: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import io
 import json
@@ -15,7 +14,6 @@ import braceexpand
 
 from muwa.data.samples import check_broken, decode
 from muwa.data.tars import is_closed, is_plain
-from muwa.fingerprint import Stamp, stamp
 from muwa.runtime.progress import track
 from muwa.types.data import Broken, Pairs
 
@@ -189,27 +187,6 @@ def read_pairs(
     check_broken(broken, len(samples) + len(broken), max_broken, str(urls))
     keys, images, captions = zip(*samples, strict=True) if samples else ((), (), ())
     return Pairs(keys, images, captions), broken
-
-
-def read_pairs_once(
-    urls: str | Sequence[str], *, limit: int | None, max_broken: float, progress: bool
-) -> tuple[Pairs, list[Broken]]:
-    """`read_pairs` for the retain set: all runs of a sweep in one process share what was read first.
-
-    The last result is kept in memory and returned as long as no shard changed. Remote shards are read again.
-    """
-    shards = expand(urls)
-    if any(map(is_remote, shards)):
-        return read_pairs(shards, limit=limit, max_broken=max_broken, progress=progress)
-    return _read_local(tuple(stamp(local_path(one)) for one in shards), limit, max_broken, progress)
-
-
-@functools.lru_cache(maxsize=1)
-def _read_local(
-    stamps: tuple[Stamp, ...], limit: int | None, max_broken: float, progress: bool
-) -> tuple[Pairs, list[Broken]]:
-    paths = [path for path, _, _ in stamps]
-    return read_pairs(paths, limit=limit, max_broken=max_broken, progress=progress)
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, object]]]) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from muwa.data.dataset import Dataset
 from muwa.data.labelled import labelled
+from muwa.fingerprint import EncodedImage
 from muwa.types.data import Classes, LabelledImages
 
 
@@ -34,7 +34,7 @@ class Limits:
 
 
 def split_images(
-    files: Mapping[str, Sequence[bytes | Path]],
+    files: Mapping[str, Sequence[EncodedImage]],
     classes: Classes,
     forgotten: Sequence[str],
     others: Sequence[str],
@@ -62,8 +62,8 @@ def split_images(
                 f"{name}: got {count} images to measure on, want at least 2: one for the layer search "
                 "(probe) and one for the report (eval)"
             )
-    probe: dict[str, list[bytes | Path]] = {}
-    rest: dict[str, list[bytes | Path]] = {}
+    probe: dict[str, list[EncodedImage]] = {}
+    rest: dict[str, list[EncodedImage]] = {}
     for name in (*forgotten, *others):
         images = _shuffled(files.get(name, ()), name, seed)
         cut = min(max(1, round(limits.probe_share * len(images))), len(images) - 1)
@@ -86,7 +86,7 @@ def utility_images(
     return images.select(sorted(order[:cut])), images.select(sorted(order[cut:]))
 
 
-def _shuffled(images: Sequence[bytes | Path], name: str, seed: int) -> list[bytes | Path]:
+def _shuffled(images: Sequence[EncodedImage], name: str, seed: int) -> list[EncodedImage]:
     """A name's images in an order that depends on `seed` and the name alone."""
     order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(images))
     return [images[i] for i in order]

@@ -14,9 +14,11 @@ from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, pr
 from muwa.data.dataset import Dataset
 from muwa.data.imagenet import class_folders, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
+from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, listed
-from muwa.data.shards import expand, read_pairs_once
+from muwa.data.shards import expand
 from muwa.data.splits import Limits, split_images, utility_images
+from muwa.fingerprint import EncodedImage
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 
 
@@ -133,7 +135,7 @@ class ForgetObjects(TaskBuilder):
         )
         classes = objects.classes
         names = find_names(self.object, classes.names, dataset.images)
-        files: dict[str, list[bytes | Path]] = {}
+        files: dict[str, list[EncodedImage]] = {}
         for image, label in zip(objects.images, objects.labels, strict=True):
             files.setdefault(classes.names[label], []).append(image)
         others = [name for name in classes.names if name not in names]
@@ -216,7 +218,7 @@ def _task(
         broken = [*broken, *bad]
     forget, bad = _forget_sets(builder, dataset, names, progress)
     limit = builder.limits.retain_pairs
-    retain, bad_pairs = read_pairs_once(
+    retain, bad_pairs = read_retain(
         dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
     )
     return Task(

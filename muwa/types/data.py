@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from muwa.fingerprint import Content, digest, image_digest
+from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Pairs(Content):
 
     Attributes:
         keys: A name for each pair, for messages and manifests.
-        images: Encoded images (jpg, png or webp).
+        images: Encoded images (jpg, png or webp), in memory or in their tars.
         captions: One text for each image.
     """
 
     keys: tuple[str, ...]
-    images: tuple[bytes, ...]
+    images: tuple[bytes | FileSlice, ...]
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -51,7 +50,8 @@ class Pairs(Content):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all images and captions, in order; keys are left out."""
-        return digest([part for pair in zip(self.images, self.captions, strict=True) for part in pair])
+        pairs = zip(self.images, self.captions, strict=True)
+        return digest(part for image, caption in pairs for part in (read_image(image), caption))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LabelledImages(Content):
     """
 
     keys: tuple[str, ...]
-    images: tuple[bytes | Path, ...]
+    images: tuple[EncodedImage, ...]
     labels: tuple[int, ...]
     classes: Classes
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from muwa.fingerprint import Content, digest, read_image
-
-EncodedImage = bytes | Path  # jpg, png or webp; a file is read when the image is needed
+from muwa.fingerprint import Content, EncodedImage, digest, read_image
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from muwa.data.samples import decode
 from muwa.eval.base import Measure
 from muwa.eval.images.canvas import COUNTED, canvas_requests, hit_rate
 from muwa.eval.images.clips import embed
+from muwa.fingerprint import EncodedImage
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Tower, class_features, width
 from muwa.models.clip.model import Clip
@@ -226,7 +226,7 @@ class Distances(Measure):
             for key, value in values.items()
         }
 
-    def _images(self, task: Task) -> tuple[Prompts, list[bytes | Path]]:
+    def _images(self, task: Task) -> tuple[Prompts, list[EncodedImage]]:
         """(What to generate, each once; the real images of the same names)."""
         requests = kept_requests(self, task, ("retain", "cross"))
         names = {one.concept for one in requests}
@@ -239,7 +239,7 @@ class Distances(Measure):
         return self.feature() if self.feature is not None else VisionFeatures(self.clip(model))
 
     def _distances(
-        self, features: nn.Module, generated: Tensor, real: Sequence[bytes | Path]
+        self, features: nn.Module, generated: Tensor, real: Sequence[EncodedImage]
     ) -> dict[str, float]:
         """FID and KID of generated images (n, 3, h, w) uint8 to encoded real ones."""
         height, wide = generated.shape[-2:]
@@ -311,7 +311,7 @@ def _of_names(images: LabelledImages, names: set[str]) -> LabelledImages:
     return images.select([i for i, label in enumerate(images.labels) if images.classes.names[label] in names])
 
 
-def _pixels(images: Sequence[bytes | Path], height: int, wide: int) -> Tensor:
+def _pixels(images: Sequence[EncodedImage], height: int, wide: int) -> Tensor:
     """Encoded images cut to the size of the generated ones: (n, 3, height, wide) uint8."""
     cut = [
         center_crop(resize(pil_to_tensor(decode(image)), [max(height, wide)], antialias=True), [height, wide])

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muwa.data.samples import decode
-from muwa.fingerprint import Content
+from muwa.fingerprint import Content, EncodedImage
 from muwa.types.data import Classes, LabelledImages
 from muwa.types.example import Example
 
@@ -66,7 +65,7 @@ class Pixels(Protocol):
         """(n, 3, h, w) uint8 of `images`."""
 
 
-def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[int]) -> Iterator[Tensor]:
+def pixel_batches(model: Clip, images: Sequence[EncodedImage], sizes: Sequence[int]) -> Iterator[Tensor]:
     """Decode, prepare and scale images. The next batch is decoded while the caller works on one.
 
     Args:
@@ -77,7 +76,7 @@ def pixel_batches(model: Clip, images: Sequence[bytes | Path], sizes: Sequence[i
         One (size, 3, h, w) float32 tensor for each of `sizes`, on the model's device.
     """
 
-    def prepare(image: bytes | Path) -> Tensor:
+    def prepare(image: EncodedImage) -> Tensor:
         return model.prepare(decode(image))
 
     ends = accumulate(sizes, initial=0)

@@ -1,0 +1,81 @@
+"""Read the retain set: once for all runs of a process, and in memory only as far as it fits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from muwa.data import tars
+from muwa.data.samples import check_broken, decode
+from muwa.data.shard_captions import by_tar
+from muwa.data.shards import expand, is_remote, local_path, read_pairs
+from muwa.fingerprint import FileSlice, Stamp, stamp
+from muwa.runtime.progress import track
+from muwa.types.data import Broken, Pairs
+
+IN_MEMORY = 2_000_000_000  # bytes of shards; of larger retain sets only keys, captions and places are held
+
+
+def read_retain(
+    urls: str | Sequence[str], *, limit: int | None, max_broken: float, progress: bool
+) -> tuple[Pairs, list[Broken]]:
+    """The pairs of the retain set, as `muwa.data.shards.read_pairs` gives them.
+
+    The last result is kept and returned as long as no shard changed: all runs of a sweep in one process share
+    it. Images of shards over `IN_MEMORY` bytes in all stay in their tars and are read when they are needed.
+    Remote and compressed shards have no such places: they are held in memory, and remote ones are read again.
+
+    Args:
+        limit: Read at most this many pairs; None reads all.
+        max_broken: Largest accepted share of broken samples.
+
+    Raises:
+        FileNotFoundError, OSError: A shard is missing or cannot be opened.
+        ValueError: Too many samples are broken, or a shard has no captions.
+    """
+    shards = expand(urls)
+    if any(map(is_remote, shards)):
+        return read_pairs(shards, limit=limit, max_broken=max_broken, progress=progress)
+    return _read_local(tuple(stamp(local_path(one)) for one in shards), limit, max_broken, progress)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_local(
+    stamps: tuple[Stamp, ...], limit: int | None, max_broken: float, progress: bool
+) -> tuple[Pairs, list[Broken]]:
+    paths = [Path(name) for name, _, _ in stamps]
+    if sum(size for _, size, _ in stamps) > IN_MEMORY and all(map(tars.is_plain, paths)):
+        return _read_in_place(paths, limit, max_broken, progress)
+    return read_pairs([str(path) for path in paths], limit=limit, max_broken=max_broken, progress=progress)
+
+
+def _read_in_place(
+    paths: Sequence[Path], limit: int | None, max_broken: float, progress: bool
+) -> tuple[Pairs, list[Broken]]:
+    """The pairs with images that stay in their tars. Each is decoded once, to find the broken ones."""
+    rows: list[tuple[str, FileSlice, str]] = []
+    broken: list[Broken] = []
+    for path in track(paths, "reading shards", len(paths), show=progress):
+        shard = by_tar(path)
+        broken += shard.faults
+        for key, caption, why, place in zip(shard.keys, shard.captions, shard.why, shard.places, strict=True):
+            if len(rows) == limit:
+                break
+            image = FileSlice(path, *place)
+            fault = why or _fault(image)
+            if fault:
+                broken.append(Broken(f"{path.name}:{key}", fault))
+            else:
+                rows.append((key, image, caption))
+    check_broken(broken, len(rows) + len(broken), max_broken, ", ".join(map(str, paths)))
+    keys, images, captions = zip(*rows, strict=True) if rows else ((), (), ())
+    return Pairs(keys, images, captions), broken
+
+
+def _fault(image: FileSlice) -> str | None:
+    try:
+        decode(image)
+    except ValueError as error:
+        return f"bad image: {error}"
+    return None
