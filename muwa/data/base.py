@@ -43,6 +43,6 @@ class TaskBuilder(Protocol):
         """Name -> what `curate` would find. No forget set is written.
 
         Raises:
-            ValueError: As `curate`.
+            ValueError: As `curate`; also if the task has no preview.
         """
-        ...
+        raise ValueError("curate.dry_run: this task has no preview of its forget sets")
