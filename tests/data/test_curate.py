@@ -230,7 +230,7 @@ def test_a_remote_shard_that_breaks_off_is_no_finished_scan(tmp_path, call):
     write_shard(tmp_path / "0.tar", [(f"{i:03d}", tiny.png(i), "Ada Fox", {}) for i in range(40)])
     (tmp_path / "flaky.py").write_text(FLAKY)
     url = f"pipe:{sys.executable} {tmp_path}/flaky.py {tmp_path}/0.tar {tmp_path}/calls {call}"
-    with pytest.raises((ValueError, OSError), match="samples are broken|broke off"):
+    with pytest.raises((ValueError, OSError), match="samples are broken|broke off|nothing could be read"):
         make(url, tmp_path / "out", max_broken=0.1)
     assert not (tmp_path / "out" / "Ada_Fox" / "manifest.json").exists()
     assert make(url, tmp_path / "out", max_broken=0.1).counts == {"Ada Fox": 40}
