@@ -104,7 +104,6 @@ def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
     Raises:
         OSError: The shard cannot be opened.
     """
-
     import webdataset as wds  # imports torch
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -119,11 +118,18 @@ def _grouped(url: str, faults: list[str]) -> Iterator[dict[str, bytes]]:
     try:
         files = tar_file_expander([{"url": url, "stream": stream}], handler=note)
         yield from group_by_keys(files, handler=note)
+        # What follows the end of the tar is read too: a command that we cut off could not say that it failed.
+        try:
+            while stream.read(1 << 20):
+                pass
+        except OSError as error:
+            faults.append(str(error))
     finally:
         try:
             stream.close()
         except OSError as error:  # a pipe or download reports its failure when it is closed
-            faults.append(str(error))
+            if str(error) not in faults:
+                faults.append(str(error))
     if not faults and not is_remote(url) and not _is_closed(local_path(url)):
         faults.append(CLOSED)
 
