@@ -45,9 +45,7 @@ def captions(count: int, seed: int) -> list[str]:
 
 def write(folder: Path, count: int, shards: int, pairs: int) -> None:
     """Write parquets, plain text and the tar, unless they are there."""
-    import duckdb
-    import numpy as np
-
+    from muwa.data import parquet
     from muwa.data.shards import write_shard
 
     if (folder / "done").is_file():
@@ -59,12 +57,8 @@ def write(folder: Path, count: int, shards: int, pairs: int) -> None:
             some = captions(count // shards, i)
             text.write("\n".join(some) + "\n")
             keys = [f"{i:05d}{j:04d}" for j in range(len(some))]
-            with duckdb.connect() as database:
-                columns = {"key": keys, "caption": some, "status": ["success"] * len(some)}
-                database.register("rows", {name: np.array(x, dtype=object) for name, x in columns.items()})
-                names = ", ".join(f"{name}::varchar as {name}" for name in columns)
-                target = folder / "meta" / f"{i:05d}.parquet"
-                database.execute(f"copy (select {names} from rows) to '{target}' (format parquet)")
+            columns = {"key": keys, "caption": some, "status": ["success"] * len(some)}
+            parquet.write(folder / "meta" / f"{i:05d}.parquet", columns)
             (folder / "meta" / f"{i:05d}.tar").touch()  # its images are not asked for
     image = random.Random(0).randbytes(20_000)
     rows = ((f"{i:09d}", image, text, {"width": 256}) for i, text in enumerate(captions(pairs, -1)))

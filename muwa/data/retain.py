@@ -26,13 +26,7 @@ def read_retain(
     it. Images of shards over `IN_MEMORY` bytes in all stay in their tars and are read when they are needed.
     Remote and compressed shards have no such places: they are held in memory, and remote ones are read again.
 
-    Args:
-        limit: Read at most this many pairs; None reads all.
-        max_broken: Largest accepted share of broken samples.
-
-    Raises:
-        FileNotFoundError, OSError: A shard is missing or cannot be opened.
-        ValueError: Too many samples are broken, or a shard has no captions.
+    Arguments and errors are those of `read_pairs`.
     """
     shards = expand(urls)
     if any(map(is_remote, shards)):

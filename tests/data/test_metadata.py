@@ -9,10 +9,10 @@ import subprocess
 import threading
 
 import duckdb
-import numpy as np
 import pytest
 import tiny
 
+from muwa.data import parquet
 from muwa.data.__main__ import main
 from muwa.data.caption_index import index_captions
 from muwa.data.metadata import Columns, duckdb_rows, find, pattern, write_list
@@ -38,15 +38,12 @@ VARIANTS = {
 
 def metadata(path, rows, url="URL", caption="TEXT"):
     """A parquet as LAION publishes it."""
-    with duckdb.connect() as database:
-        columns = {
-            url: [one for one, _ in rows],
-            caption: [one for _, one in rows],
-            "NSFW": ["UNLIKELY"] * len(rows),
-        }
-        database.register("rows", {name: np.array(values, dtype=object) for name, values in columns.items()})
-        names = ", ".join(f'"{name}"::varchar as "{name}"' for name in columns)
-        database.execute(f"copy (select {names} from rows) to '{path}' (format parquet)")
+    columns = {
+        url: [one for one, _ in rows],
+        caption: [one for _, one in rows],
+        "NSFW": ["UNLIKELY"] * len(rows),
+    }
+    parquet.write(path, columns)
     return str(path)
 
 
