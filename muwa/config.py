@@ -1,7 +1,8 @@
 """The bridge to Hydra: the typed root of the config, the parts that it configures, and the pages of a sweep.
 
-Besides launch.py, this is the only module that imports hydra or omegaconf. A config group names a class or a
-function (`_target_`). Its signature is the schema: every keyword is checked against it before any compute.
+Besides launch.py and `command_line`, this is the only module that imports hydra or omegaconf. A config group
+names a class or a function (`_target_`). Its signature is the schema: every keyword is checked against it
+before any compute.
 """
 
 from __future__ import annotations
@@ -30,18 +31,14 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from muwa.command_line import adapted
 from muwa.runtime.ranks import is_worker
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
 CONF = Path(__file__).parent.parent / "conf"
-RENAMED = {  # settings that had another name: old -> present
-    "recogniser": "classifier",
-    "method.gradient": "gradient_source",
-    "eval.retrain_gap.twins": "eval.retrain_gap.retrained",
-    "eval.linear_probe.twins": "eval.linear_probe.retrained",
-}
+_HOME = re.compile(r"(|local-dir:)~(?=/|$)")
 STAGES = ("curate", "unlearn", "eval", "report")
 
 
@@ -112,33 +109,6 @@ def register() -> None:
     ConfigStore.instance().store(name="root", node=Root)
 
 
-def adapt_command_line() -> None:
-    """Rewrite `sys.argv` before Hydra reads it.
-
-    Old names of settings become present names. Worker ranks get no folder and no log: all processes of a
-    torchrun have the same command line, but only the main rank may write.
-    """
-    sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
-    if is_worker():
-        sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
-        sys.argv += ["hydra.output_subdir=null"]
-        sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
-
-
-def present_name(override: str) -> str:
-    """The override with the present name of its setting. Prints a note on stderr if the name is old.
-
-    >>> present_name("seed=1"), present_name("eval.canvas.seeds=2")
-    ('seed=1', 'eval.canvas.seeds=2')
-    """
-    for old, new in RENAMED.items():
-        match = re.match(rf"([+~]*){re.escape(old)}(?=[.=@]|$)", override)
-        if match and ("=" in override or match[1]):
-            print(f"muwa: {old} is now called {new}", file=sys.stderr)
-            return match[1] + new + override[match.end() :]
-    return override
-
-
 class Parts(Mapping[str, Any]):
     """The parts of a composed config: task, method and metrics as records, the others as partials.
 
@@ -198,11 +168,27 @@ def _instantiated(cfg: DictConfig, group: str) -> Any:
         ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
     """
     try:
-        return instantiate(cfg[group], _convert_="all")
+        return instantiate(in_home(OmegaConf.to_container(cfg[group], resolve=True)), _convert_="all")
     except InstantiationException as error:
         raise ValueError(
             f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
         ) from error
+
+
+def in_home(value: Any) -> Any:
+    """`value` with the home folder in place of `~` at the start of each path, also behind `local-dir:`.
+
+    >>> in_home({"path": ["local-dir:~/clip"], "prompt": "a ~/b"}) == {
+    ...     "path": [f"local-dir:{Path.home()}/clip"], "prompt": "a ~/b"}
+    True
+    """
+    if isinstance(value, Mapping):
+        return {key: in_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [in_home(inner) for inner in value]
+    if isinstance(value, str) and (found := _HOME.match(value)):
+        return found[1] + str(Path.home()) + value[found.end() :]
+    return value
 
 
 def with_records(part: Any) -> Any:
@@ -257,6 +243,7 @@ def _with(built: partial, changed: Mapping[str, Any]) -> partial:
     """A partial with other keywords; a mapping changes some settings of a nested record."""
     keywords = dict(built.keywords)
     for name, value in changed.items():
+        value = in_home(value)
         nested = keywords.get(name)
         if isinstance(nested, partial) and isinstance(value, Mapping):
             value = _with(nested, value)
@@ -275,7 +262,7 @@ def composed(*overrides: str) -> DictConfig:
             f"{CONF}: no such folder, want the defaults of muwa; install it with pip install -e ."
         )
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*overrides, "paths.run=outputs", "paths.sweep=outputs"])
+        return compose("config", [*adapted(overrides), "paths.run=outputs", "paths.sweep=outputs"])
 
 
 def check(parts: Mapping[str, Any]) -> None:
@@ -304,7 +291,7 @@ def check(parts: Mapping[str, Any]) -> None:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values, with the `command` of this run, for provenance and dashboards."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = in_home(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(plain, dict)
     return {**{str(key): value for key, value in plain.items()}, "command": _command()}
 
