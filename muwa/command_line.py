@@ -31,6 +31,7 @@ NAMED = (  # mappings whose keys the user chooses, so that Hydra must not call a
     "classifier.domains.style.options",
     "classifier.domains.class.options",
 )
+CONF = Path(__file__).parent.parent / "conf"
 _KEY_OF_MAPPING = re.compile(r"[\w/\-+.$%*@?| ]+", re.ASCII)  # what Hydra reads as the key of a {key: value}
 _PAIRS = {"[": "]", "{": "}"}
 _HOME = re.compile(r"""(^|[\[,:]\s*|^["']|[\[,]\s*["'])~(?=/|$|[\],])""")
@@ -70,9 +71,26 @@ def adapted(words: Sequence[str]) -> list[str]:
     for word in words:
         if not word.startswith("-") and "=" in word:
             word = with_home(_with_new_keys(present_name(word)))
+            _check_name(word)
+            _check_choice(word)
             _check_readable(word, sweep=sweep)
         read.append(word)
     return read
+
+
+def _check_name(word: str) -> None:
+    """Raise ValueError if `name`, the first folder of a run below `paths.outputs`, would lie elsewhere."""
+    key, _, name = word.partition("=")
+    if key == "name" and not all(part.strip(".") for part in name.strip("\"'").split("/")):
+        raise ValueError(f"{word}: want a name for a folder below paths.outputs")
+
+
+def _check_choice(word: str) -> None:
+    """Raise ValueError if a group is given no choice, which Hydra answers with a traceback."""
+    group, _, choice = word.partition("=")
+    if (CONF / group).is_dir() and group != "experiment" and choice in ("", "null"):
+        names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        raise ValueError(f"{word}: want one of {', '.join(names)}")
 
 
 def present_name(override: str) -> str:

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -31,13 +32,21 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from muwa.command_line import adapted
+from muwa.command_line import CONF, adapted
 from muwa.runtime.ranks import is_worker
+from muwa.signatures import check, check_value
+from muwa.types.ranges import Positive, Seed, Share
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
-CONF = Path(__file__).parent.parent / "conf"
+RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
+    "seed": Seed,
+    "forget_target": Share,
+    "learning_rate": Positive,
+    "checkpoint": Literal["best", "first"],
+    "runtime.threads": Annotated[int, Interval(ge=1, le=1024)] | None,
+}
 _HOME = re.compile(r"(|local-dir:)~(?=/|$)")
 STAGES = ("curate", "unlearn", "eval", "report")
 
@@ -129,7 +138,7 @@ class Parts(Mapping[str, Any]):
             raise KeyError(name)
         if name not in self._made:
             made = _instantiated(self._cfg, name)
-            check({name: made})
+            check({name: made}, whole=name in RECORDS)
             self._made[name] = with_records(made) if name in RECORDS else made
         return self._made[name]
 
@@ -146,12 +155,14 @@ def build(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    """Raise ValueError if a value is missing or a stage is unknown. Names the key."""
+    """Raise ValueError if a value is missing or out of range, or a stage is unknown. Names the key."""
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
         raise ValueError(
             f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
         )
+    for key, annotation in RANGES.items():
+        check_value(key, annotation, OmegaConf.select(cfg, key))
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
@@ -235,7 +246,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
         built = _with(built, changed)
     elif changed:
         raise ValueError(f"{choice}: holds {', '.join(built)}; change the settings of one of them instead")
-    check({group: built})
+    check({group: built}, whole=group in RECORDS)
     return with_records(built) if group in RECORDS else built
 
 
@@ -263,30 +274,6 @@ def composed(*overrides: str) -> DictConfig:
         )
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*adapted(overrides), "paths.run=outputs", "paths.sweep=outputs"])
-
-
-def check(parts: Mapping[str, Any]) -> None:
-    """Raise if a keyword of a partial does not fit its function or class; nested partials too.
-
-    A class of one of the groups `RECORDS` must get all its settings.
-
-    Raises:
-        ValueError: Names the key, the function and what does not fit.
-    """
-    for key, part in parts.items():
-        if isinstance(part, Mapping):
-            check({f"{key}.{name}": inner for name, inner in part.items()})
-        elif isinstance(part, partial):
-            signature = inspect.signature(part.func)
-            complete = inspect.isclass(part.func) and key.partition(".")[0] in RECORDS
-            bind = signature.bind if complete else signature.bind_partial
-            try:
-                bind(*part.args, **part.keywords)
-            except TypeError as error:
-                where = f"{part.func.__module__}.{part.func.__qualname__}"
-                raise ValueError(f"{key}: {where}() {error}") from error
-            nested = {name: x for name, x in part.keywords.items() if isinstance(x, partial | Mapping)}
-            check({f"{key}.{name}": inner for name, inner in nested.items()})
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:

@@ -148,6 +148,20 @@ def test_an_alias_of_a_name_with_other_signs():
         adapted(["task.aliases.李小龙=[Bruce Lee]"])
 
 
+@pytest.mark.parametrize("name", ["..", "../..", "a/../../b", "/abs", "", "'..'"])
+def test_a_run_stays_below_the_folder_of_outputs(name):
+    with pytest.raises(ValueError, match=r"name=.*: want a name for a folder below paths.outputs"):
+        adapted([f"name={name}"])
+
+
+@pytest.mark.parametrize("group", ["model", "eval", "task", "logger"])
+@pytest.mark.parametrize("nothing", ["null", ""])
+def test_a_group_without_a_choice_lists_the_choices(group, nothing):
+    with pytest.raises(ValueError, match=rf"{group}={nothing}: want one of \w+"):
+        adapted([f"{group}={nothing}"])
+    assert adapted(["experiment=null", "name=a/b"]) == ["experiment=null", "name=a/b"]
+
+
 def test_a_misspelt_setting_is_still_refused():
     with pytest.raises(Exception, match="Could not override 'task.aliasses'"):
         config.part("task=celeba", "task.aliasses={Kael Lindqvar: [K. Lindqvar]}")
