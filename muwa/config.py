@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from muwa.command_line import CONF, adapted
@@ -291,11 +291,17 @@ def _command() -> str:
     return shlex.join(["python", *words])
 
 
-def read_run(run: Path) -> DictConfig:
+def read_run(run: Path, *, trusted: Sequence[str], commands: bool) -> DictConfig:
     """The config of a finished run, as Hydra saved it in `.hydra/config.yaml`.
 
+    The file may be a stranger's, and parts are made of what it names.
+
+    Args:
+        trusted: Packages beside muwa whose classes and functions it may name.
+        commands: Whether it may have commands run (`pipe:...`).
+
     Raises:
-        ValueError: `run` is not the folder of a run.
+        ValueError: `run` is not the folder of a run, or its config would run what is not allowed.
     """
     path = run / ".hydra" / "config.yaml"
     if not path.is_file():
@@ -305,7 +311,39 @@ def read_run(run: Path) -> DictConfig:
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     cfg.paths.run = cfg.paths.sweep = str(run)
+    for key, value in _texts(OmegaConf.to_container(cfg, resolve=True)):
+        if key.endswith("._target_") and (package := _package_of(value)) not in ("muwa", *trusted):
+            raise ValueError(
+                f"{path}: {key} is {value}, which is not a part of muwa. If you trust this run: "
+                f"--trust {package}"
+            )
+        if value.startswith("pipe:") and not commands:
+            raise ValueError(f"{path}: {key} runs a command. If you trust this run: --trust-commands")
     return cfg
+
+
+def _package_of(target: str) -> str:
+    """The package that a target is defined in, also if it is reached through another package's module.
+
+    `muwa.config.os.system` is defined in posix. A target outside muwa is not imported.
+    """
+    package = target.partition(".")[0]
+    if package != "muwa":
+        return package
+    try:
+        return str(get_object(target).__module__).partition(".")[0]
+    except (ImportError, AttributeError, InstantiationException, ValueError):
+        return package  # `_instantiated` says that it does not exist
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(Key, text) of every text in nested plain values."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping | list):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in pairs:
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, SchemaError
 
 _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "greater_than_equal": "at least {ge}",
@@ -69,13 +69,13 @@ def check_values(key: str, function: Callable[..., Any], keywords: Mapping[str, 
     Args:
         key: The key of the part, for the message.
         function: A function or a class.
-        keywords: Its settings. Those that are made of other settings (partials) are not looked at.
+        keywords: Its settings. Only plain values are looked at, not records and other objects.
 
     Raises:
         ValueError: Names the key, the value and what is wanted.
     """
     for name, value in keywords.items():
-        if not _has_partial(value) and (annotation := _annotation(function, name)) is not None:
+        if _is_plain(value) and (annotation := _annotation(function, name)) is not None:
             check_value(f"{key}.{name}", annotation, value)
 
 
@@ -114,10 +114,16 @@ def _annotation(function: Callable[..., Any], name: str) -> Any:
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter:
-    return TypeAdapter(annotation, config=None if is_dataclass(annotation) else _STRICT)
+    try:
+        return TypeAdapter(annotation, config=None if is_dataclass(annotation) else _STRICT)
+    except SchemaError:  # a protocol that only type checkers can test
+        return TypeAdapter(Any)
 
 
-def _has_partial(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
+    """Whether a value is as a config file gives it; objects that Python code hands over are not."""
     if isinstance(value, Mapping):
-        return any(map(_has_partial, value.values()))
-    return isinstance(value, partial)
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
