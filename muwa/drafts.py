@@ -24,11 +24,10 @@ def new_file(path: Path) -> Iterator[Path]:
     draft is removed, and what was at `path` stays.
     """
     draft = _name(path)
-    with draft.open("xb") as created:
-        mode = os.fstat(created.fileno()).st_mode
+    draft.touch(exist_ok=False)
     try:
         yield draft
-        draft.chmod(mode)
+        draft.chmod(file_mode())
         _flush(draft)
         os.replace(draft, path)
     except BaseException:
@@ -44,7 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        mode = draft.stat().st_mode & 0o666
+        mode = file_mode()
         for file in draft.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
@@ -62,6 +61,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def file_mode() -> int:
+    """The mode of a new file under the umask of this process."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _name(path: Path) -> Path:

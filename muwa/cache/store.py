@@ -28,7 +28,7 @@ from muwa.cache.entries import compute_seconds, read_entry, start_attempt, write
 from muwa.cache.keys import key_of, key_parts
 from muwa.cache.mark import mark
 from muwa.cache.tensor_table import rows_of
-from muwa.drafts import SUFFIX, new_file, remove
+from muwa.drafts import SUFFIX, file_mode, new_file, remove
 from muwa.runtime.distributed import ALONE, Distributed
 
 
@@ -134,7 +134,7 @@ class Store:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             mark(self._root)
-            lock = FileLock(f"{folder}.lock", mode=0o666)
+            lock = FileLock(f"{folder}.lock", mode=file_mode())
             lock.acquire()
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
