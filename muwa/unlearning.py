@@ -34,6 +34,7 @@ from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.types.data import Task
 from muwa.types.edit import Edit
+from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
 from muwa.types.report import PATCH, Report
 
@@ -107,6 +108,8 @@ def _run(
     started = time.perf_counter() - sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main
     model: Editable = parts["model"]()
+    for clip in model.clips.values():
+        check_finite(clip.weights, f"{model.source}: weight")
     with manifest(Path(dataset.curated) / ".images.parquet"):
         task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started

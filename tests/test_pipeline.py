@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from muwa import config, pipeline
@@ -146,6 +148,19 @@ def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
     )
     assert len(stderr.splitlines()) == 1
     assert not (tmp_path / "cache").exists()
+
+
+def test_weights_with_nan_are_refused_by_name_before_any_compute(composed, miniature, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(ROOT / "muwa" / "miniature" / "clip", folder)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    weights["visual.proj"][0, 0] = float("nan")
+    save_file(weights, file)
+    cfg = composed(f"dataset.root={miniature}", f"model.name=local-dir:{folder}")
+    with pytest.raises(ValueError, match=r"weight visual.proj: 1 of \d+ values are NaN or infinite"):
+        pipeline.run(config.build(cfg), config.settings(cfg))
+    assert not list(tmp_path.rglob("patch.safetensors"))
 
 
 def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):

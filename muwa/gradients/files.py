@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.drafts import new_file
 from muwa.types.gradients import Gradients
 
 FORMAT = "muwa.gradients/1"
@@ -24,9 +25,8 @@ def write_gradients(path: Path, gradients: Gradients) -> None:
     tensors |= {f"retain/{k}": g.contiguous() for k, g in gradients.retain.items()}
     about = {"n_forget": gradients.n_forget, "n_retain": gradients.n_retain, "origin": dict(gradients.origin)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
-    draft.replace(path)
+    with new_file(path) as draft:
+        save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
 
 
 def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:

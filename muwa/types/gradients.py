@@ -9,6 +9,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from muwa.fingerprint import Content, digest
+from muwa.types.finite import check_finite
 
 
 class Moments(TypedDict):
@@ -46,6 +47,9 @@ class Gradients(Content):
         n_forget, n_retain: The number of pairs that each gradient is the mean over.
         origin: Input -> fingerprint or value: everything that the gradients were computed from.
         whitened: What `forget` was made from if it is whitened (`muwa.gradients.whitening`), else None.
+
+    Raises:
+        ValueError: A gradient holds NaN or infinity. Names the parameter.
     """
 
     forget: Mapping[str, Tensor]
@@ -54,6 +58,10 @@ class Gradients(Content):
     n_retain: int
     origin: Mapping[str, str]
     whitened: Whitened | None = None
+
+    def __post_init__(self) -> None:
+        check_finite(self.forget, "forget gradient of")
+        check_finite(self.retain, "retain gradient of")
 
     @property
     def fingerprint(self) -> str:
