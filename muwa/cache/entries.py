@@ -56,15 +56,7 @@ def read_entry(folder: Path) -> tuple[bool, Any]:
         return True, _load(tree, tensors)
     except PermissionError as error:
         warnings.warn(f"cache entry {folder}: {error.strerror}; it is computed again", stacklevel=3)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+    except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) else error
         warnings.warn(
             f"cache entry {folder.name[:12]} is damaged ({reason}); it is computed again", stacklevel=3
