@@ -97,7 +97,7 @@ def test_a_missing_model_is_refused_with_where_it_was_looked_for(tmp_path, monke
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         FileNotFoundError,
-        match=r"model.path=muwa/none: no such folder, and the hub id is not in .*`hf download muwa/none`",
+        match=r"model.path=muwa/none: no such folder, and no hub id that is in .*`hf download muwa/none`",
     ):
         load("muwa/none")
 

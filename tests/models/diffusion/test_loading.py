@@ -122,11 +122,15 @@ DAMAGE = {
         FileNotFoundError,
         "names tokenizer, which is",
     ),
-    "no weights": (lambda p: (p / UNET).unlink(), ValueError, r"cannot be loaded \(.*no file named"),
+    "no weights": (
+        lambda p: (p / UNET).unlink(),
+        FileNotFoundError,
+        r"unet; looked for model.safetensors or diff",
+    ),
     "weights cut": (
         lambda p: (p / UNET).write_bytes(b"xx"),
         ValueError,
-        r"cannot be loaded \(.*diffusion_pytorch_model",
+        "unet/diffusion_pytorch_model.safetensors: the file is no safetensors file",
     ),
     "a tensor less": (
         lambda p: drop(p, UNET, "conv_in.weight"),
