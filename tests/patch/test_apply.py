@@ -260,7 +260,7 @@ def test_the_command_line_says_what_is_wrong(folder, capsys):
     base = str(folder / "base")
     for patch, message in (
         ("none", "no such patch file"),
-        ("base/open_clip_config.json", "not a safetensors file"),
+        ("base/open_clip_config.json", "the file is a text, not weights"),
         ("base/open_clip_model.safetensors", "not a muwa patch"),
     ):
         for command in (
