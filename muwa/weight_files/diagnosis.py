@@ -99,7 +99,12 @@ def _pointed_size(pointer: bytes) -> str:
 
 
 def _is_text(start: bytes) -> bool:
-    return all(32 <= byte < 127 or byte in b"\t\r\n" or byte >= 128 for byte in start)
+    """Whether the first bytes are UTF-8 text without control characters; the last letter may be cut."""
+    try:
+        text = start.decode() if len(start) < 1024 else start[:1021].decode(errors="ignore")
+    except UnicodeDecodeError:
+        return False
+    return all(sign.isprintable() or sign in "\t\r\n" for sign in text)
 
 
 def _fault_of_safetensors(file: IO[bytes], start: bytes, size: int) -> str | None:

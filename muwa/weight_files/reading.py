@@ -61,9 +61,8 @@ def read_state_dict(path: Path, keys: Sequence[str] = WEIGHT_KEYS) -> dict[str, 
         ValueError: The file cannot be read (`read_tree`), or holds no weights.
     """
     tree = read_tree(path)
-    for key in keys:
-        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
-            tree = tree[key]
+    while isinstance(tree, Mapping) and (below := [k for k in keys if isinstance(tree.get(k), Mapping)]):
+        tree = tree[below[0]]
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path}: holds a {type(tree).__name__}, want weights by name: {SAVE_WEIGHTS}")
     others = [
