@@ -42,29 +42,26 @@ def quietly() -> Iterator[None]:
 
     Standard error, where they show their progress, goes nowhere. Standard input is empty: no library can wait
     for an answer. Each different warning becomes one line of this module's log. A warning is not lost: it may
-    say that the model is not the one that was meant. Only the main rank logs.
+    say that the model is not the one that was meant. Worker ranks log nothing. Nothing is logged if
+    the block raises: the error says what is wrong.
     """
     collector = _Collector()
-    caught: list[warnings.WarningMessage] = []
     stdin = sys.stdin
     try:
         sys.stdin = io.StringIO("")
         with (
             _handled_by(collector),
-            warnings.catch_warnings(record=True) as recorded,
+            warnings.catch_warnings(record=True) as caught,
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("always")
-            try:
-                yield
-            finally:
-                caught += recorded or []
+            yield
     finally:
         sys.stdin = stdin
-        given = [str(one.message) for one in caught if not issubclass(one.category, _FOR_DEVELOPERS)]
-        if not is_worker():
-            for line in dict.fromkeys(map(one_line, [*given, *collector.messages])):
-                log.warning("%s", line)
+    given = [str(one.message) for one in caught or [] if not issubclass(one.category, _FOR_DEVELOPERS)]
+    if not is_worker():
+        for line in dict.fromkeys(map(one_line, [*given, *collector.messages])):
+            log.warning("%s", line)
 
 
 @contextlib.contextmanager

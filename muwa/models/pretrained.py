@@ -5,6 +5,7 @@ The classes are given by the families; this module imports no model library.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors import SafetensorError
 
 from muwa.models.library_output import one_line
 from muwa.weight_files.components import weights_of
-from muwa.weight_files.reading import WRAPPERS, differences
+from muwa.weight_files.diagnosis import PICKLED, foreign_objects
+from muwa.weight_files.reading import WRAPPERS, differences, why_refused
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ LOADING_ERRORS = (
     SafetensorError,
     UnpicklingError,
 )
+# Configs beside config.json that may name code of the folder.
+_OTHER_CONFIGS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 # What wrappers of a model added to the names of its weights -> nothing, as `from_pretrained` takes it.
 _UNWRAP = {**{rf"(^|\.){wrapper}\.": r"\1" for wrapper in sorted(WRAPPERS)}, r"^module\.": ""}
 
@@ -51,6 +55,8 @@ def tried(path: str, wanted: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except LOADING_ERRORS as error:
+        if (pickled := _refused_pickle(path, error)) is not None:
+            raise ValueError(f"model.path: {why_refused(pickled)}") from error
         reason = one_line(str(error)) or type(error).__name__
         if path == "miniature" or Path(path).is_dir():
             raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
@@ -60,6 +66,18 @@ def tried(path: str, wanted: str, read: Callable[[], Any]) -> Any:
             f"conf/model/ has those that we know), or give a folder with {wanted}, as save_pretrained writes "
             "it."
         ) from error
+
+
+def _refused_pickle(path: str, error: BaseException) -> Path | None:
+    """The pickled file of a folder that torch refused, if that is behind an error."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    if not any(isinstance(one, UnpicklingError) for one in seen):
+        return None
+    pickled = sorted(one for one in Path(path).rglob("*") if one.suffix in PICKLED)
+    return next((one for one in pickled if foreign_objects(one)), next(iter(pickled), None))
 
 
 def check_code(path: str, config: Mapping[str, Any], known_types: Collection[str]) -> None:
@@ -72,10 +90,14 @@ def check_code(path: str, config: Mapping[str, Any], known_types: Collection[str
     Raises:
         ValueError: The model type is known to that code alone. Names the code.
     """
-    code = config.get("auto_map")
-    if not code:
+    for name in _OTHER_CONFIGS:
+        if other := _classes(_read_json(Path(path) / name)):
+            log.warning(
+                f"model.path={path}: the code that its {name} names ({other}) is not run; transformers' own "
+                "classes are taken"
+            )
+    if not (classes := _classes(config)):
         return
-    classes = ", ".join(map(str, code.values())) if isinstance(code, Mapping) else str(code)
     kind = config.get("model_type")
     if kind not in known_types:
         raise ValueError(
@@ -86,6 +108,23 @@ def check_code(path: str, config: Mapping[str, Any], known_types: Collection[str
         f"model.path={path}: the code that its config.json names ({classes}) is not run; transformers' own "
         f"{kind} is taken"
     )
+
+
+def _classes(config: Mapping[str, Any]) -> str:
+    """The classes of a folder's own code that a config names, for messages; "" if there are none."""
+    code = config.get("auto_map") or {}
+    given = code.values() if isinstance(code, Mapping) else [code]
+    parts = [part for one in given for part in (one if isinstance(one, list) else [one]) if part]
+    return ", ".join(map(str, parts))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """The content of a JSON file of a folder; nothing if there is none, or if the library has to say why."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def weight_options(path: str) -> dict[str, Any]:

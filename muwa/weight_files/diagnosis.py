@@ -109,7 +109,7 @@ def _is_text(start: bytes) -> bool:
 
 def _fault_of_safetensors(file: IO[bytes], start: bytes, size: int) -> str | None:
     """What is wrong with a file called .safetensors: its header does not describe its bytes."""
-    if start.startswith(_ZIP) or start[:1] == _PICKLE:
+    if start[8:9] != b"{" and (start.startswith(_ZIP) or start[:1] == _PICKLE):
         return "is a torch file (pickle) with the name of a safetensors file: rename it to .pt or .bin"
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 2 <= length <= 100_000_000 or start[8:9] != b"{":

@@ -35,13 +35,18 @@ def read_tree(path: Path) -> Any:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as weights alone: {_reason(path, error)}") from error
+        if isinstance(error, UnpicklingError):
+            raise ValueError(why_refused(path)) from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as weights alone: {reason}") from error
 
 
-def _reason(path: Path, error: BaseException) -> str:
-    """Why a file cannot be read, without torch's advice to run what is in it."""
-    if not isinstance(error, UnpicklingError):
-        return " ".join(str(error).split())[:160] or type(error).__name__
+def why_refused(path: Path) -> str:
+    """Why torch refuses to unpickle a file, without its advice to run what is in it: one line."""
+    return f"{path}: cannot be read as weights alone: {_foreign(path)}"
+
+
+def _foreign(path: Path) -> str:
     foreign, protocol = foreign_objects(path), pickle_protocol(path)
     again = f"where it was made, save the weights anew: {SAVE_WEIGHTS}"
     if foreign:

@@ -46,7 +46,7 @@ def test_no_question_can_be_asked_and_everything_is_as_before(caplog):
         input("Do you wish to run the custom code? [y/N] ")
     assert sys.stdin is stdin
     assert logging.getLogger("transformers").handlers == handlers
-    assert said(caplog) == ["before the question"]
+    assert said(caplog) == []  # the error says what is wrong
 
 
 def test_worker_ranks_say_nothing(caplog, monkeypatch):

@@ -40,7 +40,7 @@ SPOILED = {
     "denied.bin": (b'{"error":"Repository not found"}', r'is a text, not weights \(\{"error":"Repository not found"\}\)'),
     "cut.safetensors": (RAW[:-3], rf"is cut off: {len(RAW) - 3} of {len(RAW)} bytes are there"),
     "header.safetensors": (RAW[:20], r"is cut off: 20 bytes, its header alone has \d+"),
-    "noise.safetensors": (bytes(range(128, 228)), "is no safetensors file .it begins with"),
+    "noise.safetensors": (bytes(range(129, 229)), "is no safetensors file .it begins with"),
     "torch.safetensors": (torch_bytes(WEIGHTS), "is a torch file .pickle. with the name of a safetensors file: rename"),
     "safe.bin": (RAW, "is a safetensors file with the name of a torch file: rename it to .safetensors"),
     "cut.pt": (torch_bytes(WEIGHTS)[:-200], "is cut off .a zip without its end."),

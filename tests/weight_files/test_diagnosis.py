@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from weight_files.spoiled import SPOILED, WEIGHTS, good, torch_bytes, with_namespace
 
 from muwa.weight_files.diagnosis import check_file, fault, foreign_objects, pickle_protocol
@@ -21,6 +22,16 @@ def test_good_files_have_no_fault(tmp_path):
     for path in good(tmp_path):
         assert fault(path) is None
         assert foreign_objects(path) == []
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does_is_none(tmp_path):
+    """The first byte of a safetensors file is the lowest of its header's length: 0x80 for 128 and 384 bytes."""
+    for padding in range(0, 512, 8):
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"x": "y" * padding})
+        if (tmp_path / "a.safetensors").read_bytes()[0] == 0x80:
+            break
+    assert (tmp_path / "a.safetensors").read_bytes()[0] == 0x80
+    assert fault(tmp_path / "a.safetensors") is None
 
 
 def test_what_is_not_there_and_what_is_no_file(tmp_path):
