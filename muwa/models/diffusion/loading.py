@@ -17,7 +17,9 @@ from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Samplin
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
+from muwa.patch.files import tensor_names
 from muwa.weight_files.components import weights_of
+from muwa.weight_files.reading import differences
 
 log = logging.getLogger(__name__)
 
@@ -137,20 +139,27 @@ def _check_parts(pipeline: Any, path: str) -> list[str]:
             f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text "
             f"encoders, as Stable Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
         )
-    empty = [
-        f"{name}/{key}"
-        for name, module in modules.items()
-        for key, parameter in module.named_parameters()
-        if parameter.is_meta
-    ]
-    if empty:
-        raise ValueError(f"model.path={path}: no weights for {', '.join(empty[:4])} ({len(empty)} missing)")
+    for name, module in modules.items():
+        if empty := [key for key, parameter in module.named_parameters() if parameter.is_meta]:
+            unexpected = [key for key in _stored_names(path, name) if key not in module.state_dict()]
+            raise ValueError(
+                f"model.path={path}: {name}: no weights for this model in some places: "
+                f"{differences(empty, unexpected, [])}"
+            )
     return encoders
 
 
 def _has_own_code(folder: Path, name: str, library: str) -> bool:
     """Whether an entry of model_index.json is a class of a Python file in the folder."""
     return name == "_class_name" or (folder / name / f"{library}.py").is_file()
+
+
+def _stored_names(path: str, component: str) -> list[str]:
+    """The names of the weights that a folder's files hold for a component; none for a hub id."""
+    if not Path(path).is_dir():
+        return []
+    files = weights_of(Path(path) / component, "model.path").files
+    return [name for file in files for name in tensor_names(file)]
 
 
 def check_folder(folder: Path) -> set[str]:
