@@ -46,6 +46,7 @@ _SETTINGS = ("input_resolution", "context_length", "vocab_size")
 # What open_clip raises, depending on what is wrong with a file.
 _UNREADABLE = (
     RuntimeError,
+    ValueError,
     OSError,
     HfHubHTTPError,
     SafetensorError,
@@ -86,6 +87,8 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
         try:
             model, prepare = _create(name, pretrained, device)
         except _UNREADABLE as error:
+            if file is None and isinstance(error, ValueError):
+                raise ValueError(f"model.name={name}: cannot be loaded ({one_line(str(error))})") from error
             if file is None:
                 raise FileNotFoundError(_missing(name, pretrained, error)) from error
             model, prepare = _create_empty(name, pretrained, device)

@@ -119,8 +119,10 @@ def _components(folder: Path, path: str, dtype: torch.dtype) -> dict[str, Any]:
                 "save it as safetensors: save_pretrained(FOLDER) of the component"
             )
         if one.variant is not None or one.pickled:
-            settings = {"variant": one.variant, "use_safetensors": not one.pickled}
-            read = partial(AutoModel.from_pretrained, str(folder), subfolder=name, dtype=dtype, **settings)
+            settings = {"dtype": dtype, "variant": one.variant, "use_safetensors": not one.pickled}
+            read = partial(
+                AutoModel.from_pretrained, str(folder), subfolder=name, trust_remote_code=False, **settings
+            )
             made[name] = tried(path, WANTED, read)
     return made
 

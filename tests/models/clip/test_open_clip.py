@@ -291,3 +291,17 @@ def test_a_hub_id_without_weights_gives_no_random_ones(offline, folder):
 def test_what_open_clip_warns_of_reaches_the_user(folder, caplog):
     load(f"local-dir:{folder}", "openai")
     assert warned(caplog) == ["Ignoring `pretrained='openai'` because `model_name` has 'local-dir' schema."]
+
+
+def test_a_text_tower_that_wants_code_is_not_asked_about(folder, tmp_path):
+    """open_clip lets transformers build such a tower, which would ask "run the custom code? [y/N]" and wait."""
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    code = {"model_type": "seer", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModel": "mine.MyModel"}}
+    (tower / "config.json").write_text(json.dumps(code))
+    (tower / "mine.py").write_text("raise RuntimeError('this must not run')")
+    text = {"hf_model_name": str(tower), "hf_tokenizer_name": str(tower)}
+    changed = {"model_cfg": {**CONFIG["model_cfg"], "text_cfg": text}}
+    (folder / "open_clip_config.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="open_clip cannot build the model of its config .*custom code"):
+        load(f"local-dir:{folder}")
