@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from muwa.runtime import threads
 from muwa.runtime.devices import check_device
 from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
+from muwa.runtime.warnings_record import recorded_warnings
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
@@ -89,8 +90,8 @@ def run(
         ValueError, FileNotFoundError: Bad input. Most of it is found before any compute. A metric that
             cannot be computed fails on the unedited model, before the edit.
     """
-    with join(settings["runtime"]["device"]) as distributed:
-        return _run(parts, dataset, settings, dict(seconds or {}), distributed)
+    with join(settings["runtime"]["device"]) as distributed, recorded_warnings() as warned:
+        return _run(parts, dataset, settings, dict(seconds or {}), distributed, warned)
 
 
 def _run(
@@ -99,8 +100,13 @@ def _run(
     settings: Mapping[str, Any],
     seconds: dict[str, float],
     distributed: Distributed,
+    warned: Sequence[str],
 ) -> float:
-    """The run of one process: the main rank does everything, worker ranks help to compute gradients."""
+    """The run of one process: the main rank does everything, worker ranks help to compute gradients.
+
+    Args:
+        warned: The warnings of this run, which grow while it goes on.
+    """
     stages, runtime = settings["stages"], settings["runtime"]
     torch.set_num_threads(runtime["threads"] or min(torch.get_num_threads(), threads.available()))
     check_device(runtime["device"])
@@ -125,7 +131,8 @@ def _run(
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started
         if report is not None:
-            report = loggers.report = replace(report, seconds=seconds)
+            about = {**report.provenance, "warnings": list(warned)}
+            report = loggers.report = replace(report, seconds=seconds, provenance=about)
             if "report" in stages:
                 write_report(report, show_forget=settings["report"]["show_forget"])
     if report is not None:

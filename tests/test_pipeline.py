@@ -100,6 +100,23 @@ def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(compo
     assert {key: first[key] for key in same} == {key: second[key] for key in same}
 
 
+def test_what_a_library_warns_of_is_in_the_results(composed, miniature, caplog):
+    """open_clip ignores `pretrained` for a folder, and says so in its log."""
+    folder = ROOT / "muwa" / "miniature" / "clip"
+    ignored = (f"model.name=local-dir:{folder}", "model.pretrained=openai")
+    quick = [one for one in SMALL if not one.startswith("layer_search.")]
+    quick += [
+        "layer_search=fixed",
+        "layer_search.layer=visual.proj",
+        "layer_search.relative_step=0.2",
+        "method=slug",
+    ]
+    _, found = run(composed, miniature, *ignored, *quick, small=False)
+    (said,) = found["provenance"]["warnings"]
+    assert said == "Ignoring `pretrained='openai'` because `model_name` has 'local-dir' schema."
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     cut.mkdir()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from muwa.drafts import new_file
 from muwa.types.gradients import Gradients
+from muwa.weight_files.diagnosis import check_file
 
 FORMAT = "muwa.gradients/1"
 
@@ -40,6 +41,8 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
         ValueError: `path` is not such a file, or its gradients were computed from something else; says what
             differs.
     """
+    if path.is_file():
+        check_file(path, "gradients=")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(FORMAT, "null"))

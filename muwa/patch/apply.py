@@ -27,6 +27,7 @@ from torch import Tensor
 
 from muwa.patch.weights import add_delta, equal, weights_fingerprint
 from muwa.types.edit import Edit, Move
+from muwa.weight_files.diagnosis import check_file
 
 if TYPE_CHECKING:
     from muwa.models.base import Weighted
@@ -99,6 +100,7 @@ def read_patch(path: Path) -> Patch:
         raise FileNotFoundError(
             f"{path}: no such patch file; a run writes one to its folder: patch.safetensors"
         )
+    check_file(path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

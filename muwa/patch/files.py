@@ -8,12 +8,14 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from muwa.weight_files.diagnosis import check_file
+from muwa.weight_files.reading import plain_names, read_tree
 
 _PICKLED = (".pt", ".pth", ".bin")
 _SINGLE = (
@@ -54,25 +56,19 @@ def find_checkpoint(base: Path) -> list[Path]:
 def read_file(path: Path) -> dict[str, Tensor]:
     """All tensors of one weight file.
 
-    Pickled files are read with `weights_only=True`. An outer dict "state_dict" and the name prefix "module."
-    are removed.
+    Pickled files are read with `weights_only=True`. An outer dict "state_dict" and what wrappers of a model
+    add to names (`muwa.weight_files.reading.plain_names`) are removed.
 
     Raises:
-        ValueError: The file is not a checkpoint.
+        ValueError: The file is not a checkpoint; says what it is instead.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError) as error:
-        raise ValueError(f"{path}: not a checkpoint ({str(error).splitlines()[0][:160]})") from error
+    tree = read_tree(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: not a checkpoint: it holds a {type(tree).__name__}, want tensors by name")
+    if path.suffix == ".safetensors":
+        return tree
     tree = tree.get("state_dict", tree)
-    return {
-        name.removeprefix("module."): tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)
-    }
+    return plain_names({name: tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)})
 
 
 def read_weights(base: Path) -> dict[str, Tensor]:
@@ -97,6 +93,7 @@ def tensor_names(path: Path) -> list[str]:
     """
     if path.suffix != ".safetensors":
         return list(read_file(path))
+    check_file(path)
     try:
         with safe_open(path, "pt") as file:
             return list(file.keys())

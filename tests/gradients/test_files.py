@@ -47,7 +47,7 @@ def test_a_difference_in_origin_is_named_part_by_part(tmp_path):
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "text").write_text("not a tensor file")
     save_file({"w": torch.zeros(1)}, tmp_path / "tensors")
-    with pytest.raises(ValueError, match="gradients=.*text: not a readable gradient file"):
+    with pytest.raises(ValueError, match=r"gradients=.*text: the file is a text, not weights"):
         read_gradients(tmp_path / "text", ORIGIN)
     with pytest.raises(ValueError, match="gradients=nowhere: not a readable gradient file"):
         read_gradients(Path("nowhere"), ORIGIN)

@@ -123,7 +123,7 @@ def test_a_file_that_is_no_patch_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such patch file; a run writes one"):
         read_patch(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match="not a safetensors file"):
+    with pytest.raises(ValueError, match=r"text: the file is a text, not weights \(hello\)"):
         read_patch(tmp_path / "text")
     save_file({"a": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="not a muwa patch .its metadata has nothing"):
@@ -260,7 +260,7 @@ def test_the_command_line_says_what_is_wrong(folder, capsys):
     base = str(folder / "base")
     for patch, message in (
         ("none", "no such patch file"),
-        ("base/open_clip_config.json", "not a safetensors file"),
+        ("base/open_clip_config.json", "the file is a text, not weights"),
         ("base/open_clip_model.safetensors", "not a muwa patch"),
     ):
         for command in (

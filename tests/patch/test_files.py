@@ -5,6 +5,7 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from weight_files.spoiled import SPOILED
 
 from muwa.patch.files import find_checkpoint, read_tensors, read_weights, rewrite, rewrite_files, tensor_names
 
@@ -71,12 +72,11 @@ def test_some_tensors_of_a_file_are_read(tmp_path, weights, name):
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
-    for name, message in (("text.safetensors", "not a safetensors file"), ("text.pt", "not a checkpoint")):
+    for name in ("text.safetensors", "text.pt"):
         (tmp_path / name).write_text("hello")
-        with pytest.raises(ValueError, match=f"{name}: {message}"):
-            tensor_names(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name}: not a checkpoint"):
-            read_weights(tmp_path / name)
+        for read in (tensor_names, read_weights):
+            with pytest.raises(ValueError, match=rf"{name}: the file is a text, not weights \(hello\)"):
+                read(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list.pt: not a checkpoint: it holds a list, want tensors by name"):
         read_weights(tmp_path / "list.pt")
@@ -184,3 +184,21 @@ def test_a_rewrite_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="a: got 12 bytes, want 8 as in the base: another shape"):
         rewrite(tmp_path / "one.safetensors", tmp_path / "out", {"a": torch.ones(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_names_that_a_wrapper_changed_are_those_of_the_model(tmp_path, weights):
+    torch.save({"state_dict": {f"module._orig_mod.{n}": w for n, w in weights.items()}}, tmp_path / "one.pt")
+    assert set(read_weights(tmp_path / "one.pt")) == set(weights)
+    torch.save(
+        {f"model.{n}": w for n, w in weights.items()}, tmp_path / "two.bin"
+    )  # a rewrite must keep these
+    assert set(read_weights(tmp_path / "two.bin")) == {f"model.{n}" for n in weights}
+
+
+@pytest.mark.parametrize("name", ["pointer.safetensors", "page.pt", "empty.bin"])
+def test_a_base_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, name):
+    content, message = SPOILED[name]
+    (tmp_path / name).write_bytes(content)
+    for read in (tensor_names, read_weights):
+        with pytest.raises(ValueError, match=f"{name}: the file {message}"):
+            read(tmp_path / name)

@@ -30,6 +30,16 @@ def test_the_page_stands_alone_and_is_whole(tmp_path):
     assert not list(tmp_path.rglob("*.draft*"))
 
 
+def test_warnings_of_the_run_stand_on_the_page(tmp_path):
+    made = report(tmp_path)
+    write_report(made, show_forget=False)
+    assert "Warning:" not in (tmp_path / "report.html").read_text()
+    about = {**made.provenance, "warnings": ["trained with <QuickGELU>"]}
+    write_report(replace(made, provenance=about), show_forget=False)
+    assert "Warning: trained with &lt;QuickGELU&gt;</p>" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "results.json").read_text())["provenance"]["warnings"] == about["warnings"]
+
+
 def test_the_page_of_a_method_that_searches_no_layer_shows_its_steps_and_no_empty_section(tmp_path):
     made = with_unit(
         report(tmp_path), "learning rate", candidate=Candidate({"": ALL_WEIGHTS}, BOTH_TOWERS), step=1e-4

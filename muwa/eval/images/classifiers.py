@@ -10,15 +10,12 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,14 +28,12 @@ from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.run import Run
 from muwa.runtime.devices import check_device
 from muwa.types.data import Classes, LabelledImages, Task
+from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
 
 BATCH = 32
-
-# The keys under which training scripts keep the weights in a checkpoint.
-WEIGHT_KEYS = ("model_state_dict", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -282,7 +277,7 @@ def _network(about: str, path: Path, changed: int, labels: int) -> nn.Module:
         labels: The number of its outputs.
     """
     architecture, options = json.loads(about)
-    weights = _weights(path)
+    weights = read_state_dict(path)
     try:
         net = timm.create_model(architecture, pretrained=False, num_classes=labels, **options)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -290,7 +285,7 @@ def _network(about: str, path: Path, changed: int, labels: int) -> nn.Module:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:300]
+        why = misfit(shapes(weights), shapes(net.state_dict()))
         raise ValueError(f"{path} is not a {architecture} of {labels} labels: {why}") from error
     return net.eval().requires_grad_(False)
 
@@ -304,22 +299,3 @@ def _labels(labels: Sequence[str] | str, source: str) -> tuple[str, ...]:
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"want labels, each once, got {len(names)} of which {len(set(names))} differ")
     return names
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, whichever of `WEIGHT_KEYS` it is under."""
-    load_torch = partial(torch.load, map_location="cpu", weights_only=True)
-    read = load_file if path.suffix == ".safetensors" else load_torch
-    try:
-        content = read(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as weights alone ({' '.join(str(error).split())[:160]}); want a "
-            "safetensors file, or a torch file that holds tensors and plain values"
-        ) from error
-    for key in WEIGHT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: no weights in it; looked at its top and under {', '.join(WEIGHT_KEYS)}")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -243,6 +243,8 @@ def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
     pipeline.to(torch.float16).save_pretrained(draft)
     for path in draft.glob("*/config.json"):  # remove the paths that the parts were read from
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        if "dtype" in config:  # transformers would load the text encoder in fp16 beside a UNet in fp32
+            config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out)
     draft.rename(out)

@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
+import json
 import logging
-from collections.abc import Iterator
+import tempfile
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import open_clip
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
+from muwa.weight_files.diagnosis import check_file
+from muwa.weight_files.reading import misfit, read_state_dict, shapes
+
+log = logging.getLogger(__name__)
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "clip"
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_UNREADABLE = (RuntimeError, OSError, HfHubHTTPError, SafetensorError, UnpicklingError, LookupError)
+# The files in which open_clip looks for a folder's weights, in its order; any other *.safetensors, *.bin and
+# *.pth stand behind them.
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_KINDS = (".safetensors", ".bin", ".pth")
+# Settings that OpenAI's files hold among their weights; open_clip drops them too.
+_SETTINGS = ("input_resolution", "context_length", "vocab_size")
+# What open_clip raises, depending on what is wrong with a file.
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    HfHubHTTPError,
+    SafetensorError,
+    UnpicklingError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    StopIteration,
+)
 
 
 def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
@@ -45,22 +79,123 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
         name = f"local-dir:{MINIATURE}"
     _check(name, pretrained)
     check_device(device)
-    with torch.random.fork_rng(devices=[]), quiet():
+    file = _local_weights(name, pretrained)
+    if file is not None:
+        check_file(file, "" if name.startswith("local-dir:") else "model.pretrained=")
+    _warn_of_activation(name, pretrained)
+    with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(seed)
         try:
-            model, _, prepare = open_clip.create_model_and_transforms(
-                name, pretrained=pretrained, precision="fp32", device=device, pretrained_text=False
-            )
+            model, prepare = _create(name, pretrained, device)
         except _UNREADABLE as error:
-            if name.startswith("local-dir:") or (pretrained and Path(pretrained).is_file()):
-                where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else pretrained
-                raise ValueError(
-                    f"{where}: no weights that fit {name} ({str(error).splitlines()[0][:200]})"
-                ) from error
-            raise FileNotFoundError(_missing(name, pretrained, error)) from error
+            if file is None and isinstance(error, ValueError):
+                raise ValueError(f"model.name={name}: cannot be loaded ({one_line(str(error))})") from error
+            if file is None:
+                raise FileNotFoundError(_missing(name, pretrained, error)) from error
+            model, prepare = _create_empty(name, pretrained, device)
+            _fit(model, file, name)
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
     return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained))
+
+
+def _create(name: str, pretrained: str | None, device: str, **options: Any) -> tuple[Any, Compose]:
+    """(The model in fp32, its evaluation transform), as open_clip makes them."""
+    with warnings.catch_warnings():
+        # Its warning of another activation; `_warn_of_activation` says that, and what to do.
+        warnings.filterwarnings("ignore", category=UserWarning, module="open_clip.factory")
+        model, _, prepare = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, precision="fp32", device=device, pretrained_text=False, **options
+        )
+    if name.startswith("hf-hub:") and options.get("load_weights", True):
+        _check_hub_weights(name)
+    return model, prepare
+
+
+def _create_empty(name: str, pretrained: str | None, device: str) -> tuple[Any, Compose]:
+    """As `_create`, without weights.
+
+    Raises:
+        ValueError: open_clip cannot build the model that a folder's config describes.
+    """
+    try:
+        return _create(name, pretrained, device, load_weights=False)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"model.name={name}: open_clip cannot build the model of its config ({one_line(str(error))})"
+        ) from error
+
+
+def _check_hub_weights(name: str) -> None:
+    """Raise if open_clip found no weights at a hub id: it would take random ones and only log that.
+
+    Raises:
+        HfHubHTTPError, OSError: The hub has none, or cannot be reached.
+    """
+    open_clip.download_pretrained_from_hf(name.removeprefix("hf-hub:"))
+
+
+def _warn_of_activation(name: str, pretrained: str | None) -> None:
+    """Log if a tag's weights were trained with another activation than the architecture has.
+
+    open_clip's table says which: QuickGELU (x * sigmoid(1.702 x)) or GELU. Results differ by points: ImageNet
+    62.9 % and 60.2 % for ViT-B-32 laion400m_e32 (conf/model/clip_vit_b32.yaml).
+    """
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else {}
+    if not tag:
+        return
+    used = {True: "QuickGELU", False: "GELU"}
+    trained, built = tag.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
+    if trained != built:
+        same = f"{name}-quickgelu"
+        mend = f"; as they were trained: model.name={same}" if same in open_clip.list_models() else ""
+        log.warning(
+            f"model.name={name} model.pretrained={pretrained}: these weights were trained with "
+            f"{used[trained]}, {name} has {used[built]}, so that results differ{mend}"
+        )
+
+
+def _local_weights(name: str, pretrained: str | None) -> Path | None:
+    """The file of this machine that the weights are read from; None for a tag, a hub id or random weights."""
+    if name.startswith("local-dir:"):
+        return _weights_in(Path(name.removeprefix("local-dir:")))
+    if ":" in name or not pretrained or pretrained in open_clip.list_pretrained_tags_by_model(name):
+        return None
+    return Path(pretrained)
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The weight file that open_clip takes from a folder."""
+    there = [path for path in sorted(folder.glob("*")) if path.suffix in _KINDS]
+    named = [folder / name for name in _WEIGHTS if folder / name in there]
+    others = sorted(there, key=lambda path: path.suffix != ".safetensors")
+    return next(iter([*named, *others]), None)
+
+
+def _fit(model: Any, file: Path, name: str) -> None:
+    """Load a file's weights under the names that wrappers of a model left unsaid (`plain_names`).
+
+    Raises:
+        ValueError: The file holds no weights, or weights of another model; says which names differ.
+    """
+    found = {key: tensor for key, tensor in read_state_dict(file).items() if key not in _SETTINGS}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "plain.safetensors"
+            save_file({key: tensor.contiguous().clone() for key, tensor in found.items()}, plain)
+            open_clip.load_checkpoint(model, str(plain))
+    except _UNREADABLE as error:
+        wanted = {key: tensor for key, tensor in model.state_dict().items() if key != "attn_mask"}
+        raise ValueError(
+            f"{file}: these weights do not fit {name} ({misfit(shapes(found), shapes(wanted))}){_hint(found)}"
+        ) from error
+
+
+def _hint(found: dict[str, Tensor]) -> str:
+    """What to do with weights that have the names of another library."""
+    if any(key.startswith(("vision_model.", "text_model.")) for key in found):
+        return "; these names are those of transformers: model=clip_hf model.path=FOLDER"
+    return ""
 
 
 def _source(name: str, pretrained: str | None) -> str:
@@ -87,14 +222,7 @@ def preparation(transform: Compose) -> Preparation:
 def _check(name: str, pretrained: str | None) -> None:
     """Raise if a name or tag is unknown or a local folder has no weights, before a model is built."""
     if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        has_weights = any((folder / file).is_file() for file in _WEIGHTS)
-        if not (folder / "open_clip_config.json").is_file() or not has_weights:
-            there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-            raise FileNotFoundError(
-                f"model.name={name}: looked for open_clip_config.json and open_clip_model.safetensors in "
-                f"{folder}, found {there}. Give a folder that was saved for open_clip's `local-dir:`."
-            )
+        _check_folder(name, Path(name.removeprefix("local-dir:")))
         return
     if ":" in name:
         return
@@ -111,26 +239,34 @@ def _check(name: str, pretrained: str | None) -> None:
         )
 
 
+def _check_folder(name: str, folder: Path) -> None:
+    """Raise if a folder has no config that can be read, or no weights."""
+    config = folder / "open_clip_config.json"
+    if not config.is_file() or _weights_in(folder) is None:
+        there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"model.name={name}: looked for open_clip_config.json and open_clip_model.safetensors in "
+            f"{folder}, found {there}. Give a folder that was saved for open_clip's `local-dir:`. For one of "
+            "transformers' save_pretrained: model=clip_hf model.path=FOLDER."
+        )
+    try:
+        known = "model_cfg" in json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.name={name}: {config} is not JSON ({error})") from error
+    if not known:
+        raise ValueError(
+            f"model.name={name}: {config} has no model_cfg; want the config that open_clip saves"
+        )
+
+
 def _missing(name: str, pretrained: str | None, error: BaseException) -> str:
     """The message for missing weights: where they were looked for, and the command that downloads them."""
     config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     repo = (config.get("hf_hub") or name.removeprefix("hf-hub:")).rstrip("/")
-    reason = str(error).splitlines()[0][:160]
+    reason = one_line(str(error))[:160]
     return (
         f"The weights of model.name={name} model.pretrained={pretrained} are not on this machine and could "
         f"not be fetched ({reason}). Looked for {repo} in {constants.HF_HUB_CACHE}. On a machine with a "
         f"network: `hf download {repo}` (the folder may be copied), or give a checkpoint file: "
         "model.pretrained=FILE."
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence log messages and standard error while a model is loaded. Errors are still raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, PretrainedConfig, SiglipImageProcessor
 
 from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.models.library_output import quietly
+from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
 from muwa.runtime.devices import check_device
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_INDEX = "model.safetensors.index.json"
+WANTED = "config.json, model.safetensors, preprocessor_config.json and tokenizer files"  # in a folder
+
 # model_type of the config -> class
 _PROCESSORS = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
-_PARTS = {  # what a folder needs -> the files that can hold it
+_PARTS = {  # what a folder needs besides its weights -> the files that can hold it
     "config.json": ("config.json",),
-    "model.safetensors": (*_SINGLE, _INDEX),
     "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
     "tokenizer.json": ("tokenizer.json", "vocab.json"),
 }
@@ -65,8 +63,9 @@ def _check(folder: Path) -> None:
     missing = [part for part, files in _PARTS.items() if not there & set(files)]
     if missing:
         raise FileNotFoundError(
-            f"model.path={folder}: looked for {', '.join(_PARTS)} as save_pretrained of model, image "
-            f"processor and tokenizer writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
+            f"model.path={folder}: looked for config.json, model.safetensors, preprocessor_config.json and "
+            "tokenizer.json as save_pretrained of model, image processor and tokenizer writes them; "
+            f"{', '.join(missing)} missing, found {sorted(there)[:8]}"
         )
 
 
@@ -109,30 +108,17 @@ def load(path: str, *, device: str) -> Clip:
 
 def _read(path: str) -> tuple[Any, Any, Any]:
     """(model, image processor, tokenizer) of a folder or a hub id. The errors are those of `load`."""
-    try:
-        kind = AutoConfig.from_pretrained(path).model_type
+    options = weight_options(path)
+    with quietly():
+        config = tried(path, WANTED, lambda: PretrainedConfig.get_config_dict(path)[0])
+        kind = config.get("model_type")
+        check_code(path, config, _PROCESSORS)
         if kind not in _PROCESSORS:
             raise ValueError(
                 f"model.path={path}: a model of type {kind}, want one of {', '.join(_PROCESSORS)}"
             )
-        model, found = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        processor = _PROCESSORS[kind].from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ValueError(
-            f"model.path={path}: its weights do not fit its config ({str(error).splitlines()[0][:200]})"
-        ) from error
-    except OSError as error:
-        if Path(path).is_dir():
-            raise ValueError(
-                f"model.path={path}: cannot be read ({str(error).splitlines()[0][:200]})"
-            ) from error
-        raise FileNotFoundError(
-            f"model.path={path}: no such folder, and the hub id is not in {constants.HF_HUB_CACHE} and could "
-            f"not be fetched ({str(error).splitlines()[0][:160]}). On a machine with a network: "
-            f"`hf download {path}`, or give a folder with config.json, model.safetensors, "
-            "preprocessor_config.json and tokenizer files."
-        ) from error
-    if found["missing_keys"]:
-        raise ValueError(f"model.path={path}: no weights for {', '.join(sorted(found['missing_keys'])[:4])}")
+        model, info = tried(path, WANTED, lambda: read_model(AutoModel, path, dtype=torch.float32, **options))
+        check_complete(path, info)
+        processor = tried(path, WANTED, lambda: _PROCESSORS[kind].from_pretrained(path))
+        tokenizer = tried(path, WANTED, lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     return model, processor, tokenizer

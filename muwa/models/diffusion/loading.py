@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
-from huggingface_hub import constants
-from safetensors import SafetensorError
+from diffusers import AutoModel, DiffusionPipeline
 
 from muwa.models.clip.model import Clip
-from muwa.models.clip.open_clip import quiet
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
+from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
+from muwa.models.pretrained import tried
+from muwa.patch.files import tensor_names
 from muwa.runtime.devices import check_device
+from muwa.weight_files.components import weights_of
+from muwa.weight_files.reading import differences
+
+log = logging.getLogger(__name__)
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
 
-# What `from_pretrained` raises, depending on which part of a folder is damaged. The hub's own errors are
-# OSErrors.
-LOADING_ERRORS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    OSError,
-    SafetensorError,
-)
+WANTED = "model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/"  # in a folder
 
 
 def load(
@@ -90,24 +85,47 @@ def _read_pipeline(path: str, dtype: torch.dtype) -> Any:
     """
     folder = MINIATURE if path == "miniature" else Path(path)
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    if folder.is_dir():
-        options = options if "safety_checker" in check_folder(folder) else {}
-        full = any(folder.glob("unet/diffusion_pytorch_model.[bs]*"))
-        if not full and any(folder.glob("unet/*.fp16.safetensors")):
-            options["variant"] = "fp16"
-    try:
-        with quiet():
-            where = str(folder) if path == "miniature" else path
-            return DiffusionPipeline.from_pretrained(where, dtype=dtype, **options)
-    except LOADING_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    with quietly():
         if folder.is_dir():
-            raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
-        raise FileNotFoundError(
-            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
-            f"be fetched ({reason}). On a machine with a network: `hf download {path}`, or give a folder "
-            "with model_index.json, as save_pretrained of a diffusers pipeline writes it."
-        ) from error
+            options = options if "safety_checker" in check_folder(folder) else {}
+            options |= _components(folder, path, dtype)
+        where = str(folder) if path == "miniature" else path
+        return tried(
+            path,
+            WANTED,
+            lambda: DiffusionPipeline.from_pretrained(where, dtype=dtype, trust_remote_code=False, **options),
+        )
+
+
+def _components(folder: Path, path: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Component name -> the component, for those whose weights diffusers would not find by itself.
+
+    These are components that are there only as a variant (fp16), or only as .bin files.
+
+    Raises:
+        FileNotFoundError, ValueError: A component has no whole weights, or a file is not what its name says.
+    """
+    named = json.loads((folder / "model_index.json").read_text())
+    there = [name for name in COMPONENTS if (named.get(name) or [None])[0]]
+    weights = {name: weights_of(folder / name, "model.path") for name in there}
+    variants = {name: one.variant for name, one in weights.items() if one.variant is not None}
+    if variants:
+        given = ", ".join(f"{name} as {variant}" for name, variant in variants.items())
+        log.warning(f"model.path={path}: weights that are there as a variant alone are read: {given}")
+    made = {}
+    for name, one in weights.items():
+        if one.pickled and one.shards and one.files[0].name.startswith("diffusion_"):
+            raise ValueError(
+                f"model.path={path}: {name} is there in shards of .bin files, which diffusers cannot read; "
+                "save it as safetensors: save_pretrained(FOLDER) of the component"
+            )
+        if one.variant is not None or one.pickled:
+            settings = {"dtype": dtype, "variant": one.variant, "use_safetensors": not one.pickled}
+            read = partial(
+                AutoModel.from_pretrained, str(folder), subfolder=name, trust_remote_code=False, **settings
+            )
+            made[name] = tried(path, WANTED, read)
+    return made
 
 
 def _check_parts(pipeline: Any, path: str) -> list[str]:
@@ -124,15 +142,27 @@ def _check_parts(pipeline: Any, path: str) -> list[str]:
             f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text "
             f"encoders, as Stable Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
         )
-    empty = [
-        f"{name}/{key}"
-        for name, module in modules.items()
-        for key, parameter in module.named_parameters()
-        if parameter.is_meta
-    ]
-    if empty:
-        raise ValueError(f"model.path={path}: no weights for {', '.join(empty[:4])} ({len(empty)} missing)")
+    for name, module in modules.items():
+        if empty := [key for key, parameter in module.named_parameters() if parameter.is_meta]:
+            unexpected = [key for key in _stored_names(path, name) if key not in module.state_dict()]
+            raise ValueError(
+                f"model.path={path}: {name}: no weights for this model in some places: "
+                f"{differences(empty, unexpected, [])}"
+            )
     return encoders
+
+
+def _has_own_code(folder: Path, name: str, library: str) -> bool:
+    """Whether an entry of model_index.json is a class of a Python file in the folder."""
+    return name == "_class_name" or (folder / name / f"{library}.py").is_file()
+
+
+def _stored_names(path: str, component: str) -> list[str]:
+    """The names of the weights that a folder's files hold for a component; none for a hub id."""
+    if not Path(path).is_dir():
+        return []
+    files = weights_of(Path(path) / component, "model.path").files
+    return [name for file in files for name in tensor_names(file)]
 
 
 def check_folder(folder: Path) -> set[str]:
@@ -143,7 +173,7 @@ def check_folder(folder: Path) -> set[str]:
 
     Raises:
         FileNotFoundError: Says what was looked for and what is there.
-        ValueError: The index cannot be read.
+        ValueError: The index cannot be read, or wants code of the folder to run.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -156,6 +186,12 @@ def check_folder(folder: Path) -> set[str]:
     if not isinstance(named, dict):
         raise ValueError(f"{index}: got a {type(named).__name__}, want an object that names the parts")
     parts = {name for name, kind in named.items() if isinstance(kind, list) and kind[0]}
+    code = [name for name in sorted(parts) if _has_own_code(folder, name, named[name][0])]
+    if code:
+        raise ValueError(
+            f"{index}: wants code of its own for {', '.join(code)}; muwa runs no code of a folder; want "
+            "components and a pipeline that diffusers and transformers have"
+        )
     needed = parts & {*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler"}
     missing = [name for name in sorted(needed) if not any((folder / name).glob("*"))]
     if missing:

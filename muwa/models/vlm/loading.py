@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+)
+from transformers import __version__ as transformers_version
 
 from muwa.models.clip.model import Clip
-from muwa.models.clip.open_clip import quiet
+from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
+from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
 from muwa.models.vlm.model import Vlm
 from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
-# What `from_pretrained` raises, depending on which file of a folder is damaged.
-LOADING_ERRORS = (RuntimeError, LookupError, TypeError, AttributeError, OSError, SafetensorError)
+WANTED = "config.json, model.safetensors and the processor's files"  # in a folder
 
 
 def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str, device: str) -> Vlm:
@@ -57,28 +62,39 @@ def _read_model(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
         ValueError: The folder cannot be loaded or lacks weights, or the vision tower is not a CLIP's.
         FileNotFoundError: Neither a whole folder nor a hub id that can be had.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        check_folder(folder)
-    try:
-        with quiet():
-            _check_tower(path, AutoConfig.from_pretrained(path))
-            model, loaded = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype, output_loading_info=True
-            )
-            processor = AutoProcessor.from_pretrained(path)
-    except LOADING_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        if folder.is_dir():
-            raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
-        raise FileNotFoundError(
-            f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
-            f"be fetched ({reason}). On a machine with a network: `hf download {path}`, or give a folder "
-            "with config.json, model.safetensors and the processor's files, as save_pretrained writes them."
-        ) from error
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"model.path={path}: no weights for {', '.join(missing[:4])}")
+    with quietly():
+        config = tried(path, WANTED, lambda: PretrainedConfig.get_config_dict(path)[0])
+        _check_format(path, config)
+        check_code(path, config, CONFIG_MAPPING)
+        typed = tried(path, WANTED, lambda: AutoConfig.from_pretrained(path, trust_remote_code=False))
+        _check_tower(path, typed)
+        if Path(path).is_dir():
+            check_folder(Path(path))
+        options = {"dtype": dtype, **weight_options(path)}
+        model, info = tried(path, WANTED, lambda: read_model(AutoModelForImageTextToText, path, **options))
+        check_complete(path, info)
+        processor = tried(path, WANTED, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=False))
     return model, processor
+
+
+def _check_format(path: str, config: Mapping[str, Any]) -> None:
+    """Raise if a model is in the format of LLaVA's own code, or of a type that transformers does not know.
+
+    Raises:
+        ValueError: Says what it is, what is wanted, and how to convert it.
+    """
+    kind = config.get("model_type")
+    if "mm_vision_tower" in config or (str(kind).startswith("llava_") and kind not in CONFIG_MAPPING):
+        raise ValueError(
+            f"model.path={path}: a LLaVA in its original format (model_type {kind}), want the converted one, "
+            "as transformers' save_pretrained writes it. Take model=llava15_7b or llava15_13b, whose hub ids "
+            'are converted, or convert yours: docs/vlm.md, "LLaVA\'s original format"'
+        )
+    if kind not in CONFIG_MAPPING and not config.get("auto_map"):
+        raise ValueError(
+            f"model.path={path}: transformers {transformers_version} has no model of type {kind!r}; want a "
+            "type that it has, or a version of transformers that has this one"
+        )
 
 
 def _complete(processor: Any, config: Any) -> None:
@@ -121,12 +137,11 @@ def check_folder(folder: Path) -> None:
     there = {path.name for path in folder.iterdir()}
     parts = {
         "config.json": {"config.json"},
-        "model.safetensors": {"model.safetensors", "model.safetensors.index.json"},
         "processor_config.json": {"processor_config.json", "preprocessor_config.json"},
         "tokenizer.json": {"tokenizer.json", "tokenizer.model", "vocab.json"},
     }
     if missing := [name for name, files in parts.items() if not there & files]:
         raise FileNotFoundError(
-            f"model.path={folder}: looked for {', '.join(parts)} as save_pretrained of model and processor "
-            f"writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
+            f"model.path={folder}: looked for {', '.join(parts)} and model.safetensors as save_pretrained of "
+            f"model and processor writes them; {', '.join(missing)} missing, found {sorted(there)[:8]}"
         )

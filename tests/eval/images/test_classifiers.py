@@ -139,7 +139,9 @@ class Trap:
 
 def test_a_file_that_would_run_code_is_refused(files, capsys):
     torch.save({"state_dict": Trap()}, files / "trap.pth")
-    with pytest.raises(ValueError, match="trap.pth: cannot be read as weights alone"):
+    with pytest.raises(
+        ValueError, match=r"trap.pth: cannot be read as weights alone: it holds __builtin__\.print"
+    ):
         classifier(**settings(files / "trap.pth"))
     torch.save({"epoch": 3}, files / "empty.pth")
     with pytest.raises(
@@ -147,9 +149,30 @@ def test_a_file_that_would_run_code_is_refused(files, capsys):
     ):
         classifier(**settings(files / "empty.pth"))
     (files / "noise.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="noise.safetensors: cannot be read as weights alone"):
+    with pytest.raises(
+        ValueError, match=r"noise.safetensors: the file is a text, not weights \(no weights\)"
+    ):
         classifier(**settings(files / "noise.safetensors"))
     assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_of_a_compiled_and_distributed_network_is_read(files):
+    weights = {f"module._orig_mod.{name}": tensor for name, tensor in net().state_dict().items()}
+    torch.save({"state_dict": weights}, files / "wrapped.pth")
+    assert (
+        classifier(**settings(files / "wrapped.pth")).fingerprint
+        == classifier(**settings(files / "plain.pth")).fingerprint
+    )
+
+
+def test_weights_of_another_network_are_shown(files):
+    weights = {f"backbone.{name}": tensor for name, tensor in net().state_dict().items()}
+    torch.save(weights, files / "other.pth")
+    message = (
+        rf"is not a resnet18 of 3 labels: {len(weights)} missing: .*; {len(weights)} unexpected: backbone\."
+    )
+    with pytest.raises(ValueError, match=message):
+        classifier(**settings(files / "other.pth"))
 
 
 def test_zero_shot_takes_the_label_whose_prompt_is_nearest():

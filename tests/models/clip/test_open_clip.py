@@ -1,3 +1,4 @@
+import argparse
 import json
 from pathlib import Path
 
@@ -5,12 +6,15 @@ import open_clip
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from weight_files.spoiled import SPOILED
 
 import muwa
+from muwa.config import CONF
 from muwa.data.samples import decode
 from muwa.library import load_clip as load
-from muwa.models.clip.open_clip import MINIATURE
+from muwa.models.clip.open_clip import MINIATURE, _warn_of_activation
 
 CONFIG = {
     "model_cfg": {
@@ -141,3 +145,163 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, name):
     (tmp_path / name).write_text("this is no checkpoint")
     with pytest.raises((ValueError, OSError), match=name):
         load("ViT-S-32-alt", str(tmp_path / name))
+
+
+def weights(folder):
+    return load_file(folder / "open_clip_model.safetensors")
+
+
+def with_bin(folder, content):
+    """The folder with a .bin file in place of its safetensors file."""
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(content, folder / "open_clip_pytorch_model.bin")
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [
+        ("state_dict", "module.{}"),
+        ("model_state_dict", "_orig_mod.{}"),
+        ("model", "module._orig_mod.{}"),
+        (None, "model.{}"),
+    ],
+)
+def test_names_and_places_of_training_scripts_are_read(folder, form, key):
+    want = load(f"local-dir:{folder}").weights_fingerprint
+    renamed = {form.format(name): tensor for name, tensor in weights(folder).items()}
+    content = renamed if key is None else {key: renamed, "epoch": 3}
+    assert load(with_bin(folder, content)).weights_fingerprint == want
+
+
+def test_the_settings_among_openais_weights_are_left_out(folder):
+    want = load(f"local-dir:{folder}").weights_fingerprint
+    settings = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)}
+    assert load(with_bin(folder, {**weights(folder), **settings})).weights_fingerprint == want
+
+
+def test_weights_that_do_not_fit_are_named(folder):
+    changed = {**weights(folder), "visual.extra": torch.ones(1), "visual.proj": torch.ones(32, 8)}
+    del changed["ln_final.bias"]
+    save_file(changed, folder / "open_clip_model.safetensors")
+    message = (
+        r"open_clip_model.safetensors: these weights do not fit local-dir:.* \(1 missing: ln_final.bias; "
+        r"1 unexpected: visual.extra; 1 of another shape: visual.proj \(32, 8\), want \(32, 16\)\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(f"local-dir:{folder}")
+
+
+def test_names_of_transformers_are_recognised(folder):
+    save_file({"vision_model.post_layernorm.bias": torch.ones(2)}, folder / "open_clip_model.safetensors")
+    with pytest.raises(
+        ValueError, match="these names are those of transformers: model=clip_hf model.path=FOLDER"
+    ):
+        load(f"local-dir:{folder}")
+
+
+def test_a_foreign_object_in_a_checkpoint_is_named(folder):
+    name = with_bin(folder, {"state_dict": weights(folder), "args": argparse.Namespace()})
+    with pytest.raises(
+        ValueError, match="open_clip_pytorch_model.bin: cannot .* it holds argparse.Namespace"
+    ):
+        load(name)
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, name):
+    content, message = SPOILED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)model.pretrained=.*{name}: the file {message}"):
+        load("ViT-B-32", str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "open_clip_config.json is not JSON"), ("{}", "open_clip_config.json has no model_cfg")],
+)
+def test_a_config_that_cannot_be_read_is_named(folder, text, message):
+    (folder / "open_clip_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(f"local-dir:{folder}")
+
+
+def test_a_config_that_open_clip_cannot_build_is_named(folder):
+    changed = {"model_cfg": {**CONFIG["model_cfg"], "vision_cfg": {"layrs": 3}}}
+    (folder / "open_clip_config.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="open_clip cannot build the model of its config .*layrs"):
+        load(f"local-dir:{folder}")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("muwa")]
+
+
+def test_another_activation_than_in_training_is_said_with_its_mend(offline, caplog):
+    with pytest.raises(FileNotFoundError, match="not on this machine"):
+        load("RN50", "openai")
+    assert warned(caplog) == [
+        "model.name=RN50 model.pretrained=openai: these weights were trained with QuickGELU, RN50 has GELU, so that "
+        "results differ; as they were trained: model.name=RN50-quickgelu"
+    ]
+
+
+@pytest.mark.parametrize(
+    "pair", [("RN50-quickgelu", "openai"), ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32", None)]
+)
+def test_the_activation_of_training_is_no_warning(pair, caplog):
+    _warn_of_activation(*pair)
+    assert warned(caplog) == []
+
+
+def test_of_the_configs_only_the_papers_main_model_has_another_activation(caplog):
+    pairs = []
+    for path in sorted((CONF / "model").glob("*.yaml")):
+        node = OmegaConf.load(path)
+        clips = [node, node.get("clip"), *(node.get("clips") or {}).values()]
+        pairs += [(path.stem, one.name, one.pretrained) for one in clips if one and one.get("pretrained")]
+    assert len(pairs) > 8
+    found = []
+    for stem, *pair in pairs:
+        caplog.clear()
+        _warn_of_activation(*pair)
+        found += [stem] * len(warned(caplog))
+    assert found == ["clip_vit_b32"]
+
+
+def test_a_hub_id_without_weights_gives_no_random_ones(offline, folder):
+    repo = offline / "models--muwa--none"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (repo / "snapshots" / ("0" * 40) / "open_clip_config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(
+        FileNotFoundError, match="The weights of model.name=hf-hub:muwa/none .* are not on this machine"
+    ):
+        load("hf-hub:muwa/none")
+
+
+def test_what_open_clip_warns_of_reaches_the_user(folder, caplog):
+    load(f"local-dir:{folder}", "openai")
+    assert warned(caplog) == ["Ignoring `pretrained='openai'` because `model_name` has 'local-dir' schema."]
+
+
+def test_a_text_tower_that_wants_code_is_not_asked_about(folder, tmp_path):
+    """open_clip lets transformers build such a tower, which would ask "run the custom code? [y/N]" and wait."""
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    code = {"model_type": "seer", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModel": "mine.MyModel"}}
+    (tower / "config.json").write_text(json.dumps(code))
+    (tower / "mine.py").write_text("raise RuntimeError('this must not run')")
+    text = {"hf_model_name": str(tower), "hf_tokenizer_name": str(tower)}
+    changed = {"model_cfg": {**CONFIG["model_cfg"], "text_cfg": text}}
+    (folder / "open_clip_config.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="open_clip cannot build the model of its config .*custom code"):
+        load(f"local-dir:{folder}")

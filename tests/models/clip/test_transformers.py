@@ -1,3 +1,5 @@
+import argparse
+import json
 import shutil
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from weight_files.spoiled import SPOILED
 
 from muwa.data.samples import decode
 from muwa.layer_search.steps import step_deltas
@@ -97,7 +100,7 @@ def test_a_missing_model_is_refused_with_where_it_was_looked_for(tmp_path, monke
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         FileNotFoundError,
-        match=r"model.path=muwa/none: no such folder, and the hub id is not in .*`hf download muwa/none`",
+        match=r"model.path=muwa/none: no such folder, and no hub id that is in .*`hf download muwa/none`",
     ):
         load("muwa/none")
 
@@ -158,3 +161,127 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, damage):
         (path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
     with pytest.raises((OSError, ValueError), match="part"):
         load(str(path))
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("muwa")]
+
+
+def replaced(folder, to, name, write):
+    """A copy of `folder` whose weights `write(tensors, path)` wrote to the file `name`."""
+    path = without(folder, to, "model.safetensors")
+    write(load_file(folder / "model.safetensors"), path / name)
+    return path
+
+
+def written(tensors, path):
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("form", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}"])
+def test_what_wrappers_add_to_names_is_removed(folder, tmp_path, form, caplog):
+    path = replaced(
+        folder,
+        tmp_path / "part",
+        "model.safetensors",
+        lambda tensors, to: written({form.format(name): one for name, one in tensors.items()}, to),
+    )
+    assert load(str(path)).weights_fingerprint == load(str(folder)).weights_fingerprint
+    assert said(caplog) == []
+
+
+def test_a_bin_file_is_read(folder, tmp_path, caplog):
+    path = replaced(folder, tmp_path / "part", "pytorch_model.bin", torch.save)
+    assert load(str(path)).weights_fingerprint == load(str(folder)).weights_fingerprint
+    assert said(caplog) == []
+
+
+def test_a_variant_is_read_where_it_is_alone_and_said(folder, tmp_path, caplog):
+    path = replaced(folder, tmp_path / "part", "model.fp16.safetensors", written)
+    assert load(str(path)).weights_fingerprint == load(str(folder)).weights_fingerprint
+    assert said(caplog) == [f"model.path={path}: its weights are there as fp16 alone; these are read"]
+
+
+def test_weights_that_do_not_fit_are_named(folder, tmp_path, caplog):
+    def change(tensors, to):
+        del tensors["visual_projection.weight"]
+        written({**tensors, "extra": torch.ones(1), "text_projection.weight": torch.ones(8, 32)}, to)
+
+    path = replaced(folder, tmp_path / "part", "model.safetensors", change)
+    message = (
+        r"1 missing: visual_projection.weight; 1 unexpected: extra; 1 of another shape: text_projection.weight "
+        r"\(8, 32\), want \(16, 32\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(str(path))
+    path = replaced(
+        folder,
+        tmp_path / "more",
+        "model.safetensors",
+        lambda t, to: written({**t, "extra": torch.ones(1)}, to),
+    )
+    caplog.clear()
+    load(str(path))
+    assert said(caplog) == [f"model.path={path}: weights that the model does not use: 1 unexpected: extra"]
+
+
+def test_a_pickle_with_foreign_objects_is_refused_by_name(folder, tmp_path):
+    def with_settings(tensors, to):
+        torch.save({**tensors, "args": argparse.Namespace()}, to)
+
+    path = replaced(folder, tmp_path / "part", "pytorch_model.bin", with_settings)
+    with pytest.raises(
+        ValueError, match=r"pytorch_model.bin: cannot .* it holds argparse.Namespace, whose code"
+    ) as caught:
+        load(str(path))
+    assert "safe_globals" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["pointer.safetensors", "page.safetensors", "empty.safetensors", "cut.safetensors"]
+)
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(folder, tmp_path, name):
+    content, message = SPOILED[name]
+    path = replaced(folder, tmp_path / "part", "model.safetensors", lambda _, to: to.write_bytes(content))
+    with pytest.raises(ValueError, match=f"model.path: .*part/model.safetensors: the file {message}"):
+        load(str(path))
+
+
+CODE = {"AutoConfig": "configuration_mine.MyConfig", "AutoModel": "modeling_mine.MyModel"}
+
+
+def configured(folder, to, **changed):
+    path = shutil.copytree(folder, to)
+    (path / "config.json").write_text(
+        json.dumps({**json.loads((path / "config.json").read_text()), **changed})
+    )
+    (path / "modeling_mine.py").write_text("raise RuntimeError('this must not run')")
+    (path / "configuration_mine.py").write_text("raise RuntimeError('this must not run')")
+    return path
+
+
+def test_code_of_a_folder_is_not_run_and_not_asked_for(folder, tmp_path, caplog):
+    path = configured(folder, tmp_path / "known", auto_map=CODE)
+    assert load(str(path)).weights_fingerprint == load(str(folder)).weights_fingerprint
+    assert said(caplog) == [
+        f"model.path={path}: the code that its config.json names (configuration_mine.MyConfig, "
+        "modeling_mine.MyModel) is not run; transformers' own clip is taken"
+    ]
+    path = configured(folder, tmp_path / "unknown", auto_map=CODE, model_type="mine")
+    with pytest.raises(
+        ValueError, match=r"wants code of its own \(configuration_mine.MyConfig, .*model type 'mine'"
+    ):
+        load(str(path))
+
+
+def test_a_tokenizer_that_wants_code_is_transformers_own_and_that_is_said(folder, tmp_path, caplog):
+    path = shutil.copytree(folder, tmp_path / "part")
+    file = path / "tokenizer_config.json"
+    changed = {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["mine.MyTokenizer", None]}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    (path / "mine.py").write_text("raise RuntimeError('this must not run')")
+    assert torch.equal(load(str(path)).tokenize(TEXTS), load(str(folder)).tokenize(TEXTS))
+    assert said(caplog)[0] == (
+        f"model.path={path}: the code that its tokenizer_config.json names (mine.MyTokenizer) is not run; "
+        "transformers' own classes are taken"
+    )

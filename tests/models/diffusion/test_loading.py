@@ -1,13 +1,17 @@
+import argparse
 import json
 import shutil
 
 import pytest
 import tiny_sd
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from weight_files.spoiled import SPOILED
 
 import muwa
 from muwa.config import part
+from muwa.models.diffusion.loading import MINIATURE
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.image_requests import Prompts
 
@@ -122,16 +126,20 @@ DAMAGE = {
         FileNotFoundError,
         "names tokenizer, which is",
     ),
-    "no weights": (lambda p: (p / UNET).unlink(), ValueError, r"cannot be loaded \(.*no file named"),
+    "no weights": (
+        lambda p: (p / UNET).unlink(),
+        FileNotFoundError,
+        r"unet; looked for model.safetensors or diff",
+    ),
     "weights cut": (
         lambda p: (p / UNET).write_bytes(b"xx"),
         ValueError,
-        r"cannot be loaded \(.*diffusion_pytorch_model",
+        r"unet/diffusion_pytorch_model.safetensors: the file is a text, not weights \(xx\)",
     ),
     "a tensor less": (
         lambda p: drop(p, UNET, "conv_in.weight"),
         ValueError,
-        "no weights for unet/conv_in.weight",
+        "unet: no weights for this model in some places: 1 missing: conv_in.weight$",
     ),
     "other class": (lambda p: index(p, _class_name="NoSuch"), ValueError, r"cannot be loaded \(.*NoSuch"),
     "no text": (
@@ -157,3 +165,151 @@ def test_what_is_not_there_says_how_to_bring_it(tmp_path):
             FileNotFoundError, match=rf"model.path={path}: no such folder, and no hub id .*save_pretrained"
         ):
             load(path)
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("muwa")]
+
+
+HALF = {"text_encoder": "model.fp16.safetensors", "unet": "diffusion_pytorch_model.fp16.safetensors"}
+PLAIN = {"text_encoder": "model.safetensors", "unet": "diffusion_pytorch_model.safetensors"}
+
+
+def halved(path, component, *, alone):
+    """Add the fp16 variant of a component; with `alone`, in place of its plain weights."""
+    plain = path / component / PLAIN[component]
+    save_file(
+        {k: t.half() for k, t in load_file(plain).items()},
+        path / component / HALF[component],
+        {"format": "pt"},
+    )
+    if alone:
+        plain.unlink()
+
+
+def test_each_component_is_read_in_the_variant_that_it_has(folder, tmp_path, caplog):
+    """The text encoder is there as fp16 alone; the UNet both ways: its plain weights are read, not the rounded ones."""
+    path = shutil.copytree(folder, tmp_path / "part")
+    halved(path, "text_encoder", alone=True)
+    halved(path, "unet", alone=False)
+    model = load(str(path))
+    unet, text = model.weights("unet"), model.weights("text_encoder")
+    want = {name: load_file(folder / name / PLAIN[name]) for name in PLAIN}
+    assert all(torch.equal(unet[name], tensor) for name, tensor in want["unet"].items())
+    assert not all(torch.equal(t, t.half().float()) for t in unet.values())
+    assert {t.dtype for t in text.values()} == {torch.float32}
+    assert all(torch.equal(text[name], t.half().float()) for name, t in want["text_encoder"].items())
+    assert warned(caplog) == [
+        f"model.path={path}: weights that are there as a variant alone are read: text_encoder as fp16"
+    ]
+
+
+def test_a_folder_whose_unet_alone_is_half_is_loaded(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "part")
+    halved(path, "unet", alone=True)
+    unet = load(str(path)).weights("unet")
+    assert all(torch.equal(unet[name], t.half().float()) for name, t in load_file(folder / UNET).items())
+
+
+def resaved(path, component, size, **options):
+    """Save a component again, in shards or as .bin, in place of its file."""
+    model = getattr(tiny_sd.pipeline(), component)
+    (path / component / PLAIN[component]).unlink()
+    model.save_pretrained(path / component, max_shard_size=size, **options)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_of_text_encoder_and_unet_are_read(folder, tmp_path, caplog, variant):
+    path = shutil.copytree(folder, tmp_path / "part")
+    resaved(path, "text_encoder", "400KB", variant=variant)
+    resaved(path, "unet", "50KB", variant=variant)
+    assert all(len(list((path / name).glob("*-of-*.safetensors"))) > 2 for name in PLAIN)
+    assert load(str(path)).fingerprint == load(str(folder)).fingerprint
+    assert len(warned(caplog)) == (variant is not None)
+    next((path / "text_encoder").glob("*-00002-of-*")).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"model.path: .*text_encoder: \d+ of the \d+ shards of model\S+ are there"
+    ):
+        load(str(path))
+
+
+def pickled(path, component, names="{}", **more):
+    """A component's weights as a .bin file alone."""
+    plain = path / component / PLAIN[component]
+    tensors = {names.format(name): tensor for name, tensor in load_file(plain).items()}
+    stem = "pytorch_model" if component == "text_encoder" else "diffusion_pytorch_model"
+    torch.save({**tensors, **more}, path / component / f"{stem}.bin")
+    plain.unlink()
+
+
+def test_bin_files_alone_are_read_without_a_word(folder, tmp_path, caplog):
+    path = shutil.copytree(folder, tmp_path / "part")
+    for component in PLAIN:
+        pickled(path, component)
+    assert load(str(path)).fingerprint == load(str(folder)).fingerprint
+    assert warned(caplog) == []
+
+
+def test_what_diffusers_cannot_read_is_said(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "part")
+    resaved(path, "unet", "50KB", safe_serialization=False)
+    with pytest.raises(
+        ValueError, match="part: unet is there in shards of .bin files, which diffusers cannot read; save it"
+    ):
+        load(str(path))
+
+
+@pytest.mark.parametrize("component", PLAIN)
+def test_a_pickle_with_foreign_objects_is_refused_by_name(folder, tmp_path, component):
+    path = shutil.copytree(folder, tmp_path / "part")
+    pickled(path, component, args=argparse.Namespace())
+    with pytest.raises(
+        ValueError, match=rf"model.path: .*{component}/.*bin: .* it holds argparse.Namespace, whose code"
+    ):
+        load(str(path))
+
+
+def test_names_that_a_wrapper_changed_are_shown(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "part")
+    tensors = load_file(path / UNET)
+    save_file({f"_orig_mod.{name}": t for name, t in tensors.items()}, path / UNET, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"unet: .*{len(tensors)} missing: .*{len(tensors)} unexpected: _orig_mod\.\S+"
+    ):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["pointer.safetensors", "page.safetensors", "empty.safetensors", "cut.safetensors"]
+)
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(folder, tmp_path, name):
+    content, message = SPOILED[name]
+    path = shutil.copytree(folder, tmp_path / "part")
+    (path / UNET).write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.path: {path / UNET}: the file {message}"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("entry", [{"_class_name": ["mine", "MyPipeline"]}, {"unet": ["mine", "MyUNet"]}])
+def test_code_of_a_folder_is_not_run_and_not_asked_for(folder, tmp_path, entry):
+    path = shutil.copytree(folder, tmp_path / "part")
+    index(path, **entry)
+    for file in (path / "mine.py", path / "unet" / "mine.py"):
+        file.write_text("raise RuntimeError('this must not run')")
+    with pytest.raises(
+        ValueError, match=f"model_index.json: wants code of its own for {next(iter(entry))}; muwa runs no"
+    ):
+        load(str(path))
+
+
+def test_the_miniature_loads_in_one_type_and_generates_the_same_images_in_plain_diffusers():
+    """Its text encoder's config must not ask for fp16 beside a UNet in fp32."""
+    plain = DiffusionPipeline.from_pretrained(MINIATURE)
+    modules = [part for part in plain.components.values() if isinstance(part, torch.nn.Module)]
+    assert [module.dtype for module in modules] == [torch.float32] * 3
+    plain.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator("cpu").manual_seed(seed) for seed in PROMPTS.seeds]
+    settings = dict(num_inference_steps=2, guidance_scale=2.0, output_type="pt")
+    images = plain(list(PROMPTS.texts), generator=seeds, **settings).images
+    model = load("miniature", steps=2, guidance=2.0)
+    assert torch.equal(model.generate(PROMPTS), (images.clamp(0, 1) * 255).round().to(torch.uint8))

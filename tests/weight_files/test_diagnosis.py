@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from weight_files.spoiled import SPOILED, WEIGHTS, good, torch_bytes, with_namespace
+
+from muwa.weight_files.diagnosis import check_file, fault, foreign_objects, pickle_protocol
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, name):
+    content, message = SPOILED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)^model.path: .*{name}: the file {message}") as caught:
+        check_file(tmp_path / name, "model.path: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_good_files_have_no_fault(tmp_path):
+    for path in good(tmp_path):
+        assert fault(path) is None
+        assert foreign_objects(path) == []
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does_is_none(tmp_path):
+    """The first byte of a safetensors file is the lowest of its header's length: 0x80 for 128 and 384 bytes."""
+    for padding in range(0, 512, 8):
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"x": "y" * padding})
+        if (tmp_path / "a.safetensors").read_bytes()[0] == 0x80:
+            break
+    assert (tmp_path / "a.safetensors").read_bytes()[0] == 0x80
+    assert fault(tmp_path / "a.safetensors") is None
+
+
+def test_what_is_not_there_and_what_is_no_file(tmp_path):
+    (tmp_path / "link.bin").symlink_to(tmp_path / "gone")  # as a hub cache whose blob was removed
+    assert fault(tmp_path / "none.bin") == "is not there"
+    assert fault(tmp_path / "link.bin") == f"is a link to {tmp_path / 'gone'}, which is not there"
+    assert fault(tmp_path) == "is a folder, want a file of weights"
+
+
+def test_a_real_torchscript_archive_is_one(tmp_path):
+    with pytest.warns(FutureWarning):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    assert "TorchScript program" in fault(tmp_path / "program.pt")
+
+
+class Own:
+    """A class of whoever saved the file."""
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}])
+def test_foreign_objects_are_named_and_not_made(tmp_path, options):
+    (tmp_path / "c.pt").write_bytes(with_namespace(**options))
+    assert foreign_objects(tmp_path / "c.pt") == ["argparse.Namespace"]
+    (tmp_path / "own.pt").write_bytes(torch_bytes({"a": Own(), "b": torch.ones(1), "c": Own()}, **options))
+    assert foreign_objects(tmp_path / "own.pt") == [f"{Own.__module__}.Own"]
+    (tmp_path / "whole.pt").write_bytes(torch_bytes(torch.nn.Linear(2, 2), **options))
+    assert foreign_objects(tmp_path / "whole.pt") == ["torch.nn.modules.linear.Linear"]
+
+
+def test_the_protocol_of_a_pickle(tmp_path):
+    for protocol in (2, 4):
+        (tmp_path / "p.pt").write_bytes(torch_bytes(WEIGHTS, pickle_protocol=protocol))
+        assert pickle_protocol(tmp_path / "p.pt") == protocol
+
+
+def test_it_needs_no_torch():
+    code = "import muwa.weight_files.diagnosis, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
