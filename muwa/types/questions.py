@@ -15,7 +15,7 @@ class Question:
 
     Args:
         text: As a user types it, without the model's turn markers.
-        images: In the order in which the model sees them.
+        images: In the order in which the model sees them. None: the question is asked as text alone.
         kind: The kind of question ("identity", "object", "colour", ...). Benchmarks give rates by kind.
         role: "forget" (the answer is to be forgotten), "retain" (another name of the same kind), or "utility"
             (anything else).
