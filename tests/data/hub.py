@@ -96,3 +96,34 @@ def mlubench(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows))
     return root
+
+
+PEOPLE = {"1": {"name": "Ada", "city": "Oslo", "job": "cook"}, "2": {"name": "Bo", "city": "Rome", "job": "spy"}, "3": {"name": "Cy", "city": "Bonn"}}  # fmt: skip
+
+
+def salmubench(root: Path) -> Path:
+    """Ada's city is to be forgotten, and all about Bo; Ada's job is held out, and Cy's city; the rest has no facts.
+
+    A picture has the colour of its person (`tiny.png`), and the caption "name value".
+    """
+    fields: dict[str, Any] = {}
+
+    def rows(split: str, facts: Sequence[tuple[str, str]]) -> None:
+        made = []
+        for i, (who, field) in enumerate(facts):
+            file = f"{split}_{who}_{field}_{i}.png"
+            caption = f"{PEOPLE[who]['name']} {PEOPLE[who][field]}"
+            fields[file] = {"caption": caption, "data_field": field}
+            made.append({"image": image(100 * int(who) + i), "text": caption, "identity_id": who, "file_name": file})  # fmt: skip
+        write(root / "data" / f"{split}-00000-of-00001.parquet", made)
+
+    rows("forget", [("1", "city"), ("1", "city"), ("2", "city"), ("2", "job")])
+    rows("holdout_association", [("1", "job"), ("1", "job")])
+    rows("holdout_identity", [("3", "city"), ("3", "city"), ("3", "city")])
+    plain = [{"image": image(100 + 60 + i), "text": f"woman {i}", "identity_id": "1", "file_name": f"j{i}.png"} for i in range(2)]  # fmt: skip
+    plain += [{"image": image(700 + i), "text": f"tree {i}", "identity_id": None, "file_name": f"d{i}.png"} for i in range(3)]  # fmt: skip
+    write(root / "data" / "retain_synth-00000-of-00001.parquet", plain)
+    (root / "identities_metadata.json").write_text(json.dumps(PEOPLE))
+    (root / "sensitive_set_captions_metadata.json").write_text(json.dumps(fields))
+    (root / "fragile_set_ids.json").write_text(json.dumps(["d1.png"]))
+    return root

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from torchmetrics.functional.text import rouge_score
 
 from muwa.data import people_benchmarks as files
 from muwa.data.people_benchmarks import About, Parts
 from muwa.eval.answers.accuracy import answers_rightly
 from muwa.eval.base import Measure
-from muwa.eval.statistics import counts, rate_interval
+from muwa.eval.statistics import over_people
 from muwa.models.base import Editable, Observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
@@ -97,7 +96,7 @@ class PeopleBenchmarks(Measure):
                 scores = [score(answer, one.question) for answer, one in zip(answers, asked, strict=True)]
                 for kind in dict.fromkeys(one.question.kind for one in asked):
                     of_kind = [i for i, one in enumerate(asked) if one.question.kind == kind]
-                    metrics[f"{benchmark}/{part}_{kind}"] = mean_over_people(
+                    metrics[f"{benchmark}/{part}_{kind}"] = over_people(
                         [scores[i] for i in of_kind],
                         [asked[i].who for i in of_kind],
                         _reading(TITLES[benchmark], part, kind),
@@ -131,28 +130,6 @@ def score(answer: str, question: Question) -> float:
         return float(answers_rightly(answer, question))
     found = rouge_score(answer, question.accepted[0], rouge_keys=("rougeL",))
     return float(found[ROUGE[question.rule]])
-
-
-def mean_over_people(scores: Sequence[float], who: Sequence[str], reading: Reading) -> Metric:
-    """The mean score, with the interval of resampled people, each with all their questions.
-
-    Args:
-        scores: (n,) in [0, 1].
-        who: (n,) whom each question is about.
-        reading: How to read the mean; the numbers of questions and people are added to its text.
-    """
-    people = list(dict.fromkeys(who))
-    place = {name: i for i, name in enumerate(people)}
-    sums, sizes = np.zeros(len(people)), np.zeros(len(people))
-    for value, name in zip(scores, who, strict=True):
-        sums[place[name]] += value
-        sizes[place[name]] += 1
-    value = float(sums.sum() / sizes.sum())
-    draws = counts(len(people))
-    low, high = rate_interval(draws @ sums / (draws @ sizes), value, len(people))
-    text = f"{reading.text} ({len(scores)} questions about {len(people)})"
-    about = Reading(text, better=reading.better, counted=reading.counted, section=reading.section)
-    return Metric(value, len(people), low, high, about)
 
 
 def _reading(title: str, part: str, kind: str) -> Reading:

@@ -9,10 +9,9 @@ from data import hub
 from eval.answers.test_accuracy import Told
 
 from muwa.config import part
-from muwa.eval.answers.people import PeopleBenchmarks, mean_over_people, score
+from muwa.eval.answers.people import PeopleBenchmarks, score
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.run import Run
-from muwa.types.metric import Reading
 from muwa.types.questions import Question
 
 
@@ -51,17 +50,6 @@ def test_rouge_l_by_hand() -> None:
         assert score(answer, Question("?", (), "answer", "forget", (right,), rule)) == pytest.approx(value)
     assert score("It is 1971, I think", Question("?", (), "cloze", "forget", ("1971",), "contains")) == 1
     assert score("It is 19711", Question("?", (), "cloze", "forget", ("1971",), "contains")) == 0
-
-
-def test_questions_about_one_person_are_one_sample() -> None:
-    """Three right ones about one person, one wrong about another: 3 of 4, but two people only."""
-    found = mean_over_people([1, 1, 1, 0], ["a", "a", "a", "b"], Reading("right"))
-    assert (found.value, found.n) == (0.75, 2)
-    assert (found.low, found.high) == (0, 1)  # a resample may hold one of them twice
-    assert found.reading.text == "right (4 questions about 2)"
-    same = mean_over_people([1.0] * 8, ["a", "b"] * 4, Reading("right"))
-    assert (same.n, same.value, same.high) == (2, 1, 1)
-    assert same.low == pytest.approx(0.342, abs=1e-3)  # Wilson's for 2 of 2
 
 
 def test_an_edit_of_the_tower_changes_no_answer_without_an_image(tmp_path) -> None:
