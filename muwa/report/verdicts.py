@@ -72,7 +72,8 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
         verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still'}"
         change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         clauses = "; " + ", ".join(details) if details and not found else ""
-        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
+        caveat = f" {metric.reading.caveat}" if gone and metric.reading.caveat else ""
+        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}.{caveat}"
         found.append(_verdict("good" if gone else "bad", text))
     return found
 
