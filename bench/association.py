@@ -77,7 +77,7 @@ def split(name: str, use: int, own: int) -> Split:
     others = [other for other in NAMES if other != name]
     hats = {"yes": [picture(other, True, use, 0) for other in others],
             "no": [picture(other, False, use, 0) for other in others]}  # fmt: skip
-    known = {other: [picture(other, i % 2 == 1, use, 10 + i) for i in range(own if other == name else 1)]
+    known = {other: [picture(other, i % 2 == 1, use, 1000 + i) for i in range(own if other == name else 1)]
              for other in (name, *others)}  # fmt: skip
     forget = {"yes": [picture(name, True, use, i) for i in range(own)]}
     return Split(labelled(forget, ANSWERS), labelled(hats, ANSWERS), labelled(known, Classes(NAMES, ("{}",))))
@@ -159,7 +159,10 @@ def main() -> None:
         made = part(chosen[0], "model=vlm", *chosen[1:], *wordings)
         edit = make_edit(made, model, about, run)
         results[method] = rates(model.edited(edit), run, every)
-        print(f"{method}: {time.perf_counter() - started:.0f} s, {', '.join(edit.deltas) or 'no step'}")
+        print(
+            f"{method}: {time.perf_counter() - started:.0f} s, {', '.join(edit.deltas) or 'no step'}",
+            flush=True,
+        )
     table = Table("rate of right answers", "pictures", *results)
     for what in every:
         cells = [
