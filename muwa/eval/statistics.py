@@ -68,7 +68,7 @@ def over_people(values: Sequence[float], who: Sequence[str], reading: Reading) -
     """The mean of all values, with the interval of resampled people, each with all their values.
 
     Values about one person are not independent, so n is the number of people. The interval of a rate is
-    widened by `rate_interval`.
+    widened by `rate_interval`; other means of one person have none.
 
     Args:
         values: (n,), n > 0; in [0, 1] if `reading.unit` is a rate.
@@ -81,9 +81,14 @@ def over_people(values: Sequence[float], who: Sequence[str], reading: Reading) -
     sizes = np.bincount(place).astype(float)
     value, draws = float(sums.sum() / sizes.sum()), counts(len(people))
     means = draws @ sums / (draws @ sizes)
-    low, high = rate_interval(means, value, len(people)) if reading.unit == RATE else interval(means)
-    text = f"{reading.text} ({len(place)} values of {len(people)} {reading.counted})"
-    return Metric(value, len(people), low, high, replace(reading, text=text))
+    reading = replace(
+        reading, text=f"{reading.text} ({len(place)} values of {len(people)} {reading.counted})"
+    )
+    if reading.unit == RATE:
+        return Metric(value, len(people), *rate_interval(means, value, len(people)), reading)
+    if len(people) < 2:
+        return Metric(value, len(people), reading=reading)
+    return Metric(value, len(people), *interval(means), reading)
 
 
 def counts(n: int, seed: int = 0) -> Array:

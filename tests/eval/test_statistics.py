@@ -130,3 +130,4 @@ def test_values_about_one_person_are_one_sample() -> None:
         pytest.approx(0.1),
         pytest.approx(0.5),
     )
+    assert over_people([0.5, 0.7], ["a", "a"], Reading("cosine", unit="cosine")).low is None

@@ -38,8 +38,8 @@ class Salmu(Measure):
     - `<split>_recall_1`, `forget_mrr`: recall at 1 and mean reciprocal rank of the right caption among
       `DISTRACTORS` captions of the forget split and as many of retain_synth without a person (RetFail).
     - `forget_core`: mean of the larger cosine with "name value" and "value name" (CoreAssoc).
-    - `forget_name`, `holdout_identity_name`: how often the right name is nearest, among the names of these
-      people. For people whose facts are all in the forget split it is IdZSC.
+    - `forget_name`, `holdout_identity_name`: how often the right name is the nearest of all names that the
+      benchmark knows (IdZSC, for people of the forget split).
 
     n is the number of people (of pairs, where a pair is about nobody); intervals resample them.
 
@@ -81,15 +81,15 @@ class Salmu(Measure):
             about = "facts to forget" if part == "forget" else part.replace("_", " ")
             own = (images * texts).sum(1)
             metrics[f"salmu/{part}_similarity"] = _mean(
-                own, some, part, f"cosine of images with their own caption, {about}", "cosine"
+                own, some, part, f"mean cosine of images with their own caption, {about}", "cosine"
             )
             if part.startswith("retain") or part == "fragile":
                 continue
             places = _places(features, images, own, some.pairs.captions, gallery)
-            hits = f"images whose own caption comes first of {len(gallery) + 1}, {about}"
+            hits = f"fraction of images whose own caption comes first of {len(gallery) + 1}, {about}"
             metrics[f"salmu/{part}_recall_1"] = _mean((places == 1).double(), some, part, hits)
             if part == "forget":
-                text = f"reciprocal rank of the own caption of {len(gallery) + 1}, {about}"
+                text = f"mean reciprocal rank of the own caption of {len(gallery) + 1}, {about}"
                 metrics["salmu/forget_mrr"] = _mean(1 / places.double(), some, part, text)
                 metrics |= _core(features, bench, images)
             if part != "holdout_association":
@@ -145,19 +145,21 @@ def _core(features: Features, bench: SalmuBench, images: Tensor) -> dict[str, Me
     ]
     larger = torch.stack([(images[known] * texts).sum(1) for texts in both]).amax(0)
     some = rows.select(known)
-    return {"salmu/forget_core": _mean(larger, some, "forget", "cosine with name and value alone", "cosine")}
+    return {
+        "salmu/forget_core": _mean(larger, some, "forget", "mean cosine with name and value alone", "cosine")
+    }
 
 
 def _names(
     features: Features, bench: SalmuBench, rows: Associations, images: Tensor, part: str
 ) -> dict[str, Metric]:
-    """How often the name of the person shown is the nearest of these people's names."""
-    people = [who for who in dict.fromkeys(rows.who) if who in bench.names]
+    """How often the name of the person shown is the nearest of all names that the benchmark knows."""
+    people = list(bench.names)
     known = [i for i in range(len(rows)) if rows.who[i] in bench.names]
-    names = _texts(features, [bench.names[who] for who in people])
+    names = _texts(features, list(bench.names.values()))
     right = torch.tensor([people.index(rows.who[i]) for i in known])
     hits = ((images[known] @ names.T).argmax(1) == right).double()
-    text = f"images whose name is the nearest of {len(people)} names"
+    text = f"fraction of images whose name is the nearest of {len(people)} names"
     return {f"salmu/{part}_name": _mean(hits, rows.select(known), part, text)}
 
 
@@ -178,5 +180,5 @@ def _mean(values: Tensor, rows: Associations, part: str, what: str, unit: str = 
     better = "lower" if part == "forget" else "higher"
     who = [one or key for one, key in zip(rows.who, rows.pairs.keys, strict=True)]
     counted = "pairs" if part in ("retain_disjoint", "fragile") else "people"
-    reading = Reading(f"mean {what}", better=better, unit=unit, counted=counted, section=SECTION)
+    reading = Reading(what, better=better, unit=unit, counted=counted, section=SECTION)
     return over_people(values.tolist(), who, reading)

@@ -65,16 +65,17 @@ def test_the_own_caption_is_ranked_among_all_others(found) -> None:
 
 
 def test_names_and_values_alone(found) -> None:
-    """The larger cosine of "Ada Oslo" and "Oslo Ada"; of Ada and Bo the nearer name."""
+    """The larger cosine of "Ada Oslo" and "Oslo Ada"; of Ada, Bo and Cy the nearest name."""
     larger = [
         max(float(image(seed) @ text(t)) for t in (caption, " ".join(caption.split()[::-1])))
         for seed, caption in FORGET
     ]
     assert found["salmu/forget_core"].value == pytest.approx(sum(larger) / 4, abs=1e-6)
-    names = torch.stack([text("Ada"), text("Bo")])
-    hits = [int((names @ image(seed)).argmax()) == (caption[0] == "B") for seed, caption in FORGET]
+    names = torch.stack([text("Ada"), text("Bo"), text("Cy")])
+    hits = [int((names @ image(seed)).argmax()) == "AB".index(caption[0]) for seed, caption in FORGET]
     assert found["salmu/forget_name"].value == sum(hits) / 4
-    assert found["salmu/holdout_identity_name"].value == 1  # one name
+    hits = [int((names @ image(seed)).argmax()) == 2 for seed in (300, 301, 302)]
+    assert found["salmu/holdout_identity_name"].value == sum(hits) / 3
 
 
 def test_without_a_folder_nothing_is_measured(folder) -> None:
