@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ HAT, WHO = WORDINGS["hat"], WORDINGS["identity"][:3]
 NAMES = tuple(person.name for person in population.people())
 ANSWERS = Classes(("yes", "no"), ("{}",))
 GRADIENT, SEARCH, REPORT = 1, 2, 3  # seeds of the pictures
+OWN, EVERY = 16, 4  # pictures of the person to measure on; every fourth other person is measured
 METHODS = {
     "slug_whitened, margin": (
         "method=slug_whitened",
@@ -68,13 +70,14 @@ def pairs(rows: list[tuple[bytes, str]]) -> Pairs:
     return Pairs(tuple(map(str, range(len(rows)))), tuple(r[0] for r in rows), tuple(r[1] for r in rows))
 
 
-def split(name: str, use: int, own: int) -> Split:
+def split(name: str, use: int, own: int, step: int = 1) -> Split:
     """The person's pictures with a hat; hats of others; names of all, the person's own first.
 
     Args:
         own: Number of pictures of the person.
+        step: Every how many-th other person is shown.
     """
-    others = [other for other in NAMES if other != name]
+    others = [other for other in NAMES if other != name][::step]
     hats = {"yes": [picture(other, True, use, 0) for other in others],
             "no": [picture(other, False, use, 0) for other in others]}  # fmt: skip
     known = {other: [picture(other, i % 2 == 1, use, 1000 + i) for i in range(own if other == name else 1)]
@@ -94,14 +97,14 @@ def task(name: str) -> Task:
             if other != name:
                 retain.append((shown, "yes" if hat else "no"))
     retain += [(picture(name, i % 2 == 1, GRADIENT, 200 + i), name) for i in range(32)]
-    return Task("identity", ("yes",), {"yes": pairs(forget)}, pairs(retain), (), split(name, SEARCH, 16),
-                split(name, REPORT, 32))  # fmt: skip
+    return Task("identity", ("yes",), {"yes": pairs(forget)}, pairs(retain), (), split(name, SEARCH, 8),
+                split(name, REPORT, OWN, EVERY))  # fmt: skip
 
 
 def asked(name: str) -> dict[str, list[Question]]:
     """What is measured -> its questions, about the pictures of the report."""
-    shown = split(name, REPORT, 32)
-    plain = [picture(name, False, REPORT, i) for i in range(32)]
+    shown = split(name, REPORT, OWN, EVERY)
+    plain = [picture(name, False, REPORT, i) for i in range(OWN)]
 
     def hats(pictures: list[bytes], answer: str) -> list[Question]:
         return [
@@ -137,6 +140,16 @@ def rates(
     return found
 
 
+def show(results: Mapping[str, Mapping[str, tuple[float, float, float, int]]]) -> None:
+    """Print the rates so far as a table."""
+    table = Table("rate of right answers", "pictures", *results)
+    for what, (*_, pictures) in results["before"].items():
+        cells = [f"{100 * rate:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+                 for rate, low, high, _ in (found[what] for found in results.values())]  # fmt: skip
+        table.add_row(what, str(pictures), *cells)
+    Console(width=150).print(table)
+
+
 def main() -> None:
     """Measure each method, and print the rates before and after."""
     parser = argparse.ArgumentParser(
@@ -159,18 +172,11 @@ def main() -> None:
         made = part(chosen[0], "model=vlm", *chosen[1:], *wordings)
         edit = make_edit(made, model, about, run)
         results[method] = rates(model.edited(edit), run, every)
+        show(results)
         print(
             f"{method}: {time.perf_counter() - started:.0f} s, {', '.join(edit.deltas) or 'no step'}",
             flush=True,
         )
-    table = Table("rate of right answers", "pictures", *results)
-    for what in every:
-        cells = [
-            f"{100 * r[what][0]:.1f} ({100 * r[what][1]:.0f}-{100 * r[what][2]:.0f})"
-            for r in results.values()
-        ]
-        table.add_row(what, str(results["before"][what][3]), *cells)
-    Console(width=150).print(table)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

@@ -31,12 +31,12 @@ WHOM = {  # part of a benchmark -> whom its questions are about
 }
 FORGOTTEN = ("forget", "test")
 SCORED = {  # kind of question -> what is averaged over the answers
-    "choice": "right choices among the options",
-    "cloze": "answers that hold the word left out",
-    "name": "answers that give the name",
-    "generation": "ROUGE-L (F) of the answers",
-    "answer": "ROUGE-L (F) of the answers",
-    "caption": "ROUGE-L (recall) of the descriptions",
+    "choice": "fraction of right choices among the options",
+    "cloze": "fraction of answers that hold the word left out",
+    "name": "fraction of answers that give the name",
+    "generation": "mean ROUGE-L (F) of the answers",
+    "answer": "mean ROUGE-L of the answers",
+    "caption": "mean ROUGE-L (recall) of the descriptions",
 }
 ROUGE = {"rouge_l": "rougeL_fmeasure", "rouge_l_recall": "rougeL_recall"}
 
