@@ -72,9 +72,10 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
         verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still'}"
         change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         clauses = "; " + ", ".join(details) if details and not found else ""
-        caveat = f" {metric.reading.caveat}" if gone and metric.reading.caveat else ""
-        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}.{caveat}"
+        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
         found.append(_verdict("good" if gone else "bad", text))
+        if gone and metric.reading.caveat:
+            found.append(_verdict("note", metric.reading.caveat))
     return found
 
 

@@ -35,7 +35,7 @@ class Reading:
         gone_at: The target counts as forgotten if it is still recognised at this rate or below.
         section: The heading above the metric in the report's table; "" stands first, without a heading.
         features: The model whose features a distance compares ("CLIP", "Inception"); "" for other metrics.
-        caveat: What a verdict "is no longer ..." does not show: a sentence that follows it. It is not in
+        caveat: What a verdict "is no longer ..." does not show: a note that follows it. It is not in
             results.json.
     """
 
