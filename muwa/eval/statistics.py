@@ -9,13 +9,14 @@ Wilson's interval (`rate_interval`), while that of another mean is a single poin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from muwa.types.data import LabelledImages
-from muwa.types.metric import Metric, Reading
+from muwa.types.metric import RATE, Metric, Reading
 
 RESAMPLES = 1000
 Array = np.ndarray
@@ -61,6 +62,33 @@ def mean(values: Tensor, reading: Reading) -> Metric:
     if len(each) < 2:
         return Metric(float(each.sum()), len(each), reading=reading)
     return Metric(float(each.mean()), len(each), *interval(counts(len(each)) @ each / len(each)), reading)
+
+
+def over_people(values: Sequence[float], who: Sequence[str], reading: Reading) -> Metric:
+    """The mean of all values, with the interval of resampled people, each with all their values.
+
+    Values about one person are not independent, so n is the number of people. The interval of a rate is
+    widened by `rate_interval`; other means of one person have none.
+
+    Args:
+        values: (n,), n > 0; in [0, 1] if `reading.unit` is a rate.
+        who: (n,) the person whom each value is about.
+        reading: How to read the mean; the numbers of values and people are added to its text.
+    """
+    people = {name: i for i, name in enumerate(dict.fromkeys(who))}
+    place = np.array([people[name] for name in who])
+    sums = np.bincount(place, np.asarray(values, dtype=float))
+    sizes = np.bincount(place).astype(float)
+    value, draws = float(sums.sum() / sizes.sum()), counts(len(people))
+    means = draws @ sums / (draws @ sizes)
+    reading = replace(
+        reading, text=f"{reading.text} ({len(place)} values of {len(people)} {reading.counted})"
+    )
+    if reading.unit == RATE:
+        return Metric(value, len(people), *rate_interval(means, value, len(people)), reading)
+    if len(people) < 2:
+        return Metric(value, len(people), reading=reading)
+    return Metric(value, len(people), *interval(means), reading)
 
 
 def counts(n: int, seed: int = 0) -> Array:

@@ -74,6 +74,8 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
         clauses = "; " + ", ".join(details) if details and not found else ""
         text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
         found.append(_verdict("good" if gone else "bad", text))
+        if gone and metric.reading.caveat:
+            found.append(_verdict("note", metric.reading.caveat))
     return found
 
 

@@ -35,6 +35,8 @@ class Reading:
         gone_at: The target counts as forgotten if it is still recognised at this rate or below.
         section: The heading above the metric in the report's table; "" stands first, without a heading.
         features: The model whose features a distance compares ("CLIP", "Inception"); "" for other metrics.
+        caveat: What a verdict "is no longer ..." does not show: a note that follows it. It is not in
+            results.json.
     """
 
     text: str = ""
@@ -47,6 +49,7 @@ class Reading:
     gone_at: float = 0.0
     section: str = ""
     features: str = ""
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Metric:
         ['better', 'capped', 'counted', 'features']
         """
         about = asdict(self.reading)
+        del about["caveat"]
         values = {
             "value": self.value,
             "n": self.n,

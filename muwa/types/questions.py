@@ -15,12 +15,13 @@ class Question:
 
     Args:
         text: As a user types it, without the model's turn markers.
-        images: In the order in which the model sees them.
+        images: In the order in which the model sees them. None: the question is asked as text alone.
         kind: The kind of question ("identity", "object", "colour", ...). Benchmarks give rates by kind.
         role: "forget" (the answer is to be forgotten), "retain" (another name of the same kind), or "utility"
             (anything else).
         accepted: Right answers: the name itself first, then its aliases.
-        rule: How an answer is compared (`muwa.eval.answers.matching`): "name", "exact", "choice" or "yes_no".
+        rule: How an answer is compared (`muwa.eval.answers.matching`): "name", "exact", "choice", "yes_no" or
+            "contains". "rouge_l" and "rouge_l_recall" give a score in [0, 1] (`muwa.eval.answers.people`).
         group: Questions of one group count as one, which is right when all of them are: both questions about
             an image in MME, all rotations of the options in MMBench. "" is no group.
         others: Other names that could be answered. An answer that is exactly one of them is not a misspelling

@@ -11,6 +11,7 @@ from muwa.eval.statistics import (
     counts,
     interleaved,
     mean,
+    over_people,
     rate_interval,
     resamples,
     share,
@@ -112,3 +113,21 @@ def test_images_are_spread_evenly():
 def test_each_metric_of_others_follows_its_own():
     one = Metric(0.5, 2)
     assert list(interleaved({"a": one, "b": one, "a_others": one})) == ["a", "a_others", "b"]
+
+
+def test_values_about_one_person_are_one_sample() -> None:
+    """Three right ones about one person, one wrong about another: 3 of 4, but two people only."""
+    found = over_people([1, 1, 1, 0], ["a", "a", "a", "b"], Reading("right", counted="people"))
+    assert (found.value, found.n) == (0.75, 2)
+    assert (found.low, found.high) == (0, 1)  # a resample may hold one of them twice
+    assert found.reading.text == "right (4 values of 2 people)"
+    same = over_people([1.0] * 8, ["a", "b"] * 4, Reading("right", counted="people"))
+    assert (same.n, same.value, same.high) == (2, 1, 1)
+    assert same.low == pytest.approx(0.342, abs=1e-3)  # Wilson's for 2 of 2
+    cosines = over_people([0.5, 0.5, 0.1], ["a", "a", "b"], Reading("cosine", unit="cosine"))
+    assert (cosines.value, cosines.low, cosines.high) == (
+        pytest.approx(1.1 / 3),
+        pytest.approx(0.1),
+        pytest.approx(0.5),
+    )
+    assert over_people([0.5, 0.7], ["a", "a"], Reading("cosine", unit="cosine")).low is None

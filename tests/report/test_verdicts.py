@@ -46,6 +46,17 @@ def test_the_sentences_of_a_clip(tmp_path):
     ]
 
 
+def test_a_caveat_follows_the_sentence_that_something_is_forgotten(tmp_path):
+    reading = replace(FIRST_GUESS, caveat="It may still be written.")
+    before, gone = (
+        {"forget/top1": Metric(1.0, 8, reading=reading)},
+        {"forget/top1": Metric(0.0, 8, reading=reading)},
+    )
+    assert judged(tmp_path, before, gone)[1:] == [("note", "It may still be written.")]
+    assert len(judged(tmp_path, before, before)) == 1
+    assert "caveat" not in gone["forget/top1"].record()
+
+
 @pytest.mark.parametrize(
     ("ua", "kind", "sentence"),
     [

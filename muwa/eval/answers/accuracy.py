@@ -30,6 +30,7 @@ ANSWERED = {  # role of a question -> how to read the rate of right answers
         label="named when asked for",
         counted=COUNTED,
         gone_at=GONE_AT,
+        caveat="The edit hides who is seen. What the language model says of a name in words is unchanged.",
     ),
     "retain": Reading(
         "fraction of questions about others of its kind that are answered rightly",

@@ -28,7 +28,7 @@ REFUSALS = (
     "doesn t provide",
     "unidentified",
 )
-RULES = ("name", "exact", "choice", "yes_no")
+RULES = ("name", "exact", "choice", "yes_no", "contains")
 
 
 def names_it(answer: str, accepted: Sequence[str], *, fuzzy: float = FUZZY) -> bool:
@@ -81,6 +81,7 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
             - "choice": the first letter in it that is written like an option ("B", "(B)", "B. a cat") is
               accepted, or it equals an accepted text.
             - "yes_no": the first "yes" or "no" in it is accepted.
+            - "contains": it contains an accepted text as whole words, except for case and punctuation.
 
     Raises:
         ValueError: Unknown rule.
@@ -93,6 +94,8 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
     True
     >>> is_right("It is not known", ["no"], "yes_no")
     False
+    >>> is_right("She was born in 1971.", ["1971"], "contains")
+    True
     """
     if rule == "name":
         return named(answer, accepted, others)
@@ -106,6 +109,8 @@ def is_right(answer: str, accepted: Sequence[str], rule: str, others: Sequence[s
     if rule == "yes_no":
         words = re.findall(r"\b(?:yes|no)\b", answer.casefold())
         return bool(words) and words[0] in {one.casefold() for one in accepted}
+    if rule == "contains":
+        return names_it(answer, accepted, fuzzy=1)
     raise ValueError(f"rule: got {rule!r}, want one of {', '.join(RULES)}")
 
 

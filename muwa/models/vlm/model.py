@@ -145,6 +145,8 @@ class Vlm(Content):
     def inputs(self, questions: Questions, answers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The model's inputs for `questions`, padded on the left.
 
+        Questions without an image are asked as text alone. All questions have images, or none has.
+
         Args:
             answers: One per question, appended to it with the end marker, for the loss of these answers.
         """
@@ -160,7 +162,9 @@ class Vlm(Content):
         try:
             inputs = self.processor(
                 text=[prompt + ending for prompt, ending in zip(prompts, endings, strict=True)],
-                images=[[decode(image) for image in images] for images in questions.images],
+                images=[[decode(image) for image in images] for images in questions.images]
+                if any(questions.images)
+                else None,
                 padding=True,
                 return_tensors="pt",
                 add_special_tokens=not _has_start(prompts[0], tokenizer),

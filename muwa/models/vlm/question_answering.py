@@ -61,10 +61,13 @@ class QuestionAnswering:
 def answered(model: Vlm, questions: Questions, *, run: Run) -> Tensor:
     """Answers to `questions`, n > 0: (n, max_new_tokens) tokens on the CPU, in their order.
 
-    Questions of similar length are answered in one batch.
+    Questions of similar length are answered in one batch. Questions without an image have batches of their
+    own: a processor takes images for all texts of a batch or for none.
     """
     order = sorted(range(len(questions)), key=lambda i: (len(questions.images[i]), len(questions.texts[i])))
-    pieces = [order[i : i + model.batch] for i in range(0, len(order), model.batch)]
+    without = sum(not images for images in questions.images)
+    apart = (order[:without], order[without:])
+    pieces = [some[i : i + model.batch] for some in apart for i in range(0, len(some), model.batch)]
     bar = run.track(pieces, "answering", len(order), sizes=map(len, pieces))
     answers = torch.cat([model.answer(questions.select(piece)) for piece in bar])
     return answers[torch.tensor(order).argsort()]

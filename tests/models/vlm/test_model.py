@@ -92,6 +92,23 @@ def test_several_images_are_shown_at_once() -> None:
     assert answered(tiny_vlm.vlm(), both).shape == (1, 6)
 
 
+def test_a_question_without_an_image_is_asked_as_text_and_no_edit_of_the_tower_changes_its_answer() -> None:
+    """The language model alone answers; it stands between questions with images, in any order."""
+    model = tiny_vlm.vlm()
+    text = "Who is Ada Fox?"
+    alone = model.model.generate(
+        **model.processor.tokenizer(f"USER: {text} ASSISTANT:", return_tensors="pt"),
+        max_new_tokens=6, do_sample=False, pad_token_id=model.processor.tokenizer.eos_token_id,
+    )  # fmt: skip
+    mixed = Questions(("Who is this?", text, "Name it."), ((tiny.png(0),), (), (tiny.png(1),)))
+    before, after = answered(model, mixed), answered(model.edited(edit(3.0)), mixed)
+    said = model.processor.tokenizer.batch_decode(alone[:, -6:], skip_special_tokens=True)[0].strip()
+    assert model.words(before)[1] == said
+    assert torch.equal(before[1], after[1])
+    assert not torch.equal(before[[0, 2]], after[[0, 2]])
+    assert torch.equal(before[[0, 2]], answered(model, mixed.select([0, 2])))
+
+
 def test_another_clip_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.clip: tiny is not the vision tower of here: .* differs"):
         Vlm(*tiny_vlm.parts(), tiny.clip(seed=1), max_new_tokens=6, source="here")
