@@ -353,9 +353,9 @@ def one_line_errors() -> Iterator[None]:
 class OwnFolder(Callback):
     """Gives every launch a folder of its own, also if another started in the same second.
 
-    A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the second
-    launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as it is:
-    a run that is repeated there goes on there.
+    A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the
+    second launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as
+    it is: a run that is repeated there goes on there.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -80,10 +80,10 @@ def _plain(value: object) -> object:
 class Wandb:
     """A W&B run, offline unless `mode` says otherwise.
 
-    A run's folder is one run in W&B: its id is kept in the folder (`run_id`), so a run that was preempted, or is
-    repeated in its folder, goes on in the same W&B run. A run that `wandb agent` starts has the id that the
-    agent gives it. W&B is told no folder of this machine: no executable, no cache, no home. Its file holds none,
-    either, in offline mode.
+    A run's folder is one run in W&B: its id is kept in the folder (`run_id`), so a run that was preempted, or
+    is repeated in its folder, goes on in the same W&B run. A run that `wandb agent` starts has the id that
+    the agent gives it. W&B is told no folder of this machine: no executable, no cache, no home. In offline
+    mode its file holds none, either.
 
     It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
     step. At the end it receives the metrics before and after with their intervals, the cost, the plots
@@ -156,9 +156,9 @@ class Wandb:
                 x_disable_meta=True,
                 x_disable_stats=True,
             )
-            given = "WANDB_RUN_ID" in os.environ  # by `wandb agent`, or by the user
-            name = {} if given else {"id": run_id(self._folder)}
-            self._run = wandb.init(**self._arguments, **name, settings=settings)
+            if "WANDB_RUN_ID" not in os.environ:  # which `wandb agent` sets
+                self._arguments["id"] = run_id(self._folder)
+            self._run = wandb.init(**self._arguments, settings=settings)
         if event == "config":
             shown = {**without_folders(row), "command": command_without_folders(row.get("command", ""))}
             self._run.config.update(shown, allow_val_change=True)
@@ -222,7 +222,7 @@ def run_id(folder: Path) -> str:
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """The objective, the commit, the cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
+    """Objective, commit, cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
     summary: dict[str, Any] = {
         "objective": report.objective,
         "git_commit": report.provenance.get("git_commit"),

@@ -18,8 +18,8 @@ def without_folders(value: Any) -> Any:
     Args:
         value: Plain values, mappings and lists.
 
-    >>> without_folders({"root": "/home/ada/faces", "shards": ["/data/{0..9}.tar"], "at": "outputs/a", "n": 3})
-    {'root': '…/faces', 'shards': ['…/{0..9}.tar'], 'at': 'outputs/a', 'n': 3}
+    >>> without_folders({"root": "/home/ada/faces", "shards": ["/data/{0..9}.tar"], "at": "out/a", "n": 3})
+    {'root': '…/faces', 'shards': ['…/{0..9}.tar'], 'at': 'out/a', 'n': 3}
     """
     if isinstance(value, Mapping):
         return {key: without_folders(inner) for key, inner in value.items()}
