@@ -156,7 +156,7 @@ class Wandb:
                 x_disable_meta=True,
                 x_disable_stats=True,
             )
-            if "WANDB_RUN_ID" not in os.environ:  # which `wandb agent` sets
+            if not os.environ.get("WANDB_RUN_ID"):  # which `wandb agent` sets
                 self._arguments["id"] = run_id(self._folder)
             self._run = wandb.init(**self._arguments, settings=settings)
         if event == "config":
