@@ -355,7 +355,7 @@ def _point(axis: Any, values: tuple[Sequence[float], Sequence[float]], **style: 
 
 
 def harm(
-    rows: Sequence[str], columns: Sequence[str], points: np.ndarray, forgotten: np.ndarray, title: str
+    rows: Sequence[str], columns: Sequence[str], points: np.ndarray, forgotten: np.ndarray, note: str
 ) -> Figure:
     """What forgetting a row's name cost the name of each column, as a heat map centred at 0.
 
@@ -365,6 +365,7 @@ def harm(
         points: (rows, columns) change of the column's accuracy in points; NaN where it was not measured.
         forgotten: (rows, columns) bool: the name itself was forgotten. Such a cell is hatched: it has no
             colour of the scale, which is that of the other names.
+        note: A short text above the matrix.
     """
     cell, size = (0.34, 8.0) if len(columns) <= 40 else (0.19, 6.5)
     longest = max(map(len, (*rows, *columns)), default=0) * size * 0.6 / 72
@@ -376,7 +377,7 @@ def harm(
     image = axis.imshow(shown, cmap=matplotlib.colormaps["RdBu"], vmin=-most, vmax=most, aspect="equal")
     axis.set_facecolor(MISSING)
     axis.grid(False)
-    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_title(note, fontsize=8, loc="left")
     axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
     axis.set_yticks(range(len(rows)), rows, fontsize=size)
     axis.tick_params(length=0)
@@ -409,7 +410,8 @@ def _numbers(axis: Any, points: np.ma.MaskedArray, most: float) -> None:
     """Write every change that is not 0 into its cell of `harm`."""
     for row, column in np.argwhere(~np.ma.getmaskarray(points)):
         value = float(points[row, column])
-        if text := rounded(value, "+.0f").strip("0"):
+        text = rounded(value, "+.0f")
+        if text != "0":
             colour = "#ffffff" if abs(value) > 0.6 * most else "#222222"
             axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
 

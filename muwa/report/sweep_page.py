@@ -52,10 +52,10 @@ def write_page(
     """
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     every = list(dict.fromkeys(key for row in rows for key in row))
-    named = any(key in swept for key in REPEATED if key != "seed")
-    lead = ["run", "status", *([] if named or "names" not in every else ["names"])]
+    named = [key for key in swept if key in REPEATED and key != "seed"]
+    lead = ["run", "status", *(named or [name for name in ("names",) if name in every])]
     edit = [name for name in ("layer", "step") if name in every]
-    main = [*lead, *results, *swept, *edit]
+    main = [*lead, *results, *(key for key in swept if key not in named), *edit]
     page = (
         environment()
         .get_template("sweep.html")

@@ -203,10 +203,10 @@ def figure(harm: Harm) -> figures.Figure:
         if any(name in row and (row[name].own or round(row[name].points, 6)) for row in changes)
     ]
     own = {name for row in changes for name in row if row[name].own}
-    gainers = [name for name in moved if name not in own][COLUMNS - len(own) :]
-    shown = [name for name in moved if name not in gainers]
+    others = [name for name in moved if name not in own][: max(0, COLUMNS - len(own))]  # the most harmed
+    shown = [name for name in moved if name in own or name in others]
     values = [[row[name].points if name in row else np.nan for name in shown] for row in changes]
     forgotten = [[name in row and row[name].own for name in shown] for row in changes]
     left_out = len(harm.names) - len(shown)
-    note = f"   ({left_out} names with no change, or with less, are not shown)" if left_out else ""
-    return figures.harm(list(harm.rows), shown, np.array(values), np.array(forgotten), f"{harm.title}{note}")
+    note = f"not shown: {left_out} of {len(harm.names)} names, with no change or the least" if left_out else ""
+    return figures.harm(list(harm.rows), shown, np.array(values), np.array(forgotten), note)
