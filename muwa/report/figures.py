@@ -410,7 +410,7 @@ def _numbers(axis: Any, points: np.ma.MaskedArray, most: float) -> None:
     """Write every change that is not 0 into its cell of `harm`."""
     for row, column in np.argwhere(~np.ma.getmaskarray(points)):
         value = float(points[row, column])
-        text = rounded(value, "+.0f")
+        text = rounded(value, "+.0f" if value == round(value) else "+.1f")
         if text != "0":
             colour = "#ffffff" if abs(value) > 0.6 * most else "#222222"
             axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)

@@ -22,7 +22,7 @@ from muwa.report.text import csv_cell, rounded, write_text
 from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
 
-TABLES = (unlearncanvas, vlm, methods, harm)  # each has `applies(runs)` and `write(folder, runs)`
+TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
 _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of conf/config.yaml that some methods read
 
 
@@ -55,13 +55,11 @@ def _write(folder: Path) -> None:
     writer.writerows({column: _csv(value) for column, value in row.items()} for row in rows)
     write_text(folder / "sweep.csv", text.getvalue())
     finished = [run for run in runs if run.results]
-    for table in TABLES:
-        if table.applies(finished):
-            table.write(folder, finished)
-    if _of_role([run.results for run in finished], "forgotten") and _of_role(
-        [run.results for run in finished], "kept"
-    ):
+    results = [run.results for run in finished]
+    if _of_role(results, "forgotten") and _of_role(results, "kept"):
         figures.try_save(partial(_figure, finished), folder / "sweep.png")
+    if harm.applies(finished):
+        harm.write(folder, finished)
     write_page(
         folder,
         runs,
@@ -71,6 +69,9 @@ def _write(folder: Path) -> None:
         headline=headline(runs),
         harms=harm.harms(finished),
     )
+    for table in TABLES:
+        if table.applies(finished):
+            table.write(folder, finished)
 
 
 def _csv(value: Any) -> Any:

@@ -208,5 +208,7 @@ def figure(harm: Harm) -> figures.Figure:
     values = [[row[name].points if name in row else np.nan for name in shown] for row in changes]
     forgotten = [[name in row and row[name].own for name in shown] for row in changes]
     left_out = len(harm.names) - len(shown)
-    note = f"not shown: {left_out} of {len(harm.names)} names, with no change or the least" if left_out else ""
+    note = (
+        f"not shown: {left_out} of {len(harm.names)} names, with no change or the least" if left_out else ""
+    )
     return figures.harm(list(harm.rows), shown, np.array(values), np.array(forgotten), note)
