@@ -374,7 +374,7 @@ def harm(
     axis = axes[0, 0]
     shown = np.ma.masked_invalid(np.where(forgotten, np.nan, points))
     most = max(1.0, float(np.abs(shown).max())) if shown.count() else 1.0
-    image = axis.imshow(shown, cmap=matplotlib.colormaps["RdBu"], vmin=-most, vmax=most, aspect="equal")
+    image = axis.imshow(shown, cmap=matplotlib.colormaps["RdBu"], vmin=-most, vmax=most, interpolation="none")
     axis.set_facecolor(MISSING)
     axis.grid(False)
     axis.set_title(note, fontsize=8, loc="left")

@@ -58,8 +58,9 @@ def _write(folder: Path) -> None:
     results = [run.results for run in finished]
     if _of_role(results, "forgotten") and _of_role(results, "kept"):
         figures.try_save(partial(_figure, finished), folder / "sweep.png")
-    if harm.applies(finished):
-        harm.write(folder, finished)
+    harms = harm.harms(finished)
+    if harms:
+        harm.write(folder, harms)
     write_page(
         folder,
         runs,
@@ -67,7 +68,7 @@ def _write(folder: Path) -> None:
         results=outcomes(finished),
         summary=summary(runs),
         headline=headline(runs),
-        harms=harm.harms(finished),
+        harms=harms,
     )
     for table in TABLES:
         if table.applies(finished):

@@ -18,6 +18,7 @@ from muwa.report.text import environment, rounded, write_text
 
 DOTS_PER_PIXEL = 150 / 96  # of a figure
 _LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole text on hover
+_FOLDED = 12  # a setting with more values than this is folded under "By setting"
 _DIGITS = 3  # of a number in a cell; more where two numbers of a column would look alike
 
 Row = Mapping[str, Any]
@@ -75,6 +76,7 @@ def write_page(
             ],
             settings=by_setting(runs, rows, results),
             results=results,
+            folded=_FOLDED,
             tables=[
                 {"id": "runs", "columns": columns, "rows": cells(rows, columns), "summary": summary}
                 for columns in (main, every)
@@ -97,7 +99,8 @@ def by_setting(
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """(setting, one row per value) of the swept settings that have several finished runs for some value.
 
-    A row has the value, the number of finished runs, and the mean ± sample standard deviation of each result.
+    The setting with the fewest values stands first. A row has the value, the number of finished runs, and the
+    mean ± sample standard deviation of each result.
     """
     done = [(run.swept, row) for run, row in zip(runs, rows, strict=True) if run.results]
     tables = []
@@ -118,7 +121,7 @@ def by_setting(
                 for text, (value, mine) in zip(shown, values.items(), strict=True)
             ]
             tables.append((setting, lines))
-    return tables
+    return sorted(tables, key=lambda one: len(one[1]))
 
 
 def mean_and_deviation(values: Sequence[Any]) -> str:

@@ -84,3 +84,19 @@ def test_who_harms_whom_stands_in_the_page_and_names_are_no_markup(tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert "'=Bo $^$ \\x" in (tmp_path / "sweep.csv").read_text()
     assert (tmp_path / "harm.csv").is_file()
+
+
+def test_a_setting_with_many_values_is_folded_and_stands_last(tmp_path):
+    for number in range(26):
+        run(
+            tmp_path,
+            number,
+            [f"task.identity=N{number // 2}", f"task.limits.forget_pairs={1 + number % 2}"],
+            top1=0.0,
+        )
+    write_sweep(tmp_path)
+    page = (tmp_path / "sweep.html").read_text()
+    part = page[page.index("<h2>By setting</h2>") :]
+    assert part.index("<th>task.limits.forget_pairs</th>") < part.index(
+        "<summary>task.identity: 13 values</summary>"
+    )

@@ -73,13 +73,12 @@ class Harm:
         return sorted(pairs, key=lambda pair: pair[2].points)[:count]
 
 
-def applies(runs: Sequence[SweptRun]) -> bool:
-    """Whether at least two different names were forgotten, and the others were measured name by name."""
-    return bool(harms(runs))
-
-
 def harms(runs: Sequence[SweptRun]) -> list[Harm]:
-    """One matrix for each method, its settings and the kind of names; of two requests or more."""
+    """One matrix for each method, its settings and the kind of names.
+
+    There is none where fewer than two different names were forgotten, or the others were not measured by
+    name.
+    """
     groups: dict[tuple[Variant, str], dict[str, list[Results]]] = {}
     for run in runs:
         found = run.results
@@ -165,9 +164,8 @@ def _percent(rate: float) -> str:
     return f"{rounded(100 * rate, '.1f')} %"
 
 
-def write(folder: Path, runs: Sequence[SweptRun]) -> None:
+def write(folder: Path, made: Sequence[Harm]) -> None:
     """Write harm.csv (the matrices), harm_pairs.csv (one row per pair, with n), and each matrix's figure."""
-    made = harms(runs)
     names = list(dict.fromkeys(name for harm in made for name in harm.names))
     matrix: list[list[object]] = [["method", "forgotten", *map(csv_cell, names)]]
     long: list[list[object]] = [["method", *_LONG]]
@@ -181,7 +179,10 @@ def write(folder: Path, runs: Sequence[SweptRun]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(folder / name, text.getvalue())
-    for path, harm in zip(figure_files(folder, made), made, strict=True):
+    files = figure_files(folder, made)
+    for path in {*folder.glob("harm.png"), *folder.glob("harm_*.png")} - {*files}:
+        path.unlink()  # of a time when the sweep had fewer methods
+    for path, harm in zip(files, made, strict=True):
         figures.try_save(partial(figure, harm), path)
 
 

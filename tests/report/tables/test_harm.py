@@ -75,19 +75,21 @@ def test_methods_and_kinds_have_a_matrix_each():
 
 
 def test_one_request_or_results_without_names_give_no_matrix():
-    assert harm.applies(RUNS)
-    assert not harm.applies(RUNS[1:])  # two seeds of one name
+    assert harm.harms(RUNS)
+    assert not harm.harms(RUNS[1:])  # two seeds of one name
     old = [run(name, {"Cy Oak": 1.0}) for name in NAMES[:2]]
     for metrics in (one.results["metrics"][when] for one in old for when in ("before", "after")):
         for metric in metrics.values():
             del metric["by_name"]
-    assert not harm.applies(old)
-    assert not harm.applies([])
+    assert not harm.harms(old)
+    assert not harm.harms([])
 
 
 def test_the_files(tmp_path):
     odd = [run("=Ada", {"@Bo": 0.5}), run("@Bo", {"=Ada": 1.0, "-Cy": 0.75})]
-    harm.write(tmp_path, odd)
+    (tmp_path / "harm_2.png").write_bytes(b"of a time with more methods")
+    harm.write(tmp_path, harm.harms(odd))
+    assert not (tmp_path / "harm_2.png").exists()
     matrix = list(csv.reader((tmp_path / "harm.csv").read_text().splitlines()))
     assert matrix == [
         ["method", "forgotten", "'=Ada", "'@Bo", "'-Cy"],
