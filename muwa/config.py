@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -30,7 +31,7 @@ from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from muwa.command_line import CONF, adapted
 from muwa.runtime.ranks import is_worker
@@ -359,6 +360,56 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"muwa: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+class OwnFolder(Callback):
+    """Gives every launch a folder of its own, also if another started in the same second.
+
+    A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the
+    second launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as
+    it is: a run that is repeated there goes on there.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before a single run."""
+        if _is_named_by_time(config.hydra.run):
+            with read_write(config):
+                config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before a multirun, in the process that launches it.
+
+        Each run composes its config anew, from the overrides of the launching process.
+        """
+        if _is_named_by_time(config.hydra.sweep):
+            folder = str(claimed(Path(config.hydra.sweep.dir)))
+            quoted = folder.replace("\\", "\\\\").replace("'", r"\'")
+            with read_write(config), open_dict(config):
+                config.hydra.sweep.dir = folder
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+
+
+def _is_named_by_time(folder: DictConfig) -> bool:
+    """Whether the `dir` of this node contains the time of the launch."""
+    written = OmegaConf.to_container(folder, resolve=False)
+    assert isinstance(written, dict)
+    return "${now:" in str(written["dir"])
+
+
+def claimed(folder: Path) -> Path:
+    """Make a new folder: `folder`, or the first of `folder`-2, `folder`-3, ... that is not there.
+
+    Making a folder is atomic, so two processes never get the same one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            place.mkdir()
+        except FileExistsError:
+            continue
+        return place
+    raise AssertionError("unreachable")
 
 
 class SweepPages(Callback):

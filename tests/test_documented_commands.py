@@ -21,6 +21,7 @@ TEXTS = [
 ]
 LAUNCH = re.compile(r"(?:python|torchrun(?: -\S+(?: \d+)?)*) launch\.py")
 HYDRA_FLAGS = {"-m", "--multirun", "--cfg", "job", "--help", "--info"}
+SWEEPER = re.compile(r"hydra/sweeper=|hydra\.sweeper\.")  # of an extra that need not be installed
 OWN_FILES = re.compile(
     r"\b(?:FOLDER|FILE|DIR|NAME|PIPELINE_FOLDER|DATE|TIME)\b|\.\.\.|\$\w+|kael\.safetensors"
 )
@@ -36,7 +37,7 @@ class Command:
     @property
     def overrides(self) -> list[str]:
         """Hydra overrides; the first value of each that a multirun sweeps."""
-        given = [word for word in self.words if word not in HYDRA_FLAGS]
+        given = [word for word in self.words if word not in HYDRA_FLAGS and not SWEEPER.match(word)]
         return [first(word) for word in given] if "-m" in self.words else given
 
 
@@ -45,8 +46,12 @@ def first(word: str) -> str:
 
     >>> first("method=ga,ft"), first("method.strengths=[1,2]"), first("a='b,c'")
     ('method=ga', 'method.strengths=[1,2]', "a='b,c'")
+    >>> first("a=choice(x,y)"), first("a=tag(log,interval(0.1,3))")
+    ('a=x', 'a=0.1')
     """
     key, _, value = word.partition("=")
+    if among := re.fullmatch(r"(?:tag\(\w+,)?(?:choice|interval|range)\(([^,()]+),.*", value):
+        return f"{key}={among[1]}"
     return word if value[:1] in ("[", "{", "'", '"') else f"{key}={value.split(',')[0]}"
 
 

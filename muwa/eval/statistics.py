@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from muwa.types.data import LabelledImages
-from muwa.types.metric import RATE, Metric, Reading
+from muwa.types.metric import RATE, Metric, NameRate, Reading
 
 RESAMPLES = 1000
 Array = np.ndarray
@@ -50,6 +50,22 @@ def share(rates: Tensor, reading: Reading) -> Metric:
     mean = rates.double().mean().item() if len(rates) else 0.0
     low, high = wilson(mean * len(rates), len(rates))
     return Metric(mean, len(rates), low, high, reading)
+
+
+def by_name(hits: Sequence[float], names: Sequence[str]) -> dict[str, NameRate]:
+    """Name -> the mean over its samples, in the order in which the names first appear.
+
+    Args:
+        hits: One value in [0, 1] per sample: whether it is a hit, or the rate of several tries on it.
+        names: The name of each sample.
+
+    >>> by_name([1, 0, 1], ["Ada Fox", "Ada Fox", "Bo Hill"])
+    {'Ada Fox': NameRate(value=0.5, n=2), 'Bo Hill': NameRate(value=1.0, n=1)}
+    """
+    values: dict[str, list[float]] = {}
+    for hit, name in zip(hits, names, strict=True):
+        values.setdefault(name, []).append(float(hit))
+    return {name: NameRate(sum(mine) / len(mine), len(mine)) for name, mine in values.items()}
 
 
 def mean(values: Tensor, reading: Reading) -> Metric:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from muwa.report.runs import Variant
 from muwa.report.text import rounded
 from muwa.types.metric import RATE, Metric
 from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Search
 
+log = logging.getLogger(__name__)
+
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
+MISSING = "#c9c9c9"  # a cell of a matrix that was not measured
 TOWER_COLOURS = {"vision": BLUE, "text": ORANGE}
 SIZE = "‖Δθ‖ / ‖θ‖, %"  # how far a step went
 _LAYERS = 12  # the most layers in a figure of gains
@@ -345,9 +354,108 @@ def _point(axis: Any, values: tuple[Sequence[float], Sequence[float]], **style: 
     axis.errorbar(x, y, xerr=ends, yerr=high, markerfacecolor="none", elinewidth=0.6, capsize=2, **style)
 
 
+def harm(
+    rows: Sequence[str], columns: Sequence[str], points: np.ndarray, forgotten: np.ndarray, note: str
+) -> Figure:
+    """What forgetting a row's name cost the name of each column, as a heat map centred at 0.
+
+    Args:
+        rows: What was forgotten.
+        columns: The names; those of the rows stand first.
+        points: (rows, columns) change of the column's accuracy in points; NaN where it was not measured.
+        forgotten: (rows, columns) bool: the name itself was forgotten. Such a cell is hatched: it has no
+            colour of the scale, which is that of the other names.
+        note: A short text above the matrix.
+    """
+    cell, size = (0.34, 8.0) if len(columns) <= 40 else (0.19, 6.5)
+    longest = max(map(len, (*rows, *columns)), default=0) * size * 0.6 / 72
+    wide, high = cell * len(columns) + longest + 1.9, cell * len(rows) + longest + 1.0
+    figure, axes = blank(max(wide, 6.4), max(high, 2.6))
+    axis = axes[0, 0]
+    shown = np.ma.masked_invalid(np.where(forgotten, np.nan, points))
+    most = max(1.0, float(np.abs(shown).max())) if shown.count() else 1.0
+    image = axis.imshow(shown, cmap=matplotlib.colormaps["RdBu"], vmin=-most, vmax=most, interpolation="none")
+    axis.set_facecolor(MISSING)
+    axis.grid(False)
+    axis.set_title(note, fontsize=8, loc="left")
+    axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(rows)), rows, fontsize=size)
+    axis.tick_params(length=0)
+    axis.set_ylabel("forgotten", fontsize=9)
+    targets = {columns[column] for _, column in np.argwhere(forgotten)}
+    for label in axis.get_xticklabels():
+        label.set_color(RED if label.get_text() in targets else "#333333")
+    for row, column in np.argwhere(forgotten):
+        axis.add_patch(_hatched((column - 0.5, row - 0.5)))
+    if cell > 0.3:
+        _numbers(axis, shown, most)
+    handles: list[Patch] = [_hatched((0, 0), label="forgotten itself")]
+    if (~np.isfinite(points) & ~forgotten).any():
+        handles.append(Patch(facecolor=MISSING, label="not measured"))
+    figure.legend(handles=handles, fontsize=8, loc="outside lower left", ncols=2, frameon=False)
+    bar = figure.colorbar(image, ax=axis, shrink=min(1.0, 1.6 / high + 0.3), pad=0.01)
+    bar.set_label("change of the name's\naccuracy, points", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _hatched(corner: tuple[float, float], **style: Any) -> Rectangle:
+    """A cell of `harm` for the forgotten name itself; its lower left corner is at `corner`."""
+    return Rectangle(
+        corner, 1, 1, facecolor="#ffffff", edgecolor="#9a9a9a", hatch="////", linewidth=0.4, **style
+    )
+
+
+def _numbers(axis: Any, points: np.ma.MaskedArray, most: float) -> None:
+    """Write every change that is not 0 into its cell of `harm`."""
+    for row, column in np.argwhere(~np.ma.getmaskarray(points)):
+        value = float(points[row, column])
+        text = rounded(value, "+.0f" if value == round(value) else "+.1f")
+        if text != "0":
+            colour = "#ffffff" if abs(value) > 0.6 * most else "#222222"
+            axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG. Texts are shown as they are: a name with "$" or "\\" in it is no formula.
+
+    Only the labels that an axis makes for its own numbers are typeset (10⁻² on a logarithmic axis).
+    """
+    numbers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for ticks in (axis.get_major_ticks(), axis.get_minor_ticks())
+        for tick in ticks
+        for label in (tick.label1, tick.label2)
+        if not isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter)
+    }
+    for text in figure.findobj(Text):
+        if text not in numbers:
+            text.set_parse_math(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG. The file appears when it is complete, or not at all."""
+    """Write a figure as PNG (`png`). The file appears when it is complete, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.stem}.draft.png")
-    figure.savefig(draft, facecolor="white")
+    draft.write_bytes(png(figure))
     draft.replace(path)
+
+
+def try_save(make: Callable[[], Figure], path: Path) -> Figure | None:
+    """Make a figure and write it. If that fails, warn and return None: it must not cost a run its report.
+
+    A file of an earlier attempt is then removed.
+    """
+    try:
+        figure = make()
+        save(figure, path)
+    except Exception as error:  # whatever a font, a name or an odd value does to matplotlib
+        log.warning("the figure %s could not be drawn: %s: %s", path.name, type(error).__name__, error)
+        path.unlink(missing_ok=True)
+        return None
+    return figure

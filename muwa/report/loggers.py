@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
 from muwa.report.record import answers
+from muwa.report.text import write_text
 from muwa.types.report import PATCH, Report
 
 log = logging.getLogger(__name__)
@@ -77,16 +80,21 @@ def _plain(value: object) -> object:
 class Wandb:
     """A W&B run, offline unless `mode` says otherwise.
 
+    A run's folder is one run in W&B: its id is kept in the folder (`run_id`), so a run that was preempted, or
+    is repeated in its folder, goes on in the same W&B run. A run that `wandb agent` starts has the id that
+    the agent gives it. W&B is told no folder of this machine: no executable, no cache, no home. In offline
+    mode its file holds none, either.
+
     It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
     step. At the end it receives the metrics before and after with their intervals, the cost, the plots
-    (`PLOTS`), a table of answers, and the patch as an artifact. Images are never sent: they may show the
-    forget set.
+    (`PLOTS`), a table of answers, and the patch: as an artifact, or offline as a file of the run, since an
+    artifact would note where the patch lies. Images are never sent: they may show the forget set.
 
     An error inside W&B switches this logger off with a warning, and the run goes on.
 
     Args:
         folder: The run's folder. W&B writes to `folder/wandb`; figures and patch are read from `folder`.
-        group: The group in W&B, shared by the runs of a sweep.
+        group: The group in W&B, shared by the runs of a sweep. Of an absolute path, the last three names.
         mode: "offline", "online" or "disabled".
     """
 
@@ -103,12 +111,14 @@ class Wandb:
         self._folder = Path(folder)
         self._arguments: dict[str, Any] = {
             "project": project,
-            "group": group,
+            "group": last_folders(group, 3) if group else None,
             "name": name,
             "mode": mode,
             "dir": folder,
             "tags": list(tags),
+            "resume": "allow",
         }
+        self._offline = mode == "offline"
         self._run: Any = None
         self._off = False
 
@@ -135,10 +145,23 @@ class Wandb:
         if self._run is None:
             os.environ.setdefault("WANDB_SILENT", "true")
             self._folder.mkdir(parents=True, exist_ok=True)
-            settings = wandb.Settings(console="off", init_timeout=30, x_disable_stats=True)
+            settings = wandb.Settings(
+                console="off",
+                init_timeout=30,
+                disable_code=True,
+                disable_git=True,
+                disable_job_creation=True,
+                symlink=False,
+                x_disable_machine_info=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+            )
+            if not os.environ.get("WANDB_RUN_ID"):  # which `wandb agent` sets
+                self._arguments["id"] = run_id(self._folder)
             self._run = wandb.init(**self._arguments, settings=settings)
         if event == "config":
-            self._run.config.update(dict(row))
+            shown = {**without_folders(row), "command": command_without_folders(row.get("command", ""))}
+            self._run.config.update(shown, allow_val_change=True)
         elif event == "gradients":
             rows = [[name, norm["forget"], norm["retain"]] for name, norm in row["norms"].items()]
             table = "/".join(filter(None, ("gradients", row["concept"], row.get("encoder"))))
@@ -160,7 +183,10 @@ class Wandb:
     def _table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         import wandb
 
-        self._run.log({key: wandb.Table(columns=columns, data=rows)})
+        table = wandb.Table(columns=columns, data=rows)
+        if self._offline:  # only a file of the run: W&B also makes an artifact of a "table", and notes a path
+            table._log_type = "table-file"
+        self._run.log({key: table})
 
     def _close(self, report: Report | None) -> None:
         import wandb
@@ -178,16 +204,29 @@ class Wandb:
                 ]
                 self._table("answers", ["set", "question", "right answer", "before", "after"], rows)
         patch = self._folder / PATCH
-        if patch.is_file():
+        if patch.is_file() and self._offline:
+            self._run.save(str(patch), base_path=str(self._folder), policy="now")
+        elif patch.is_file():
             artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")
             artifact.add_file(str(patch))
             self._run.log_artifact(artifact)
         self._run.finish()
 
 
+def run_id(folder: Path) -> str:
+    """The id of a folder's run in W&B. It is made once and kept in `wandb_id.txt` of the folder."""
+    kept = folder / "wandb_id.txt"
+    if not kept.is_file():
+        write_text(kept, uuid.uuid4().hex[:16])
+    return kept.read_text()
+
+
 def _summary(report: Report) -> dict[str, Any]:
-    """The objective, the cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
-    summary: dict[str, Any] = {"objective": report.objective}
+    """Objective, commit, cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
+    summary: dict[str, Any] = {
+        "objective": report.objective,
+        "git_commit": report.provenance.get("git_commit"),
+    }
     for when, metrics in (("before", report.before), ("after", report.after)):
         for name, metric in metrics.items():
             key = f"{when}/{name}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from muwa.data.shards import image_ending
@@ -18,6 +19,8 @@ from muwa.types.metric import RATE, Metric
 from muwa.types.report import PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
+Makes = Callable[[], figures.Figure]  # makes a figure
+
 PIXELS = 96  # pixels of the page per inch of a figure
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
@@ -27,14 +30,15 @@ DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units
 def write_report(report: Report, *, show_forget: bool) -> None:
     """Write results.json, figures/*.png and report.html to the run's folder.
 
-    Each file appears when it is complete, or not at all.
+    Each file appears when it is complete, or not at all. results.json is written first, and a figure that
+    cannot be drawn is left out with a warning: it does not cost the others or the page.
 
     Args:
         show_forget: Whether the page shows images of the forget set. False shows none.
     """
     record = results(report)
-    images = _images(report, show_forget=show_forget)
     write_text(report.folder / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    images = _images(report, show_forget=show_forget)
     forget_images = report.task.eval.forget.images[:FORGET_IMAGES] if show_forget else ()
     patch = report.folder / PATCH
     page = (
@@ -62,36 +66,38 @@ def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, An
     Each figure is saved as <kind>.png. Several of a kind have titles, and numbers in their file names.
     """
     embedded: dict[str, list[dict[str, Any]]] = {}
-    for kind, made in _figures(report, show_forget=show_forget).items():
-        several = len(made) > 1
-        for i, (title, figure) in enumerate(made):
+    for kind, makers in _figures(report, show_forget=show_forget).items():
+        several = len(makers) > 1
+        for i, (title, make) in enumerate(makers):
             path = report.folder / "figures" / (f"{kind}_{i + 1}.png" if several else f"{kind}.png")
-            figures.save(figure, path)
+            figure = figures.try_save(make, path)
+            if figure is None:
+                continue
             source, width = _embed(path.read_bytes()), round(PIXELS * figure.get_figwidth())
             image = {"source": source, "width": width, "title": title if several else ""}
             embedded.setdefault(kind, []).append(image)
     return embedded
 
 
-def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, figures.Figure]]]:
-    """Kind of figure -> (title, figure) of each figure: one per search, or one in all."""
-    made: dict[str, list[tuple[str, figures.Figure]]] = {}
+def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, Makes]]]:
+    """Kind of figure -> (title, what makes it) of each figure: one per search, or one in all."""
+    made: dict[str, list[tuple[str, Makes]]] = {}
     for search in report.edit.searches:
         if any(score.gain for score in search.scores.values()):
-            made.setdefault("gains", []).append((search.concept, figures.gains(search)))
+            made.setdefault("gains", []).append((search.concept, partial(figures.gains, search)))
         elif search.scores:
-            made.setdefault("pareto", []).append((search.concept, figures.pareto(search)))
+            made.setdefault("pareto", []).append((search.concept, partial(figures.pareto, search)))
         if search.trace:
-            made.setdefault("trace", []).append((search.concept, figures.trace(search)))
+            made.setdefault("trace", []).append((search.concept, partial(figures.trace, search)))
     if figures.rates_of(report.before):
-        made["metrics"] = [("", figures.bars(report.before, report.after))]
+        made["metrics"] = [("", partial(figures.bars, report.before, report.after))]
     if report.similarity:
         s: Any = report.similarity
         made["similarity"] = [
-            ("", figures.similarity(s["names"], s["before"], s["after"], report.task.names))
+            ("", partial(figures.similarity, s["names"], s["before"], s["after"], report.task.names))
         ]
     if shown := samples.with_images(report.examples):
-        made["examples"] = [("", samples.sheet(shown, show_forget=show_forget))]
+        made["examples"] = [("", partial(samples.sheet, shown, show_forget=show_forget))]
     return made
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from filelock import FileLock
 
 from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
-from muwa.report.tables import methods, unlearncanvas, vlm
-from muwa.report.text import environment, rounded, write_text
+from muwa.report.sweep_page import write_page
+from muwa.report.tables import harm, methods, unlearncanvas, vlm
+from muwa.report.text import csv_cell, rounded, write_text
 from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
 
@@ -51,25 +52,46 @@ def _write(folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: _csv(value) for column, value in row.items()} for row in rows)
     write_text(folder / "sweep.csv", text.getvalue())
-    page = (
-        environment()
-        .get_template("sweep.html")
-        .render(
-            name=folder.parent.parent.name,
-            columns=columns,
-            rows=rows,
-            summary=summary(runs),
-            headline=headline(runs),
-            figure=_figure(runs),
-        )
-    )
-    write_text(folder / "sweep.html", page)
     finished = [run for run in runs if run.results]
+    results = [run.results for run in finished]
+    if _of_role(results, "forgotten") and _of_role(results, "kept"):
+        figures.try_save(partial(_figure, finished), folder / "sweep.png")
+    harms = harm.harms(finished)
+    if harms:
+        harm.write(folder, harms)
+    write_page(
+        folder,
+        runs,
+        rows,
+        results=outcomes(finished),
+        summary=summary(runs),
+        headline=headline(runs),
+        harms=harms,
+    )
     for table in TABLES:
         if table.applies(finished):
             table.write(folder, finished)
+
+
+def _csv(value: Any) -> Any:
+    return csv_cell(value) if isinstance(value, str) else value
+
+
+def outcomes(finished: Sequence[SweptRun]) -> list[str]:
+    """The columns of `row_of` that say how a run came out.
+
+    The forgotten rates after the edit, the changes of the kept rates, and the objective. Results of earlier
+    versions do not say what is forgotten and what is kept: of them, every metric after the edit.
+    """
+    results = [run.results for run in finished]
+    forgotten, kept = _of_role(results, "forgotten"), _of_role(results, "kept")
+    if not finished:
+        return []
+    names = [f"after {name}" for name in forgotten] + [f"change {name}" for name in kept]
+    shared = [f"after {name}" for name in results[0]["metrics"]["after"]]
+    return [*(names or shared), "objective"]
 
 
 def read_runs(folder: Path) -> list[SweptRun]:
@@ -224,16 +246,14 @@ def _std(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _figure(runs: Sequence[SweptRun]) -> str | None:
-    """Forgetting against keeping as an embedded PNG; None if rates of one kind are missing.
+def _figure(finished: Sequence[SweptRun]) -> figures.Figure:
+    """Forgetting against keeping, of runs that have rates of both kinds.
 
     There is one dot per run and kept rate. The horizontal position of a run is the highest
     of its forget accuracies.
     """
-    done = [run.results for run in runs if run.results]
+    done = [run.results for run in finished]
     forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")
-    if not forget or not kept:
-        return None
     figure, axes = figures.blank(7.2, 4.2)
     axis = axes[0, 0]
     still = [100 * _highest(found, forget) for found in done]
@@ -247,6 +267,4 @@ def _figure(runs: Sequence[SweptRun]) -> str | None:
     axis.set_xlabel(f"target still recognised, % ({source})   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change, points   (up: kept)", fontsize=9)
     axis.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return figure

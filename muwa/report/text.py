@@ -18,6 +18,32 @@ def write_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def csv_cell(text: str) -> str:
+    """A text as a cell of a CSV file: a leading apostrophe keeps a spreadsheet from reading it as a formula.
+
+    Numbers stay numbers.
+
+    >>> [csv_cell(text) for text in ("=1+1", "@Ada", "-A", "-1e-4", "+3", "Ada Fox", "")]
+    ["'=1+1", "'@Ada", "'-A", '-1e-4', '+3', 'Ada Fox', '']
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def md_cell(text: str) -> str:
+    """A text as a cell of a Markdown table.
+
+    >>> md_cell("a|b")
+    'a\\\\|b'
+    """
+    return text.replace("|", r"\|")
+
+
 def environment() -> jinja2.Environment:
     """The environment of the templates. It escapes what it inserts, and an undefined name is an error."""
     loader = jinja2.FileSystemLoader(TEMPLATES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,6 +54,14 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class NameRate:
+    """The rate of one name, and the number of samples behind it."""
+
+    value: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Metric:
     """A measured value and how to read it.
 
@@ -62,6 +71,7 @@ class Metric:
         low, high: Its 95 % interval; None if none is defined.
         reading: What the value means.
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
+        by_name: Name -> its own rate, for a rate over the images of several names; empty for other metrics.
     """
 
     value: float
@@ -70,6 +80,7 @@ class Metric:
     high: float | None = None
     reading: Reading = field(default_factory=Reading)
     capped: bool = False
+    by_name: Mapping[str, NameRate] = field(default_factory=dict)
 
     @property
     def still_recognised(self) -> float:
@@ -80,7 +91,7 @@ class Metric:
         """Plain values for results.json: the fields of the metric and of its reading, in one mapping.
 
         >>> sorted(Metric(0.5, 8, reading=Reading("accuracy")).record())[:4]
-        ['better', 'capped', 'counted', 'features']
+        ['better', 'by_name', 'capped', 'counted']
         """
         about = asdict(self.reading)
         del about["caveat"]
@@ -91,7 +102,8 @@ class Metric:
             "high": self.high,
             "better": about.pop("better"),
         }
-        return {**values, "reads": about.pop("text"), **about, "capped": self.capped}
+        names = {name: asdict(rate) for name, rate in self.by_name.items()}
+        return {**values, "reads": about.pop("text"), **about, "capped": self.capped, "by_name": names}
 
 
 def still_recognised(value: float, better: str) -> float:

@@ -2,11 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import image
+from matplotlib.text import Text
 from report.finished import OTHERS, report
 
-from muwa.report import figures
+from muwa.report import figures, samples
 from muwa.report.runs import Variant
+from muwa.types.example import Example
 from muwa.types.metric import Metric, Reading
 from muwa.types.search import Candidate
 
@@ -128,3 +131,58 @@ def test_the_layers_of_largest_gain_are_bars_and_the_edited_one_is_named_in_red(
     assert [bar.get_alpha() for bar in axis.patches] == [1.0, *[0.35] * 11]  # solid: searched
     colours = [label.get_color() for label in axis.get_yticklabels()]
     assert colours == [figures.RED, *["#333333"] * 11]
+
+
+ODD = "$^$ a_b \\frac{1} {x} $"
+
+
+def test_names_are_never_formulas(tmp_path):
+    """matplotlib would fail on "$^$", and typeset "$a_b$"; each text of each figure is shown as it is."""
+    one = report(tmp_path)
+    (search,) = one.edit.searches
+    (score,) = search.scores.values()
+    candidate = Candidate({"": ODD}, "vision")
+    rows = tuple(replace(row, candidate=candidate) for row in search.trace)
+    odd = replace(search, scores={ODD: replace(score, gain=1.0)}, front=(ODD,), trace=rows)
+    metrics = {ODD: Metric(0.5, 4, reading=OTHERS)}
+    made = [
+        figures.pareto(odd),
+        figures.gains(odd),
+        figures.trace(odd),
+        figures.similarity([ODD, "b"], [[0.5, 0.1], [0.1, 0.5]], [[0.2, 0.1], [0.1, 0.5]], [ODD]),
+        figures.bars(metrics, metrics),
+        figures.kept_against_forgotten({Variant(ODD, (ODD, ODD)): ([0.0], [1.0])}, ODD),
+        figures.harm([ODD], [ODD, "b"], np.array([[np.nan, 1.0]]), np.array([[True, False]]), ODD),
+        samples.sheet((Example("forget", ODD, ODD, tiny_image(), tiny_image()),), show_forget=True),
+    ]
+    for figure in made:
+        figures.png(figure)
+        shown = {text for text in figure.findobj(Text) if "$^$" in text.get_text()}
+        assert shown
+        assert not any(text.get_parse_math() for text in shown)
+
+
+def tiny_image():
+    return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+
+def test_the_numbers_of_a_logarithmic_axis_are_still_typeset(tmp_path):
+    """10^-2 stands as 10 with an exponent: its labels keep their markup."""
+    figure = figures.pareto(report(tmp_path).edit.searches[0])
+    figures.png(figure)
+    labels = [tick.label1 for tick in figure.axes[0].yaxis.get_major_ticks()]
+    assert labels
+    assert all(label.get_parse_math() for label in labels)
+
+
+def test_a_figure_that_fails_is_left_out_with_a_warning(tmp_path, caplog):
+    def broken():
+        raise ValueError("no such font")
+
+    (tmp_path / "a.png").write_bytes(b"of an earlier attempt")
+    assert figures.try_save(broken, tmp_path / "a.png") is None
+    assert not (tmp_path / "a.png").exists()
+    assert "the figure a.png could not be drawn: ValueError: no such font" in caplog.text
+    blank, _ = figures.blank(2, 2)
+    assert figures.try_save(lambda: blank, tmp_path / "b.png") is blank
+    assert (tmp_path / "b.png").is_file()

@@ -1,16 +1,20 @@
 import json
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
 from report.finished import report
+from report.offline import offline_file, settled_records
 
 from muwa import config, pipeline
-from muwa.report.loggers import Jsonl, Loggers, Wandb
+from muwa.report.loggers import Jsonl, Loggers, Wandb, run_id
 from muwa.types.example import Example
 
 wandb = pytest.importorskip("wandb")
+ROOT = Path(__file__).parent.parent.parent
 SMALL = (
     "task.limits.retain_pairs=64",
     "layer_search.max_evals=2",
@@ -22,52 +26,12 @@ SMALL = (
 )
 
 
-BLOCK = 32768
-
-
-def whole_records(folder, wait_s=60):
-    """The records once the last of them, the exit, is there: W&B's service writes the file after `finish` has returned."""
-    end = time.monotonic() + wait_s
-    found = offline_records(folder)
-    while not any(record.WhichOneof("record_type") == "exit" for record in found):
-        assert time.monotonic() < end, f"no exit record after {wait_s} s, only {len(found)} records"
-        time.sleep(0.1)
-        found = offline_records(folder)
-    return found
-
-
-def offline_records(folder):
-    """Every record of the offline run under `folder`, parsed by wandb's own protobuf classes.
-
-    The file is a LevelDB log behind a header of 7 bytes: blocks of 32 KiB of chunks (crc 4, length 2, type 1: whole, first,
-    middle, last). wandb 0.31 has no Python reader for it any more; its own `wandb sync` reads it in Go, and uploads.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    raw, place, parts, records = path.read_bytes(), 7, [], []
-    assert raw[:4] == b":W&B"
-    while place + 7 <= len(raw):
-        if BLOCK - place % BLOCK < 7:
-            place += BLOCK - place % BLOCK
-            continue
-        length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
-        parts.append(raw[place + 7 : place + 7 + length])
-        place += 7 + length
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(b"".join(parts))
-            records.append(record)
-            parts = []
-    return records
-
-
 @pytest.mark.filterwarnings("default")
 def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[jsonl,wandb]")
     pipeline.run(config.build(cfg), config.settings(cfg))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    records = whole_records(tmp_path / "run")
+    records = settled_records(tmp_path / "run")
     rows = []
     for record in records:
         if record.WhichOneof("record_type") == "history":
@@ -83,11 +47,55 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     assert sent["gradients/Kael Lindqvar/nrows"] > len(found["scores"])
     assert sent["figures/gains/_type"] == "image-file"
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert run.run_group == str(tmp_path)
-    artifacts = [r.request.log_artifact.artifact for r in records if r.WhichOneof("record_type") == "request"]
-    artifacts += [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
-    assert [a.type for a in artifacts if a.type == "patch"] == ["patch"]
+    assert run.run_group == "/".join(tmp_path.parts[-3:])
+    files = [file.path for r in records if r.WhichOneof("record_type") == "files" for file in r.files.files]
+    assert "patch.safetensors" in files
+    (sent,) = (tmp_path / "run").glob("wandb/offline-run-*/files/patch.safetensors")
+    assert sent.read_bytes() == (tmp_path / "run" / "patch.safetensors").read_bytes()
+    assert not sent.is_symlink()  # the folder of the run may move
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    check_that_no_folder_is_told(tmp_path / "run", miniature)
+
+
+def check_that_no_folder_is_told(run, miniature):
+    """The bytes of the offline file, and of all that `wandb sync` uploads with it, without any folder of this machine."""
+    here = offline_file(run)
+    uploaded = [
+        here,
+        *(path for path in (here.parent / "files").rglob("*") if path.suffix in (".json", ".txt", ".yaml")),
+    ]
+    assert len(uploaded) > 2
+    folders = [
+        Path.home(),
+        run,
+        run.parent,
+        Path(sys.executable).parent,
+        sys.prefix,
+        miniature,
+        ROOT,
+        Path.cwd(),
+        Path(wandb.__file__).parent,
+    ]
+    for path in uploaded:
+        for folder in folders:
+            assert str(folder).encode() not in path.read_bytes(), (path.name, folder)
+
+
+def test_a_folder_is_one_run_also_when_it_is_repeated(tmp_path):
+    """Preempted and started again, or run again in its folder: two offline files of one id, which `wandb sync` merges."""
+    for attempt in range(2):
+        logger = Wandb(project="p", group="mine", name=None, mode="offline", folder=str(tmp_path), tags=[])
+        logger.log("config", {"seed": attempt, "command": f"python launch.py seed={attempt}"})
+        logger.close(None)
+        records = settled_records(tmp_path)
+        (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+        assert run.run_id == (tmp_path / "wandb_id.txt").read_text() == run_id(tmp_path)
+        assert run.run_group == "mine"
+        if not attempt:
+            time.sleep(1.1)  # wandb names the folder of an attempt by the second
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+    (tmp_path / "other").mkdir()
+    assert run_id(tmp_path / "other") != run_id(tmp_path)
 
 
 @pytest.mark.filterwarnings("default")
@@ -108,7 +116,7 @@ def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path)
         "data": [["forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"]],
     }
     found, steps = {}, {}
-    for record in whole_records(tmp_path):
+    for record in settled_records(tmp_path):
         items = record.history.item if record.WhichOneof("record_type") == "history" else ()
         steps |= {
             "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items if "search" in str(i)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from report.finished import ANSWERED, report
 
+from muwa.report import figures
 from muwa.report.page import grouped, metric_rows, step_heading, write_report
 from muwa.types.edit import Edit, Move
 from muwa.types.example import Example
@@ -201,3 +202,16 @@ def test_a_search_by_gain_shows_gains_in_place_of_the_front(tmp_path):
     assert "gains" in names
     assert "pareto" not in names
     assert json.loads((tmp_path / "results.json").read_text())["scores"][0]["gain"] == 2.5
+
+
+def test_a_failing_figure_costs_neither_the_results_nor_the_page(tmp_path, monkeypatch, caplog):
+    def broken(*arguments):
+        assert (tmp_path / "results.json").is_file(), "results are written before any figure"
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(figures, "bars", broken)
+    write_report(report(tmp_path), show_forget=False)
+    assert "the figure metrics.png could not be drawn: RuntimeError: out of ink" in caplog.text
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "figures" / "trace.png").is_file()
+    assert not (tmp_path / "figures" / "metrics.png").exists()

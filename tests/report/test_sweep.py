@@ -35,7 +35,12 @@ def write(here, readings, before, after):
         "seconds": {"total": 3.0},
         "edit": {"tower": "vision", "layer": "visual.proj", "step": 2.0, "relative_norm": 0.1},
         "search": [{"feasible": True}],
-        "provenance": {"method": "slug"},
+        "provenance": {
+            "method": "slug",
+            "model": {"source": "tiny", "fingerprint": "m"},
+            "data": {"fingerprint": "d"},
+        },
+        "cost": {},
     }
     (here / "results.json").write_text(json.dumps(found))
 

@@ -15,7 +15,7 @@ from muwa.fingerprint import digest, read_image
 from muwa.models.base import Editable, Observer
 from muwa.models.vlm.question_answering import QuestionAnswering, Wordings, check_wordings, questions
 from muwa.types.data import Task
-from muwa.types.metric import Metric, Reading
+from muwa.types.metric import Metric, NameRate, Reading
 from muwa.types.questions import Question
 
 COUNTED = "images asked about"
@@ -115,8 +115,8 @@ class Answers(Measure):
 
         def rate(role: str, is_hit: Callable[[str, Question], bool], reading: Reading) -> Metric:
             about = [(one, answer) for one, answer in answers if one.role == role]
-            hits = [is_hit(answer, one) for one, answer in about]
-            return image_rate(hits, [one for one, _ in about], reading)
+            hits, asked = [is_hit(answer, one) for one, answer in about], [one for one, _ in about]
+            return replace(image_rate(hits, asked, reading), by_name=_by_name(hits, asked))
 
         def was(wanted: str) -> Callable[[str, Question], bool]:
             return lambda answer, one: verdict(answer, one.accepted, one.others) == wanted
@@ -146,9 +146,23 @@ def image_rate(hits: Sequence[bool], asked: Sequence[Question], reading: Reading
             count as one.
         reading: How to read the rate; the numbers of questions and images are added to its text.
     """
+    each = torch.tensor(_of_images(hits, asked), dtype=torch.float64)
+    counts = f"({len(hits)} questions about {len(each)} images, the mean over images)"
+    return share(each, replace(reading, text=f"{reading.text} {counts}"))
+
+
+def _of_images(hits: Sequence[bool], asked: Sequence[Question]) -> list[float]:
+    """The rate of hits of each image, as in `image_rate`."""
     rates: dict[str, list[float]] = {}
     for hit, one in zip(hits, asked, strict=True):
         rates.setdefault(digest([read_image(image) for image in one.images]), []).append(float(hit))
-    each = torch.tensor([sum(rate) / len(rate) for rate in rates.values()], dtype=torch.float64)
-    counts = f"({len(hits)} questions about {len(each)} images, the mean over images)"
-    return share(each, replace(reading, text=f"{reading.text} {counts}"))
+    return [sum(rate) / len(rate) for rate in rates.values()]
+
+
+def _by_name(hits: Sequence[bool], asked: Sequence[Question]) -> dict[str, NameRate]:
+    """Right answer -> the mean over its images of each image's rate of hits."""
+    pairs: dict[str, list[tuple[bool, Question]]] = {}
+    for hit, one in zip(hits, asked, strict=True):
+        pairs.setdefault(one.accepted[0], []).append((hit, one))
+    rates = {name: _of_images(*zip(*mine, strict=True)) for name, mine in pairs.items()}
+    return {name: NameRate(sum(each) / len(each), len(each)) for name, each in rates.items()}

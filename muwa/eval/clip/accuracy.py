@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
-from muwa.eval.statistics import counts, rate_interval, wilson
+from muwa.eval.statistics import by_name, counts, rate_interval, wilson
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
@@ -45,7 +45,9 @@ class Forget(Measure):
             )
             for k, label in _TOP_K.items()
         }
-        return {f"forget/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
+        return {
+            f"forget/top{k}": named_accuracy(features, images, k, reading) for k, reading in readings.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Retain(Measure):
             )
             for k, label in _TOP_K.items()
         }
-        return {f"retain/top{k}": accuracy(features, images, k, reading) for k, reading in readings.items()}
+        return {
+            f"retain/top{k}": named_accuracy(features, images, k, reading) for k, reading in readings.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,21 @@ class Utility(Measure):
 
 def accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
     """Top-k accuracy: the mean over names, with the interval of `over_names`; n is the number of images."""
-    labels = torch.tensor(images.labels, dtype=torch.long)
-    hits = top_k(features.images(images), features.classes(images.classes), labels, k)
+    hits, labels = _hits(features, images, k)
     return Metric(*over_names(hits, labels), reading)
+
+
+def named_accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
+    """`accuracy` with the accuracy of each name."""
+    hits, labels = _hits(features, images, k)
+    names = [images.classes.names[label] for label in images.labels]
+    return Metric(*over_names(hits, labels), reading, by_name=by_name(hits.tolist(), names))
+
+
+def _hits(features: Features, images: LabelledImages, k: int) -> tuple[Tensor, Tensor]:
+    """(whether each image's own class is among its first k, the class of each image)."""
+    labels = torch.tensor(images.labels, dtype=torch.long)
+    return top_k(features.images(images), features.classes(images.classes), labels, k), labels
 
 
 def over_names(hits: Tensor, labels: Tensor) -> tuple[float, int, float, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from muwa.data.prompts import image_requests
 from muwa.eval.base import Measure
-from muwa.eval.statistics import wilson
+from muwa.eval.statistics import by_name, wilson
 from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
@@ -90,13 +90,19 @@ class Canvas(Measure):
         requests = self.requests(task)
         hits = observer.hits(requests, self.classifier(observer.model, task))
 
-        def of_role(role: str) -> list[bool]:
-            return [hit for hit, one in zip(hits, requests, strict=True) if one.role == role]
+        def rate(role: str, wanted: bool, reading: Reading) -> Metric:
+            mine = [
+                (hit == wanted, one.concept)
+                for hit, one in zip(hits, requests, strict=True)
+                if one.role == role
+            ]
+            counted = [hit for hit, _ in mine]
+            return replace(hit_rate(counted, reading), by_name=by_name(counted, [name for _, name in mine]))
 
         return {
-            "forget/ua": hit_rate([not hit for hit in of_role("forget")], UNLEARNING),
-            "retain/ira": hit_rate(of_role("retain"), IN_DOMAIN),
-            "retain/cra": hit_rate(of_role("cross"), CROSS_DOMAIN),
+            "forget/ua": rate("forget", False, UNLEARNING),
+            "retain/ira": rate("retain", True, IN_DOMAIN),
+            "retain/cra": rate("cross", True, CROSS_DOMAIN),
         }
 
     def requests(self, task: Task) -> list[ImageRequest]:

@@ -6,6 +6,7 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from muwa.report.runs import (
     value_of,
     variant_of,
 )
-from muwa.report.text import rounded, write_text
+from muwa.report.text import csv_cell, md_cell, rounded, write_text
 
 ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")  # as SLUG's tables
 FORGOTTEN = "forget/top5"  # at 0 a run counts as having forgotten
@@ -55,7 +56,7 @@ def write(folder: Path, runs: Sequence[SweptRun]) -> None:
     variants = grouped(runs)
     if all(set(ACCURACIES) <= set(run.results["metrics"]["after"]) for run in runs):
         _write(folder / "table", *accuracies(variants))
-        figures.save(_figure(variants), folder / "table.png")
+        figures.try_save(partial(_figure, variants), folder / "table.png")
         if len(variants) > 1:
             _write(folder / "paired", *paired(runs))
     if any(key.split(".")[0] in COMPARED for run in runs for key in run.swept):
@@ -195,9 +196,10 @@ def _number(value: float, like: float | None = None) -> str:
 def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """One table as CSV, Markdown and LaTeX (booktabs)."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    safe = [[csv_cell(row[0]), *row[1:]] for row in rows]  # the other cells are numbers, with or without ±
+    csv.writer(text, lineterminator="\n").writerows([[*map(csv_cell, header)], *safe])
     write_text(stem.with_suffix(".csv"), text.getvalue())
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    lines = [f"| {' | '.join(map(md_cell, row))} |" for row in (header, *rows)]
     write_text(stem.with_suffix(".md"), "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n")
     body = [" & ".join(map(_latex, row)) + r" \\" for row in (header, *rows)]
     columns = "l" + "r" * (len(header) - 1)
@@ -206,16 +208,15 @@ def _write(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _latex(text: str) -> str:
-    for plain, safe in (
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("±", r"$\pm$"),
-        ("→", r"$\to$"),
-        (">", "$>$"),
-    ):
-        text = text.replace(plain, safe)
-    return text
+    """A text for LaTeX, its special characters escaped.
+
+    >>> _latex("a_b $^$ {c}")
+    'a\\\\_b \\\\$\\\\textasciicircum{}\\\\$ \\\\{c\\\\}'
+    """
+    special: dict[str, str | int | None] = {sign: rf"\{sign}" for sign in "_%&$#{}"}
+    special |= {"±": r"$\pm$", "→": r"$\to$", ">": "$>$", "<": "$<$"}
+    special |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return text.translate(str.maketrans(special))
 
 
 def _figure(variants: Variants) -> Figure:

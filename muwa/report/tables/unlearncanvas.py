@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muwa.report.runs import Results, SweptRun, Variants, grouped, unedited
-from muwa.report.text import write_text
+from muwa.report.text import csv_cell, write_text
 
 PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
 KINDS = ("style", "class")
@@ -36,7 +36,7 @@ def write(folder: Path, runs: Sequence[SweptRun]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: csv_cell(cell) for column, cell in row.items()} for row in rows)
     write_text(folder / "unlearncanvas.csv", text.getvalue())
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.get(column) or "-" for column in columns) + " |" for row in rows]

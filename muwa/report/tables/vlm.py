@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muwa.report.runs import Results, SweptRun, grouped
-from muwa.report.text import rounded, write_text
+from muwa.report.text import md_cell, rounded, write_text
 from muwa.types.metric import RATE
 
 ANSWERED = ("forget/answered", "retain/answered", "utility/answered")
@@ -40,7 +40,10 @@ def write(folder: Path, runs: Sequence[SweptRun]) -> None:
     rows = [head, ["---"] * len(head)]
     for variant, found in variants.items():
         lead = [variant.label] if several else []
-        rows += [[*lead, ", ".join(run["task"]["names"]), *_cells([run], columns)] for run in found]
+        rows += [
+            [*map(md_cell, [*lead, ", ".join(run["task"]["names"])]), *_cells([run], columns)]
+            for run in found
+        ]
         rows.append([*lead, f"**mean of {len(found)}**", *_cells(found, columns)])
     source = mine[0].results["provenance"]["model"]["source"]
     note = f"\nModel: {source}. Before → after, rates in per cent. Seconds: the method alone.\n{PUBLISHED}\n"

@@ -131,3 +131,13 @@ def test_a_style_and_missing_wordings_are_refused_before_anything_is_asked() -> 
         measure.check(None, tiny.canvas("style"))
     with pytest.raises(ValueError, match="wordings: none for object; got identity"):
         replace(measure, wordings={"identity": ("Who?",)}).check(None, tiny.task())
+
+
+def test_each_name_has_its_own_rate_over_its_images() -> None:
+    """Bo Hill is named in one of two wordings of each image, the others never."""
+    found = answers(lambda one: "Bo Hill" if one.text == "Who is this?" else "?", tiny.task())
+    by_name = found["retain/answered"].by_name
+    assert by_name["Bo Hill"].value == 0.5
+    assert {rate.value for name, rate in by_name.items() if name != "Bo Hill"} == {0.0}
+    assert sum(rate.n for rate in by_name.values()) == found["retain/answered"].n == 7
+    assert list(found["forget/answered"].by_name) == ["Ada Fox"]

@@ -177,3 +177,16 @@ def test_a_model_whose_embeddings_are_nan_recognises_nobody(tmp_path):
     except ValueError:
         return
     assert found["retain/top1"].value == 0.0
+
+
+def test_the_accuracy_of_each_name_is_kept_beside_the_mean(features):
+    pictures = tiny.pictures([1, 1, 2, 3, 3, 3])
+    right = logits(pictures).argmax(1) == np.array(pictures.labels)
+    metric = Retain()(features, tiny.judged(Split(pictures, pictures, pictures)))["retain/top1"]
+    names = pictures.classes.names
+    assert {name: (rate.value, rate.n) for name, rate in metric.by_name.items()} == {
+        names[label]: (right[np.array(pictures.labels) == label].mean(), n)
+        for label, n in ((1, 2), (2, 1), (3, 3))
+    }
+    assert metric.value == pytest.approx(np.mean([rate.value for rate in metric.by_name.values()]))
+    assert not Utility()(features, tiny.judged(Split(pictures, pictures, pictures)))["utility/top1"].by_name

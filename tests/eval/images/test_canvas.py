@@ -122,3 +122,12 @@ def test_an_unknown_name_is_refused_before_anything_is_generated():
 def test_nothing_to_ask_for_is_no_accuracy_and_no_certainty():
     one = measured(painter.Painter(), painter.identity(), retain=0)["retain/ira"]
     assert (one.value, one.n, one.low, one.high) == (0.0, 0, 0.0, 1.0)
+
+
+def test_each_name_has_its_own_rate():
+    """The rates of all names, weighted by their images, give the rate of the metric."""
+    found = measured(painter.Painter(), painter.identity())
+    for metric in found.values():
+        assert sum(rate.n for rate in metric.by_name.values()) == metric.n
+        assert {rate.value for rate in metric.by_name.values()} == {metric.value}
+    assert set(found["forget/ua"].by_name) == set(painter.identity().names)

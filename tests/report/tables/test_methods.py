@@ -5,7 +5,7 @@ import torch
 
 from muwa.eval.clip.relearning import reading, steps_until_back
 from muwa.report.runs import SweptRun, Variant, grouped
-from muwa.report.tables.methods import _latex, accuracies, applies, evidence, paired, write
+from muwa.report.tables.methods import _latex, _write, accuracies, applies, evidence, paired, write
 
 
 def run(method, forget, retain, *, seconds=1.0, data="d", model="m", known=1.0, name="X"):
@@ -185,3 +185,15 @@ def test_a_sweep_over_people_alone_has_a_row_of_its_method_and_nothing_to_compar
     last = (tmp_path / "table.md").read_text().splitlines()[-1]
     assert last.startswith("| slug | 2 | 2/2 | 0 ± 0 |")
     assert "85.00 ± 7.07" in last
+
+
+def test_a_label_is_no_formula_and_no_markup(tmp_path):
+    """The other cells are numbers of ours, signs and all: they stay as they are."""
+    _write(tmp_path / "t", ["method", "=x"], [["=ga (a|b, {k})", "+2.00 (-0.48 to +4.48)"], ["-1", "-"]])
+    assert list(csv.reader((tmp_path / "t.csv").read_text().splitlines())) == [
+        ["method", "'=x"],
+        ["'=ga (a|b, {k})", "+2.00 (-0.48 to +4.48)"],
+        ["-1", "-"],
+    ]
+    assert r"| =ga (a\|b, {k}) |" in (tmp_path / "t.md").read_text()
+    assert r"=ga (a|b, \{k\}) & +2.00" in (tmp_path / "t.tex").read_text()

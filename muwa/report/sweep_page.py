@@ -1,0 +1,192 @@
+"""sweep.html: what came out first, then the settings that were swept, and every column below, folded."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.image import imread
+
+from muwa.report.figures import short
+from muwa.report.runs import REPEATED, SweptRun
+from muwa.report.tables.harm import Harm, figure_files, sentences
+from muwa.report.text import environment, rounded, write_text
+
+DOTS_PER_PIXEL = 150 / 96  # of a figure
+_LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole text on hover
+_FOLDED = 12  # a setting with more values than this is folded under "By setting"
+_DIGITS = 3  # of a number in a cell; more where two numbers of a column would look alike
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: what it shows, the whole value for hover and sorting, its CSS classes, its link."""
+
+    text: str
+    whole: str = ""
+    style: str = ""
+    link: str = ""
+
+
+def write_page(
+    folder: Path,
+    runs: Sequence[SweptRun],
+    rows: Sequence[Row],
+    *,
+    results: Sequence[str],
+    summary: Mapping[str, str],
+    headline: str,
+    harms: Sequence[Harm],
+) -> None:
+    """Write sweep.html. Figures that were drawn lie in `folder` already.
+
+    Args:
+        rows: `muwa.report.sweep.row_of` of each run.
+        results: The columns of `rows` that say how a run came out: they stand first.
+        summary: Column -> mean ± std over the runs, where that means something.
+    """
+    swept = list(dict.fromkeys(key for run in runs for key in run.swept))
+    every = list(dict.fromkeys(key for row in rows for key in row))
+    named = [key for key in swept if key in REPEATED and key != "seed"]
+    lead = ["run", "status", *(named or [name for name in ("names",) if name in every])]
+    edit = [name for name in ("layer", "step") if name in every]
+    main = [*lead, *results, *(key for key in swept if key not in named), *edit]
+    page = (
+        environment()
+        .get_template("sweep.html")
+        .render(
+            name=folder.parent.parent.name,
+            count=len(rows),
+            headline=headline,
+            figure=picture(folder / "sweep.png"),
+            harms=[
+                {
+                    "title": harm.title,
+                    "sentences": sentences(harm),
+                    "image": picture(path),
+                    "metric": harm.metric,
+                }
+                for harm, path in zip(harms, figure_files(folder, harms), strict=True)
+            ],
+            settings=by_setting(runs, rows, results),
+            results=results,
+            folded=_FOLDED,
+            tables=[
+                {"id": "runs", "columns": columns, "rows": cells(rows, columns), "summary": summary}
+                for columns in (main, every)
+            ],
+        )
+    )
+    write_text(folder / "sweep.html", page)
+
+
+def picture(path: Path) -> dict[str, Any] | None:
+    """A figure for the page, with its width in pixels of the page; None if there is no such file."""
+    if not path.is_file():
+        return None
+    width = round(imread(path).shape[1] / DOTS_PER_PIXEL)
+    return {"source": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", "width": width}
+
+
+def by_setting(
+    runs: Sequence[SweptRun], rows: Sequence[Row], results: Sequence[str]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(setting, one row per value) of the swept settings that have several finished runs for some value.
+
+    The setting with the fewest values stands first. A row has the value, the number of finished runs, and the
+    mean ± sample standard deviation of each result.
+    """
+    done = [(run.swept, row) for run, row in zip(runs, rows, strict=True) if run.results]
+    tables = []
+    for setting in dict.fromkeys(key for swept, _ in done for key in swept):
+        values: dict[str, list[Row]] = {}
+        for swept, row in done:
+            values.setdefault(swept[setting], []).append(row)
+        if len(values) > 1 and max(map(len, values.values())) > 1:
+            shown = shortened(list(values))
+            lines = [
+                {
+                    "value": Cell(text or "not read", value),
+                    "runs": len(mine),
+                    "cells": [
+                        mean_and_deviation([row[name] for row in mine if name in row]) for name in results
+                    ],
+                }
+                for text, (value, mine) in zip(shown, values.items(), strict=True)
+            ]
+            tables.append((setting, lines))
+    return sorted(tables, key=lambda one: len(one[1]))
+
+
+def mean_and_deviation(values: Sequence[Any]) -> str:
+    """Mean ± sample standard deviation of numbers; how many are true, of truth values.
+
+    >>> mean_and_deviation([0.5, 1.0]), mean_and_deviation([2]), mean_and_deviation([True, False])
+    ('0.75 ± 0.35', '2', '1 of 2')
+    """
+    if values and all(isinstance(value, bool) for value in values):
+        return f"{sum(values)} of {len(values)}"
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not numbers:
+        return ""
+    mean = rounded(statistics.mean(numbers), ".4g")
+    return f"{mean} ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else mean
+
+
+def cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[Cell]]:
+    """The cells of a table, row by row."""
+    made = []
+    for column in columns:
+        values = [row.get(column, "") for row in rows]
+        texts = [short(value) for value in values] if column == "layer" and all(values) else shortened(values)
+        made.append([_cell(column, value, text) for value, text in zip(values, texts, strict=True)])
+    return [list(row) for row in zip(*made, strict=True)]
+
+
+def _cell(column: str, value: Any, text: str) -> Cell:
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", style="" if value else "worse")
+    if column == "run":
+        return Cell(str(value), link=f"{value}/report.html")
+    style = "num" if _number(value) is not None else "worse" if value == "failed" else ""
+    return Cell(text, "" if text == str(value) else str(value), style)
+
+
+def shortened(values: Sequence[Any]) -> list[str]:
+    """Each value as a short text. Different values have different texts.
+
+    Numbers, also those that are written as text, get as many digits as tell them apart; long texts are cut.
+
+    >>> shortened([0.123456789, 0.123456001, 2.0]), shortened(["1.8480137906", "1.9730929278"])
+    (['0.123457', '0.123456', '2'], ['1.85', '1.97'])
+    >>> shortened(["visual.transformer.resblocks.3.attn.in_proj", "b"])
+    ['visual.transformer.resblock…', 'b']
+    """
+    numbers = [_number(value) for value in values]
+    for digits in range(_DIGITS, 18):
+        texts = [
+            str(value) if number is None else f"{number:.{digits}g}"
+            for value, number in zip(values, numbers, strict=True)
+        ]
+        if len(set(texts)) == len(
+            {str(value) if n is None else n for value, n in zip(values, numbers, strict=True)}
+        ):
+            break
+    cut = [text if len(text) <= _LONG else f"{text[: _LONG - 1]}…" for text in texts]
+    return cut if len(set(cut)) == len(set(texts)) else texts
+
+
+def _number(value: Any) -> float | None:
+    """The value as a number; None for a truth value and for other texts."""
+    if isinstance(value, bool) or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
