@@ -17,6 +17,9 @@ from muwa.types.data import Broken
 
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
 _ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no EPS, which starts Ghostscript; no format with code in it
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})  # of these formats
+PIXELS = 2**26  # the most that an image may have: 8192 x 8192, which takes half a gigabyte to decode
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
 
@@ -98,8 +101,11 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
 def decode(image: EncodedImage) -> Image.Image:
     """The image in RGB, fully decoded. EXIF rotation is not applied, as in open_clip and img2dataset.
 
+    The bytes decide the format, not the file's ending. Of a moving image, the first frame is taken.
+
     Raises:
-        ValueError: The bytes are not a complete image. The message says why.
+        ValueError: The bytes are not a complete image in one of `FORMATS`, or it has more than `PIXELS`
+            pixels. The message says why.
     """
     raw = read_image(image)
     if not raw:
@@ -108,10 +114,15 @@ def decode(image: EncodedImage) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
-            with Image.open(io.BytesIO(raw)) as opened:
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+                if opened.width * opened.height > PIXELS:
+                    raise Image.DecompressionBombError
                 return opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(str(error).split(" <")[0]) from error
+    except UnidentifiedImageError as error:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ValueError(f"cannot identify image file as {known}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"more than {PIXELS:,} pixels") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
 
