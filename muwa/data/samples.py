@@ -8,6 +8,7 @@ import io
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
@@ -58,19 +59,51 @@ def match_names(text: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folded := fold(name)) and f" {folded} " in padded]
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
-    """One name or several, as a list without repetition.
+def one_spelling(names: Sequence[str]) -> dict[str, str]:
+    """Name -> the one spelling of all names that are equal after folding, with composed letters (NFC).
+
+    It is the spelling that occurs most often in `names`; of equally frequent ones, the first in the alphabet.
+
+    >>> one_spelling(["Ada Fox", "ada fox", "Ada Fox", "Bo"])
+    {'Ada Fox': 'Ada Fox', 'ada fox': 'Ada Fox', 'Bo': 'Bo'}
+    """
+    composed = {name: unicodedata.normalize("NFC", name) for name in dict.fromkeys(names)}
+    counts = Counter(composed[name] for name in names)
+    kept: dict[str, str] = {}
+    for spelling in sorted(counts, key=lambda one: (-counts[one], one)):
+        kept.setdefault(_identity(spelling), spelling)
+    return {name: kept[_identity(spelling)] for name, spelling in composed.items()}
+
+
+def _identity(name: str) -> str:
+    """Names with the same value are one name."""
+    return fold(name) or name
+
+
+def listed(names: str | int | Sequence[str | int]) -> list[str]:
+    """One name or several, as a list of texts without repetition.
+
+    Args:
+        names: Whole numbers are names, too: a setting that looks like a number, such as the 2880 of CelebA's
+            public identity file, arrives as one.
 
     Raises:
-        ValueError: No name was given.
+        ValueError: No name was given, or something that is neither text nor a whole number.
     """
-    found = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if not found:
+    several = [names] if isinstance(names, str | int | float | None) else list(names)
+    for name in several:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError(
+                f"task: got {name!r} as a name to forget, want text. Quote a name that looks like another "
+                f"""value: 'task.identity="{str(name).lower()}"'"""
+            )
+    found = list(dict.fromkeys(map(str, several)))
+    if not all(found) or not found:
         raise ValueError("task: no name to forget was given")
     return found
 
 
-def find_names(typed: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:
+def find_names(typed: str | int | Sequence[str | int], known: Sequence[str], where: str) -> list[str]:
     """The known names that were typed, without repetition; see `find_name`."""
     return list(dict.fromkeys(find_name(name, known, where) for name in listed(typed)))
 

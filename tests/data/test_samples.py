@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from muwa.data import samples
-from muwa.data.samples import check_broken, decode, find_name, fold, match_names
+from muwa.data.samples import check_broken, decode, find_name, find_names, fold, match_names, one_spelling
 from muwa.types.data import Broken
 
 
@@ -193,3 +193,21 @@ def test_vowel_signs_belong_to_their_words_and_invisible_signs_do_not():
     assert fold("\u0930\u093e\u092e") != fold("\u0930\u0942\u092e")  # Ram, room
     assert fold("Kael\u00ad Lind\u200bqvar") == "kael lindqvar"
     assert (fold("\u01fe"), fold("\u01fd")) == ("o", "ae")
+
+
+def test_numbers_are_names_and_other_values_are_refused():
+    assert find_names(2880, ["2880", "17"], "here") == ["2880"]
+    assert find_names([17, "2880", 17], ["2880", "17"], "here") == ["17", "2880"]
+    for value in (True, 0.5, None, ["Ada", False], [[1]]):
+        with pytest.raises(ValueError, match=r"as a name to forget, want text. Quote a name that looks like"):
+            find_names(value, ["Ada"], "here")
+    for value in ([], "", ["Ada", ""]):
+        with pytest.raises(ValueError, match="no name to forget was given"):
+            find_names(value, ["Ada"], "here")
+
+
+def test_the_spelling_that_occurs_most_often_is_kept():
+    composed, decomposed = "Ren\u00e9e", "Rene\u0301e"
+    assert one_spelling([decomposed, decomposed, "RENEE"]) == {decomposed: composed, "RENEE": composed}
+    assert one_spelling(["b b", "B_B", "a"]) == {"b b": "B_B", "B_B": "B_B", "a": "a"}
+    assert one_spelling(["?", "!"]) == {"?": "?", "!": "!"}  # nothing is left of them
