@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from muwa.data.folders import content, is_image, listing
-from muwa.data.samples import fold, one_spelling
+from muwa.data.samples import fold, one_spelling, spelt_in_several_ways
 from muwa.data.text_files import read_lines, read_table
 from muwa.runtime.notices import notice, some
 from muwa.types.data import Broken
@@ -90,7 +89,7 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
     numbered = bool(names) and all(name.isdigit() for name in names)
     if numbered:
         notice(f"{identity_file} {NUMBERED}")
-    if several := sorted(name for name, count in Counter(spelling.values()).items() if count > 1):
+    if several := spelt_in_several_ways(spelling):
         notice(f"{identity_file}: {len(several)} people are spelt in several ways: {some(several)}")
     sorted_files = {name: tuple(sorted(files[name])) for name in names}
     return CelebA(

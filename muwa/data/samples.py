@@ -9,7 +9,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, UnidentifiedImageError
 
@@ -73,6 +73,11 @@ def one_spelling(names: Sequence[str]) -> dict[str, str]:
     for spelling in sorted(counts, key=lambda one: (-counts[one], one)):
         kept.setdefault(_identity(spelling), spelling)
     return {name: kept[_identity(spelling)] for name, spelling in composed.items()}
+
+
+def spelt_in_several_ways(spelling: Mapping[str, str]) -> list[str]:
+    """The names that `one_spelling` gave to more than one spelling, sorted."""
+    return sorted(name for name, count in Counter(spelling.values()).items() if count > 1)
 
 
 def _identity(name: str) -> str:

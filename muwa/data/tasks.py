@@ -12,7 +12,7 @@ from muwa.data.base import TaskBuilder
 from muwa.data.celeba import NUMBERED, CelebA, read_celeba
 from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
-from muwa.data.imagenet import class_folders, class_names, read_folder
+from muwa.data.imagenet import check_folder, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
 from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, listed
@@ -61,7 +61,7 @@ class ForgetIdentities(TaskBuilder):
         """Raise if a name is unknown, or a folder or shard is missing."""
         people = _read_people(dataset)
         find_names(self.identity, people.names, _names_of(people, dataset))
-        class_folders(Path(dataset.images))
+        check_folder(Path(dataset.images))
         _check_shards(dataset)
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
