@@ -9,7 +9,7 @@ python launch.py --cfg job                                    # print the config
 import hydra
 from omegaconf import DictConfig
 
-from muwa import config, pipeline  # both without torch: help and refusals come at once
+from muwa import command_line, config, pipeline  # both without torch: help and refusals come at once
 
 config.register()
 
@@ -22,5 +22,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    config.adapt_command_line()
+    command_line.adapt_command_line()
     main()

@@ -1,7 +1,8 @@
 """The bridge to Hydra: the typed root of the config, the parts that it configures, and the pages of a sweep.
 
-Besides launch.py, this is the only module that imports hydra or omegaconf. A config group names a class or a
-function (`_target_`). Its signature is the schema: every keyword is checked against it before any compute.
+Besides launch.py and `command_line`, this is the only module that imports hydra or omegaconf. A config group
+names a class or a function (`_target_`). Its signature is the schema: every keyword is checked against it
+before any compute.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -27,21 +29,25 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from muwa.command_line import CONF, adapted
 from muwa.runtime.ranks import is_worker
+from muwa.signatures import check, check_value
+from muwa.types.ranges import Positive, Seed, Share
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
-CONF = Path(__file__).parent.parent / "conf"
-RENAMED = {  # settings that had another name: old -> present
-    "recogniser": "classifier",
-    "method.gradient": "gradient_source",
-    "eval.retrain_gap.twins": "eval.retrain_gap.retrained",
-    "eval.linear_probe.twins": "eval.linear_probe.retrained",
+RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
+    "seed": Seed,
+    "forget_target": Share,
+    "learning_rate": Positive,
+    "checkpoint": Literal["best", "first"],
+    "runtime.threads": Annotated[int, Interval(ge=1, le=1024)] | None,
 }
+_HOME = re.compile(r"(|local-dir:)~(?=/|$)")
 STAGES = ("curate", "unlearn", "eval", "report")
 
 
@@ -112,33 +118,6 @@ def register() -> None:
     ConfigStore.instance().store(name="root", node=Root)
 
 
-def adapt_command_line() -> None:
-    """Rewrite `sys.argv` before Hydra reads it.
-
-    Old names of settings become present names. Worker ranks get no folder and no log: all processes of a
-    torchrun have the same command line, but only the main rank may write.
-    """
-    sys.argv[1:] = [present_name(word) for word in sys.argv[1:]]
-    if is_worker():
-        sys.argv += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
-        sys.argv += ["hydra.output_subdir=null"]
-        sys.argv += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
-
-
-def present_name(override: str) -> str:
-    """The override with the present name of its setting. Prints a note on stderr if the name is old.
-
-    >>> present_name("seed=1"), present_name("eval.canvas.seeds=2")
-    ('seed=1', 'eval.canvas.seeds=2')
-    """
-    for old, new in RENAMED.items():
-        match = re.match(rf"([+~]*){re.escape(old)}(?=[.=@]|$)", override)
-        if match and ("=" in override or match[1]):
-            print(f"muwa: {old} is now called {new}", file=sys.stderr)
-            return match[1] + new + override[match.end() :]
-    return override
-
-
 class Parts(Mapping[str, Any]):
     """The parts of a composed config: task, method and metrics as records, the others as partials.
 
@@ -159,7 +138,7 @@ class Parts(Mapping[str, Any]):
             raise KeyError(name)
         if name not in self._made:
             made = _instantiated(self._cfg, name)
-            check({name: made})
+            check({name: made}, whole=name in RECORDS)
             self._made[name] = with_records(made) if name in RECORDS else made
         return self._made[name]
 
@@ -176,12 +155,14 @@ def build(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    """Raise ValueError if a value is missing or a stage is unknown. Names the key."""
+    """Raise ValueError if a value is missing or out of range, or a stage is unknown. Names the key."""
     missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
     if missing:
         raise ValueError(
             f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
         )
+    for key, annotation in RANGES.items():
+        check_value(key, annotation, OmegaConf.select(cfg, key))
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
@@ -198,11 +179,27 @@ def _instantiated(cfg: DictConfig, group: str) -> Any:
         ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
     """
     try:
-        return instantiate(cfg[group], _convert_="all")
+        return instantiate(in_home(OmegaConf.to_container(cfg[group], resolve=True)), _convert_="all")
     except InstantiationException as error:
         raise ValueError(
             f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
         ) from error
+
+
+def in_home(value: Any) -> Any:
+    """`value` with the home folder in place of `~` at the start of each path, also behind `local-dir:`.
+
+    >>> in_home({"path": ["local-dir:~/clip"], "prompt": "a ~/b"}) == {
+    ...     "path": [f"local-dir:{Path.home()}/clip"], "prompt": "a ~/b"}
+    True
+    """
+    if isinstance(value, Mapping):
+        return {key: in_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [in_home(inner) for inner in value]
+    if isinstance(value, str) and (found := _HOME.match(value)):
+        return found[1] + str(Path.home()) + value[found.end() :]
+    return value
 
 
 def with_records(part: Any) -> Any:
@@ -249,7 +246,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
         built = _with(built, changed)
     elif changed:
         raise ValueError(f"{choice}: holds {', '.join(built)}; change the settings of one of them instead")
-    check({group: built})
+    check({group: built}, whole=group in RECORDS)
     return with_records(built) if group in RECORDS else built
 
 
@@ -257,6 +254,7 @@ def _with(built: partial, changed: Mapping[str, Any]) -> partial:
     """A partial with other keywords; a mapping changes some settings of a nested record."""
     keywords = dict(built.keywords)
     for name, value in changed.items():
+        value = in_home(value)
         nested = keywords.get(name)
         if isinstance(nested, partial) and isinstance(value, Mapping):
             value = _with(nested, value)
@@ -275,36 +273,12 @@ def composed(*overrides: str) -> DictConfig:
             f"{CONF}: no such folder, want the defaults of muwa; install it with pip install -e ."
         )
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*overrides, "paths.run=outputs", "paths.sweep=outputs"])
-
-
-def check(parts: Mapping[str, Any]) -> None:
-    """Raise if a keyword of a partial does not fit its function or class; nested partials too.
-
-    A class of one of the groups `RECORDS` must get all its settings.
-
-    Raises:
-        ValueError: Names the key, the function and what does not fit.
-    """
-    for key, part in parts.items():
-        if isinstance(part, Mapping):
-            check({f"{key}.{name}": inner for name, inner in part.items()})
-        elif isinstance(part, partial):
-            signature = inspect.signature(part.func)
-            complete = inspect.isclass(part.func) and key.partition(".")[0] in RECORDS
-            bind = signature.bind if complete else signature.bind_partial
-            try:
-                bind(*part.args, **part.keywords)
-            except TypeError as error:
-                where = f"{part.func.__module__}.{part.func.__qualname__}"
-                raise ValueError(f"{key}: {where}() {error}") from error
-            nested = {name: x for name, x in part.keywords.items() if isinstance(x, partial | Mapping)}
-            check({f"{key}.{name}": inner for name, inner in nested.items()})
+        return compose("config", [*adapted(overrides), "paths.run=outputs", "paths.sweep=outputs"])
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values, with the `command` of this run, for provenance and dashboards."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = in_home(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(plain, dict)
     return {**{str(key): value for key, value in plain.items()}, "command": _command()}
 
@@ -317,11 +291,17 @@ def _command() -> str:
     return shlex.join(["python", *words])
 
 
-def read_run(run: Path) -> DictConfig:
+def read_run(run: Path, *, trusted: Sequence[str], commands: bool) -> DictConfig:
     """The config of a finished run, as Hydra saved it in `.hydra/config.yaml`.
 
+    The file may be a stranger's, and parts are made of what it names.
+
+    Args:
+        trusted: Packages beside muwa whose classes and functions it may name.
+        commands: Whether it may have commands run (`pipe:...`).
+
     Raises:
-        ValueError: `run` is not the folder of a run.
+        ValueError: `run` is not the folder of a run, or its config would run what is not allowed.
     """
     path = run / ".hydra" / "config.yaml"
     if not path.is_file():
@@ -331,7 +311,39 @@ def read_run(run: Path) -> DictConfig:
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     cfg.paths.run = cfg.paths.sweep = str(run)
+    for key, value in _texts(OmegaConf.to_container(cfg, resolve=True)):
+        if key.endswith("._target_") and (package := _package_of(value)) not in ("muwa", *trusted):
+            raise ValueError(
+                f"{path}: {key} is {value}, which is not a part of muwa. If you trust this run: "
+                f"--trust {package}"
+            )
+        if value.startswith("pipe:") and not commands:
+            raise ValueError(f"{path}: {key} runs a command. If you trust this run: --trust-commands")
     return cfg
+
+
+def _package_of(target: str) -> str:
+    """The package that a target is defined in, also if it is reached through another package's module.
+
+    `muwa.config.os.system` is defined in posix. A target outside muwa is not imported.
+    """
+    package = target.partition(".")[0]
+    if package != "muwa":
+        return package
+    try:
+        return str(get_object(target).__module__).partition(".")[0]
+    except (ImportError, AttributeError, InstantiationException, ValueError):
+        return package  # `_instantiated` says that it does not exist
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(Key, text) of every text in nested plain values."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping | list):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in pairs:
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Content(ABC):
         """SHA-256 (hex) of the content, without names of folders or hosts and without dates."""
 
 
-def digest(parts: Iterable[str | bytes]) -> str:
+def digest(parts: Iterable[str | bytes | memoryview]) -> str:
     """SHA-256 (hex) of a sequence of parts.
 
     The length of each part enters too, so ("ab", "c") and ("a", "bc") differ.
@@ -33,6 +33,12 @@ def digest(parts: Iterable[str | bytes]) -> str:
         total.update(len(raw).to_bytes(8, "little"))
         total.update(raw)
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,5 +161,5 @@ def _(x: Callable[..., object]) -> str:
 def _of_tensor(x: Any) -> str:
     """SHA-256 (hex) of a tensor: its type, its shape and the bytes of its elements in order."""
     elements = x.detach().cpu().contiguous().flatten()
-    raw = elements.view(sys.modules["torch"].uint8).numpy().tobytes()
+    raw = memoryview(elements.view(sys.modules["torch"].uint8).numpy())  # no copy of the tensor
     return digest(["tensor", str(x.dtype), str(tuple(x.shape)), raw])

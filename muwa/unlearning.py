@@ -29,6 +29,7 @@ from muwa.report.page import write_report
 from muwa.report.verdicts import verdicts
 from muwa.run import Run
 from muwa.runtime import threads
+from muwa.runtime.devices import check_device
 from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.types.data import Task
@@ -101,6 +102,7 @@ def _run(
     """The run of one process: the main rank does everything, worker ranks help to compute gradients."""
     stages, runtime = settings["stages"], settings["runtime"]
     torch.set_num_threads(runtime["threads"] or min(torch.get_num_threads(), threads.available()))
+    check_device(runtime["device"])
     reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
     started = time.perf_counter() - sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main

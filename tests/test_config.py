@@ -1,5 +1,4 @@
 import inspect
-import sys
 from collections.abc import Mapping
 
 import pytest
@@ -134,39 +133,29 @@ def test_an_unknown_stage_is_named(composed):
 
 def test_the_folder_of_a_run_is_checked(tmp_path):
     with pytest.raises(ValueError, match="no .hydra/config.yaml in it; want the folder of a run"):
-        config.read_run(tmp_path)
+        config.read_run(tmp_path, trusted=(), commands=False)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("recogniser=clip", "classifier=clip"),
-        ("method.gradient=clip,answer", "gradient_source=clip,answer"),
-        ("eval.retrain_gap.twins=[a,b]", "eval.retrain_gap.retrained=[a,b]"),
-        ("+recogniser.folder=a=b", "+classifier.folder=a=b"),
-    ],
-)
-def test_a_setting_by_its_old_name_is_taken_and_its_present_name_is_said(old, new, capsys):
-    assert config.present_name(old) == new
-    assert "is now called" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "word", ["seed=1", "method.gradients=null", "task.identity=recogniser", "-m", "recogniser"]
-)
-def test_all_else_on_the_command_line_stays_as_it_is(word, capsys):
-    assert config.present_name(word) == word
-    assert not capsys.readouterr().err
-
-
-def test_worker_ranks_leave_no_folder(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["launch.py", "seed=1"])
-    config.adapt_command_line()
-    assert sys.argv == ["launch.py", "seed=1"]
-    monkeypatch.setenv("RANK", "1")
-    config.adapt_command_line()
-    assert sys.argv[:3] == ["launch.py", "seed=1", "hydra.run.dir=."]
-    assert "hydra.output_subdir=null" in sys.argv
+@pytest.mark.parametrize(("where", "value", "said", "trust"), [
+    ("method._target_", "subprocess.call", "method._target_ is subprocess.call, which is not .* --trust subprocess", {"trusted": ["subprocess"]}),
+    ("model._target_", "muwa.config.os.system", "which is not a part of muwa.*--trust posix", {"trusted": ["posix"]}),
+    ("task.limits._target_", "antigravity.fly", "task.limits._target_ is antigravity.fly", {"trusted": ["antigravity"]}),
+    ("dataset.shards", ["a.tar", "pipe:touch /tmp/x"], "dataset.shards.1 runs a command. .*--trust-commands", {"commands": True}),
+])  # fmt: skip
+def test_the_config_of_a_strangers_run_makes_no_more_than_parts_of_muwa(
+    composed, tmp_path, where, value, said, trust
+):
+    cfg = composed()
+    (tmp_path / ".hydra").mkdir()
+    file = tmp_path / ".hydra" / "config.yaml"
+    OmegaConf.save(cfg, file)
+    nothing = {"trusted": (), "commands": False}
+    assert config.read_run(tmp_path, **nothing).seed == 0
+    OmegaConf.update(cfg, where, value)
+    OmegaConf.save(cfg, file)
+    with pytest.raises(ValueError, match=said):
+        config.read_run(tmp_path, **nothing)
+    assert config.read_run(tmp_path, **{**nothing, **trust}).seed == 0
 
 
 def test_a_part_has_the_defaults_of_conf_and_the_changes_asked_for():

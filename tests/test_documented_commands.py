@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from muwa import config
+from muwa import command_line, config
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -87,7 +87,7 @@ def test_there_are_commands_of_every_kind_of_text():
 @pytest.mark.parametrize("command", COMMANDS, ids=shown)
 def test_a_documented_command_composes_and_builds(command):
     overrides = [re.sub(r"\$(\w+)", lambda m: ENVIRONMENT[m[1]], word) for word in command.overrides]
-    overrides = [config.present_name(word) for word in overrides if word != "..."]
+    overrides = [word for word in overrides if word != "..."]
     parts = config.build(config.composed(*overrides))
     assert set(parts) == set(config.PARTS)
 
@@ -105,7 +105,7 @@ FEW = ("task.limits.retain_pairs=96", "dataset.utility=0.1", "dataset.utility_pr
 @pytest.mark.parametrize("command", RUNNABLE, ids=shown)
 def test_a_documented_command_that_needs_no_weights_runs(command, miniature, shared):
     """On few samples, what it does not set itself; of a multirun the first run. The cache is shared."""
-    words = [config.present_name(word) for word in command.overrides]
+    words = command_line.adapted(command.overrides)
     few = [one for one in FEW if one.partition("=")[0] not in {word.partition("=")[0] for word in words}]
     fixed = [f"paths.outputs={shared / 'documented'}", f"dataset.root={miniature}", "runtime.progress=false"]
     line = [sys.executable, str(ROOT / "launch.py"), *command.overrides, *few, *fixed]

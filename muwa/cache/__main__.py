@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from muwa.cache.mark import checked
+from muwa.drafts import remove
+
+_WRITTEN = re.compile(r"[0-9a-f]{64}(\..*)?")  # an entry, its lock, its drafts
 
 
 def _entries(root: Path) -> list[Path]:
@@ -44,32 +51,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     why.add_argument("keys", nargs="+", metavar="KEY")
     why.add_argument("--root", type=Path, default=Path("outputs/cache"))
     args = parser.parse_args(argv)
-    if args.command == "why":
-        try:
-            parts = [_find(args.root, key) for key in args.keys[:2]]
-        except ValueError as error:
-            print(f"muwa.cache: {error}", file=sys.stderr)
-            return 2
-        for name in sorted({name for part in parts for name in part}):
-            values = [part.get(name, "absent") for part in parts]
-            mark = "  " if len(set(values)) == 1 else "* "
-            print(mark + name.ljust(24), "  ".join(value[:40] for value in dict.fromkeys(values)))
-        return 0
-    if args.command == "clear":
-        for left in (*args.root.rglob("*.unfinished"), *args.root.rglob("*.draft")):
-            if left.is_dir() and left.parent.relative_to(args.root).as_posix().startswith(args.stage):
-                shutil.rmtree(left)
-    for folder in _entries(args.root):
-        stage = folder.parent.relative_to(args.root).as_posix()
-        if not stage.startswith(args.stage):
-            continue
-        if args.command == "clear":
-            shutil.rmtree(folder)
-            continue
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        hours = (time.time() - (folder / "key.json").stat().st_mtime) / 3600
-        print(f"{folder.name[:16]}  {stage:<20} {size / 1e6:9.2f} MB  {hours:7.1f} h")
+    actions = {"ls": _list, "clear": _clear, "why": _explain}
+    try:
+        actions[args.command](args)
+    except (ValueError, OSError) as error:
+        print(f"muwa.cache: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _explain(args: argparse.Namespace) -> None:
+    """Print the parts of one key, or of two beside each other."""
+    parts = [_find(args.root, key) for key in args.keys[:2]]
+    for name in sorted({name for part in parts for name in part}):
+        values = [part.get(name, "absent") for part in parts]
+        mark = "  " if len(set(values)) == 1 else "* "
+        print(mark + name.ljust(24), "  ".join(value[:40] for value in dict.fromkeys(values)))
+
+
+def _list(args: argparse.Namespace) -> None:
+    """Print a line for each entry: its key, stage, size and age."""
+    for folder in _entries(checked(args.root)):
+        stage = folder.parent.relative_to(args.root).as_posix()
+        if stage.startswith(args.stage):
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            hours = (time.time() - (folder / "key.json").stat().st_mtime) / 3600
+            print(f"{folder.name[:16]}  {stage:<20} {size / 1e6:9.2f} MB  {hours:7.1f} h")
+
+
+def _clear(args: argparse.Namespace) -> None:
+    """Remove entries, unfinished state, drafts and locks. Entries that a process holds are left.
+
+    Only what the cache writes is removed: `<stage>/<key>`, and what has the same name with an ending.
+    """
+    root, in_use = checked(args.root), 0
+    written = {path.parent / path.name[:64] for path in root.rglob("*") if _WRITTEN.fullmatch(path.name)}
+    for folder in sorted(written):
+        if not folder.parent.relative_to(root).as_posix().startswith(args.stage):
+            continue
+        try:
+            with FileLock(f"{folder}.lock", blocking=False):
+                for path in folder.parent.glob(f"{folder.name}*"):
+                    remove(path)
+        except Timeout:
+            in_use += 1
+    if in_use:
+        print(f"{in_use} entries are in use and were left", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
     value.json            the value; a tensor is replaced by its name
     value.safetensors     the tensors, if there are any
-    key.json              stage, key, parts of the key, and seconds of computation
+    key.json              stage, key, parts of the key, seconds of computation, SHA-256 of the other files
 
-An entry is written to a draft folder and renamed, so an interrupted write leaves no entry.
+An entry is written to a draft folder and renamed, so an interrupted write leaves no entry. An entry whose
+files are not those that were written is not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,7 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from muwa.drafts import new_file, new_folder
+from muwa.fingerprint import file_digest
 from muwa.types import data, edit, gradients, metric, search
+
+CHECKSUMS = "sha256"  # in key.json: file -> SHA-256 (hex) of its bytes
+
+# What reading a damaged entry raises, depending on which bytes are damaged.
+DAMAGE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, SafetensorError)
 
 # The records that a value may hold: the dataclasses of muwa.types.data, edit, gradients, metric and search.
 RECORDS: dict[str, type] = {
@@ -35,43 +41,55 @@ RECORDS: dict[str, type] = {
 
 
 def read_entry(folder: Path) -> tuple[bool, Any]:
-    """(True, value), or (False, None) if there is no complete entry. Warns of a damaged entry."""
-    if not (folder / "value.json").is_file():
-        return False, None
+    """(True, value), or (False, None) if there is no entry. Warns of one that is damaged or not readable."""
     try:
+        if not folder.exists():
+            return False, None
+        about = json.loads((folder / "key.json").read_text())
+        if about["key"] != folder.name:
+            raise ValueError(f"it holds the value of {about['key'][:12]}")
+        for name, wanted in about[CHECKSUMS].items():
+            if file_digest(folder / name) != wanted:
+                raise ValueError(f"{name} has other bytes than were written")
         tree = json.loads((folder / "value.json").read_text())
         tensors = load_file(folder / "value.safetensors") if (folder / "value.safetensors").is_file() else {}
         return True, _load(tree, tensors)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+    except PermissionError as error:
+        warnings.warn(f"cache entry {folder}: {error.strerror}; it is computed again", stacklevel=3)
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         warnings.warn(
-            f"cache entry {folder.name[:12]} is damaged ({error}); it is computed again", stacklevel=3
+            f"cache entry {folder.name[:12]} is damaged ({reason}); it is computed again", stacklevel=3
         )
-        return False, None
+    return False, None
 
 
 def write_entry(folder: Path, value: Any, about: Mapping[str, object]) -> None:
     """Write an entry. It appears when it is complete, or not at all.
 
     Args:
-        about: The content of key.json.
+        about: The content of key.json, without the checksums.
 
     Raises:
         TypeError: The value is of a kind that the cache does not take.
+        OSError: The folder cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     tree = _dump(value, tensors)
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    if tensors:
-        save_file(tensors, draft / "value.safetensors")
-    (draft / "value.json").write_text(json.dumps(tree))
-    (draft / "key.json").write_text(json.dumps(about, indent=1, sort_keys=True))
-    for path in draft.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    with new_folder(folder) as draft:
+        if tensors:
+            save_file(tensors, draft / "value.safetensors")
+        (draft / "value.json").write_text(json.dumps(tree))
+        checksums = {path.name: file_digest(path) for path in sorted(draft.iterdir())}
+        (draft / "key.json").write_text(json.dumps({**about, CHECKSUMS: checksums}, indent=1, sort_keys=True))
 
 
 def compute_seconds(folder: Path) -> float:
@@ -95,9 +113,8 @@ def start_attempt(unfinished: Path) -> float:
         started, spent = json.loads(note.read_text())
         written = [path.stat().st_mtime for path in unfinished.iterdir() if path != note]
         spent += max([0.0, *(when - started for when in written)])
-    draft = unfinished / "attempts.draft"
-    draft.write_text(json.dumps([time.time(), spent]))
-    os.replace(draft, note)
+    with new_file(note) as draft:
+        draft.write_text(json.dumps([time.time(), spent]))
     return spent
 
 

@@ -11,12 +11,13 @@ share one cache: one computes, the others wait. docs/cache.md says more.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from torch import Tensor
 
 from muwa.cache.entries import compute_seconds, read_entry, start_attempt, write_entry
 from muwa.cache.keys import key_of, key_parts
+from muwa.cache.mark import mark
 from muwa.cache.tensor_table import rows_of
+from muwa.drafts import SUFFIX, file_mode, new_file, remove
 from muwa.runtime.distributed import ALONE, Distributed
 
 
@@ -45,6 +48,7 @@ class Store:
         self.events: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.saved = 0.0
+        self._read_only = False
 
     def get(
         self,
@@ -77,17 +81,15 @@ class Store:
         parts = key_parts(stage, function, args, keywords, free)
         key = key_of(parts)
         folder = self._root / stage / key
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f"{key}.unfinished") if _resume else None
-        free |= {_resume: unfinished} if _resume else {}
         is_main = _distributed.is_main
-        with FileLock(f"{folder}.lock") if is_main else nullcontext():
+        with self._locked(folder) if is_main else nullcontext(False) as writable:
+            unfinished = folder.with_name(f"{key}.unfinished") if _resume and writable else None
+            free |= {_resume: unfinished} if _resume else {}
             hit, value = read_entry(folder) if is_main else (False, None)
             hit = _distributed.broadcast(hit)
             if not hit:
-                about = {"stage": stage, "key": key, "parts": parts} if is_main else None
-                self._compute(lambda: function(*args, **keywords, **free), folder, about, unfinished)
-                value = read_entry(folder)[1] if is_main else None
+                about = {"stage": stage, "key": key, "parts": parts} if writable else None
+                value = self._compute(lambda: function(*args, **keywords, **free), folder, about, unfinished)
         self._note(stage, "hit" if hit else "miss", started)
         if hit and is_main:
             self.saved += compute_seconds(folder) - (time.perf_counter() - started)
@@ -99,27 +101,56 @@ class Store:
         folder: Path,
         about: Mapping[str, object] | None,
         unfinished: Path | None,
-    ) -> None:
-        """Compute a value and write it as an entry.
-
-        It returns nothing, so that the value is never in memory twice: the caller reads the entry.
+    ) -> Any:
+        """Compute a value and write it as an entry. Returns the value as the entry gives it back.
 
         Args:
-            about: What key.json says of the entry, without its seconds; None on a worker rank, which computes
-                with the others and writes nothing.
+            about: What key.json says of the entry, without its seconds; None if nothing is written: on a
+                worker rank, and in a cache that cannot be written.
             unfinished: The folder of unfinished state, if the computation can be resumed.
         """
-        is_main = about is not None
-        earlier = start_attempt(unfinished) if unfinished and is_main else 0.0
+        earlier = start_attempt(unfinished) if unfinished else 0.0
         started, saved = time.perf_counter(), self.saved
         value = make()
         # what it read back itself counts with the time that computing that had taken
         seconds = time.perf_counter() - started + self.saved - saved
-        if about is not None:
-            self.saved += earlier
-            write_entry(folder, value, {**about, "seconds": seconds + earlier})
-            if unfinished:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        if about is None:
+            return value
+        self.saved += earlier
+        for left in folder.parent.glob(f"{folder.name}.*{SUFFIX}"):
+            remove(left)  # of a process that died: this one holds the lock
+        write_entry(folder, value, {**about, "seconds": seconds + earlier})
+        del value  # it is not to be in memory twice
+        if unfinished:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return read_entry(folder)[1]
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[bool]:
+        """Hold the lock of an entry. Gives whether the cache can be written.
+
+        A cache that cannot be written is read without locks: entries appear whole.
+        """
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            mark(self._root)
+            lock = FileLock(f"{folder}.lock", mode=file_mode())
+            lock.acquire()
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            if not self._read_only:
+                warnings.warn(
+                    f"the cache {self._root} cannot be written ({error.strerror}); it is only read",
+                    stacklevel=4,
+                )
+            self._read_only = True
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def rows(
         self, stage: str, function: Callable[..., Tensor], owner: Any, items: Any, *, _free: Mapping[str, Any]
@@ -138,14 +169,16 @@ class Store:
         parts = key_parts(stage, function, (owner,), {}, _free)
         key = key_of(parts)
         folder = self._root / stage / key
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not (folder / "key.json").is_file():
-                draft = folder / "key.draft"
-                draft.write_text(json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True))
-                os.replace(draft, folder / "key.json")
+        with self._locked(folder) as writable:
+            if writable and not (folder / "key.json").is_file():
+                folder.mkdir(exist_ok=True)
+                with new_file(folder / "key.json") as draft:
+                    draft.write_text(json.dumps({"stage": stage, "key": key, "parts": parts}, sort_keys=True))
             rows, computed = rows_of(
-                folder, items.digests, lambda some: function(owner, items.select(some), **_free)
+                folder,
+                items.digests,
+                lambda some: function(owner, items.select(some), **_free),
+                writable=writable,
             )
         event = "hit" if not computed else "miss" if computed == len(items.digests) else "partial"
         self._note(stage, event, started)

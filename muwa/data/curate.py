@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -280,10 +281,10 @@ def _no_match(request: Mapping[str, Any], scanned: int, index: CaptionIndex) -> 
     near = Counter(index.near(fold(" ".join(request["spellings"])).split()))
     words = ", ".join(f"{word!r} in {n}" for word, n in near.most_common(4)) or "none"
     spellings = ", ".join(map(repr, request["spellings"]))
+    advice = shlex.quote(f"task.aliases.{request['name']}=[SPELLING]")
     return (
         f"{request['name']}: no caption contains it. Searched {scanned} captions in {len(index.shards)} "
-        f"shards for {spellings} as whole words; single words found: {words}. Add other spellings with "
-        f"task.aliases={{{request['name']}: [...]}}"
+        f"shards for {spellings} as whole words; single words found: {words}. Add other spellings: {advice}"
     )
 
 

@@ -49,6 +49,26 @@ def _letter_or_space(sign: str) -> str:
     return "" if kind == "Cf" else " "
 
 
+def without_accents(name: str) -> str:
+    """`name` without accents, with one space for each run of signs other than letters and digits.
+
+    >>> without_accents("Sinéad O'Connor")
+    'Sinead O Connor'
+    """
+    letters = (one for one in unicodedata.normalize("NFD", name) if not unicodedata.combining(one))
+    return re.sub(r"[^\w]+|_+", " ", "".join(letters)).strip()
+
+
+def as_typed(name: str) -> str:
+    """A name as a user can type it behind `task.identity=`: it folds to the same, and no shell changes it.
+
+    >>> print(as_typed("Kael Lindqvar"), as_typed("Sinéad O'Connor"), as_typed("李小龙"))
+    Kael_Lindqvar Sinead_O_Connor '"李小龙"'
+    """
+    plain = without_accents(name).replace(" ", "_")
+    return plain if plain.isascii() and fold(plain) == fold(name) else f"'\"{name}\"'"
+
+
 def match_names(text: str, names: Sequence[str]) -> list[str]:
     """The `names` that occur in `text` as whole words, after both are folded.
 
@@ -129,7 +149,7 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(fold(typed), list(folded), 4, 0.55)
     words = set(fold(typed).split())
     near += [name for name in folded if words & set(name.split()) and name not in near]
-    nearest = ", ".join(folded[name].replace(" ", "_") for name in near[:5]) or "none that is similar"
+    nearest = ", ".join(as_typed(folded[name]) for name in near[:5]) or "none that is similar"
     raise ValueError(
         f"Unknown name {typed!r}: not among the {len(known)} names of {where}. Nearest: {nearest}. "
         "Type names with _ or quoted spaces."

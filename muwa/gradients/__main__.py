@@ -23,13 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("run", type=Path, help="the folder of a run (with results.json)")
     export.add_argument("file", type=Path)
     export.add_argument("--concept", help="which name, when the run forgot several")
+    trust = "a package beside muwa whose classes and functions the run's config may name"
+    export.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=trust)
+    export.add_argument("--trust-commands", action="store_true", help="let the run's config run commands")
     args = parser.parse_args(argv)
     threads.wait_briefly()
     from muwa.gradients.export import from_run  # imports torch
     from muwa.gradients.files import write_gradients
 
     try:
-        write_gradients(args.file, from_run(args.run, args.concept))
+        gradients = from_run(args.run, args.concept, trusted=args.trust, commands=args.trust_commands)
+        write_gradients(args.file, gradients)
     except (ValueError, OSError) as error:
         print(f"muwa.gradients: {error}", file=sys.stderr)
         return 2

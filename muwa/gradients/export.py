@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,19 @@ if TYPE_CHECKING:
     from muwa.types.data import Task
 
 
-def from_run(folder: Path, concept: str | None) -> Gradients:
+def from_run(folder: Path, concept: str | None, *, trusted: Sequence[str], commands: bool) -> Gradients:
     """The gradients of a finished run, from its cache; computed again if the cache does not have them.
 
     Args:
         folder: The folder of the run.
         concept: Which of the forgotten names; None if the run forgot one.
+        trusted, commands: What the run's config may make (`muwa.config.read_run`).
 
     Raises:
-        ValueError: `folder` is not the folder of a run; the run forgot several names and none was given; or
-            the run did not take gradients of exactly one CLIP.
+        ValueError: `folder` is not the folder of a run, or its config is not trusted; the run forgot several
+            names and none was given; or the run did not take gradients of exactly one CLIP.
     """
-    cfg = config.read_run(folder)
+    cfg = config.read_run(folder, trusted=trusted, commands=commands)
     parts = config.build(cfg)
     task: Task = parts["task"](parts["dataset"]())
     if concept is None and len(task.names) == 1:

@@ -8,6 +8,7 @@ from typing import Any
 from muwa.data.dataset import Dataset
 from muwa.miniature import data
 from muwa.runtime.progress import track
+from muwa.signatures import check_values
 
 
 def dataset(root: str, *, progress: bool, **settings: Any) -> Dataset:
@@ -19,8 +20,10 @@ def dataset(root: str, *, progress: bool, **settings: Any) -> Dataset:
 
     Raises:
         TypeError: A setting is not a field of `Dataset`, or a field is missing.
+        ValueError: A setting has another type, or is out of range.
     """
     found = Dataset(**settings)
+    check_values("dataset", Dataset, settings)
     world = Path(root) / "world"
     if not data.is_written(world):
         for _ in track(data.write(world), "drawing images", data.PARTS, show=progress):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import time
@@ -19,7 +20,7 @@ MOVE = Move("a", "text", "l", 1.0, 0.1)
 
 def written_and_read(folder, value):
     """The value as an entry gives it back."""
-    write_entry(folder, value, {})
+    write_entry(folder, value, {"key": folder.name})
     found, back = read_entry(folder)
     assert found
     return back
@@ -68,12 +69,14 @@ def test_other_kinds_are_refused_and_nothing_is_written(tmp_path, value, kind):
 
 def test_an_entry_holds_its_key_and_its_seconds(tmp_path):
     write_entry(tmp_path / "entry", 1, {"stage": "s", "seconds": 2.5})
-    assert json.loads((tmp_path / "entry" / "key.json").read_text()) == {"stage": "s", "seconds": 2.5}
+    about = json.loads((tmp_path / "entry" / "key.json").read_text())
+    digest = hashlib.sha256(b'{"plain": 1}').hexdigest()
+    assert about == {"stage": "s", "seconds": 2.5, "sha256": {"value.json": digest}}
     assert compute_seconds(tmp_path / "entry") == 2.5
 
 
 def test_a_second_write_replaces_the_entry(tmp_path):
-    write_entry(tmp_path / "entry", torch.ones(2), {})
+    write_entry(tmp_path / "entry", torch.ones(2), {"key": "entry"})
     assert written_and_read(tmp_path / "entry", 3) == 3
     assert sorted(path.name for path in (tmp_path / "entry").iterdir()) == ["key.json", "value.json"]
 
@@ -84,17 +87,91 @@ def test_an_entry_that_is_not_there_is_not_found(tmp_path):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"[]", b"3", b"{}", b"\xff\xfe", b'{"tensor": "9"}', b'{"type": "Nothing", "fields": {}}'],
+    [
+        b"",
+        b"[]",
+        b"3",
+        b"{}",
+        b"\xff\xfe",
+        b'{"tensor": "9"}',
+        b'{"type": "Nothing", "fields": {}}',
+        b'{"list": [' * 100_000,
+    ],
 )
-def test_garbage_is_reported_and_not_found(tmp_path, garbage):
-    write_entry(tmp_path / "entry", torch.ones(2), {})
+@pytest.mark.parametrize("signed", [False, True])
+def test_garbage_is_reported_and_not_found(tmp_path, garbage, signed):
+    """Also if its checksum is that of the garbage."""
+    write_entry(tmp_path / "entry", torch.ones(2), {"key": "entry"})
     (tmp_path / "entry" / "value.json").write_bytes(garbage)
+    if signed:
+        about = json.loads((tmp_path / "entry" / "key.json").read_text())
+        about["sha256"]["value.json"] = hashlib.sha256(garbage).hexdigest()
+        (tmp_path / "entry" / "key.json").write_text(json.dumps(about))
     with pytest.warns(UserWarning, match="cache entry entry is damaged .* it is computed again"):
         assert read_entry(tmp_path / "entry") == (False, None)
 
 
+@pytest.mark.parametrize("name", ["value.json", "value.safetensors", "key.json"])
+def test_one_changed_bit_is_reported_and_not_found(tmp_path, name):
+    """A digit of a value, an element of a tensor, a letter of the key."""
+    write_entry(tmp_path / "entry", [0.25, torch.ones(2)], {"key": "entry"})
+    path = tmp_path / "entry" / name
+    raw = bytearray(path.read_bytes())
+    place = {
+        "value.json": raw.find(b"25"),
+        "value.safetensors": len(raw) - 1,
+        "key.json": raw.find(b'entry"'),
+    }[name]
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    with pytest.warns(UserWarning, match="cache entry entry is damaged .* it is computed again"):
+        assert read_entry(tmp_path / "entry") == (False, None)
+
+
+@pytest.mark.parametrize(
+    "kind", ["file for the folder", "folder for the value", "folder for the key", "no key", "empty"]
+)
+def test_what_is_no_entry_is_reported_and_can_be_written_again(tmp_path, kind):
+    folder = tmp_path / "entry"
+    if kind == "file for the folder":
+        folder.write_text("not a folder")
+    else:
+        write_entry(folder, 1, {"key": "entry"})
+        for path in (
+            folder.iterdir()
+            if kind == "empty"
+            else [folder / {"folder for the value": "value.json"}.get(kind, "key.json")]
+        ):
+            path.unlink()
+        if kind.startswith("folder"):
+            (folder / ("value.json" if "value" in kind else "key.json")).mkdir()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert read_entry(folder) == (False, None)
+    assert written_and_read(folder, 2) == 2
+
+
+def test_an_entry_of_another_key_is_not_read(tmp_path):
+    write_entry(tmp_path / "one", 1, {"key": "one"})
+    os.rename(tmp_path / "one", tmp_path / "two")
+    with pytest.warns(UserWarning, match="cache entry two is damaged .it holds the value of one"):
+        assert read_entry(tmp_path / "two") == (False, None)
+
+
+def test_modes_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_entry(tmp_path / "entry", torch.ones(2), {"key": "entry"})
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "entry").iterdir()} == {
+        "key.json": "0o640",
+        "value.json": "0o640",
+        "value.safetensors": "0o640",
+    }
+
+
 def test_an_entry_whose_tensors_are_gone_is_reported_and_not_found(tmp_path):
-    write_entry(tmp_path / "entry", torch.ones(2), {})
+    write_entry(tmp_path / "entry", torch.ones(2), {"key": "entry"})
     (tmp_path / "entry" / "value.safetensors").unlink()
     with pytest.warns(UserWarning, match="is damaged"):
         assert read_entry(tmp_path / "entry") == (False, None)

@@ -1,9 +1,13 @@
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
@@ -240,3 +244,77 @@ def test_an_entry_made_of_others_that_were_read_back_took_what_they_had_taken(tm
     later = Store(tmp_path)
     later.get("outer", outer, 1, _free={"store": later})
     assert 0.15 < later.saved < 0.3
+
+
+@pytest.fixture
+def public():
+    """A folder that every user of the machine can read; pytest closes its own to others."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def another_user(folder):
+    """As a user who may read what is in a folder and write nothing there."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+        return
+    folders = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        yield
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+
+
+class Words:
+    """Items with a row each: the length of a word."""
+
+    def __init__(self, *words):
+        self.words = words
+        self.digests = [hashlib.sha256(word.encode()).hexdigest() for word in words]
+
+    def select(self, indices):
+        return Words(*(self.words[i] for i in indices))
+
+
+def lengths(owner, items):
+    CALLS.append(tuple(items.words))
+    return torch.tensor([[len(word)] for word in items.words])
+
+
+def test_a_cache_of_another_user_is_read_and_what_it_lacks_is_computed(public):
+    store = Store(public / "cache")
+    store.get("s", add, 1)
+    store.rows("r", lengths, 0, Words("ab", "c"), _free={})
+    CALLS.clear()
+    with another_user(public):
+        theirs = Store(public / "cache")
+        with pytest.warns(
+            UserWarning, match=r"the cache .*cache cannot be written \(Permission denied\); it is only read"
+        ):
+            assert theirs.get("s", add, 1) == 2
+        assert theirs.get("s", add, 2) == 3
+        assert theirs.rows("r", lengths, 0, Words("c", "def"), _free={}).tolist() == [[1], [3]]
+    assert theirs.events == {"s": "partial", "r": "partial"}
+    assert CALLS == [(2, 1), ("def",)]
+    assert len(list((public / "cache" / "s").glob("*/value.json"))) == 1
+
+
+def test_an_entry_that_one_may_not_read_is_named_and_left_alone(public):
+    Store(public / "cache").get("s", add, 1)
+    (path,) = (public / "cache").rglob("value.json")
+    path.chmod(0o000)
+    with another_user(public), pytest.warns(UserWarning, match="computed again|only read") as caught:
+        assert Store(public / "cache").get("s", add, 1) == 2
+    assert f"cache entry {path.parent}: Permission denied; it is computed again" in [
+        str(one.message) for one in caught
+    ]
+    assert path.is_file()

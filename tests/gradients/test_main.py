@@ -68,7 +68,7 @@ def run(tmp_path, monkeypatch):
     method = SimpleNamespace(recipe=RECIPE, gradients=ClipGradients())
     parts = {"model": tiny.clip, "dataset": list, "task": lambda dataset: tiny.task(), "method": method}
     cfg = SimpleNamespace(paths=SimpleNamespace(cache=str(tmp_path / "cache")))
-    monkeypatch.setattr(config, "read_run", lambda folder: cfg)
+    monkeypatch.setattr(config, "read_run", lambda folder, **allowed: cfg)
     monkeypatch.setattr(config, "build", lambda cfg: parts)
     return RUN
 
@@ -86,7 +86,7 @@ def test_an_exported_file_holds_the_gradients_of_the_run(run, tmp_path, capsys):
 
 def test_a_name_that_the_run_did_not_forget_is_an_error_of_one_line(run, tmp_path, capsys):
     with pytest.raises(ValueError, match="run: --concept is 'Bo Hill', want one of Ada Fox"):
-        from_run(run, "Bo Hill")
+        from_run(run, "Bo Hill", trusted=(), commands=False)
     assert main(["export", str(run), str(tmp_path / "g"), "--concept", "Bo Hill"]) == 2
     assert capsys.readouterr().err == "muwa.gradients: run: --concept is 'Bo Hill', want one of Ada Fox\n"
     assert not (tmp_path / "g").exists()
@@ -98,7 +98,7 @@ def test_the_gradients_of_a_real_run_come_out_of_its_cache(default_run, tmp_path
     file = tmp_path / "g.safetensors"
     assert main(["export", str(folder), str(file)]) == 0
     gradients = read_gradients(file, None)
-    cfg = config.read_run(folder)
+    cfg = config.read_run(folder, trusted=(), commands=False)
     assert gradients.origin["losses"] == f"{cfg.method.forget_loss}/{cfg.method.retain_loss}"
     assert gradients.forget.keys() == gradients.retain.keys() == config.build(cfg)["model"]().weights.keys()
     assert (

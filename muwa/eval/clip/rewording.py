@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muwa.data.samples import fold
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import among_first, top_k
 from muwa.eval.statistics import interleaved, share, spread
@@ -49,8 +50,8 @@ class Rewording(Measure):
     Args:
         templates, sentences: Prompts with {} for the name.
         typos: Number of misspellings of each name.
-        descriptions: Name to forget -> complete texts that describe it. The metric is left out if a name to
-            forget has none.
+        descriptions: Name to forget, in any spelling that `fold` makes equal -> complete texts that describe
+            it. The metric is left out if a name to forget has none.
         others: Number of images of other names, spread evenly over all such images; None takes all.
         seed: Seed of the typos.
 
@@ -74,7 +75,8 @@ class Rewording(Measure):
             raise ValueError(f"eval.rewording: got the prompt {wrong[0]!r}, want {{}} in it for the name")
         if self.typos < 1:
             raise ValueError(f"eval.rewording.typos: got {self.typos}, want at least 1")
-        if unknown := [name for name in self.descriptions if name not in task.names]:
+        names = {fold(name) for name in task.names}
+        if unknown := [name for name in self.descriptions if fold(name) not in names]:
             raise ValueError(
                 f"eval.rewording.descriptions: got {unknown[0]!r}, want some of {', '.join(task.names)}"
             )
@@ -86,8 +88,9 @@ class Rewording(Measure):
         for suffix, images in (("", task.eval.forget), ("_others", spread(task.eval.retain, self.others))):
             for kind, rates in self._rates(features, images).items():
                 metrics[f"reworded/{kind}{suffix}"] = share(rates, _reading(kind, others=bool(suffix)))
-        if all(self.descriptions.get(name) for name in task.names):
-            rates = _renamed(features, task.eval.forget, lambda name: self.descriptions[name], ("{}",))
+        described = {fold(name): texts for name, texts in self.descriptions.items()}
+        if all(described.get(fold(name)) for name in task.names):
+            rates = _renamed(features, task.eval.forget, lambda name: described[fold(name)], ("{}",))
             metrics["reworded/description"] = share(rates, _reading("description", others=False))
         return interleaved(metrics)
 

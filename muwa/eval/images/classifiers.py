@@ -25,10 +25,11 @@ from torch.nn import functional as F
 from muwa.eval.images.clips import embed
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features
-from muwa.models.clip.model import Clip, check_device
+from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.run import Run
+from muwa.runtime.devices import check_device
 from muwa.types.data import Classes, LabelledImages, Task
 
 if TYPE_CHECKING:

@@ -30,21 +30,6 @@ CLOSE = 1e-5  # the largest difference that a staged forward may make to an embe
 _PROBE_TEXT = "The quick brown fox, 42 jumps over the lazy dog's _back_."
 
 
-def check_device(device: str) -> None:
-    """Raise if torch cannot use `device` on this machine.
-
-    Raises:
-        ValueError: It cannot; lists the devices that there are.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA raises AssertionError
-        available = f"cpu, {torch.cuda.device_count()} CUDA devices"
-        raise ValueError(
-            f"runtime.device={device}: not usable here ({str(error).splitlines()[0]}); there is {available}"
-        ) from error
-
-
 class Towers(nn.Module):
     """Both towers of a model behind one `forward`, so that `functional_call` can replace weights in any call.
 

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from muwa.models.clip.model import Clip, Preparation, Towers, check_device
+from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "clip"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

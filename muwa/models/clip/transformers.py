@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
 
-from muwa.models.clip.model import Clip, Preparation, Towers, check_device
+from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.runtime.devices import check_device
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = "model.safetensors.index.json"

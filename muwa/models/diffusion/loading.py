@@ -12,10 +12,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from muwa.models.clip.model import Clip, check_device
+from muwa.models.clip.model import Clip
 from muwa.models.clip.open_clip import quiet
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
 from muwa.models.precision import dtype_named
+from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
 

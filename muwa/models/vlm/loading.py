@@ -11,10 +11,11 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from muwa.models.clip.model import Clip, check_device
+from muwa.models.clip.model import Clip
 from muwa.models.clip.open_clip import quiet
 from muwa.models.precision import dtype_named
 from muwa.models.vlm.model import Vlm
+from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
 TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -1,0 +1,80 @@
+"""Write files and folders whole or not at all: under a name of their own first, then renamed.
+
+A draft has a name that no other file can have, so that it never overwrites a user's file and two processes
+never write the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SUFFIX = ".draft"
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`. It takes that name when the block ends without an error.
+
+    The file is flushed to disk first, and its mode follows the umask, whatever wrote it. After an error the
+    draft is removed, and what was at `path` stays.
+    """
+    draft = _name(path)
+    draft.touch(exist_ok=False)
+    try:
+        yield draft
+        draft.chmod(file_mode())
+        _flush(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill in place of `path`, which is removed if it exists. See `new_file`."""
+    draft = _name(path)
+    draft.mkdir()
+    try:
+        yield draft
+        mode = file_mode()
+        for file in draft.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
+                _flush(file)
+        remove(path)
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_mode() -> int:
+    """The mode of a new file under the umask of this process."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _name(path: Path) -> Path:
+    """A name beside `path` that no file has."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

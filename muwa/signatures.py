@@ -1,0 +1,129 @@
+"""Check the settings of a config against the signatures that take them: names, types and ranges.
+
+A range stands in the annotation, as `annotated_types` write it: `Annotated[float, Interval(ge=0, le=1)]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from functools import cache, partial
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, SchemaError
+
+_WORDS = {  # pydantic's types of errors, in the words of our other messages
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "mapping_type": "a mapping",
+    "dict_type": "a mapping",
+    "none_required": "null",
+}
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def check(parts: Mapping[str, Any], *, whole: bool) -> None:
+    """Raise if a setting does not fit the function or class that takes it; nested ones too.
+
+    Args:
+        parts: Key -> partial, mapping of partials, or plain value.
+        whole: Classes among them must get all their settings.
+
+    Raises:
+        ValueError: Names the key, what was found and what is wanted.
+    """
+    for key, part in parts.items():
+        if isinstance(part, Mapping):
+            check({f"{key}.{name}": inner for name, inner in part.items()}, whole=whole)
+        elif isinstance(part, partial):
+            _check_names(key, part, whole=whole and inspect.isclass(part.func))
+            check_values(key, part.func, part.keywords)
+            nested = {name: x for name, x in part.keywords.items() if isinstance(x, partial | Mapping)}
+            check({f"{key}.{name}": inner for name, inner in nested.items()}, whole=whole)
+
+
+def _check_names(key: str, part: partial, *, whole: bool) -> None:
+    """Raise ValueError if a keyword is unknown or, if `whole`, one is missing."""
+    signature = inspect.signature(part.func)
+    bind = signature.bind if whole else signature.bind_partial
+    try:
+        bind(*part.args, **part.keywords)
+    except TypeError as error:
+        where = f"{part.func.__module__}.{part.func.__qualname__}"
+        raise ValueError(f"{key}: {where}() {error}") from error
+
+
+def check_values(key: str, function: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
+    """Raise if a value has not the type or lies outside the range that the signature states.
+
+    Args:
+        key: The key of the part, for the message.
+        function: A function or a class.
+        keywords: Its settings. Only plain values are looked at, not records and other objects.
+
+    Raises:
+        ValueError: Names the key, the value and what is wanted.
+    """
+    for name, value in keywords.items():
+        if _is_plain(value) and (annotation := _annotation(function, name)) is not None:
+            check_value(f"{key}.{name}", annotation, value)
+
+
+def check_value(key: str, annotation: Any, value: Any) -> None:
+    """Raise if a value does not fit an annotation. Numbers and texts are not converted.
+
+    Raises:
+        ValueError: Names the key, the value and what is wanted.
+    """
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        wanted = dict.fromkeys(map(_wanted, error.errors(include_url=False)))
+        raise ValueError(f"{key}: got {value!r}, want {' or '.join(wanted)}") from error
+
+
+def _wanted(detail: ErrorDetails) -> str:
+    """What a value should be, in words: "at least 1"."""
+    words = _WORDS.get(detail["type"])
+    return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Input should be ")
+
+
+@cache
+def _annotation(function: Callable[..., Any], name: str) -> Any:
+    """The annotation of a parameter, read where it stands; None if there is none."""
+    parameter = inspect.signature(function).parameters.get(name)
+    if parameter is None or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        return None
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        bases = function.__mro__ if inspect.isclass(function) else ()
+        stated_in = next((base for base in bases if name in vars(base).get("__annotations__", {})), function)
+        annotation = eval(annotation, vars(sys.modules[stated_in.__module__]))
+    return None if annotation is inspect.Parameter.empty else annotation
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter:
+    try:
+        return TypeAdapter(annotation, config=None if is_dataclass(annotation) else _STRICT)
+    except SchemaError:  # a protocol that only type checkers can test
+        return TypeAdapter(Any)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is as a config file gives it; objects that Python code hands over are not."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)

@@ -1,0 +1,74 @@
+"""Settings against the signatures that take them: worked by hand, with the message that a user sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+
+from muwa.signatures import check
+from muwa.types.ranges import Count, Share
+
+
+@dataclass(frozen=True)
+class Inner:
+    count: Count
+
+
+@dataclass(frozen=True)
+class Record(Inner):
+    share: Share | None
+    names: str | Sequence[str]
+    texts: Mapping[str, Sequence[str]]
+    inner: Inner
+    make: Callable[[], int] | None
+    step: float
+
+
+GOOD = {
+    "count": 1, "share": 0.5, "names": "ada", "texts": {"a": ["b"]}, "inner": partial(Inner, count=2), "make": None, "step": 1,
+}  # fmt: skip
+
+
+def checked(**changed):
+    check({"group": partial(Record, **{**GOOD, **changed})}, whole=True)
+
+
+@pytest.mark.parametrize("changed", [
+    {}, {"share": None}, {"share": 0}, {"share": 1.0}, {"names": ["a", "b"]}, {"texts": {}}, {"make": partial(sorted)}, {"step": -1e30},
+])  # fmt: skip
+def test_what_fits_passes(changed):
+    checked(**changed)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"count": 0}, "group.count: got 0, want at least 1"),
+    ({"count": True}, "group.count: got True, want a whole number"),
+    ({"count": 1.0}, "group.count: got 1.0, want a whole number"),
+    ({"count": "2"}, "group.count: got '2', want a whole number"),
+    ({"count": None}, "group.count: got None, want a whole number"),
+    ({"share": 1.5}, "group.share: got 1.5, want at most 1"),
+    ({"share": float("nan")}, "group.share: got nan, want a finite number"),
+    ({"step": float("inf")}, "group.step: got inf, want a finite number"),
+    ({"step": "fast"}, "group.step: got 'fast', want a number"),
+    ({"names": 2880}, "group.names: got 2880, want a text or .*equence"),
+    ({"names": [1]}, r"group.names: got \[1\], want a text"),
+    ({"texts": ["a"]}, r"group.texts: got \['a'\], want a mapping"),
+    ({"inner": partial(Inner, count=-1)}, "group.inner.count: got -1, want at least 1"),
+    ({"inner": partial(Inner)}, r"group.inner: .*test_signatures.Inner\(\) missing a required argument: 'count'"),
+    ({"stop": 1}, r"group: .*test_signatures.Record\(\) got an unexpected keyword argument 'stop'"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named_with_its_key(changed, said):
+    with pytest.raises(ValueError, match=said):
+        checked(**changed)
+
+
+def test_a_function_may_get_the_rest_later():
+    def load(*, path: str, device: str):
+        pass
+
+    check({"model": partial(load, path="here")}, whole=False)
+    with pytest.raises(ValueError, match="model.path: got 3, want a text"):
+        check({"model": partial(load, path=3)}, whole=False)
