@@ -22,7 +22,7 @@ _IDENTITIES_CSV = ("list_identity_celeba.csv", "identity_CelebA.csv")
 _IDENTITIES_WITHIN = ("", "Anno")
 _FREQUENT = "frequent_celebs.txt"
 _PERSON = ("identity_name", "name", "person", "celebrity", "identity", "identity_id")  # the first counts
-NUMBERED = (
+_NUMBERED = (
     "has numbers in place of names, as CelebA is published. A model knows a person by name: ask CelebA's "
     "authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html) for list_identity_celeba.txt, or write a file with "
     "rows `000001.jpg Jane_Doe` and give dataset.identities=FILE"
@@ -88,7 +88,7 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
     names = tuple(sorted(files))
     numbered = bool(names) and all(name.isdigit() for name in names)
     if numbered:
-        notice(f"{identity_file} {NUMBERED}")
+        notice(f"{identity_file} {_NUMBERED}")
     if several := spelt_in_several_ways(spelling):
         notice(f"{identity_file}: {len(several)} people are spelt in several ways: {some(several)}")
     sorted_files = {name: tuple(sorted(files[name])) for name in names}

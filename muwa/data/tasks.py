@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from muwa.data.base import TaskBuilder
-from muwa.data.celeba import NUMBERED, CelebA, read_celeba
-from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
+from muwa.data.celeba import CelebA, read_celeba
+from muwa.data.curate import Aliases, Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
 from muwa.data.imagenet import check_folder, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
@@ -48,7 +48,7 @@ class ForgetIdentities(TaskBuilder):
     """
 
     identity: str | int | Sequence[str | int]
-    aliases: Mapping[str, Sequence[str]]
+    aliases: Aliases
     template: str
     utility_templates: str
     bare_captions: bool
@@ -110,7 +110,7 @@ class ForgetObjects(TaskBuilder):
     """
 
     object: str | int | Sequence[str | int]
-    aliases: Mapping[str, Sequence[str]]
+    aliases: Aliases
     template: str
     utility_template: str
     bare_captions: bool
@@ -196,7 +196,9 @@ def _read_people(dataset: Dataset) -> CelebA:
 
 def _names_of(people: CelebA, dataset: Dataset) -> str:
     """Where the names of people come from, for messages."""
-    return f"{dataset.celeba}, which {NUMBERED}" if people.numbered else dataset.celeba
+    if not people.numbered:
+        return dataset.celeba
+    return f"{dataset.celeba}, which are numbers (CelebA's authors send the file with names on request)"
 
 
 def _missing_faces(people: CelebA, dataset: Dataset) -> list[Broken]:
