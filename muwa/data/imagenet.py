@@ -71,7 +71,7 @@ def read_folder(
             f"dataset.images={root}: {len(found.classes)} folders and no image; want "
             f"{_LAYOUT.format(root=root)}.{hint}"
         )
-    check_broken(found.broken, len(found.images) + len(found.broken), max_broken, f"images of {root}")
+    check_broken(found.broken, len(found.images) + len(found.broken), max_broken, f"dataset.images={root}")
     names = dict(zip(found.classes, _class_names(root, found.classes), strict=True))
     classes = Classes(tuple(dict.fromkeys(names.values())), tuple(templates))
     index = {name: i for i, name in enumerate(classes.names)}
@@ -81,7 +81,7 @@ def read_folder(
         rows = [rows[i] for i in sorted(order.tolist())]
     keys = tuple(str(path.relative_to(root)) for path, _ in rows)
     images = LabelledImages(keys, tuple(path for path, _ in rows), tuple(label for _, label in rows), classes)
-    sound, broken = decodable(images, max_broken, str(root))
+    sound, broken = decodable(images, max_broken, f"dataset.images={root}")
     return sound, [*found.broken, *broken]
 
 

@@ -205,7 +205,7 @@ def _missing_faces(people: CelebA, dataset: Dataset) -> list[Broken]:
     """Faces that are listed but not on disk. Raises ValueError if there are too many."""
     missing = list(people.broken)
     total = sum(map(len, people.files.values())) + len(missing)
-    check_broken(missing, total, dataset.max_broken, dataset.celeba)
+    check_broken(missing, total, dataset.max_broken, f"dataset.celeba={dataset.celeba}")
     return missing
 
 

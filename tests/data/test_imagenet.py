@@ -226,7 +226,7 @@ def test_images_without_a_label_are_counted(tmp_path):
         ("ILSVRC2012_val_00000007.JPEG", "no label in val.txt"),
         ("ILSVRC2012_val_00000008.JPEG", "no label in val.txt"),
     ]
-    with pytest.raises(ValueError, match=r"images of .*val: 2 of 8 samples are broken \(25.0%\)"):
+    with pytest.raises(ValueError, match=r"dataset.images=.*val: 2 of 8 samples are broken \(25.0%\)"):
         read(root, max_broken=0.24)
 
 
