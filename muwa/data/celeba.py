@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -217,8 +218,8 @@ def _identity_file(folder: Path, given: str | None) -> Path:
 
 
 def _stem(image: str) -> str:
-    """An image's name without its ending."""
-    return os.path.splitext(image)[0].lower()
+    """An image's name without its ending, with composed letters: macOS takes them apart."""
+    return unicodedata.normalize("NFC", os.path.splitext(image)[0].lower())
 
 
 def _missing(folder: Path, what: str) -> str:

@@ -91,7 +91,10 @@ def class_names(root: Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError, ValueError: As in `read_folder`.
     """
-    return tuple(dict.fromkeys(_class_names(root, _read(root).classes)))
+    check_folder(root)
+    top = listing(root)
+    classes = _read(root).classes if _is_flat(root, top) else _class_folders(root, top)
+    return tuple(dict.fromkeys(_class_names(root, classes)))
 
 
 def check_folder(root: Path) -> None:
@@ -119,9 +122,7 @@ def _read(root: Path) -> _Content:
     top = listing(root)
     if _is_flat(root, top) and (path := label_file(root)):
         return _labelled_by(path, root, top.images)
-    listings = {name: _within(root / name) for name in top.folders}
-    if any(map(WNID.fullmatch, listings)):  # a folder without images is then no class
-        listings = {one: found for one, found in listings.items() if found[0] or WNID.fullmatch(one)}
+    listings = {name: _within(root / name) for name in _class_folders(root, top)}
     left_out = [*top.images, *top.other_images, *(image for _, some in listings.values() for image in some)]
     if left_out:
         notice(
@@ -135,6 +136,13 @@ def _read(root: Path) -> _Content:
 def _is_flat(root: Path, top: Listing) -> bool:
     """Whether there are images in the folder, and none in its folders."""
     return bool(top.images) and not any(_within(root / name)[0] for name in top.folders)
+
+
+def _class_folders(root: Path, top: Listing) -> list[str]:
+    """The folders that are classes. Beside WordNet ids, a folder without images is none."""
+    if not any(map(WNID.fullmatch, top.folders)):
+        return list(top.folders)
+    return [name for name in top.folders if WNID.fullmatch(name) or _within(root / name)[0]]
 
 
 def _within(folder: Path) -> tuple[tuple[str, ...], list[str]]:
@@ -152,7 +160,7 @@ def _labelled_by(path: Path, root: Path, images: Sequence[str]) -> _Content:
     label = read_labels(path)
     labels = {image: label(image) for image in images}
     rows = sorted((wnid, image) for image, wnid in labels.items() if wnid is not None)
-    broken = [Broken(image, f"no label in {path.name}") for image, wnid in labels.items() if wnid is None]
+    broken = [Broken(image, f"no label in {path}") for image, wnid in labels.items() if wnid is None]
     classes = tuple(dict.fromkeys(wnid for wnid, _ in rows))
     return _Content(classes, tuple((root / image, wnid) for wnid, image in rows), tuple(broken))
 

@@ -286,3 +286,22 @@ def test_a_file_with_numbers_is_said_with_what_to_do(tmp_path, capsys):
     assert "ask CelebA's authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html)" in said
     assert "dataset.identities=FILE" in said
     assert said.count("\n") == 1
+
+
+def test_the_names_of_image_files_may_be_composed_or_not(tmp_path):
+    celeba(tmp_path, [("zoe\u0308.jpg", "x")])
+    (tmp_path / "list_identity_celeba.txt").write_text("zo\u00eb.jpg Zo\u00eb\n")
+    assert len(read(tmp_path).files["Zo\u00eb"]) == 1
+
+
+def test_kaggles_copy_has_no_identity_file_and_the_message_says_what_to_give(tmp_path):
+    (tmp_path / "img_align_celeba" / "img_align_celeba").mkdir(parents=True)
+    for name in ("list_attr_celeba.csv", "list_eval_partition.csv"):
+        (tmp_path / name).write_text("image_id,Male\n000001.jpg,1\n")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"dataset.celeba=.*looked for list_identity_celeba.txt or identity_CelebA.txt; there is "
+        r"img_align_celeba, list_attr_celeba.csv, list_eval_partition.csv. [\s\S]*dataset.identities=FILE[\s\S]*its "
+        "authors send them on request",
+    ):
+        read(tmp_path)
