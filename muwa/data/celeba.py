@@ -91,7 +91,7 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
     if numbered:
         notice(f"{identity_file} {_NUMBERED}")
     if several := spelt_in_several_ways(spelling):
-        notice(f"{identity_file}: {len(several)} people are spelt in several ways: {some(several)}")
+        notice(f"{identity_file}: people spelt in several ways, taken as one each: {some(several)}")
     sorted_files = {name: tuple(sorted(files[name])) for name in names}
     return CelebA(
         names, sorted_files, _frequent(identity_file, folder, frequent, files), tuple(broken), numbered
@@ -122,7 +122,8 @@ class _Images:
                 self._place.setdefault(name, place)
         if others:
             notice(
-                f"{self.folders[0]}: {len(others)} images in formats that muwa does not read: {some(others)}"
+                f"{self.folders[0]}: images left out, in a format that muwa does not read: {len(others)} "
+                f"({some(others)})"
             )
         self._by_stem: dict[str, str] = {}
         for name in self._place:
@@ -138,8 +139,8 @@ class _Images:
         if unlisted := sorted(self._by_stem.keys() - set(map(_stem, shown))):
             names = [self._by_stem[stem] for stem in unlisted]
             notice(
-                f"{self.folders[0]}: {len(names)} of {len(self._by_stem)} images are left out, as "
-                f"{identity_file.name} does not say whom they show: {some(names)}"
+                f"{self.folders[0]}: images left out, as {identity_file.name} does not say whom they show: "
+                f"{len(names)} of {len(self._by_stem)} ({some(names)})"
             )
 
 

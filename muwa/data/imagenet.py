@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from muwa.data.folders import Listing, content, listing
-from muwa.data.imagenet_labels import LABEL_FILES, WNID, label_file, read_labels, synset_names
+from muwa.data.imagenet_labels import (
+    LABEL_FILES,
+    WNID,
+    imagenet_synsets,
+    label_file,
+    read_labels,
+    synset_names,
+)
 from muwa.data.labelled import decodable
 from muwa.data.samples import check_broken, one_spelling, spelt_in_several_ways
 from muwa.data.text_files import read_lines
@@ -126,8 +133,8 @@ def _read(root: Path) -> _Content:
     left_out = [*top.images, *top.other_images, *(image for _, some in listings.values() for image in some)]
     if left_out:
         notice(
-            f"dataset.images={root}: {len(left_out)} images are left out. They are in no class folder, or "
-            f"deeper in one, or in a format that muwa does not read: {some(left_out)}"
+            f"dataset.images={root}: images left out, in no class folder, deeper in one, or in a format that "
+            f"muwa does not read: {len(left_out)} ({some(left_out)})"
         )
     rows = [(root / one / image, one) for one, (images, _) in listings.items() for image in images]
     return _Content(tuple(listings), tuple(rows))
@@ -172,7 +179,7 @@ def _class_names(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
     names = [of_wnid.get(folder) or folder.replace("_", " ") for folder in folders]
     spelling = one_spelling(names)
     if several := spelt_in_several_ways(spelling):
-        notice(f"dataset.images={root}: {len(several)} classes are spelt in several ways: {some(several)}")
+        notice(f"dataset.images={root}: classes spelt in several ways, taken as one each: {some(several)}")
     return tuple(spelling[name] for name in names)
 
 
@@ -192,5 +199,9 @@ def _synset_names(root: Path, wnids: Sequence[str]) -> dict[str, str]:
             f"dataset.images={root}: {missing[0]} is no class of ImageNet-21k ({len(missing)} of "
             f"{len(wnids)} folders); put a classnames.txt beside them with rows `n01440764 tench`"
         )
-    notice(f"dataset.images={root}: class names are open_clip's zero-shot names for ImageNet's WordNet ids")
+    others = len(set(wnids) - set(imagenet_synsets()))
+    notice(
+        f"dataset.images={root}: class names are open_clip's zero-shot names for ImageNet's WordNet ids"
+        + f", and WordNet's own for {others} of {len(wnids)}" * bool(others)
+    )
     return names

@@ -58,8 +58,8 @@ def read_canvas(root: Path) -> Canvas:
         raise FileNotFoundError(f"dataset.canvas={root}: found {content(root)}; want {LAYOUT}")
     if left_out:
         notice(
-            f"dataset.canvas={root}: {len(left_out)} images are left out. They are not in <style>/<class>/, "
-            f"or in a format that muwa does not read: {some(left_out)}"
+            f"dataset.canvas={root}: images left out, not in <style>/<class>/ or in a format that muwa does "
+            f"not read: {len(left_out)} ({some(left_out)})"
         )
     styles = tuple(dict.fromkeys(style for style, _ in found))
     classes = tuple(sorted({one for _, one in found}))

@@ -255,9 +255,9 @@ def test_images_that_are_left_out_are_said(tmp_path, capsys):
     found = read(tmp_path)
     assert sum(map(len, found.files.values())) == 3
     assert capsys.readouterr().err.splitlines() == [
-        f"muwa: {folder}: 1 images in formats that muwa does not read: 000009.tiff",
-        f"muwa: {folder}: 2 of 5 images are left out, as list_identity_celeba.txt does not say whom they show: "
-        "000007.jpg, 000008.png",
+        f"muwa: {folder}: images left out, in a format that muwa does not read: 1 (000009.tiff)",
+        f"muwa: {folder}: images left out, as list_identity_celeba.txt does not say whom they show: "
+        "2 of 5 (000007.jpg, 000008.png)",
     ]
 
 
@@ -275,7 +275,7 @@ def test_spellings_of_one_name_are_one_person(tmp_path, capsys):
     assert found.names == (composed, "Bo")
     assert len(found.files[composed]) == 3
     assert found.frequent == (composed, "Bo")
-    assert f"1 people are spelt in several ways: {composed}" in capsys.readouterr().err
+    assert f"people spelt in several ways, taken as one each: {composed}\n" in capsys.readouterr().err
 
 
 def test_a_file_with_numbers_is_said_with_what_to_do(tmp_path, capsys):

@@ -59,12 +59,13 @@ def test_imagenets_thousand_have_open_clips_names(tmp_path, capsys):
     assert "class names are open_clip's zero-shot names" in capsys.readouterr().err
 
 
-def test_some_of_imagenets_folders_have_their_names_and_others_have_wordnets(tmp_path):
+def test_some_of_imagenets_folders_have_their_names_and_others_have_wordnets(tmp_path, capsys):
     folder(tmp_path / "ten", ["n02086240", "n02087394", "n02088364", "n02089973"], images=1)
     found, _ = read(tmp_path / "ten")
     assert found.classes.names == ("Shih Tzu", "Rhodesian Ridgeback", "Beagle", "English foxhound")
     folder(tmp_path / "more", ["n00004475", "n01440764"], images=1)  # the first is of ImageNet-21k
     assert read(tmp_path / "more")[0].classes.names == ("organism", "tench")
+    assert "ImageNet's WordNet ids, and WordNet's own for 1 of 2\n" in capsys.readouterr().err
     folder(tmp_path / "no", ["n01440764", "n99999999"], images=1)
     with pytest.raises(
         ValueError, match=r"n99999999 is no class of ImageNet-21k \(1 of 2 folders\); put a classnames.txt"
@@ -271,8 +272,8 @@ def test_images_in_no_class_folder_or_deeper_are_said(tmp_path, capsys):
     found, broken = read(tmp_path)
     assert found.keys[-2:] == ("c/images/0.JPEG", "c/images/1.JPEG")
     assert (len(found), broken) == (6, [])
-    assert "3 images are left out. They are in no class folder" in (said := capsys.readouterr().err)
-    assert "loose.jpg, a/deep/x.jpg, b/y.tiff" in said
+    assert "images left out, in no class folder, deeper in one, or" in (said := capsys.readouterr().err)
+    assert "3 (loose.jpg, a/deep/x.jpg, b/y.tiff)" in said
 
 
 def test_spellings_of_one_class_are_one_class(tmp_path, capsys):
@@ -280,7 +281,9 @@ def test_spellings_of_one_class_are_one_class(tmp_path, capsys):
     found, _ = read(tmp_path)
     assert set(found.classes.names) == {"caf\u00e9", "Red Star", "tea"}
     assert sorted(found.labels) == [0, 0, 1, 1, 2]
-    assert "2 classes are spelt in several ways" in capsys.readouterr().err
+    assert (
+        "classes spelt in several ways, taken as one each: Red Star, caf\u00e9\n" in capsys.readouterr().err
+    )
 
 
 def test_special_files_are_broken_images(tmp_path):

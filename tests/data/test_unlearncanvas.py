@@ -63,8 +63,8 @@ def test_what_is_no_style_is_left_out_and_counted(tmp_path: Path, capsys: pytest
     assert {len(images) for images in found.files.values()} == {10}
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "5 images are left out. They are not in <style>/<class>/" in said
-    assert "overview.png, Sketch/loose.jpg, Sketch/Cats/21.tiff, ..." in said
+    assert "images left out, not in <style>/<class>/ or in a format" in said
+    assert "5 (overview.png, Sketch/loose.jpg, Sketch/Cats/21.tiff, ...)" in said
 
 
 def test_folders_of_one_name_are_one_style_or_class(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ class ImageClassifier(Content):
         if not retain | utility:
             return task
         notice(
-            f"classifier: it has no label for {len(retain | utility)} of the names that are kept; no image "
-            f"of them is asked for: {some(sorted(retain | utility))}"
+            f"classifier: kept names that it has no label for, so that no image of them is asked for: "
+            f"{len(retain | utility)} ({some(sorted(retain | utility))})"
         )
 
         def known(split: Split) -> Split:

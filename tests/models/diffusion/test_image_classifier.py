@@ -86,8 +86,8 @@ def test_names_that_the_classifier_does_not_know_are_not_asked_for(
     assert len(known.eval.retain) == 3
     assert known.eval.utility == task.eval.utility
     assert capsys.readouterr().err == (
-        "muwa: classifier: it has no label for 1 of the names that are kept; no image of them is asked for: "
-        "new style\n"
+        "muwa: classifier: kept names that it has no label for, so that no image of them is asked for: "
+        "1 (new style)\n"
     )
     assert TwoDomains(("neon", "sketch", "van gogh", "photo", "new style")).limited(task) is task
 
