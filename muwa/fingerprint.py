@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import stat
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,8 +60,16 @@ EncodedImage = bytes | Path | FileSlice
 
 
 def read_image(image: EncodedImage) -> bytes:
-    """The encoded bytes of one image, which is given as bytes, as a file or as a part of one."""
-    return image if isinstance(image, bytes) else image.read_bytes()
+    """The encoded bytes of one image, which is given as bytes, as a file or as a part of one.
+
+    Raises:
+        OSError: There is no such file, or it is a pipe, a socket or a device: to read it might never end.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path) and not stat.S_ISREG(image.stat().st_mode):
+        raise OSError(f"not a regular file: {image}")
+    return image.read_bytes()
 
 
 Stamp = tuple[str, int, int]  # the absolute path of a file, its size, its time of change in nanoseconds
@@ -82,7 +91,7 @@ def image_digest(image: EncodedImage) -> str:
         return hashlib.sha256(read_image(image)).hexdigest()
     file = stamp(image)
     if file not in DIGESTS:
-        DIGESTS[file] = hashlib.sha256(image.read_bytes()).hexdigest()
+        DIGESTS[file] = hashlib.sha256(read_image(image)).hexdigest()
     return DIGESTS[file]
 
 

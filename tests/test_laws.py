@@ -45,7 +45,7 @@ FAMILIES = ("muwa/models/clip/", "muwa/models/diffusion/", "muwa/models/vlm/")
 LIBRARIES = {"open_clip", "diffusers", "transformers"}
 ELSEWHERE = {  # modules that need one of these libraries outside muwa/models, and why
     "muwa/data/tasks.py": {"open_clip"},  # zero-shot templates
-    "muwa/data/imagenet.py": {"open_clip"},  # ImageNet's class names
+    "muwa/data/imagenet_labels.py": {"open_clip"},  # ImageNet's class names
 }
 
 

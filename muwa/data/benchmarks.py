@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.data.folders import is_system
 from muwa.fingerprint import EncodedImage
 from muwa.types.questions import Question
 
@@ -36,18 +37,19 @@ def mme(folder: Path, *, brief: bool = True) -> list[Question]:
         brief: Ask for a single word with LLaVA-1.5's sentence, in place of the file's "Please answer yes or
             no.".
     """
-    subtasks = [path for path in _entries(folder, "MME") if path.is_dir()]
+    subtasks = [path for path in _entries(folder, "MME") if path.is_dir() and not is_system(path.name)]
     out: list[Question] = []
     for subtask in subtasks:
         images = _first(subtask / "images", subtask)
         for path in sorted(_first(subtask / "questions_answers_YN", subtask).glob("*.txt")):
-            out += _mme_questions(path, subtask.name, _image(images, path.stem, path), brief)
+            if not is_system(path.name):
+                out += _mme_questions(path, subtask.name, _image(images, path.stem, path), brief)
     return _not_empty(out, folder, "one folder per subtask with images and text files, as MME is distributed")
 
 
 def _mme_questions(path: Path, subtask: str, image: Path, brief: bool) -> Iterator[Question]:
     """The questions in one text file of MME."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
         text, tab, answer = line.rpartition("\t")
@@ -154,7 +156,7 @@ def pope(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
         brief: Ask for a single word with LLaVA-1.5's sentence.
     """
     out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
+    for number, line in enumerate(_text(path).splitlines() if path.exists() else [], 1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -213,9 +215,16 @@ def _image(folder: Path, stem: str, source: Path) -> Path:
     )
 
 
+def _text(path: Path) -> str:
+    """The content of a text file. Raises OSError if it is none: to read a pipe might never end."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there, or not a regular file")
+    return path.read_text(encoding="utf-8-sig")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, dict):
@@ -225,7 +234,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _table(path: Path, wanted: Sequence[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(1 << 28)  # an image is one field
-    with path.open(encoding="utf-8", newline="") as file:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there, or not a regular file")
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         _need(dict.fromkeys(rows.fieldnames or (), 1), wanted, str(path))
         yield from rows

@@ -71,7 +71,7 @@ class ForgetStyleOrClass(TaskBuilder):
     all 20 images of a style and class. We keep some of these images for measuring.
     """
 
-    concept: str | Sequence[str]
+    concept: str | int | Sequence[str | int]
     style_template: str
     class_template: str
     prompt: str
@@ -146,7 +146,9 @@ class ForgetStyleOrClass(TaskBuilder):
         raise ValueError(_NOTHING)
 
 
-def _kind_and_names(concept: str | Sequence[str], canvas: Canvas, where: str) -> tuple[str, tuple[str, ...]]:
+def _kind_and_names(
+    concept: str | int | Sequence[str | int], canvas: Canvas, where: str
+) -> tuple[str, tuple[str, ...]]:
     """("style" or "class", the names as in the canvas)."""
     styles = tuple(style for style in canvas.styles if style != PLAIN)
     names = find_names(concept, (*styles, *canvas.classes), where)

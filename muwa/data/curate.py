@@ -29,6 +29,7 @@ from muwa.types.data import Broken, Pairs
 SCHEMA = 2
 INDEX = ".index"  # the folder of caption indices in the folder of forget sets
 SHOWN = 10  # captions of each name in a preview
+Aliases = Mapping[str | int, Sequence[str]]  # name -> its other spellings; 2880 is a name, too
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def curate(
     shards: str | Sequence[str],
     names: Sequence[str],
     *,
-    aliases: Mapping[str, Sequence[str]],
+    aliases: Aliases,
     out: Path,
     limit: int | None,
     max_broken: float,
@@ -111,12 +112,7 @@ def curate(
 
 
 def preview(
-    shards: str | Sequence[str],
-    names: Sequence[str],
-    *,
-    aliases: Mapping[str, Sequence[str]],
-    out: Path,
-    progress: bool,
+    shards: str | Sequence[str], names: Sequence[str], *, aliases: Aliases, out: Path, progress: bool
 ) -> dict[str, Preview]:
     """Name -> what `curate` would find. Nothing but the index of the captions is written, under `out`."""
     urls = expand(shards)
@@ -179,9 +175,7 @@ def _index(urls: Sequence[str], out: Path, progress: bool) -> CaptionIndex:
     return index
 
 
-def _request(
-    name: str, aliases: Mapping[str, Sequence[str]], limit: int | None, index: CaptionIndex
-) -> dict[str, Any]:
+def _request(name: str, aliases: Aliases, limit: int | None, index: CaptionIndex) -> dict[str, Any]:
     """What decides the content of a set; the head of its manifest."""
     return {
         "schema": SCHEMA,
@@ -194,9 +188,12 @@ def _request(
     }
 
 
-def _aliases_of(name: str, aliases: Mapping[str, Sequence[str]]) -> list[str]:
+def _aliases_of(name: str, aliases: Aliases) -> list[str]:
     return [
-        spelling for key, spellings in aliases.items() if fold(key) == fold(name) for spelling in spellings
+        spelling
+        for key, spellings in aliases.items()
+        if fold(str(key)) == fold(name)  # a key that looks like a number arrives as one
+        for spelling in spellings
     ]
 
 
@@ -338,7 +335,7 @@ def load_forget(folder: Path) -> Pairs:
     return pairs
 
 
-def mentions(pairs: Pairs, names: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
+def mentions(pairs: Pairs, names: Sequence[str], aliases: Aliases) -> tuple[int, ...]:
     """Indices of the pairs whose caption contains a name or an alias. They leave the retain set."""
     spellings = [*names, *(spelling for name in names for spelling in _aliases_of(name, aliases))]
     return tuple(i for i, caption in enumerate(pairs.captions) if match_names(caption, spellings))

@@ -19,7 +19,7 @@ class Dataset:
         celeba: Folder in CelebA's layout.
         identities, frequent: CelebA's identity file and list of frequent people, if not in that folder.
         canvas: Folder in UnlearnCanvas' layout; or None.
-        images: Folder in ImageNet's layout.
+        images: Folder with one folder per class, or with ImageNet's validation images and their labels.
         utility: Share of the utility images used for the report, in (0, 1). SLUG uses 2,500 of ImageNet's
             50,000, a share of 0.05.
         utility_probe: Share of the utility images used for the layer search. The two share no image.

@@ -17,6 +17,7 @@ from muwa.data import parquet
 from muwa.data.samples import decode
 from muwa.fingerprint import DIGESTS, EncodedImage, Stamp, read_image, stamp
 
+RULES = 2  # raise it when `decode` takes or refuses other images: older manifests are then made anew
 FAULTS: dict[Stamp, str | None] = {}  # why a file cannot be decoded; None if it can
 
 
@@ -27,7 +28,7 @@ def fault(image: EncodedImage) -> str | None:
     try:
         file = stamp(image)
         if file not in FAULTS:
-            content = image.read_bytes()
+            content = read_image(image)
             DIGESTS[file] = hashlib.sha256(content).hexdigest()
             FAULTS[file] = _decoding_fault(content)
         return FAULTS[file]
@@ -48,8 +49,9 @@ def manifest(path: Path) -> Iterator[None]:
     """Take what is known about files from a manifest, and at the end add to it what was found.
 
     Args:
-        path: A parquet with columns path, size, time, sha256 and fault. It is made if it is not there, and
-            made anew if it cannot be read. The folder is made only if there is something to write.
+        path: A parquet with columns path, size, time, sha256, fault and rules (`RULES`). It is made if it is
+            not there, and made anew if it cannot be read or has other rules. The folder is made only if there
+            is something to write.
     """
     kept = _read(path)
     for file, (digest, why) in kept.items():
@@ -71,7 +73,8 @@ def _read(path: Path) -> dict[Stamp, tuple[str, str | None]]:
     if not path.is_file():
         return {}
     try:
-        rows = parquet.rows(f"select path, size, time, sha256, fault from {parquet.source([path])}")
+        query = f"select path, size, time, sha256, fault from {parquet.source([path])} where rules = {RULES}"
+        rows = parquet.rows(query)
     except parquet.Error:
         return {}
     return {(name, size, time): (digest, why) for name, size, time, digest, why in rows}
@@ -89,6 +92,7 @@ def _write(path: Path, known: dict[Stamp, tuple[str, str | None]]) -> None:
             "time": [file[2] for file, _, _ in named.values()],
             "sha256": [digest for _, digest, _ in named.values()],
             "fault": [why for _, _, why in named.values()],
+            "rules": [RULES] * len(named),
         },
-        integers=("size", "time"),
+        integers=("size", "time", "rules"),
     )

@@ -8,7 +8,8 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, UnidentifiedImageError
 
@@ -17,6 +18,9 @@ from muwa.types.data import Broken
 
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
 _ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no EPS, which starts Ghostscript; no format with code in it
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})  # of these formats
+PIXELS = 2**26  # the most that an image may have: 8192 x 8192, which takes half a gigabyte to decode
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
 
@@ -75,19 +79,56 @@ def match_names(text: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if (folded := fold(name)) and f" {folded} " in padded]
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
-    """One name or several, as a list without repetition.
+def one_spelling(names: Sequence[str]) -> dict[str, str]:
+    """Name -> the one spelling of all names that are equal after folding, with composed letters (NFC).
+
+    It is the spelling that occurs most often in `names`; of equally frequent ones, the first in the alphabet.
+
+    >>> one_spelling(["Ada Fox", "ada fox", "Ada Fox", "Bo"])
+    {'Ada Fox': 'Ada Fox', 'ada fox': 'Ada Fox', 'Bo': 'Bo'}
+    """
+    composed = {name: unicodedata.normalize("NFC", name) for name in dict.fromkeys(names)}
+    counts = Counter(composed[name] for name in names)
+    kept: dict[str, str] = {}
+    for spelling in sorted(counts, key=lambda one: (-counts[one], one)):
+        kept.setdefault(_identity(spelling), spelling)
+    return {name: kept[_identity(spelling)] for name, spelling in composed.items()}
+
+
+def spelt_in_several_ways(spelling: Mapping[str, str]) -> list[str]:
+    """The names that `one_spelling` gave to more than one spelling, sorted."""
+    return sorted(name for name, count in Counter(spelling.values()).items() if count > 1)
+
+
+def _identity(name: str) -> str:
+    """Names with the same value are one name."""
+    return fold(name) or name
+
+
+def listed(names: str | int | Sequence[str | int]) -> list[str]:
+    """One name or several, as a list of texts without repetition.
+
+    Args:
+        names: Whole numbers are names, too: a setting that looks like a number, such as the 2880 of CelebA's
+            public identity file, arrives as one.
 
     Raises:
-        ValueError: No name was given.
+        ValueError: No name was given, or something that is neither text nor a whole number.
     """
-    found = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if not found:
+    several = [names] if isinstance(names, str | int | float | None) else list(names)
+    for name in several:
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise ValueError(
+                f"task: got {name!r} as a name to forget, want text. Quote a name that looks like another "
+                f"""value: 'task.identity="{str(name).lower()}"'"""
+            )
+    found = list(dict.fromkeys(map(str, several)))
+    if not all(found) or not found:
         raise ValueError("task: no name to forget was given")
     return found
 
 
-def find_names(typed: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:
+def find_names(typed: str | int | Sequence[str | int], known: Sequence[str], where: str) -> list[str]:
     """The known names that were typed, without repetition; see `find_name`."""
     return list(dict.fromkeys(find_name(name, known, where) for name in listed(typed)))
 
@@ -118,8 +159,11 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
 def decode(image: EncodedImage) -> Image.Image:
     """The image in RGB, fully decoded. EXIF rotation is not applied, as in open_clip and img2dataset.
 
+    The bytes decide the format, not the file's ending. Of a moving image, the first frame is taken.
+
     Raises:
-        ValueError: The bytes are not a complete image. The message says why.
+        ValueError: The bytes are not a complete image in one of `FORMATS`, or it has more than `PIXELS`
+            pixels. The message says why.
     """
     raw = read_image(image)
     if not raw:
@@ -128,10 +172,15 @@ def decode(image: EncodedImage) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
-            with Image.open(io.BytesIO(raw)) as opened:
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
+                if opened.width * opened.height > PIXELS:
+                    raise Image.DecompressionBombError
                 return opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(str(error).split(" <")[0]) from error
+    except UnidentifiedImageError as error:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ValueError(f"cannot identify image file as {known}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"more than {PIXELS:,} pixels") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
 

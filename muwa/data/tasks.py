@@ -10,9 +10,9 @@ import numpy as np
 
 from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
-from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
+from muwa.data.curate import Aliases, Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
-from muwa.data.imagenet import class_folders, class_names, read_folder
+from muwa.data.imagenet import check_folder, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
 from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, listed
@@ -47,8 +47,8 @@ class ForgetIdentities(TaskBuilder):
         FileNotFoundError: A folder or shard is missing. The message says what was looked for.
     """
 
-    identity: str | Sequence[str]
-    aliases: Mapping[str, Sequence[str]]
+    identity: str | int | Sequence[str | int]
+    aliases: Aliases
     template: str
     utility_templates: str
     bare_captions: bool
@@ -59,14 +59,15 @@ class ForgetIdentities(TaskBuilder):
 
     def check(self, dataset: Dataset) -> None:
         """Raise if a name is unknown, or a folder or shard is missing."""
-        find_names(self.identity, _read_people(dataset).names, dataset.celeba)
-        class_folders(Path(dataset.images))
+        people = _read_people(dataset)
+        find_names(self.identity, people.names, _names_of(people, dataset))
+        check_folder(Path(dataset.images))
         _check_shards(dataset)
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
         people = _read_people(dataset)
-        names = find_names(self.identity, people.names, dataset.celeba)
+        names = find_names(self.identity, people.names, _names_of(people, dataset))
         missing = _missing_faces(people, dataset)
         others = [name for name in people.frequent if name not in names]
         classes = Classes(people.names, (self.template,))
@@ -108,8 +109,8 @@ class ForgetObjects(TaskBuilder):
         ValueError, FileNotFoundError: As in `ForgetIdentities`.
     """
 
-    object: str | Sequence[str]
-    aliases: Mapping[str, Sequence[str]]
+    object: str | int | Sequence[str | int]
+    aliases: Aliases
     template: str
     utility_template: str
     bare_captions: bool
@@ -193,11 +194,18 @@ def _read_people(dataset: Dataset) -> CelebA:
     return read_celeba(Path(dataset.celeba), identities=dataset.identities, frequent=dataset.frequent)
 
 
+def _names_of(people: CelebA, dataset: Dataset) -> str:
+    """Where the names of people come from, for messages."""
+    if not people.numbered:
+        return dataset.celeba
+    return f"{dataset.celeba}, which are numbers (CelebA's authors send the file with names on request)"
+
+
 def _missing_faces(people: CelebA, dataset: Dataset) -> list[Broken]:
     """Faces that are listed but not on disk. Raises ValueError if there are too many."""
     missing = list(people.broken)
     total = sum(map(len, people.files.values())) + len(missing)
-    check_broken(missing, total, dataset.max_broken, dataset.celeba)
+    check_broken(missing, total, dataset.max_broken, f"dataset.celeba={dataset.celeba}")
     return missing
 
 
@@ -275,6 +283,6 @@ def _preview(
     )
 
 
-def _folder_names(names: str | Sequence[str]) -> list[str]:
+def _folder_names(names: str | int | Sequence[str | int]) -> list[str]:
     """Names as they were typed, with spaces, without repetition."""
     return list({fold(name): name.replace("_", " ") for name in listed(names)}.values())

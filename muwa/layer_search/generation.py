@@ -61,7 +61,8 @@ class Generation(OutputSettings, LayerSearch):
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
-        self.classifier(model, task).check(probe_requests(self, task, fresh=False))
+        classifier = self.classifier(model, task)
+        classifier.check(probe_requests(self, classifier.limited(task), fresh=False))
 
     def ready(self, model: Any, task: Task) -> Self:
         """The same search with its classifier loaded: the cache key then depends on its weights."""

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,21 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path) -> None:
         benchmarks.gqa(tmp_path / "empty.json", tmp_path)
     with pytest.raises(ValueError, match="no such file|No such file|no questions"):
         benchmarks.pope(tmp_path / "absent.json", tmp_path)
+
+
+def test_what_systems_add_is_no_question_and_a_pipe_is_not_waited_for(tmp_path):
+    root = mme(tmp_path / "mme")
+    (root / "existence" / "._000001.txt").write_bytes(b"\0\5\x16\7")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "._a.txt").write_bytes(b"\0\5\x16\7")
+    assert len(benchmarks.mme(root)) == 4
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    for read in (
+        lambda: benchmarks.gqa(pipe, tmp_path),
+        lambda: benchmarks.mmbench(pipe),
+        lambda: benchmarks.pope(pipe, tmp_path),
+        lambda: benchmarks.scienceqa(pipe, tmp_path),
+    ):
+        with pytest.raises(FileNotFoundError, match="pipe.txt: not there, or not a regular file"):
+            read()

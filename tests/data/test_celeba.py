@@ -142,6 +142,166 @@ def test_all_are_frequent_when_there_are_fewer_than_a_hundred(tmp_path):
 def test_a_given_identity_file_that_is_not_there_is_named(tmp_path):
     celeba(tmp_path, ROWS)
     with pytest.raises(
-        FileNotFoundError, match=r"looked for elsewhere.txt; there is img_align_celeba, list_identity"
+        FileNotFoundError, match=r"dataset.identities=.*elsewhere.txt: no such file; want rows"
     ):
         read(tmp_path, str(tmp_path / "elsewhere.txt"))
+
+
+TEXTS = {
+    "spaces": "000001.jpg   Ada_Fox\n000002.jpg Bo Hill \n000003.jpg Béa Núñez\n",
+    "tabs": "000001.jpg\tAda Fox\n000002.jpg\tBo_Hill\n000003.jpg\tBéa_Núñez\n",
+    "commas, a header and quotes": 'image_id,identity_name\n000001.jpg,"Ada Fox"\n000002.jpg,Bo Hill\n"000003.jpg", Béa Núñez\n',
+    "semicolons": "image;name\n000001.jpg;Ada Fox\n000002.jpg;Bo Hill\n000003.jpg;Béa Núñez\n",
+    "an index and a number": ",image_id,identity,identity_name\n0,000001.jpg,7,Ada Fox\n1,000002.jpg,8,Bo Hill\n2,000003.jpg,9,Béa Núñez\n",
+    "names first": "name,image\nAda Fox,000001.jpg\nBo Hill,000002.jpg\nBéa Núñez,000003.jpg\n",
+    "folders": "img_align_celeba/000001.jpg Ada_Fox\nimg_align_celeba\\000002.jpg Bo_Hill\n000003.jpg Béa_Núñez\n",
+    "a count and a header": "3\nimage_id identity_name\n000001.jpg Ada_Fox\n\n000002.jpg Bo_Hill\n000003.jpg Béa_Núñez",
+}
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_identity_file_as_people_write_it(tmp_path, kind, ends, encoding):
+    celeba(tmp_path, [(f"00000{i}.jpg", "x") for i in (1, 2, 3)])
+    (tmp_path / "list_identity_celeba.txt").write_bytes(TEXTS[kind].replace("\n", ends).encode(encoding))
+    found = read(tmp_path)
+    assert found.names == ("Ada Fox", "Bo Hill", "Béa Núñez")
+    assert [path.name for name in found.names for path in found.files[name]] == [
+        "000001.jpg",
+        "000002.jpg",
+        "000003.jpg",
+    ]
+    assert not found.broken
+    assert not found.numbered
+
+
+@pytest.mark.parametrize(("images", "identities"), [
+    ("img_align_celeba/img_align_celeba", "identity_CelebA.txt"),
+    ("celeba/img_align_celeba", "celeba/identity_CelebA.txt"),  # torchvision's root
+    ("Img/img_align_celeba", "Anno/identity_CelebA.txt"),  # the authors' drive
+    ("CelebA/Img/img_align_celeba_png", "CelebA/Anno/identity_CelebA.txt"),
+    ("img_align_celeba/img_align_celeba", "list_identity_celeba.csv"),  # Kaggle's folder, with a list
+])  # fmt: skip
+def test_the_layouts_in_which_celeba_arrives(tmp_path, images, identities):
+    (tmp_path / images).mkdir(parents=True)
+    ending = "png" if images.endswith("png") else "jpg"
+    for i in (1, 2):
+        (tmp_path / images / f"00000{i}.{ending}").write_bytes(tiny.png(i))
+    (tmp_path / identities).parent.mkdir(exist_ok=True)
+    separator = "," if identities.endswith("csv") else " "
+    rows = [f"000001.jpg{separator}Ada Fox", f"000002.jpg{separator}Bo Hill"]
+    (tmp_path / identities).write_text("\n".join(rows))
+    (tmp_path / identities).with_name("frequent_celebs.txt").write_text("Bo_Hill\n")
+    found = read(tmp_path)
+    assert found.files["Ada Fox"] == (tmp_path / images / f"000001.{ending}",)
+    assert found.frequent == ("Bo Hill",)
+    assert not found.broken
+
+
+def test_the_folder_of_the_images_itself_with_an_identity_file(tmp_path):
+    celeba(tmp_path, ROWS)
+    found = read(tmp_path / "img_align_celeba", str(tmp_path / "list_identity_celeba.txt"))
+    assert found.names == ("Ada Fox", "Bo Hill")
+
+
+def test_other_endings_on_disk_than_in_the_file(tmp_path):
+    celeba(tmp_path, [("000001.JPG", "x"), ("000002.jpeg", "x"), ("000003.webp", "x")])
+    (tmp_path / "list_identity_celeba.txt").write_text("000001.jpg A\n000002.jpg B\n000003.png C\n")
+    found = read(tmp_path)
+    assert [found.files[name][0].name for name in "ABC"] == ["000001.JPG", "000002.jpeg", "000003.webp"]
+
+
+def test_rows_that_cannot_be_understood_are_counted(tmp_path):
+    celeba(tmp_path, [("000001.jpg", "A"), ("000002.jpg", ""), ("000003.tiff", "C"), ("000004.jpeg", "D")])
+    found = read(tmp_path)
+    assert found.names == ("A", "D")
+    assert [(one.where, one.why) for one in found.broken] == [
+        ("list_identity_celeba.txt:4", "no name of a person in this row: '000002.jpg'"),
+        ("list_identity_celeba.txt:5", "no name of an image in this row: '000003.tiff C'"),
+    ]
+
+
+def test_an_image_of_two_people_is_left_out_and_one_that_is_listed_twice_counts_once(tmp_path):
+    rows = [
+        ("000001.jpg", "A"),
+        ("000002.jpg", "A"),
+        ("000002.jpg", "A"),
+        ("000003.jpg", "A"),
+        ("000003.jpg", "B"),
+    ]
+    found = read(celeba(tmp_path, rows))
+    assert [path.name for path in found.files["A"]] == ["000001.jpg", "000002.jpg"]
+    assert [(one.where, one.why) for one in found.broken] == [
+        ("000003.jpg", "list_identity_celeba.txt says that it shows A and B")
+    ]
+
+
+def test_images_that_are_left_out_are_said(tmp_path, capsys):
+    celeba(tmp_path, ROWS)
+    folder = tmp_path / "img_align_celeba"
+    for name in (
+        "000007.jpg",
+        "000008.png",
+        "000001.png",
+        "000009.tiff",
+        "._000001.jpg",
+        "Thumbs.db",
+        ".DS_Store",
+    ):
+        (folder / name).write_bytes(tiny.png(1))
+    found = read(tmp_path)
+    assert sum(map(len, found.files.values())) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        f"muwa: {folder}: images left out, in a format that muwa does not read: 1 (000009.tiff)",
+        f"muwa: {folder}: images left out, as list_identity_celeba.txt does not say whom they show: "
+        "2 of 5 (000007.jpg, 000008.png)",
+    ]
+
+
+def test_spellings_of_one_name_are_one_person(tmp_path, capsys):
+    composed, decomposed = "Beyonc\u00e9 Knowles", "Beyonce\u0301_Knowles"
+    rows = [
+        ("000001.jpg", composed),
+        ("000002.jpg", decomposed),
+        ("000003.jpg", "BEYONCE_KNOWLES"),
+        ("000004.jpg", "Bo"),
+    ]
+    celeba(tmp_path, rows)
+    (tmp_path / "frequent_celebs.txt").write_text(f"{decomposed} 3\nbo\n{composed}\n")
+    found = read(tmp_path)
+    assert found.names == (composed, "Bo")
+    assert len(found.files[composed]) == 3
+    assert found.frequent == (composed, "Bo")
+    assert f"people spelt in several ways, taken as one each: {composed}\n" in capsys.readouterr().err
+
+
+def test_a_file_with_numbers_is_said_with_what_to_do(tmp_path, capsys):
+    celeba(tmp_path, [("000001.jpg", "2880"), ("000002.jpg", "17")], name="identity_CelebA.txt", header=False)
+    assert read(tmp_path).numbered
+    said = capsys.readouterr().err
+    assert "identity_CelebA.txt has numbers in place of names, as CelebA is published" in said
+    assert "ask CelebA's authors (mmlab.ie.cuhk.edu.hk/projects/CelebA.html)" in said
+    assert "dataset.identities=FILE" in said
+    assert said.count("\n") == 1
+
+
+def test_the_names_of_image_files_may_be_composed_or_not(tmp_path):
+    celeba(tmp_path, [("zoe\u0308.jpg", "x")])
+    (tmp_path / "list_identity_celeba.txt").write_text("zo\u00eb.jpg Zo\u00eb\n")
+    assert len(read(tmp_path).files["Zo\u00eb"]) == 1
+
+
+def test_kaggles_copy_has_no_identity_file_and_the_message_says_what_to_give(tmp_path):
+    (tmp_path / "img_align_celeba" / "img_align_celeba").mkdir(parents=True)
+    for name in ("list_attr_celeba.csv", "list_eval_partition.csv"):
+        (tmp_path / name).write_text("image_id,Male\n000001.jpg,1\n")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"dataset.celeba=.*looked for list_identity_celeba.txt or identity_CelebA.txt; there is "
+        r"img_align_celeba, list_attr_celeba.csv, list_eval_partition.csv. [\s\S]*dataset.identities=FILE[\s\S]*its "
+        "authors send them on request",
+    ):
+        read(tmp_path)

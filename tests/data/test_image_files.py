@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 
 import pytest
 import tiny
@@ -98,3 +99,32 @@ def test_nothing_new_writes_nothing(tmp_path):
     with manifest(tmp_path / "new" / "images.parquet"):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_manifest_of_other_rules_is_not_believed(files, tmp_path, monkeypatch):
+    path = tmp_path / "images.parquet"
+    with manifest(path):
+        fault(files[0])
+    forget(monkeypatch)
+    monkeypatch.setattr(image_files, "RULES", image_files.RULES + 1)
+    decoded = counting(monkeypatch)
+    with manifest(path):
+        fault(files[0])
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "broken link", "cyclic link", "folder", "device"])
+def test_special_files_are_faults_and_never_hang(tmp_path, monkeypatch, kind):
+    path = tmp_path / "a.jpg"
+    monkeypatch.chdir(tmp_path)  # the address of a socket has to be short
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("a.jpg")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"broken link": "nowhere", "cyclic link": "a.jpg", "device": "/dev/zero"}[kind])
+    why = {"broken link": "No such file", "cyclic link": "symbolic links"}.get(kind, "not a regular file")
+    assert why in fault(path)

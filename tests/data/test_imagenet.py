@@ -1,8 +1,13 @@
+import os
+
+import numpy as np
 import pytest
+import scipy.io
 import tiny
 from open_clip import IMAGENET_CLASSNAMES
 
-from muwa.data.imagenet import read_folder
+from muwa.data.imagenet import class_names, read_folder
+from muwa.data.imagenet_labels import imagenet_synsets
 
 
 def folder(root, classes, images=4):
@@ -44,19 +49,34 @@ def test_wordnet_folders_take_names_from_a_list_beside_them(tmp_path):
         read(tmp_path / "val")
 
 
-def test_wordnet_folders_without_names_are_an_error_unless_they_are_imagenets_thousand(tmp_path):
-    folder(tmp_path / "few", ["n01440764", "n01443537"])
-    with pytest.raises(
-        ValueError,
-        match="2 WordNet folders, not ImageNet's 1000, and no names for them; put a classnames.txt",
-    ):
-        read(tmp_path / "few")
-    folder(tmp_path / "all", [f"n{i:08d}" for i in range(1000)], images=0)
-    (tmp_path / "all" / "n00000007" / "x.jpg").write_bytes(tiny.png(1))
-    found, _ = read(tmp_path / "all")
+def test_imagenets_thousand_have_open_clips_names(tmp_path, capsys):
+    folder(tmp_path, imagenet_synsets(), images=0)
+    (tmp_path / "n01514668" / "x.jpg").write_bytes(tiny.png(1))
+    found, _ = read(tmp_path)
     assert found.classes.names == tuple(dict.fromkeys(IMAGENET_CLASSNAMES))
     assert len(found.classes.names) == 998  # "missile" and "sunglasses" are there twice
     assert found.labels == (7,)
+    assert "class names are open_clip's zero-shot names" in capsys.readouterr().err
+
+
+def test_some_of_imagenets_folders_have_their_names_and_others_have_wordnets(tmp_path, capsys):
+    folder(tmp_path / "ten", ["n02086240", "n02087394", "n02088364", "n02089973"], images=1)
+    found, _ = read(tmp_path / "ten")
+    assert found.classes.names == ("Shih Tzu", "Rhodesian Ridgeback", "Beagle", "English foxhound")
+    folder(tmp_path / "more", ["n00004475", "n01440764"], images=1)  # the first is of ImageNet-21k
+    assert read(tmp_path / "more")[0].classes.names == ("organism", "tench")
+    assert "ImageNet's WordNet ids, and WordNet's own for 1 of 2\n" in capsys.readouterr().err
+    folder(tmp_path / "no", ["n01440764", "n99999999"], images=1)
+    with pytest.raises(
+        ValueError, match=r"n99999999 is no class of ImageNet-21k \(1 of 2 folders\); put a classnames.txt"
+    ):
+        read(tmp_path / "no")
+
+
+def test_one_folder_of_an_own_class_does_not_take_the_names_of_the_others(tmp_path):
+    folder(tmp_path, ["n01440764", "my_cat"], images=1)
+    (tmp_path / "devkit").mkdir()
+    assert read(tmp_path)[0].classes.names == ("my cat", "tench")
 
 
 def test_folders_of_one_name_are_one_class(tmp_path):
@@ -76,12 +96,24 @@ def test_what_is_missing_is_named_with_the_layout(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.JPEG").write_bytes(tiny.png(i))
     with pytest.raises(
-        FileNotFoundError, match="3 images and no class folder; want .* Sort them by class first"
+        FileNotFoundError,
+        match=r"3 images and no class folder; want .*: LOC_val_solution.csv \(Kaggle\), ILSVRC",
     ):
         read(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="1 folders and no image"):
+    (tmp_path / "a" / "empty").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="3 images and no class folder"):
         read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="1 folders and no image"):
+        read(tmp_path / "a")
+    folder(tmp_path / "b" / "c", ["d"])
+    with pytest.raises(FileNotFoundError, match="1 folders and no image; .* Is it dataset.images=.*/b/c?"):
+        read(tmp_path / "b")
+    for split in ("train", "val"):
+        folder(tmp_path / "imagenet" / split, ["d"])
+    with pytest.raises(
+        FileNotFoundError, match="train, val are splits, not classes; .*images=.*/imagenet/val"
+    ):
+        read(tmp_path / "imagenet")
 
 
 def test_broken_images_are_counted_named_and_limited(tmp_path):
@@ -127,3 +159,140 @@ def test_a_hidden_folder_is_no_class(tmp_path):
     (tmp_path / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     assert read(tmp_path)[0].classes.names == ("tench", "goldfish")
+
+
+VALIDATION = {1: "n01751748", 2: "n09193705", 3: "n02105855", 4: "n04263257", 5: "n01751748", 6: "n02105855"}
+
+
+def validation(root):
+    """Six validation images, all in one folder, with the labels in VALIDATION."""
+    root.mkdir(parents=True)
+    for i in VALIDATION:
+        (root / f"ILSVRC2012_val_{i:08d}.JPEG").write_bytes(tiny.png(i))
+    return root
+
+
+def kaggle(root):
+    rows = [f"ILSVRC2012_val_{i:08d},{wnid} 85 1 499 272 {wnid} 1 2 3 4 " for i, wnid in VALIDATION.items()]
+    (root.parents[3] / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\n" + "\n".join(rows[::-1]) + "\n"
+    )
+
+
+def devkit(root, *, synsets=None):
+    data = root.parent / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    order = [*sorted(set(VALIDATION.values()), reverse=True), "n00001740"]  # not that of WordNet ids
+    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    rows = [(np.uint16(i + 1), wnid, f"word {i}", np.uint8(0)) for i, wnid in enumerate(order)]
+    scipy.io.savemat(data / "meta.mat", {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    ids = [order.index(wnid) + 1 for wnid in VALIDATION.values()]
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(map(str, ids)) + "\n")
+
+
+def flat_list(root, *, label=lambda wnid: imagenet_synsets().index(wnid), name="val.txt", separator=" "):
+    rows = [f"ILSVRC2012_val_{i:08d}.JPEG{separator}{label(wnid)}" for i, wnid in VALIDATION.items()]
+    (root.parent / name).write_text("\r\n".join(rows))
+
+
+def list_of_synsets(root):
+    (root / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(VALIDATION.values()))
+
+
+@pytest.mark.parametrize("write", [
+    kaggle, devkit, flat_list, list_of_synsets,
+    lambda root: flat_list(root, label=str), lambda root: flat_list(root, label=str, name="val_annotations.txt", separator="\t"),
+])  # fmt: skip
+def test_the_validation_images_as_they_arrive_are_the_same_as_in_class_folders(tmp_path, write):
+    root = validation(tmp_path / "flat" / "ILSVRC" / "Data" / "CLS-LOC" / "val")
+    write(root)
+    for i, wnid in VALIDATION.items():
+        (tmp_path / "sorted" / wnid).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sorted" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG").write_bytes(tiny.png(i))
+    for fraction in (1.0, 0.5):
+        flat, in_folders = (read(one, fraction=fraction)[0] for one in (root, tmp_path / "sorted"))
+        assert flat.classes.names == ("sea snake", "Shetland Sheepdog", "soup bowl", "mountain")
+        assert class_names(root) == flat.classes.names
+        assert flat.fingerprint == in_folders.fingerprint
+
+
+def test_images_without_a_label_are_counted(tmp_path):
+    root = validation(tmp_path / "val")
+    flat_list(root)
+    for i in (7, 8):
+        (root / f"ILSVRC2012_val_{i:08d}.JPEG").write_bytes(tiny.png(i))
+    found, broken = read(root, max_broken=0.25)
+    assert len(found) == 6
+    assert [(one.where, one.why) for one in broken] == [
+        ("ILSVRC2012_val_00000007.JPEG", f"no label in {tmp_path}/val.txt"),
+        ("ILSVRC2012_val_00000008.JPEG", f"no label in {tmp_path}/val.txt"),
+    ]
+    with pytest.raises(ValueError, match=r"dataset.images=.*val: 2 of 8 samples are broken \(25.0%\)"):
+        read(root, max_broken=0.24)
+
+
+def test_labels_that_are_no_class_are_named_with_their_line(tmp_path):
+    root = validation(tmp_path / "val")
+    flat_list(root, label=lambda wnid: imagenet_synsets().index(wnid) + 500)
+    with pytest.raises(ValueError, match=r"val.txt:2: got the label '1470', want 0 to 999 or a WordNet id"):
+        read(root)
+    flat_list(root, label=lambda wnid: "cat")
+    with pytest.raises(
+        ValueError, match=r"val.txt:1: got the label 'cat', want a WordNet id such as n01440764"
+    ):
+        read(root)
+    (tmp_path / "val.txt").write_text("nothing\n")
+    with pytest.raises(ValueError, match=r"val.txt: no rows of image and label in it"):
+        read(root)
+
+
+def test_the_devkits_numbers_need_its_meta_mat(tmp_path):
+    root = validation(tmp_path / "val")
+    devkit(root)
+    meta = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
+    for content in (b"no mat file, but a text of more than a header's length" * 9, b"", b"MATLAB 5.0"):
+        meta.write_bytes(content)
+        with pytest.raises(ValueError, match=r"meta.mat: cannot be read as the devkit's meta.mat, which has"):
+            read(root)
+    scipy.io.savemat(meta, {"other": 1})
+    with pytest.raises(ValueError, match=r"meta.mat: cannot be read as the devkit's meta.mat"):
+        read(root)
+    meta.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"meta.mat: not there; ILSVRC2012_validation_ground_truth.txt has"
+    ):
+        read(root)
+
+
+def test_images_in_no_class_folder_or_deeper_are_said(tmp_path, capsys):
+    folder(tmp_path, ["a", "b", "c/images"], images=2)
+    for name in ("loose.jpg", "a/deep/x.jpg", "b/y.tiff", "b/._0.JPEG", "__MACOSX/a/._0.JPEG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(tiny.png(1))
+    found, broken = read(tmp_path)
+    assert found.keys[-2:] == ("c/images/0.JPEG", "c/images/1.JPEG")
+    assert (len(found), broken) == (6, [])
+    assert "images left out, in no class folder, deeper in one, or" in (said := capsys.readouterr().err)
+    assert "3 (loose.jpg, a/deep/x.jpg, b/y.tiff)" in said
+
+
+def test_spellings_of_one_class_are_one_class(tmp_path, capsys):
+    folder(tmp_path, ["caf\u00e9", "cafe\u0301", "Red_Star", "red star", "tea"], images=1)
+    found, _ = read(tmp_path)
+    assert set(found.classes.names) == {"caf\u00e9", "Red Star", "tea"}
+    assert sorted(found.labels) == [0, 0, 1, 1, 2]
+    assert (
+        "classes spelt in several ways, taken as one each: Red Star, caf\u00e9\n" in capsys.readouterr().err
+    )
+
+
+def test_special_files_are_broken_images(tmp_path):
+    folder(tmp_path, ["a"], images=2)
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "a" / "loop.jpg").symlink_to("loop.jpg")
+    found, broken = read(tmp_path, max_broken=0.5)
+    assert len(found) == 2
+    assert [(one.where, one.why.partition(":")[0]) for one in broken] == [
+        ("a/loop.jpg", "[Errno 40] Too many levels of symbolic links"),
+        ("a/pipe.jpg", "not a regular file"),
+    ]

@@ -1,11 +1,16 @@
 import io
+import os
+import struct
 import unicodedata
+import zlib
+from pathlib import Path
 
 import pytest
 import tiny
 from PIL import Image
 
-from muwa.data.samples import check_broken, decode, find_name, fold, match_names
+from muwa.data import samples
+from muwa.data.samples import check_broken, decode, find_name, find_names, fold, match_names, one_spelling
 from muwa.types.data import Broken
 
 
@@ -89,11 +94,59 @@ def test_exif_rotation_is_left_alone():
     assert decode(buffer.getvalue()).size == (8, 6)
 
 
-@pytest.mark.parametrize("size", [(12, 12), (20, 20)])
-def test_an_image_of_too_many_pixels_is_refused(monkeypatch, size):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=f"Image size \\({size[0] * size[1]} pixels\\) exceeds limit"):
-        decode(encoded("PNG", size=size))
+def test_an_image_of_too_many_pixels_is_refused(monkeypatch):
+    monkeypatch.setattr(samples, "PIXELS", 100)
+    assert decode(encoded("PNG", size=(10, 10))).size == (10, 10)
+    with pytest.raises(ValueError, match="^more than 100 pixels$"):
+        decode(encoded("PNG", size=(101, 1)))
+
+
+@pytest.mark.parametrize("side", [9000, 20000])  # below and above the size from which Pillow only warns
+def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(side, monkeypatch):
+    rows = zlib.compress(bytes(side // 8 + 1) * side, 9)  # one bit a pixel: a bomb of some kilobytes
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    bomb += chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(bomb) < 100_000
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="^more than 67,108,864 pixels$"):
+        decode(bomb)
+
+
+def chunk(kind, content):
+    """A part of a PNG file."""
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "TIFF", "ICO", "PCX", "TGA"])
+def test_other_formats_are_refused_whatever_the_file_is_called(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(kind))
+    with pytest.raises(
+        ValueError, match="^cannot identify image file as JPEG, PNG, WEBP, GIF or BMP$"
+    ) as raised:
+        decode(path)
+    assert str(tmp_path) not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"])
+def test_the_bytes_decide_the_format(kind, tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(kind))
+    assert decode(path).size == (8, 6)
+
+
+def test_muwa_opens_images_in_one_place_only():
+    package = Path(samples.__file__).parents[1]
+    opening = [path for path in package.rglob("*.py") if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert opening == [package / "data" / "samples.py"]
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "image.jpg")
+    with pytest.raises(OSError, match="not a regular file: .*image.jpg"):
+        decode(tmp_path / "image.jpg")
 
 
 @pytest.mark.parametrize(("raw", "why"), [
@@ -140,3 +193,21 @@ def test_vowel_signs_belong_to_their_words_and_invisible_signs_do_not():
     assert fold("\u0930\u093e\u092e") != fold("\u0930\u0942\u092e")  # Ram, room
     assert fold("Kael\u00ad Lind\u200bqvar") == "kael lindqvar"
     assert (fold("\u01fe"), fold("\u01fd")) == ("o", "ae")
+
+
+def test_numbers_are_names_and_other_values_are_refused():
+    assert find_names(2880, ["2880", "17"], "here") == ["2880"]
+    assert find_names([17, "2880", 17], ["2880", "17"], "here") == ["17", "2880"]
+    for value in (True, 0.5, None, ["Ada", False], [[1]]):
+        with pytest.raises(ValueError, match=r"as a name to forget, want text. Quote a name that looks like"):
+            find_names(value, ["Ada"], "here")
+    for value in ([], "", ["Ada", ""]):
+        with pytest.raises(ValueError, match="no name to forget was given"):
+            find_names(value, ["Ada"], "here")
+
+
+def test_the_spelling_that_occurs_most_often_is_kept():
+    composed, decomposed = "Ren\u00e9e", "Rene\u0301e"
+    assert one_spelling([decomposed, decomposed, "RENEE"]) == {decomposed: composed, "RENEE": composed}
+    assert one_spelling(["b b", "B_B", "a"]) == {"b b": "B_B", "B_B": "B_B", "a": "a"}
+    assert one_spelling(["?", "!"]) == {"?": "?", "!": "!"}  # nothing is left of them

@@ -399,3 +399,46 @@ def test_templates():
     assert templates("look, {}!") == ("look, {}!",)
     with pytest.raises(ValueError, match="templates: got 'best', want simple, openai, or a prompt"):
         templates("best")
+
+
+def test_people_of_a_numbered_identity_file_are_called_by_number_or_text(world, tmp_path, capsys):
+    rows = [f"{100 * p + i:06d}.jpg {2880 + p}" for p in range(4) for i in range(6)]
+    (tmp_path / "identity_CelebA.txt").write_text("\n".join(rows))
+    data = dataset(world, tmp_path / "out", identities=str(tmp_path / "identity_CelebA.txt"))
+    aliases = {2880: ["Ada Fox"]}  # a setting such as task.aliases.2880=[...] arrives as a number
+    for identity in (2880, "2880", [2880]):
+        task = celeba(data, identity=identity, aliases=aliases)
+        assert task.names == ("2880",)
+        assert len(task.forget["2880"]) == 4
+    assert "has numbers in place of names, as CelebA is published" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match="among the 4 names of .*celeba, which are numbers .CelebA's authors"
+    ):
+        datasets.builder("celeba", identity="Ada_Fox").check(data)
+
+
+def test_both_spellings_of_a_name_are_forgotten_together(world, tmp_path):
+    rows = [row.split() for row in (world / "celeba" / "list_identity_celeba.txt").read_text().splitlines()]
+    spelt = {"Ada_Fox": "Ad\u00e9_Fox", "Bo_Hill": "Ade\u0301_Fox"}  # composed and decomposed
+    (tmp_path / "who.txt").write_text("\n".join(f"{image} {spelt.get(who, who)}" for image, who in rows))
+    data = dataset(world, tmp_path / "out", identities=str(tmp_path / "who.txt"))
+    task = celeba(data, identity="ade_fox", aliases={"Ade Fox": ["Ada Fox"]})
+    assert task.names == ("Ad\u00e9 Fox",)
+    assert len(task.probe.forget) + len(task.eval.forget) == 12
+    kept = {task.eval.retain.classes.names[label] for label in task.eval.retain.labels}
+    assert kept == {"Cy Reed", "Di Moss"}
+
+
+def test_a_folder_of_validation_images_serves_as_utility_images(world, tmp_path):
+    root = tmp_path / "val"
+    root.mkdir()
+    for i in range(1, 9):
+        (root / f"ILSVRC2012_val_{i:08d}.JPEG").write_bytes(tiny.png(i))
+    data = dataset(world, tmp_path / "out", images=str(root))
+    with pytest.raises(FileNotFoundError, match=r"dataset.images=.*val: 8 images and no class folder"):
+        datasets.builder("celeba", identity="Ada_Fox").check(data)
+    (root / "val.txt").write_text("\n".join(f"ILSVRC2012_val_{i:08d}.JPEG {i % 2}" for i in range(1, 9)))
+    datasets.builder("celeba", identity="Ada_Fox").check(data)
+    task = celeba(data, identity="Ada_Fox")
+    assert task.eval.utility.classes.names == ("tench", "goldfish")
+    assert len(task.probe.utility) + len(task.eval.utility) == 6

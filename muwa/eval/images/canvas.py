@@ -63,7 +63,8 @@ class Canvas(Measure):
         forget_seeds: Images per name to forget in tasks of kind "identity" and "object", where it has a
             single prompt.
         first_seed: The first seed.
-        retain, cross: How many names of the same kind and of the other kind are asked for; None takes all.
+        retain, cross: How many names of the same kind and of the other kind are asked for; None takes all
+            that the classifier has labels for.
 
     Raises:
         ValueError: The classifier has no label for a concept that is asked for (`check`).
@@ -83,12 +84,14 @@ class Canvas(Measure):
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""
-        self.classifier(model, task).check(self.requests(task))
+        classifier = self.classifier(model, task)
+        classifier.check(self.requests(classifier.limited(task)))
 
     def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
         """See the class."""
-        requests = self.requests(task)
-        hits = observer.hits(requests, self.classifier(observer.model, task))
+        classifier = self.classifier(observer.model, task)
+        requests = self.requests(classifier.limited(task))
+        hits = observer.hits(requests, classifier)
 
         def rate(role: str, wanted: bool, reading: Reading) -> Metric:
             mine = [

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muwa.data.text_files import read_lines
 from muwa.eval.images.clips import embed
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features
@@ -294,7 +295,7 @@ def _labels(labels: Sequence[str] | str, source: str) -> tuple[str, ...]:
     if isinstance(labels, str):
         if not Path(labels).is_file():
             raise FileNotFoundError(f"no file of labels {labels}. To get it: {source}")
-        labels = Path(labels).read_text(encoding="utf-8").split("\n")
+        labels = read_lines(Path(labels))
     names = tuple(name.strip() for name in labels if name.strip())
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"want labels, each once, got {len(names)} of which {len(set(names))} differ")

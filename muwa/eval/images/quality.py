@@ -129,15 +129,17 @@ class Lookalike(Measure):
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the CLIP or the classifier cannot be loaded, or there is no label for a look-alike."""
-        classifier, retained = self.classifier(model, task), self._retained(task)
+        classifier = self.classifier(model, task)
+        retained = self._retained(classifier.limited(task))
         classifier.check(_about(retained, self._lookalikes(self.clip(model), task, retained, Run())))
 
     def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
         """See the class."""
-        model, retained = observer.model, self._retained(task)
+        model, classifier = observer.model, self.classifier(observer.model, task)
+        retained = self._retained(classifier.limited(task))
         names = self._lookalikes(self.clip(model), task, retained, observer.run)
         requests = _about(retained, names)
-        hits = observer.hits(requests, self.classifier(model, task)) if requests else []
+        hits = observer.hits(requests, classifier) if requests else []
         reading = Reading(
             f"fraction of images of the retained names most similar to the target ({', '.join(names)}) "
             "recognised as such",

@@ -46,7 +46,8 @@ class ImageEvaluator:
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
         self._classifier, self._names = search.classifier(model, task), task.names
         self.confirmation = f"{model.sampling.steps} sampling steps, fresh seeds"
-        self._requests = {fresh: probe_requests(search, task, fresh=fresh) for fresh in (False, True)}
+        known = self._classifier.limited(task)
+        self._requests = {fresh: probe_requests(search, known, fresh=fresh) for fresh in (False, True)}
         self._before: dict[bool, Hits] = {}
         self._texts = model.clip.encode("text", model.clip.tokenize(list(task.names))).detach().cpu()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from muwa.data.samples import fold
 from muwa.fingerprint import Content
+from muwa.runtime.notices import notice, some
+from muwa.types.data import LabelledImages, Split, Task
 from muwa.types.image_requests import ImageRequest
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
     from muwa.models.diffusion.model import Diffusion
-    from muwa.types.data import Task
 
 
 class ImageClassifier(Content):
@@ -38,6 +40,37 @@ class ImageClassifier(Content):
     @abstractmethod
     def logits(self, images: Tensor, domain: str) -> Tensor:
         """(n, 3, h, w) uint8 -> (n, labels of `domain`) fp32 on the CPU. A row depends on its image alone."""
+
+    def limited(self, task: Task) -> Task:
+        """The task without the retained and utility names that this classifier has no label for.
+
+        UnlearnCanvas has 60 styles, and its classifier knows 50 of them. A notice counts what is left out.
+        Nothing is left out if there is no label for most of the names: `check` then refuses the classifier.
+        """
+        other = {"style": "class", "class": "style"}.get(task.kind, "class")
+        own = task.kind if task.kind in ("style", "class") else "class"
+        retain, utility = self._unknown(own, task, "retain"), self._unknown(other, task, "utility")
+        if not retain | utility:
+            return task
+        notice(
+            f"classifier: kept names that it has no label for, so that no image of them is asked for: "
+            f"{len(retain | utility)} ({some(sorted(retain | utility))})"
+        )
+
+        def known(split: Split) -> Split:
+            parts = {"retain": _without(split.retain, retain), "utility": _without(split.utility, utility)}
+            return replace(split, **parts)
+
+        return replace(task, probe=known(task.probe), eval=known(task.eval))
+
+    def _unknown(self, domain: str, task: Task, part: str) -> set[str]:
+        """The names in a part of the splits without a label of the domain; none if most have no label."""
+        parts = [getattr(split, part) for split in (task.probe, task.eval)]
+        names = {one.classes.names[label] for one in parts for label in one.labels} - set(task.names)
+        labels = self.labels.get(domain, ())
+        folded = set(map(fold, labels))
+        unknown = {one for one in names if fold(one) not in folded and not labels_naming(labels, one)}
+        return unknown if 2 * len(unknown) < len(names) else set()
 
     def check(self, requests: Sequence[ImageRequest]) -> None:
         """Raise if it has no label for a concept that is asked for; before any image is generated.
@@ -76,6 +109,11 @@ class ClipLoader(Protocol):
 
     def __call__(self, model: Diffusion) -> Clip:
         """The CLIP. `model` may be edited: the CLIP never depends on an edit."""
+
+
+def _without(images: LabelledImages, unknown: Set[str]) -> LabelledImages:
+    names = images.classes.names
+    return images.select([i for i, label in enumerate(images.labels) if names[label] not in unknown])
 
 
 def labels_naming(labels: Sequence[str], concept: str) -> set[int]:

@@ -109,11 +109,11 @@ def test_seeds_and_numbers_of_names_are_as_asked():
 
 def test_an_unknown_name_is_refused_before_anything_is_generated():
     class Blind(painter.Colours):
-        labels = MappingProxyType({"class": painter.CLASSES[:-1], "style": painter.STYLES})
+        labels = MappingProxyType({"class": painter.CLASSES[1:], "style": painter.STYLES})
 
     model = painter.Painter()
     with pytest.raises(
-        ValueError, match=r"classifier: no label for the class 'heart'; it knows 5: .*pipeline_clip"
+        ValueError, match=r"classifier: no label for the class 'Ada Fox'; it knows 5: .*pipeline_clip"
     ):
         canvas(classifier=Blind()).check(model, painter.identity())
     assert model.asked == []

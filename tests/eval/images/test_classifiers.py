@@ -97,7 +97,7 @@ def test_the_fingerprint_is_of_weights_labels_and_preparation_and_not_of_the_fil
 
 
 def test_labels_come_from_a_file(files):
-    (files / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    (files / "labels.txt").write_bytes("".join(f"{one}\r\n" for one in LABELS).encode("utf-8-sig"))
     judge = timm_models(
         domains={
             "style": lambda: classifier(**settings(files / "plain.pth", labels=str(files / "labels.txt")))

@@ -4,9 +4,14 @@ import pytest
 import tiny_sd
 import torch
 
+from muwa import config
+from muwa.data.labelled import labelled
+from muwa.data.prompts import retained_names
+from muwa.data.unlearncanvas import PLAIN
 from muwa.eval.images.canvas import Canvas
 from muwa.fingerprint import fingerprint
 from muwa.models.diffusion.image_classifier import labels_naming, recognised
+from muwa.types.data import Classes, Pairs, Split, Task
 from muwa.types.image_requests import ImageRequest
 
 
@@ -53,6 +58,60 @@ def test_what_has_no_label_is_refused_with_what_to_choose() -> None:
         ValueError, match=r"'Elon Musk'; it knows 2: dark, light\. Choose .*classifier=pipeline_clip"
     ):
         classifier.check([request("Elon Musk")])
+
+
+def styles(*names: str) -> Task:
+    """A task of kind "style" that forgets the first name; its utility images show cats and dogs."""
+    shown = Classes(names, ("{}",)), Classes(("cats", "dogs"), ("{}",))
+    forget, retain = (
+        labelled({one: [one.encode()] for one in some}, shown[0]) for some in (names[:1], names[1:])
+    )
+    split = Split(forget, retain, labelled({"cats": [b"1"], "dogs": [b"2"]}, shown[1]))
+    pairs = Pairs((), (), ())
+    prompts = ("A {class} image in {style} style.",)
+    return Task("style", names[:1], {names[0]: pairs}, pairs, (), split, split, prompts=prompts)
+
+
+class TwoDomains(tiny_sd.Greys):
+    def __init__(self, labels: tuple[str, ...]):
+        self.labels = {"style": labels, "class": ("cats", "dogs", "sea")}
+
+
+def test_names_that_the_classifier_does_not_know_are_not_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = styles("neon", "sketch", "Van Gogh", "photo", "new style")
+    known = TwoDomains(("Neon", "Sketch", "Van_Gogh", "photo")).limited(task)
+    assert retained_names(known) == ["sketch", "Van Gogh", "photo"]
+    assert len(known.eval.retain) == 3
+    assert known.eval.utility == task.eval.utility
+    assert capsys.readouterr().err == (
+        "muwa: classifier: kept names that it has no label for, so that no image of them is asked for: "
+        "1 (new style)\n"
+    )
+    assert TwoDomains(("neon", "sketch", "van gogh", "photo", "new style")).limited(task) is task
+
+
+def test_a_classifier_of_other_names_is_refused_as_before() -> None:
+    task = styles("neon", "a", "b", "c", "d")
+    for labels in (("neon",), ("a", "b", "neon")):
+        assert TwoDomains(labels).limited(task) is task
+    metric = Canvas(
+        TwoDomains(("neon", "a", "b")), seeds=1, forget_seeds=1, first_seed=0, retain=None, cross=None
+    )
+    with pytest.raises(ValueError, match="no label for the style 'c'"):
+        metric.check(None, task)
+    enough = TwoDomains(("neon", "a", "b", "c"))
+    Canvas(enough, seeds=1, forget_seeds=1, first_seed=0, retain=None, cross=None).check(None, task)
+
+
+def test_the_benchmarks_classifier_knows_the_benchmarks_styles_and_photographs() -> None:
+    labels = config.part("classifier=unlearncanvas").keywords["domains"]["style"].keywords["labels"]
+    assert len(labels) == 51
+    assert labels_naming(labels, PLAIN) == {labels.index("photo")}
+    sixty = [*(one.replace("_", " ").lower() for one in labels), *(f"other {i}" for i in range(10))]
+    known = TwoDomains(tuple(labels)).limited(styles(*sixty))
+    assert len(retained_names(known)) == 50
 
 
 def test_a_classifier_is_the_loader_of_itself() -> None:
