@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
+from transformers import __version__ as version
 
 from muwa.models.clip.model import Clip, Preparation, Towers, check_device
 
@@ -106,6 +107,21 @@ def load(path: str, *, device: str) -> Clip:
     )
 
 
+def _read_tokenizer(path: str, kind: str) -> Any:
+    """The tokenizer of a folder or a hub id.
+
+    Raises:
+        ValueError: This transformers lacks a package that the tokenizer needs.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except AttributeError as error:  # transformers 5.0 knows no SigLIP tokenizer without sentencepiece
+        raise ValueError(
+            f"model.path={path}: transformers {version} cannot read the tokenizer of a {kind} here "
+            f"({str(error)[:100]}). It may need a package: `pip install sentencepiece`"
+        ) from error
+
+
 def _read(path: str) -> tuple[Any, Any, Any]:
     """(model, image processor, tokenizer) of a folder or a hub id. The errors are those of `load`."""
     try:
@@ -116,7 +132,7 @@ def _read(path: str) -> tuple[Any, Any, Any]:
             )
         model, found = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         processor = _PROCESSORS[kind].from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = _read_tokenizer(path, kind)
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ValueError(
             f"model.path={path}: its weights do not fit its config ({str(error).splitlines()[0][:200]})"
