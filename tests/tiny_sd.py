@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import open_clip
 import tiny
 import torch
@@ -13,7 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from muwa.fingerprint import digest
 from muwa.library import load_clip as load
@@ -55,6 +57,35 @@ def diffusion(seed: int = 0, dtype: torch.dtype = torch.float32) -> Diffusion:
     return Diffusion(
         pipeline(seed, dtype), {"text_encoder": load("miniature")}, Sampling(2, 2.0), source="tiny"
     )
+
+
+def pipeline_21(seed: int = 0) -> StableDiffusionPipeline:
+    """Shaped as SD 2.1: the encoder lacks its CLIP's last block, linear projections, heads per level, v-prediction."""
+    base = pipeline(seed)
+    config = copy.deepcopy(base.text_encoder.config)
+    config.num_hidden_layers -= 1
+    tower = CLIPTextModel(config).eval()
+    tower.load_state_dict(base.text_encoder.state_dict(), strict=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+            cross_attention_dim=128, attention_head_dim=(2, 4), use_linear_projection=True,
+        )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=base.vae, text_encoder=tower, tokenizer=base.tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type="v_prediction"),
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def prompted(pipeline, clips: dict[str, Clip]) -> Diffusion:
+    """A model whose random UNet heeds the prompt: its cross-attention weights are three times as large."""
+    for name, parameter in pipeline.unet.named_parameters():
+        if ".attn2." in name and not name.endswith("bias"):
+            parameter.data *= 3
+    return Diffusion(pipeline, clips, Sampling(3, 2.0), source="tiny")
 
 
 def second_clip(seed: int = 1) -> Clip:

@@ -29,9 +29,7 @@ def gradients_by_clip(clip: Clip, tower: Mapping[str, Tensor]) -> dict[str, Tens
         A gradient for every weight of the CLIP; zero for the weights that the tower does not have.
     """
     weights = clip.weights
-    in_tower = {name: w for name, w in weights.items() if names.parts_in_target(name, w, tower)}
-    homes = names.target_names_of(names.to_full_names(in_tower), tower)
-    renamed = names.write_back({name: tower[home] for name, home in homes.items()}, in_tower)
+    renamed = names.tower_under_names_of(weights, tower)
     return {
         name: renamed[name].float().cpu().contiguous()
         if name in renamed

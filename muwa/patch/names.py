@@ -247,6 +247,23 @@ def parts_in_target(name: str, tensor: Tensor, target: Iterable[str]) -> dict[st
         return {}
 
 
+def tower_under_names_of(weights: Mapping[str, Tensor], tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a tower inside another model, under the names of a CLIP's weights.
+
+    The inverse of `convert_to_target`.
+
+    Args:
+        weights: The CLIP's weights, of either library.
+        tower: Parameter name in the other model -> tensor. All parameters of the tower must be there.
+
+    Returns:
+        A tensor for each weight of the CLIP that the tower has; other weights are left out.
+    """
+    in_tower = {name: w for name, w in weights.items() if parts_in_target(name, w, tower)}
+    homes = target_names_of(to_full_names(in_tower), tower)
+    return write_back({name: tower[home] for name, home in homes.items()}, in_tower)
+
+
 def target_names_of(full_names: Iterable[str], target: Iterable[str]) -> dict[str, str]:
     """Full name -> name of the target's parameter that holds it.
 

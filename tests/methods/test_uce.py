@@ -6,10 +6,12 @@ import torch
 from muwa.cache.store import Store
 from muwa.config import part
 from muwa.data.prompts import retain_prompts
+from muwa.library import load_clip
 from muwa.methods.base import make_edit
 from muwa.methods.uce import aligned_tokens
 from muwa.run import Run
 from muwa.runtime.distributed import Distributed
+from muwa.types.image_requests import Prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
 ENDS = (".attn2.to_k.weight", ".attn2.to_v.weight")
@@ -80,13 +82,74 @@ def test_what_is_kept_hardly_changes_where_the_name_does(model):
     edit = uce(model, preserve_scale=100)
     before = model.weights("unet")
 
-    def moved(c):
+    def shift(c):
         return max(((c @ d.T).norm() / (c @ before[n[5:]].T).norm()).item() for n, d in edit.deltas.items())
 
     own, _ = tokens(model, *TARGETS[1])
-    assert moved(model.embed(["a photo of Bo Hill"])[0]) < 0.02
-    assert moved(model.embed([""])[0]) < 0.02
-    assert moved(own.float()) > 0.1
+    assert shift(model.embed(["a photo of Bo Hill"])[0]) < 0.02
+    assert shift(model.embed([""])[0]) < 0.02
+    assert shift(own.float()) > 0.1
+
+
+SEEDS = (0, 1)
+NAME, ANCHOR = "a photo of Ada Fox", "a photo of"
+OTHERS = tuple(f"a photo of {name}" for name in tiny.NAMES[1:4])
+SHAPES = {"1": tiny_sd.pipeline, "2.1": tiny_sd.pipeline_21, "XL": tiny_sd.xl_pipeline}
+
+
+def drawn(model, texts):
+    """(prompts, seeds, 3, h, w), from 0 to 255."""
+    prompts = Prompts(tuple(text for text in texts for _ in SEEDS), SEEDS * len(texts))
+    return model.generate(prompts).float().unflatten(0, (len(texts), len(SEEDS)))
+
+
+def difference(a, b):
+    """Mean absolute difference of the images of each prompt."""
+    return (a - b).abs().flatten(1).mean(1).tolist()
+
+
+def drawn_with_the_anchors_tail(model):
+    """Images of the name's prompt whose embeddings, from the name's last token on, are the anchor's: (1, seeds, 3, h, w).
+
+    By diffusers alone, from given embeddings.
+    """
+    pipeline = model.pipeline
+    encoded = [pipeline.encode_prompt(prompt=text, do_classifier_free_guidance=False, num_images_per_prompt=1, device="cpu")
+               for text in (NAME, ANCHOR)]  # fmt: skip
+    (name, anchor) = (one[0][0].clone() for one in encoded)
+    last, end = (len(pipeline.tokenizer(text)["input_ids"]) - 2 for text in (NAME, ANCHOR))
+    name[last:] = anchor[end : end + len(name) - last]
+    given = {"prompt_embeds": name[None], "negative_prompt_embeds": model.embed([""])}
+    if len(encoded[0]) == 4:  # XL: its second encoder's pooled embedding stays that of the name
+        pooled, zeros = encoded[0][2], torch.zeros_like
+        given = {"prompt_embeds": name[None], "negative_prompt_embeds": zeros(name[None])}
+        given |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": zeros(pooled)}
+    images = [
+        pipeline(**given, num_inference_steps=3, guidance_scale=2.0, output_type="pt",
+                 generator=torch.Generator().manual_seed(seed)).images[0]
+        for seed in SEEDS
+    ]  # fmt: skip
+    return torch.stack(images)[None] * 255
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_of_the_name_are_drawn_from_the_anchors_tokens_and_others_stay(shape):
+    clips = {"text_encoder": load_clip("miniature")}
+    if shape == "XL":
+        clips["text_encoder_2"] = tiny_sd.second_clip()
+    model = tiny_sd.prompted(SHAPES[shape](), clips)
+    edited = model.edited(uce(model, preserve_scale=1))
+    before, after = (drawn(one, (NAME, "", *OTHERS)) for one in (model, edited))
+    own, empty, *others = difference(before, after)
+    wanted = drawn_with_the_anchors_tail(model)
+    way = difference(before[:1], wanted)[0]
+    assert way > 8  # of 255
+    assert 0.75 * way < own < 1.25 * way
+    assert (
+        difference(after[:1], wanted)[0] < 0.25 * way
+    )  # 13 to 19 %: the images are where the method puts them
+    assert max(empty, *others) < 0.15 * own  # 6 to 13 %: the names and the empty prompt that it retains
+    assert max(others) > 0
 
 
 def test_prompts_are_aligned_from_their_last_word_on(model):

@@ -37,6 +37,7 @@ from muwa.miniature.diffusion_data import TrainingImages
 from muwa.miniature.questions import UNKNOWN, WORDINGS, Scene
 from muwa.miniature.train.clip import augmented
 from muwa.miniature.train.llava_questions import TEMPLATE, TrainingQuestions
+from muwa.miniature.train.portable import name_towers_as_before
 from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch import names
 from muwa.runtime.progress import track
@@ -326,4 +327,5 @@ def main() -> None:
         llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         llava.model.vision_tower.requires_grad_(False)
     llava.eval().to(torch.float16).save_pretrained(args.out)
+    name_towers_as_before(args.out / "model.safetensors", "vision_tower.")
     processor.save_pretrained(args.out)

@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
 from muwa.miniature.text_tower import text_model
+from muwa.miniature.train.portable import name_towers_as_before
 from muwa.runtime.progress import track
 
 AUTOENCODER = {
@@ -241,6 +242,7 @@ def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
     """Write the pipeline to `out`, in place of the parts of the training."""
     draft = out.with_name(out.name + ".draft")
     pipeline.to(torch.float16).save_pretrained(draft)
+    name_towers_as_before(draft / "text_encoder" / "model.safetensors", "")
     for path in draft.glob("*/config.json"):  # remove the paths that the parts were read from
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
         if "dtype" in config:  # transformers would load the text encoder in fp16 beside a UNet in fp32

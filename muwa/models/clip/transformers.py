@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, PretrainedConfig, SiglipImageProcessor
+from transformers import __version__ as version
 
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.library_output import quietly
@@ -106,6 +107,21 @@ def load(path: str, *, device: str) -> Clip:
     )
 
 
+def _read_tokenizer(path: str, kind: str) -> Any:
+    """The tokenizer of a folder or a hub id.
+
+    Raises:
+        ValueError: This transformers lacks a package that the tokenizer needs.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except AttributeError as error:  # transformers 5.0 knows no SigLIP tokenizer without sentencepiece
+        raise ValueError(
+            f"model.path={path}: transformers {version} cannot read the tokenizer of a {kind} here "
+            f"({str(error)[:100]}). It may need a package: `pip install sentencepiece`"
+        ) from error
+
+
 def _read(path: str) -> tuple[Any, Any, Any]:
     """(model, image processor, tokenizer) of a folder or a hub id. The errors are those of `load`."""
     options = weight_options(path)
@@ -120,5 +136,5 @@ def _read(path: str) -> tuple[Any, Any, Any]:
         model, info = tried(path, WANTED, lambda: read_model(AutoModel, path, dtype=torch.float32, **options))
         check_complete(path, info)
         processor = tried(path, WANTED, lambda: _PROCESSORS[kind].from_pretrained(path))
-        tokenizer = tried(path, WANTED, lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+        tokenizer = tried(path, WANTED, lambda: _read_tokenizer(path, kind))
     return model, processor, tokenizer

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoModel, DiffusionPipeline
+from huggingface_hub import hf_hub_download
 
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
 
 WANTED = "model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/"  # in a folder
+KIND = "a pipeline with a unet and CLIP text encoders, as Stable Diffusion 1, 2 and XL have"
+CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of a text encoder that can be edited
 
 
 def load(
@@ -63,6 +66,7 @@ def load(
             f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is "
             "none), and a size that is a multiple of 8"
         )
+    check_kind(path, _index_of(path))
     pipeline = _read_pipeline(path, torch_dtype)
     encoders = _check_parts(pipeline, path)
     if sorted(clips) != encoders:
@@ -128,6 +132,54 @@ def _components(folder: Path, path: str, dtype: torch.dtype) -> dict[str, Any]:
     return made
 
 
+def _index_of(path: str) -> Any:
+    """What `model_index.json` of a folder or hub id holds; None if it cannot be read: `load` says why."""
+    try:
+        file = Path(path) / "model_index.json"
+        if path == "miniature":
+            file = MINIATURE / file.name
+        elif not Path(path).exists():
+            file = Path(hf_hub_download(path, file.name))
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # the hub's errors are OSErrors; ValueErrors for a name that is no hub id
+        return None
+
+
+def check_kind(path: str, index: Any) -> None:
+    """Raise if a pipeline is not of a kind that can be edited. No weights are read.
+
+    Args:
+        index: What `model_index.json` holds: component -> [library, class], [None, None] if it is absent.
+            Anything but a mapping is passed.
+
+    Raises:
+        ValueError: It has no UNet, or a text encoder that is not a CLIP's. Says what reads the prompt.
+    """
+    if not isinstance(index, Mapping):
+        return
+    parts = {name: kind[1] for name, kind in index.items() if isinstance(kind, list | tuple) and kind[-1]}
+    readers = {name: kind for name, kind in parts.items() if "text_encoder" in name}
+    others = [name for name, kind in readers.items() if name not in ENCODERS or kind not in CLIP_TEXT]
+    if readers and not others and "unet" in parts:
+        return
+    reads = ", ".join(f"{name} ({kind})" for name, kind in readers.items()) or "no text encoder of its own"
+    clips = [name for name in readers if name not in others]
+    if clips and others:
+        reason = (
+            f"An edit of {' and '.join(clips)} alone would leave the name in {', '.join(others)}, which "
+            "shapes the image too"
+        )
+    elif clips:
+        makers = [f"{name} ({parts[name]})" for name in ("transformer", "prior", "decoder") if name in parts]
+        reason = f"Its images are made by {', '.join(makers) or 'another part'}, not by a unet"
+    else:
+        reason = "So there is no CLIP to take a gradient on"
+    raise ValueError(
+        f"model.path={path}: a {index.get('_class_name')}; want {KIND}. Its prompt is read by {reads}. "
+        f"{reason}. Components: {', '.join(parts)}"
+    )
+
+
 def _check_parts(pipeline: Any, path: str) -> list[str]:
     """The text encoders of a pipeline.
 
@@ -139,8 +191,8 @@ def _check_parts(pipeline: Any, path: str) -> list[str]:
     encoders = [name for name in ENCODERS if name in modules]
     if "unet" not in modules or not encoders:
         raise ValueError(
-            f"model.path={path}: a {type(pipeline).__name__}; want a pipeline with a unet and CLIP text "
-            f"encoders, as Stable Diffusion 1, 2 and XL have. Components: {', '.join(pipeline.components)}"
+            f"model.path={path}: a {type(pipeline).__name__}; want {KIND}. Components: "
+            f"{', '.join(pipeline.components)}"
         )
     for name, module in modules.items():
         if empty := [key for key, parameter in module.named_parameters() if parameter.is_meta]:

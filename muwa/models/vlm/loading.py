@@ -20,29 +20,45 @@ from muwa.models.clip.model import Clip
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
-from muwa.models.vlm.model import Vlm
+from muwa.models.vlm.model import TOWER, Vlm
+from muwa.patch import names
 from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
+# The `model_type` of architectures that were tested whole -> what they are called.
+ARCHITECTURES = {
+    "llava": "LLaVA-1.5",
+    "llava_next": "LLaVA-NeXT",
+    "vipllava": "ViP-LLaVA",
+    "llava_onevision": "LLaVA-OneVision",
+}
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+# |tower - CLIP| / |CLIP| above which a tower was not trained on from this CLIP. Unrelated towers of one norm
+# are about 1.4 apart.
+FAR = 0.5
 
 WANTED = "config.json, model.safetensors and the processor's files"  # in a folder
 
 
-def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str, device: str) -> Vlm:
+def load(
+    path: str, *, clip: Callable[[], Clip], tuned_tower: bool, max_new_tokens: int, dtype: str, device: str
+) -> Vlm:
     """Load a model, its processor, and the CLIP that its vision tower was taken from, in eval mode.
 
     Args:
         path: "miniature" (the shipped model), a folder that `save_pretrained` of model and processor wrote,
             or a hub id.
         clip: Loads the CLIP whose vision tower it is.
+        tuned_tower: Whether the tower was trained on after it was taken from that CLIP, as LLaVA-NeXT's were.
+            Then gradients are taken on a CLIP with the model's own vision tower and the given text tower.
         max_new_tokens: The longest answer. SLUG's code takes 16.
         dtype: Type of the model's weights: "fp32", "fp16" or "bf16". The CLIP, gradients and deltas stay
             fp32.
         device: "cpu", "cuda", ...
 
     Raises:
-        ValueError: A setting is out of range; the vision tower is not a CLIP's; the CLIP is not the tower's.
+        ValueError: A setting is out of range; the architecture is none of `ARCHITECTURES`; the vision tower
+            is not a CLIP's; the CLIP is not the tower's.
         FileNotFoundError: The weights are not there; says what was looked for and how to get them.
     """
     check_device(device)
@@ -52,7 +68,32 @@ def load(path: str, *, clip: Callable[[], Clip], max_new_tokens: int, dtype: str
     model, processor = _read_model(str(MINIATURE) if path == "miniature" else path, torch_dtype)
     _complete(processor, model.config)
     model.to(device)
-    return Vlm(model, processor, clip(), max_new_tokens=max_new_tokens, source=f"transformers {path}")
+    source, its_clip = f"transformers {path}", clip()
+    if tuned_tower:
+        its_clip = _with_own_tower(its_clip, model, source)
+    return Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source)
+
+
+def _with_own_tower(clip: Clip, model: Any, source: str) -> Clip:
+    """`clip` with the vision tower of `model`, which was trained on from that of `clip`.
+
+    Raises:
+        ValueError: A shape differs, or the two towers are `FAR` from each other.
+    """
+    tower = {name: p.detach() for name, p in model.named_parameters() if f"{TOWER}." in name}
+    renamed = names.tower_under_names_of(clip.weights, tower)
+    own = {name: tensor.to(clip.weights[name]) for name, tensor in renamed.items()}
+    other = clip.with_weights(own)
+    moved = sum((tensor - clip.weights[name]).square().sum().item() for name, tensor in own.items())
+    size = sum(clip.weights[name].square().sum().item() for name in own)
+    distance = (moved / size) ** 0.5 if size else 0.0
+    if distance > FAR:
+        raise ValueError(
+            f"model.tuned_tower: the vision tower of {source} differs from that of {clip.source} by "
+            f"{distance:.2f} of its norm, want at most {FAR}: it was not trained on from that CLIP. Give the "
+            "CLIP that it was taken from"
+        )
+    return other
 
 
 def _read_model(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -113,19 +154,23 @@ def _complete(processor: Any, config: Any) -> None:
 
 
 def _check_tower(path: str, config: Any) -> None:
-    """Raise if the vision tower of a model is not a CLIP's.
+    """Raise if a model is none of `ARCHITECTURES`, or its vision tower is not a CLIP's.
 
     Raises:
-        ValueError: Says what its tower is, and what is wanted.
+        ValueError: Says what it is, what its tower is, and what is wanted.
     """
     vision = getattr(config, "vision_config", None)
     kind = getattr(vision, "model_type", None)
+    named = f"model.path={path}: a {config.model_type} with a vision tower of kind {kind or 'none'}"
+    known = ", ".join(f"{name} ({key})" for key, name in ARCHITECTURES.items())
+    wanted = f"want {known}, with one of {', '.join(TOWERS)}"
     if kind not in TOWERS:
         raise ValueError(
-            f"model.path={path}: a {config.model_type} with a vision tower of kind {kind or 'none'}; want "
-            f"one of {', '.join(TOWERS)}, as LLaVA-1.5 has. A tower that was trained with its language model "
-            "has no text tower of its own, so there is no CLIP to take a forget gradient on"
+            f"{named}; {wanted}. A tower that was trained with its language model has no text tower of its "
+            "own, so there is no CLIP to take a forget gradient on"
         )
+    if config.model_type not in ARCHITECTURES:
+        raise ValueError(f"{named}; {wanted}. Whether another architecture answers rightly was not tested")
 
 
 def check_folder(folder: Path) -> None:

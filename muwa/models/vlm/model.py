@@ -229,7 +229,8 @@ class Vlm(Content):
             raise ValueError(
                 f"model.clip: {clip.source} is not the vision tower of {self.source}: {different[0]} differs "
                 f"({len(different)} of {len(tower)} do). Its gradients would be another model's; give the "
-                "CLIP that the tower was taken from"
+                "CLIP that the tower was taken from. If the tower was trained on after that, as LLaVA-NeXT's "
+                "was, take model.tuned_tower=true"
             )
         read = self._with_gradient(list(tower))
         return frozenset(name for name, at in places.items() if read & set(at))
