@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muwa.types.data import Broken
+from muwa.types.data import MISSING_FILE, Broken
 
 _IDENTITIES = ("list_identity_celeba.txt", "identity_CelebA.txt")
 _FREQUENT = "frequent_celebs.txt"
@@ -68,7 +68,9 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
         if image in on_disk:
             files[name].append(images / image)
         else:
-            broken.append(Broken(image, f"listed in {identity_file.name}, not in {images.name}/"))
+            broken.append(
+                Broken(image, f"listed in {identity_file.name}, not in {images.name}/", MISSING_FILE)
+            )
     if not files:
         raise ValueError(f"{identity_file}: no rows such as `000001.jpg Jane_Doe` in it")
     names = tuple(sorted(files))
