@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from muwa.data.addresses import hide
 from muwa.runtime.ranks import is_worker
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
@@ -310,11 +311,14 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command that repeats this run. For one run of a multirun, it runs only that one."""
+    """The command that repeats this run. For one run of a multirun, it runs only that one.
+
+    Logins and queries of URLs and the commands of `pipe:` are left out: they are secrets.
+    """
     words = sys.argv
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         words = ["launch.py", *HydraConfig.get().overrides.task]
-    return shlex.join(["python", *words])
+    return shlex.join(["python", *map(hide, words)])
 
 
 def read_run(run: Path) -> DictConfig:

@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 HIDDEN = "***"
 _COMMAND = re.compile(r"pipe:[^\n]*")
@@ -41,15 +40,22 @@ def shard_name(url: str) -> str:
     >>> shard_name("pipe:aws s3 cp s3://bucket/00002.tar - --profile me"), shard_name("pipe:cat secret")
     ('00002.tar', 'pipe-7e4b97de')
     """
+    if not is_remote(url):
+        return url.rsplit("/", 1)[-1]
     if not url.startswith("pipe:"):
-        return PurePosixPath(urlsplit(url).path).name if is_remote(url) else url.rsplit("/", 1)[-1]
+        return _last_part(url)
     try:
         words = shlex.split(url.removeprefix("pipe:"))
-    except ValueError:
+    except ValueError:  # an open quote
         words = []
-    names = [PurePosixPath(urlsplit(word).path if "://" in word else word).name for word in words]
-    tars = [name for name in names if name.endswith(".tar")]
+    tars = [name for name in map(_last_part, words) if name.endswith(".tar")]
     return tars[-1] if tars else f"pipe-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def _last_part(url: str) -> str:
+    """The last part of a path or of a URL's path; the host if there is none."""
+    path = hide(url).partition("://")[2].partition("?")[0] if "://" in url else url
+    return PurePosixPath(path).name
 
 
 def shown(url: str) -> str:

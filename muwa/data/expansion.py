@@ -49,7 +49,7 @@ class _Counted:
 
 
 def _opened(raw: _Counted, head: bytes) -> Readable:
-    """What the stream expands to; the stream itself if it is not compressed. It is known by its first bytes."""
+    """What the stream expands to, by its first bytes; the stream itself if it is not compressed."""
     file: Any = raw
     if head.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=file, mode="rb")

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from muwa.data.addresses import hide, shown
 from muwa.data.expansion import Readable
@@ -17,6 +17,11 @@ KINDS = (
     "Shards are local paths, http(s) URLs or `pipe:COMMAND`, for instance pipe:aws s3 cp "
     "s3://BUCKET/00000.tar -"
 )
+# Parameters of signed URLs beside X-Amz-* and X-Goog-*: CloudFront, S3 and Google (version 2), Azure.
+_SIGNATURE = {
+    *("signature", "expires", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"),
+    *("sig", "se", "st", "sp", "sr", "sv", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+}
 PATIENCE = 30  # seconds for a server to answer
 _CURL = {
     6: "the host is unknown",
@@ -77,13 +82,26 @@ class _Guarded:
 
 
 def identity(url: str) -> list[str]:
-    """What tells whether a remote shard changed: its address, and of an http server its length and ETag.
+    """What tells whether a remote shard changed: its address; its length, ETag and time if http gives them.
 
     One byte is asked for (signed URLs often allow GET alone, not HEAD); no more is read. If the server does
-    not answer, the address is all there is; the shard's reader will say what is wrong.
+    not answer, the address is all there is; the shard's reader will say what is wrong. With an ETag, login
+    and signature do not count, as another signature makes no other shard.
     """
     if not url.startswith(("http://", "https://")):
         return [url]
+    try:
+        with urllib.request.urlopen(_request(url), timeout=PATIENCE) as answer:
+            said = answer.headers
+            length = (said["Content-Range"] or "").rpartition("/")[2] or said["Content-Length"] or ""
+            tag = said["ETag"] or ""
+            return [unsigned(url) if tag else url, length, tag, said["Last-Modified"] or ""]
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
+        return [url]
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request for the first byte; a login in the address goes into a header, which no redirect gets."""
     address = urlsplit(url)
     host = address.netloc.rpartition("@")[2]
     request = urllib.request.Request(
@@ -93,10 +111,20 @@ def identity(url: str) -> list[str]:
         login = f"{unquote(address.username)}:{unquote(address.password or '')}"
         basic = base64.b64encode(login.encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {basic}")
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            said = answer.headers
-            length = (said["Content-Range"] or "").rpartition("/")[2] or said["Content-Length"] or ""
-            return [url, length, said["ETag"] or "", said["Last-Modified"] or ""]
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
-        return [url]
+    return request
+
+
+def unsigned(url: str) -> str:
+    """The address without login and without the parameters of signatures.
+
+    >>> unsigned("https://me:pw@host/get?file=0.tar&X-Amz-Signature=abc&Expires=9")
+    'https://host/get?file=0.tar'
+    """
+    address = urlsplit(url)
+    kept = [
+        (name, value)
+        for name, value in parse_qsl(address.query, keep_blank_values=True)
+        if name.lower() not in _SIGNATURE and not name.lower().startswith(("x-amz-", "x-goog-"))
+    ]
+    host = address.netloc.rpartition("@")[2]
+    return urlunsplit(address._replace(netloc=host, query=urlencode(kept), fragment=""))
