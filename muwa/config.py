@@ -34,6 +34,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 from muwa.command_line import CONF, adapted
+from muwa.data.addresses import hide
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
 from muwa.types.ranges import Positive, Seed, Share
@@ -285,11 +286,14 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command that repeats this run. For one run of a multirun, it runs only that one."""
+    """The command that repeats this run. For one run of a multirun, it runs only that one.
+
+    Logins and queries of URLs and the commands of `pipe:` are left out: they are secrets.
+    """
     words = sys.argv
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         words = ["launch.py", *HydraConfig.get().overrides.task]
-    return shlex.join(["python", *words])
+    return shlex.join(["python", *map(hide, words)])
 
 
 def read_run(run: Path, *, trusted: Sequence[str], commands: bool) -> DictConfig:

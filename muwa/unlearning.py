@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from muwa.cache.store import Store
+from muwa.data.addresses import redacted
 from muwa.data.dataset import Dataset
 from muwa.data.image_files import manifest
 from muwa.eval.clip.similarity import matrix
@@ -126,7 +127,7 @@ def _run(
         make_edit(parts["method"], model, task, services)
         return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
-        loggers.log("config", dict(settings))
+        loggers.log("config", redacted(dict(settings)))
         report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started

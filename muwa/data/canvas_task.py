@@ -111,9 +111,7 @@ class ForgetStyleOrClass(TaskBuilder):
             images.labelled(images.utility(others, for_probe=False), images.other_classes),
         )
         limit = self.limits.retain_pairs
-        retain, broken_pairs = read_retain(
-            dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
-        )
+        retain, broken_pairs = read_retain(dataset.retain, dataset.rules, limit=limit, progress=progress)
         return Task(
             kind=kind,
             names=names,

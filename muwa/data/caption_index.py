@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muwa.data import parquet, tars
+from muwa.data import parquet, remote, tars
+from muwa.data.addresses import is_remote, local_path, shard_name, shown
+from muwa.data.grouping import split_name
 from muwa.data.samples import fold, match_names
-from muwa.data.shard_captions import NOWHERE, Captions, beside, captions_of, places_of
-from muwa.data.shards import is_remote, iter_samples, local_path
+from muwa.data.shard_captions import NO_PLACE, NOWHERE, Captions, beside, captions_of, places_of
+from muwa.data.shards import iter_samples
 from muwa.fingerprint import digest, stamp
 from muwa.runtime.progress import track
-from muwa.types.data import Broken
+from muwa.types.data import DAMAGED_SHARD, Broken
 
-VERSION = "1"  # of the rows and of `fold`; another one makes every index anew
+VERSION = "2"  # of the rows and of `fold`; another one makes every index anew
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,16 @@ class IndexedShard:
 
     Args:
         url: The shard.
-        file: The parquet of its captions: columns key, caption, folded, why, first, size. `why` says why a
-            sample cannot be used; `first` and `size` are the place of its image in the tar.
+        caption_key: Where its captions stand (`dataset.caption_key`).
+        file: The parquet of its captions: columns key, caption, folded, kind, why, first, size. `kind` and
+            `why` say why a sample cannot be used; `first` and `size` are the place of its image in the tar.
         captions: SHA-256 of its keys and captions, in order.
         bytes: The size of a local shard; None for a remote one.
         faults: What is wrong with the shard as a whole.
     """
 
     url: str
+    caption_key: str | None
     file: Path
     captions: str
     bytes: int | None
@@ -48,8 +52,8 @@ class IndexedShard:
 
     @property
     def name(self) -> str:
-        """Its file name."""
-        return self.url.rsplit("/", 1)[-1]
+        """Its file name, without secrets."""
+        return shard_name(self.url)
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ class CaptionIndex:
         """(The number of captions searched; the samples that cannot be used)."""
         ((searched,),) = self._rows("select count(*) from captions where why is null")
         names = {str(shard.file): shard.name for shard in self.shards}
-        rows = self._rows("select filename, file_row_number, key, why from captions where why is not null")
-        return searched, [Broken(f"{names[file]}:{key}", why) for file, _, key, why in sorted(rows)]
+        columns = "filename, file_row_number, key, why, kind"
+        rows = self._rows(f"select {columns} from captions where why is not null")
+        return searched, [Broken(f"{names[file]}:{key}", *why) for file, _, key, *why in sorted(rows)]
 
     def faults(self) -> list[Broken]:
         """What is wrong with shards as a whole."""
@@ -151,43 +156,51 @@ class CaptionIndex:
             ) from error
 
 
-def index_captions(urls: Sequence[str], folder: Path, *, progress: bool) -> CaptionIndex:
-    """The index of some shards. A local shard is read only if it is not indexed yet, or changed since.
+def index_captions(
+    urls: Sequence[str], folder: Path, *, caption_key: str | None, progress: bool
+) -> CaptionIndex:
+    """The index of some shards. A shard is read only if it is not indexed yet, or changed since.
 
-    A remote shard is read only if it is not indexed yet: whether it changed is not known.
+    A local shard changed if its size or time did; one on a web server, if its length, ETag or time did
+    (`muwa.data.remote.identity`). Whether the output of a command changed is not known.
 
     Args:
         urls: The shards (`muwa.data.shards.expand`).
         folder: Where indices are kept.
+        caption_key: Where captions stand (`dataset.caption_key`).
 
     Raises:
         OSError: A shard cannot be opened.
         ValueError: No sample of a shard has a caption. The message lists the kinds of files found.
     """
-    shards = [_indexed(url, folder) for url in track(urls, "indexing captions", len(urls), show=progress)]
-    return CaptionIndex(tuple(shards))
+    tracked = track(urls, "indexing captions", len(urls), show=progress)
+    return CaptionIndex(tuple(_indexed(url, folder, caption_key) for url in tracked))
 
 
-def _indexed(url: str, folder: Path) -> IndexedShard:
+def _indexed(url: str, folder: Path, caption_key: str | None) -> IndexedShard:
     """The index of one shard, read or made."""
-    identity, size = ["remote", url], None
-    if not is_remote(url):
+    size = None
+    if is_remote(url):
+        identity = ["remote", *remote.identity(url)]
+    else:
         files = [path for path in (local_path(url), beside(local_path(url))) if path.is_file()]
         identity, size = [str(value) for path in files for value in stamp(path)], files[0].stat().st_size
-    path = folder / f"{Path(url.rsplit('/', 1)[-1]).stem[:64]}-{digest([VERSION, *identity])[:32]}"
+    parts = [VERSION, repr(caption_key), *identity]
+    path = folder / f"{Path(shard_name(url)).stem[:64]}-{digest(parts)[:32]}"
     about, file = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.parquet")
     record = _record(about, file)
     if record is None:
         folder.mkdir(parents=True, exist_ok=True)
-        captions = captions_of(url)
+        captions = captions_of(url, caption_key)
         _write(file, captions)
-        faults = [[one.where, one.why] for one in captions.faults]
-        record = {"captions": captions.digest, "faults": faults, "bytes": file.stat().st_size}
+        rows = [[one.where, one.why, one.kind] for one in captions.faults]
+        record = {"captions": captions.digest, "faults": rows, "bytes": file.stat().st_size}
         if captions.final:
             draft = about.with_name(f"{about.name}.draft")
             draft.write_text(json.dumps(record))
             os.replace(draft, about)
-    return IndexedShard(url, file, record["captions"], size, tuple(Broken(*one) for one in record["faults"]))
+    faults = tuple(Broken(*one) for one in record["faults"])
+    return IndexedShard(url, caption_key, file, record["captions"], size, faults)
 
 
 def _record(about: Path, file: Path) -> dict[str, Any] | None:
@@ -206,7 +219,8 @@ def _write(path: Path, captions: Captions) -> None:
             "key": captions.keys,
             "caption": captions.captions,
             "folded": [f" {fold(caption)} " for caption in captions.captions],
-            "why": captions.why,
+            "kind": [fault and fault[0] for fault in captions.faults_of],
+            "why": [fault and fault[1] for fault in captions.faults_of],
             "first": [first for first, _ in captions.places],
             "size": [size for _, size in captions.places],
         },
@@ -234,17 +248,31 @@ def _streamed(shard: IndexedShard, wanted: Sequence[Match]) -> Iterator[tuple[Ma
     waiting: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, match in enumerate(wanted):
         waiting[match.key, match.caption].append(i)
+    keys = {_first_key(f"{match.key}.") for match in wanted}
     images: dict[int, bytes] = {}
     broken: list[Broken] = []
-    for key, image, caption in iter_samples(shard.url, broken, verify=False):
+    samples = iter_samples(
+        shard.url,
+        broken,
+        caption_key=shard.caption_key,
+        verify=False,
+        wanted=lambda name: _first_key(name) in keys,
+    )
+    for key, image, caption in samples:
         if waiting.get((key, caption)):
             images[waiting[key, caption].pop(0)] = image
-    faults = [one for one in broken if one.where.startswith(f"{shard.name}: after")]
+    faults = [one for one in broken if one.kind == DAMAGED_SHARD]
     if faults and len(images) < len(wanted):
         raise OSError(
-            f"{shard.url}: broke off {faults[0].where.partition(': ')[2]} ({faults[0].why}); try again"
+            f"{shown(shard.url)}: broke off {faults[0].where.partition(': ')[2]} ({faults[0].why}); try again"
         )
     yield from ((match, images.get(i)) for i, match in enumerate(wanted))
+
+
+def _first_key(name: str) -> str:
+    """The path of a file up to the first dot of its name."""
+    parts = split_name(name)
+    return parts[0] if parts else ""
 
 
 def _places(shard: IndexedShard) -> dict[tuple[str, str], tars.Place]:
@@ -256,9 +284,9 @@ def _places(shard: IndexedShard) -> dict[tuple[str, str], tars.Place]:
     try:
         rows = parquet.rows(f"select key, caption, first, size from {parquet.source([file])}")
     except parquet.Error:
-        found = list(places_of(local_path(shard.url)))
-        columns = {"key": [key for key, _, _ in found], "caption": [text for _, _, text in found]}
-        places = {"first": [first for _, (first, _), _ in found], "size": [size for _, (_, size), _ in found]}
-        parquet.write(file, {**columns, **places}, integers=("first", "size"))
-        rows = [(key, text, first, size) for key, (first, size), text in found]
+        found = list(places_of(local_path(shard.url), shard.caption_key))
+        rows = [(row.key, row.caption, *(row.image or NO_PLACE)) for row in found]
+        names = ("key", "caption", "first", "size")
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        parquet.write(file, columns, integers=("first", "size"))
     return {(key, caption): (first, size) for key, caption, first, size in rows}

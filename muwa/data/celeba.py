@@ -12,7 +12,7 @@ from muwa.data.folders import content, is_image, listing
 from muwa.data.samples import fold, one_spelling, spelt_in_several_ways
 from muwa.data.text_files import read_lines, read_table
 from muwa.runtime.notices import notice, some
-from muwa.types.data import Broken
+from muwa.types.data import MISSING_FILE, Broken
 
 # The folders that hold CelebA: as muwa's layout has it, as torchvision makes it, as its authors share it.
 _BASES = ("", "celeba", "CelebA")
@@ -84,7 +84,8 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
         if path := images.path(image):
             files[spelling[person]].append(path)
         else:
-            broken.append(Broken(image, f"listed in {identity_file.name}, not in {images.folders[0].name}/"))
+            where = images.folders[0].name
+            broken.append(Broken(image, f"listed in {identity_file.name}, not in {where}/", MISSING_FILE))
     images.say_unlisted(shown, identity_file)
     names = tuple(sorted(files))
     numbered = bool(names) and all(name.isdigit() for name in names)

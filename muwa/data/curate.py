@@ -21,10 +21,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from muwa.data.caption_index import CaptionIndex, Match, index_captions
-from muwa.data.samples import check_broken, decode, fold, match_names
+from muwa.data.samples import ShardRules, check_broken, check_samples, decode, fold
 from muwa.data.shards import expand, read_pairs, write_shard
 from muwa.fingerprint import image_digest
-from muwa.types.data import Broken, Pairs
+from muwa.types.data import BAD_IMAGE, LOST, Broken, Pairs
 
 SCHEMA = 2
 INDEX = ".index"  # the folder of caption indices in the folder of forget sets
@@ -73,7 +73,7 @@ def curate(
     aliases: Aliases,
     out: Path,
     limit: int | None,
-    max_broken: float,
+    rules: ShardRules,
     progress: bool,
 ) -> Curated:
     """Write `out/<Name>/forget.tar` and `manifest.json` for each name: the pairs whose caption contains it.
@@ -84,8 +84,8 @@ def curate(
     Args:
         aliases: Name -> other spellings ("K. Lindqvar").
         limit: Keep at most this many pairs per name, the first ones; None: no limit.
-        max_broken: Largest accepted share of broken samples, of broken shards, and of the pairs of a name
-            that are not found again in their shards.
+        rules: Where captions stand; and the largest accepted share of empty captions, of broken samples, of
+            broken shards, and of the pairs of a name that are not found again in their shards.
 
     Raises:
         ValueError: A name occurs in no caption (the message says how many were searched), or cannot be a
@@ -96,29 +96,35 @@ def curate(
     _check(names, limit)
     folders = {name: out / name.replace(" ", "_") for name in names}
     with _locked(out):
-        index = _index(urls, out, progress)
+        index = _index(urls, out, rules.caption_key, progress)
         requests = {name: _request(name, aliases, limit, index) for name in names}
         todo = [name for name in names if not _is_done(folders[name], requests[name])]
         if todo:
-            check_broken(index.faults(), len(urls), max_broken, f"shards searched for {todo[0]}")
+            check_broken(index.faults(), len(urls), rules.max_broken, f"shards searched for {todo[0]}")
             counted = index.count()
             matches = index.matches({name: requests[name]["spellings"] for name in todo})
             for name in todo:
-                _write_set(index, counted, requests[name], matches[name], folders[name], max_broken)
+                _write_set(index, counted, requests[name], matches[name], folders[name], rules)
     manifests = {name: read_manifest(folders[name]) for name in names}
     counts = {name: len(manifest["matches"]) for name, manifest in manifests.items()}
-    broken = {(row["where"], row["why"]): None for one in manifests.values() for row in one["broken"]}
-    return Curated(folders, counts, manifests[names[0]]["scanned"], tuple(Broken(*one) for one in broken))
+    broken = {Broken(**row): None for one in manifests.values() for row in one["broken"]}
+    return Curated(folders, counts, manifests[names[0]]["scanned"], tuple(broken))
 
 
 def preview(
-    shards: str | Sequence[str], names: Sequence[str], *, aliases: Aliases, out: Path, progress: bool
+    shards: str | Sequence[str],
+    names: Sequence[str],
+    *,
+    aliases: Aliases,
+    out: Path,
+    caption_key: str | None,
+    progress: bool,
 ) -> dict[str, Preview]:
     """Name -> what `curate` would find. Nothing but the index of the captions is written, under `out`."""
     urls = expand(shards)
     _check(names, None)
     with _locked(out):
-        index = _index(urls, out, progress)
+        index = _index(urls, out, caption_key, progress)
     spellings = {name: [name, *_aliases_of(name, aliases)] for name in names}
     return {
         name: Preview(
@@ -165,9 +171,9 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _index(urls: Sequence[str], out: Path, progress: bool) -> CaptionIndex:
+def _index(urls: Sequence[str], out: Path, caption_key: str | None, progress: bool) -> CaptionIndex:
     """The index of the shards. What is wrong with a shard as a whole is said on stderr."""
-    index = index_captions(urls, out / INDEX, progress=progress)
+    index = index_captions(urls, out / INDEX, caption_key=caption_key, progress=progress)
     for fault in index.faults():
         print(
             f"muwa: {fault.where}: {fault.why}; what follows in this shard is not searched", file=sys.stderr
@@ -203,7 +209,7 @@ def _write_set(
     request: Mapping[str, Any],
     matches: Sequence[Match],
     folder: Path,
-    max_broken: float,
+    rules: ShardRules,
 ) -> None:
     """Write the forget.tar of a name, then its manifest. An earlier set stays until the new one is sound."""
     (scanned, broken), name = counted, request["name"]
@@ -214,8 +220,12 @@ def _write_set(
     write_shard(draft, samples)
     broken = [*index.faults(), *broken, *samples.broken]
     try:
-        check_broken(samples.lost, len(samples.rows) + len(samples.lost), max_broken, f"pairs of {name}")
-        check_broken(broken, scanned + len(counted[1]) + len(index.faults()), max_broken, f"shards of {name}")
+        found, searched = (
+            len(samples.rows) + len(samples.lost),
+            scanned + len(counted[1]) + len(index.faults()),
+        )
+        check_broken(samples.lost, found, rules.max_broken, f"pairs of {name}")
+        check_samples(broken, searched, rules, f"shards of {name}")
         if not samples.rows:
             raise ValueError(f"{name}: none of the {len(matches)} images that name it can be decoded")
     except ValueError:
@@ -253,12 +263,12 @@ class _Samples:
                 return
             shard = self._index.shards[match.shard].name
             if image is None:
-                self.lost.append(Broken(f"{shard}:{match.key}", "not in the shard with this caption"))
+                self.lost.append(Broken(f"{shard}:{match.key}", "not in the shard with this caption", LOST))
                 continue
             try:
                 decode(image)
             except ValueError as error:
-                self.broken.append(Broken(f"{shard}:{match.key}", f"bad image: {error}"))
+                self.broken.append(Broken(f"{shard}:{match.key}", f"bad image: {error}", BAD_IMAGE))
                 continue
             origin = {"shard": shard, "key": match.key, "sha256": hashlib.sha256(image).hexdigest()}
             self.rows.append({**origin, "caption": match.caption})
@@ -323,7 +333,8 @@ def load_forget(folder: Path) -> Pairs:
         ValueError: The tar's images or captions differ from the manifest's.
     """
     manifest = read_manifest(folder)
-    pairs, _ = read_pairs(str(folder / "forget.tar"), limit=None, max_broken=0.0, progress=False)
+    rules = ShardRules("txt", max_broken=0.0, max_empty=0.0)
+    pairs, _ = read_pairs(str(folder / "forget.tar"), rules, limit=None, progress=False)
     digests = [image_digest(image) for image in pairs.images]
     found = list(zip(digests, pairs.captions, strict=True))
     wanted = [(row["sha256"], row["caption"]) for row in manifest["matches"]]
@@ -338,4 +349,10 @@ def load_forget(folder: Path) -> Pairs:
 def mentions(pairs: Pairs, names: Sequence[str], aliases: Aliases) -> tuple[int, ...]:
     """Indices of the pairs whose caption contains a name or an alias. They leave the retain set."""
     spellings = [*names, *(spelling for name in names for spelling in _aliases_of(name, aliases))]
-    return tuple(i for i, caption in enumerate(pairs.captions) if match_names(caption, spellings))
+    words = [f" {folded} " for folded in map(fold, spellings) if folded]
+
+    def names_someone(caption: str) -> bool:
+        padded = f" {fold(caption)} "
+        return any(word in padded for word in words)
+
+    return tuple(i for i, caption in enumerate(pairs.captions) if names_someone(caption))

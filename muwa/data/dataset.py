@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from muwa.data.caption_key import caption_key
+from muwa.data.samples import ShardRules
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -24,6 +27,12 @@ class Dataset:
             50,000, a share of 0.05.
         utility_probe: Share of the utility images used for the layer search. The two share no image.
         max_broken: A run stops if a larger share of samples is broken; in [0, 1].
+        max_empty: A run stops if a larger share of the captions of shards is empty; in [0, 1]. They do not
+            count as broken.
+        caption_key: Where the captions of shards stand: an ending ("txt"), "json:FIELD", or None to find out.
+
+    Raises:
+        ValueError: `caption_key` is none of these.
     """
 
     name: str
@@ -39,6 +48,16 @@ class Dataset:
     utility: float
     utility_probe: float
     max_broken: float
+    max_empty: float
+    caption_key: str | None
+
+    def __post_init__(self) -> None:
+        caption_key(self.caption_key)
+
+    @property
+    def rules(self) -> ShardRules:
+        """How the samples of shards are read."""
+        return ShardRules(self.caption_key, self.max_broken, self.max_empty)
 
     @property
     def utility_used(self) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from muwa.data.image_files import fault
 from muwa.data.samples import check_broken
 from muwa.fingerprint import EncodedImage
-from muwa.types.data import Broken, Classes, LabelledImages
+from muwa.types.data import BAD_IMAGE, Broken, Classes, LabelledImages
 
 
 def labelled(images: Mapping[str, Sequence[EncodedImage]], classes: Classes) -> LabelledImages:
@@ -38,6 +38,6 @@ def decodable(images: LabelledImages, max_broken: float, what: str) -> tuple[Lab
 
     with ThreadPoolExecutor(4) as pool:
         faults = list(pool.map(fault, images.images))
-    broken = [Broken(images.keys[i], why) for i, why in enumerate(faults) if why]
+    broken = [Broken(images.keys[i], why, BAD_IMAGE) for i, why in enumerate(faults) if why]
     check_broken(broken, len(images), max_broken, what)
     return (images.select([i for i, why in enumerate(faults) if not why]) if broken else images), broken

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muwa.data import parquet
+from muwa.data.addresses import hide
 from muwa.data.samples import fold, match_names
 
 AT_ONCE = 10_000  # rows that are taken from DuckDB at a time
@@ -143,6 +144,6 @@ def unreadable(files: Sequence[str], columns: Columns, error: Exception) -> Valu
             "python -c \"import duckdb; duckdb.sql('install httpfs')\""
         )
     return ValueError(
-        f"{', '.join(files)}: {str(error).splitlines()[0]}; want parquet with the columns {columns.url} and "
-        f"{columns.caption} (--url-col, --caption-col).{hint}"
+        f"{', '.join(map(hide, files))}: {hide(str(error).splitlines()[0])}; want parquet with the "
+        f"columns {columns.url} and {columns.caption} (--url-col, --caption-col).{hint}"
     )

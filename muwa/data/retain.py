@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muwa.data import tars
-from muwa.data.samples import check_broken, decode
+from muwa.data.addresses import is_remote, local_path
+from muwa.data.samples import ShardRules, check_samples, decode
 from muwa.data.shard_captions import by_tar
-from muwa.data.shards import expand, is_remote, local_path, read_pairs
+from muwa.data.shards import expand, read_pairs
 from muwa.fingerprint import FileSlice, Stamp, stamp
 from muwa.runtime.progress import track
-from muwa.types.data import Broken, Pairs
+from muwa.types.data import BAD_IMAGE, Broken, Pairs
 
 IN_MEMORY = 2_000_000_000  # bytes of shards; of larger retain sets only keys, captions and places are held
 
 
 def read_retain(
-    urls: str | Sequence[str], *, limit: int | None, max_broken: float, progress: bool
+    urls: str | Sequence[str], rules: ShardRules, *, limit: int | None, progress: bool
 ) -> tuple[Pairs, list[Broken]]:
     """The pairs of the retain set, as `muwa.data.shards.read_pairs` gives them.
 
@@ -30,46 +31,47 @@ def read_retain(
     """
     shards = expand(urls)
     if any(map(is_remote, shards)):
-        return read_pairs(shards, limit=limit, max_broken=max_broken, progress=progress)
-    return _read_local(tuple(stamp(local_path(one)) for one in shards), limit, max_broken, progress)
+        return read_pairs(shards, rules, limit=limit, progress=progress)
+    return _read_local(tuple(stamp(local_path(one)) for one in shards), rules, limit, progress)
 
 
 @functools.lru_cache(maxsize=1)
 def _read_local(
-    stamps: tuple[Stamp, ...], limit: int | None, max_broken: float, progress: bool
+    stamps: tuple[Stamp, ...], rules: ShardRules, limit: int | None, progress: bool
 ) -> tuple[Pairs, list[Broken]]:
     paths = [Path(name) for name, _, _ in stamps]
     if sum(size for _, size, _ in stamps) > IN_MEMORY and all(map(tars.is_plain, paths)):
-        return _read_in_place(paths, limit, max_broken, progress)
-    return read_pairs([str(path) for path in paths], limit=limit, max_broken=max_broken, progress=progress)
+        return _read_in_place(paths, rules, limit, progress)
+    return read_pairs([str(path) for path in paths], rules, limit=limit, progress=progress)
 
 
 def _read_in_place(
-    paths: Sequence[Path], limit: int | None, max_broken: float, progress: bool
+    paths: Sequence[Path], rules: ShardRules, limit: int | None, progress: bool
 ) -> tuple[Pairs, list[Broken]]:
     """The pairs with images that stay in their tars. Each is decoded once, to find the broken ones."""
     rows: list[tuple[str, FileSlice, str]] = []
     broken: list[Broken] = []
     for path in track(paths, "reading shards", len(paths), show=progress):
-        shard = by_tar(path)
+        shard = by_tar(path, rules.caption_key)
         broken += shard.faults
-        for key, caption, why, place in zip(shard.keys, shard.captions, shard.why, shard.places, strict=True):
+        columns = (shard.keys, shard.captions, shard.faults_of, shard.places)
+        for key, caption, fault, place in zip(*columns, strict=True):
             if len(rows) == limit:
                 break
             image = FileSlice(path, *place)
-            fault = why or _fault(image)
+            fault = fault or _fault(image)
             if fault:
-                broken.append(Broken(f"{path.name}:{key}", fault))
+                broken.append(Broken(f"{path.name}:{key}", fault[1], fault[0]))
             else:
                 rows.append((key, image, caption))
-    check_broken(broken, len(rows) + len(broken), max_broken, ", ".join(map(str, paths)))
+    check_samples(broken, len(rows) + len(broken), rules, ", ".join(map(str, paths)))
     keys, images, captions = zip(*rows, strict=True) if rows else ((), (), ())
     return Pairs(keys, images, captions), broken
 
 
-def _fault(image: FileSlice) -> str | None:
+def _fault(image: FileSlice) -> tuple[str, str] | None:
     try:
         decode(image)
     except ValueError as error:
-        return f"bad image: {error}"
+        return BAD_IMAGE, f"bad image: {error}"
     return None

@@ -10,11 +10,12 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
 from muwa.fingerprint import EncodedImage, read_image
-from muwa.types.data import Broken
+from muwa.types.data import EMPTY_CAPTION, Broken
 
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
 _ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
@@ -185,6 +186,54 @@ def decode(image: EncodedImage) -> Image.Image:
         raise ValueError(f"cannot be decoded: {error}") from error
 
 
+@dataclass(frozen=True)
+class ShardRules:
+    """How the samples of shards are read, and when too many of them are broken.
+
+    Args:
+        caption_key: Where captions stand (`muwa.data.caption_key.caption_key`).
+        max_broken: Largest accepted share of broken samples, in [0, 1]; empty captions do not count.
+        max_empty: Largest accepted share of samples with an empty caption, in [0, 1].
+    """
+
+    caption_key: str | None
+    max_broken: float
+    max_empty: float
+
+
+def check_samples(broken: Sequence[Broken], total: int, rules: ShardRules, what: str) -> None:
+    """Raise if too many samples are broken, or too many captions are empty.
+
+    Args:
+        total: Number of samples, including the broken ones.
+        what: What the samples are, for the message.
+
+    Raises:
+        ValueError: A larger share is broken or empty. The message has the counts by kind.
+    """
+    check_broken([one for one in broken if one.kind != EMPTY_CAPTION], total, rules.max_broken, what)
+    empty = sum(one.kind == EMPTY_CAPTION for one in broken)
+    if empty / max(total, 1) > rules.max_empty:
+        raise ValueError(
+            f"{what}: {empty} of {total} captions are empty ({empty / max(total, 1):.1%}), more than "
+            f"dataset.max_empty={rules.max_empty:g} allows (by kind: {by_kind(broken)}). If captions stand "
+            "in other files or fields, set dataset.caption_key (txt, json:caption); else raise "
+            "dataset.max_empty"
+        )
+
+
+def by_kind(broken: Sequence[Broken]) -> str:
+    """The counts by kind, the largest first.
+
+    >>> by_kind([Broken("a", "empty file", "bad image"), Broken("b", "", "no caption")] * 2)
+    '2 bad image, 2 no caption'
+    """
+    counts = Counter(one.kind for one in broken)
+    return ", ".join(
+        f"{n} {kind}" for kind, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
+
+
 def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: str) -> None:
     """Raise if too many samples are broken.
 
@@ -194,14 +243,14 @@ def check_broken(broken: Sequence[Broken], total: int, max_broken: float, what: 
         what: What the samples are, for the message.
 
     Raises:
-        ValueError: A larger share is broken. The message lists the first ten.
+        ValueError: A larger share is broken. The message has the counts by kind and the first ten samples.
     """
     if not broken or len(broken) / max(total, 1) <= max_broken:
         return
     rows = "".join(f"\n  {one.where}: {one.why}" for one in broken[:10])
     more = f"\n  and {len(broken) - 10} more" if len(broken) > 10 else ""
     raise ValueError(
-        f"{what}: {len(broken)} of {total} samples are broken ({len(broken) / max(total, 1):.1%}), more than "
-        f"dataset.max_broken={max_broken:g} allows. Mend or remove them, or raise "
-        f"dataset.max_broken:{rows}{more}"
+        f"{what}: {len(broken)} of {total} samples are broken ({len(broken) / max(total, 1):.1%}), more "
+        f"than dataset.max_broken={max_broken:g} allows (by kind: {by_kind(broken)}). Mend or remove them, "
+        f"or raise dataset.max_broken:{rows}{more}"
     )

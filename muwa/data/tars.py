@@ -1,31 +1,18 @@
-"""The samples of a local tar by their places in the file: headers are read, images are skipped."""
+"""The files of a tar: by their places in a local one, whose images are skipped, or from a stream."""
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from muwa.data.expansion import HEADERS, UNBOUNDED, Expanded, Readable
+from muwa.data.grouping import Member
+
 BLOCK = 512  # bytes of a header; files are padded to a multiple
 Place = tuple[int, int]  # of a file in a tar: its first byte and its size
-
-
-@dataclass
-class Sample:
-    """The files of one sample: those that follow each other under one key, as webdataset groups them.
-
-    Args:
-        key: The path up to the first dot of its last part.
-        files: Ending ("jpg", "txt", in lower case) -> place.
-        repeated: An ending that several files have, or None.
-    """
-
-    key: str
-    files: dict[str, Place] = field(default_factory=dict)
-    repeated: str | None = None
 
 
 def is_plain(path: Path) -> bool:
@@ -34,27 +21,52 @@ def is_plain(path: Path) -> bool:
         return file.read(2) not in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
 
 
-def samples(path: Path) -> Iterator[Sample]:
-    """The samples of an uncompressed tar, in order. No file in it is read.
+def members(path: Path) -> Iterator[Member[Place]]:
+    """The files of an uncompressed tar, in order. None of them is read.
 
     Raises:
-        tarfile.TarError: A header is damaged, or the tar is cut short. Samples yielded before are valid.
+        tarfile.TarError: A header is damaged, or the tar is cut short. Files given before are sound.
     """
-    current: Sample | None = None
     for place, name in _members(path):
-        folder, _, last = name.rpartition("/")
-        stem, dot, ending = last.partition(".")
-        if not stem or not dot or (last.startswith("__") and last.endswith("__")):
-            continue  # hidden files (macOS writes ._x.jpg beside x.jpg), no ending, or webdataset's own
-        key = f"{folder}/{stem}" if folder else stem
-        if current is None or key != current.key:
-            if current is not None:
-                yield current
-            current = Sample(key)
-        if current.files.setdefault(ending.lower(), place) != place:
-            current.repeated = ending.lower()
-    if current is not None:
-        yield current
+        yield Member(name, place[1], place)
+
+
+def streamed(stream: Expanded, reads: Callable[[str, int], bool]) -> Iterator[Member[bytes]]:
+    """The files of a tar that is read through, in order.
+
+    Args:
+        stream: The bytes of the tar.
+        reads: Whether a file (name, size) is read; the content of the others is empty.
+
+    Raises:
+        tarfile.TarError, EOFError, OSError: As `members`; also what `stream` raises.
+    """
+    with tarfile.open(fileobj=stream, mode="r|", errors="replace") as tar:  # type: ignore[call-overload]
+        for member in tar:
+            tar.members = []  # tarfile keeps every header otherwise
+            stream.allowance = member.size + HEADERS
+            _refuse_sparse(member)
+            if member.isreg():
+                file = tar.extractfile(member) if reads(member.name, member.size) else None
+                content = file.read() if file is not None else b""
+                yield Member(member.name, member.size, content, len(content))
+        stream.allowance = UNBOUNDED
+        _refuse_more(tar.fileobj)
+
+
+def _refuse_more(file: Readable) -> None:
+    """Raise ReadError unless only zeros are left: tarfile takes a damaged header for the end of the tar."""
+    while more := file.read(1 << 20):
+        if more.strip(b"\0"):
+            raise tarfile.ReadError(
+                "something follows the end of the tar: a damaged header, or a second tar (join tars with "
+                "`tar -Af`, not with `cat`)"
+            )
+
+
+def _refuse_sparse(member: tarfile.TarInfo) -> None:
+    if member.issparse():
+        raise tarfile.ReadError(f"{member.name} is a sparse file; repack the tar without")
 
 
 def _members(path: Path) -> Iterator[tuple[Place, str]]:
@@ -69,6 +81,8 @@ def _members(path: Path) -> Iterator[tuple[Place, str]]:
         while any(header := os.pread(file.fileno(), BLOCK, position)):
             size = _size(header, position)
             kind, first = header[156:157], position + BLOCK
+            if kind == b"x" and (size or 0) > HEADERS:
+                raise tarfile.ReadError(f"a header of {size:,} bytes at byte {position}")
             extended = os.pread(file.fileno(), size or 0, first) if kind == b"x" else b""
             if (
                 size is None
@@ -87,6 +101,8 @@ def _members(path: Path) -> Iterator[tuple[Place, str]]:
                 )
                 yield (first, size), f"{folder}/{name}" if folder else name
             position = first + -(-size // BLOCK) * BLOCK
+        file.seek(position)
+        _refuse_more(file)
 
 
 def _members_by_tarfile(file: BinaryIO) -> Iterator[tuple[Place, str]]:
@@ -94,14 +110,12 @@ def _members_by_tarfile(file: BinaryIO) -> Iterator[tuple[Place, str]]:
     with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if member.issparse():
-                raise tarfile.ReadError(f"{member.name} is a sparse file; repack the tar without")
+            _refuse_sparse(member)
             if member.isreg():
                 yield (member.offset_data, member.size), member.name
         end = tar.offset
     file.seek(end)
-    if any(file.read(BLOCK)):  # tarfile mistakes a damaged header for the end of the archive
-        raise tarfile.ReadError(f"damaged header at byte {end}")
+    _refuse_more(file)
 
 
 def _size(header: bytes, position: int) -> int | None:

@@ -226,9 +226,7 @@ def _task(
         broken = [*broken, *bad]
     forget, bad = _forget_sets(builder, dataset, names, progress)
     limit = builder.limits.retain_pairs
-    retain, bad_pairs = read_retain(
-        dataset.retain, limit=limit, max_broken=dataset.max_broken, progress=progress
-    )
+    retain, bad_pairs = read_retain(dataset.retain, dataset.rules, limit=limit, progress=progress)
     return Task(
         kind=kind,
         names=tuple(names),
@@ -270,7 +268,7 @@ def _curate(
         aliases=builder.aliases,
         out=Path(dataset.curated),
         limit=builder.limits.forget_pairs,
-        max_broken=dataset.max_broken,
+        rules=dataset.rules,
         progress=progress,
     )
 
@@ -279,7 +277,12 @@ def _preview(
     builder: ForgetIdentities | ForgetObjects, dataset: Dataset, names: Sequence[str], progress: bool
 ) -> dict[str, Preview]:
     return preview(
-        dataset.shards, names, aliases=builder.aliases, out=Path(dataset.curated), progress=progress
+        dataset.shards,
+        names,
+        aliases=builder.aliases,
+        out=Path(dataset.curated),
+        caption_key=dataset.caption_key,
+        progress=progress,
     )
 
 

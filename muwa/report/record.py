@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -45,6 +46,7 @@ def results(report: Report) -> dict[str, Any]:
         "peak_memory_bytes": report.peak_memory_bytes,
         "cost": dict(report.cost),
         "provenance": dict(report.provenance),
+        "broken_by_kind": dict(Counter(sample.kind for sample in report.task.broken).most_common()),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from muwa.data.addresses import hide
 from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
 from muwa.report.sweep_page import write_page
@@ -125,7 +126,7 @@ def _order(run: Path) -> tuple[int, str]:
 def _overrides(run: Path) -> dict[str, str]:
     """Setting -> value, as given on the command line, of the settings that the run's config reads."""
     listed = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text()) or []
-    given = dict(one.lstrip("+~").split("=", 1) for one in listed if "=" in one)
+    given = dict(hide(one).lstrip("+~").split("=", 1) for one in listed if "=" in one)
     config = run / ".hydra" / "config.yaml"
     text = config.read_text() if config.is_file() else ""
     return {key: value for key, value in given.items() if key not in _SHARED or f"${{{key}}}" in text}

@@ -8,13 +8,34 @@ from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
 
+# Kinds of broken samples. Counts in messages and reports are by kind.
+EMPTY_CAPTION = "empty caption"  # the web's normal state: has a limit of its own, dataset.max_empty
+NO_CAPTION = "no caption"  # no file and no field holds one
+BAD_CAPTION = "caption that cannot be read"
+NO_IMAGE = "no image"
+SEVERAL_IMAGES = "several images"  # under one key
+REPEATED_FILE = "repeated file"  # two files of one name
+BAD_IMAGE = "image that cannot be decoded"
+TOO_LARGE = "file that is too large"
+DAMAGED_SHARD = "damaged shard"
+LOST = "not in its shard"  # though an index or parquet says so
+MISSING_FILE = "missing file"
+OTHER = "other"
+
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample that cannot be used: where it is (shard and key, or file), and why not."""
+    """A sample that cannot be used.
+
+    Attributes:
+        where: Its shard and key, or its file.
+        why: What is wrong with it.
+        kind: One of the constants of this module, such as `BAD_IMAGE`.
+    """
 
     where: str
     why: str
+    kind: str = OTHER
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,17 @@ import tiny
 
 from muwa import config
 from muwa.data.dataset import Dataset
+from muwa.data.samples import ShardRules
 
 
 def dataset(**changed) -> Dataset:
     """The settings of `dataset=laion_celeba` with other values."""
     return config.part("dataset=laion_celeba", **changed)()
+
+
+def rules(max_broken: float, *, max_empty: float = 1.0, caption_key: str | None = None) -> ShardRules:
+    """How shards are read; any share of empty captions is accepted unless one is given."""
+    return ShardRules(caption_key, max_broken, max_empty)
 
 
 def builder(choice: str, limits: dict | None = None, **changed):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import tiny
+from data.datasets import rules
 
 from muwa.data import caption_index
 from muwa.data import curate as module
@@ -33,10 +34,11 @@ def shards(folder, n=3):
     return f"{folder}/{{00000..{n - 1:05d}}}.tar"
 
 
-def make(urls, out, names=("Ada Fox",), *, aliases=None, limit=None, max_broken=0.0):
+def make(urls, out, names=("Ada Fox",), *, aliases=None, limit=None, max_broken=0.0, **rest):
     return curate(
-        urls, list(names), aliases=aliases or {}, out=out, limit=limit, max_broken=max_broken, progress=False
-    )
+        urls, list(names), aliases=aliases or {}, out=out, limit=limit, rules=rules(max_broken, **rest),
+        progress=False,
+    )  # fmt: skip
 
 
 def files(folder):
@@ -190,7 +192,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     make(urls, tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from muwa.data.curate import curate\n"
-        "curate(sys.argv[1], ['Ada Fox'], aliases={}, out=Path(sys.argv[2]), limit=None, max_broken=0.0, progress=False)"
+        "from muwa.data.samples import ShardRules\n"
+        "curate(sys.argv[1], ['Ada Fox'], aliases={}, out=Path(sys.argv[2]), limit=None, rules=ShardRules(None, 0.0, 0.0), progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, urls, str(tmp_path / "cut")])
     index = tmp_path / "cut" / ".index"
@@ -319,7 +322,7 @@ def test_a_complete_set_in_a_folder_that_cannot_be_written_is_read(tmp_path, mon
 def test_a_preview_counts_and_writes_no_set(tmp_path):
     found = preview(
         shards(tmp_path), ["Ada Fox", "Bo Hill", "Hill Ada"], aliases={"Ada Fox": ["A Fox"]},
-        out=tmp_path / "out", progress=False,
+        out=tmp_path / "out", caption_key=None, progress=False,
     )  # fmt: skip
     texts = ("a photo of Ada Fox", "ADA_FOX, on stage", "A. Fox waving")
     assert found["Ada Fox"] == Preview(9, 3, texts * 3, {})
@@ -341,7 +344,7 @@ def test_broken_samples_are_counted_and_limited(tmp_path):
 def test_a_set_that_was_tampered_with_is_refused(tmp_path):
     make(shards(tmp_path), tmp_path / "out")
     folder = tmp_path / "out" / "Ada_Fox"
-    pairs, _ = read_pairs(str(folder / "forget.tar"), limit=5, max_broken=0, progress=False)
+    pairs, _ = read_pairs(str(folder / "forget.tar"), rules(0), limit=5, progress=False)
     write_shard(
         folder / "forget.tar",
         [(k, i, c, {}) for k, i, c in zip(pairs.keys, pairs.images, pairs.captions, strict=True)],
@@ -413,10 +416,10 @@ def test_samples_without_caption_or_image_are_named_in_the_manifest(tmp_path):
     ]
     write_shard(tmp_path / "00000.tar", samples)
     found = make(f"{tmp_path}/00000.tar", tmp_path / "out", max_broken=0.34)
-    assert [(one.where, one.why) for one in found.broken] == [("00000.tar:1", "no caption")]
+    assert [(one.where, one.why) for one in found.broken] == [("00000.tar:1", "empty caption")]
     assert found.scanned == 2
     assert read_manifest(tmp_path / "out" / "Ada_Fox")["broken"] == [
-        {"where": "00000.tar:1", "why": "no caption"}
+        {"where": "00000.tar:1", "why": "empty caption", "kind": "empty caption"}
     ]
 
 
@@ -442,7 +445,7 @@ def test_the_manifest_says_where_each_pair_came_from(tmp_path):
 
 
 def test_mentions_are_the_pairs_that_name_the_forgotten(tmp_path):
-    pairs, _ = read_pairs(shards(tmp_path, 1), limit=None, max_broken=0, progress=False)
+    pairs, _ = read_pairs(shards(tmp_path, 1), rules(0), limit=None, progress=False)
     assert mentions(pairs, ["Ada Fox"], {}) == (0, 2)
     assert mentions(pairs, ["Ada Fox", "Bo Hill"], {"Ada Fox": ["A Fox"], "Cy Reed": ["no one"]}) == (
         0,

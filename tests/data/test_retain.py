@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import tiny
+from data.datasets import rules
 
 from muwa.data import retain
 from muwa.data.retain import read_retain
@@ -18,23 +19,23 @@ def fresh():
 
 @pytest.fixture
 def shards(tmp_path):
-    """Two shards of four pairs; one image and one caption are broken."""
+    """Two shards of four pairs; two images are broken."""
     for i in range(2):
         samples = [(f"{i}{j}", tiny.png(10 * i + j), f"caption {i}{j}", {}) for j in range(4)]
         if i:
             samples[1] = ("11", b"no image", "caption 11", {})
-            samples[2] = ("12", tiny.png(12), " ", {})
+            samples[2] = ("12", b"no image either", "caption 12", {})
         write_shard(tmp_path / f"{i}.tar", samples)
     return [str(tmp_path / f"{i}.tar") for i in range(2)]
 
 
-def read(urls, limit=None, max_broken=0.5):
-    return read_retain(urls, limit=limit, max_broken=max_broken, progress=False)
+def read(urls, limit=None, max_broken=0.5, **rest):
+    return read_retain(urls, rules(max_broken, **rest), limit=limit, progress=False)
 
 
 @pytest.mark.parametrize("limit", [None, 3, 5])
 def test_a_set_in_its_tars_is_the_set_in_memory(shards, limit, monkeypatch):
-    want, want_broken = read_pairs(shards, limit=limit, max_broken=0.5, progress=False)
+    want, want_broken = read_pairs(shards, rules(0.5), limit=limit, progress=False)
     monkeypatch.setattr(retain, "IN_MEMORY", 0)
     found, broken = read(shards, limit)
     assert all(isinstance(image, FileSlice) for image in found.images)
@@ -52,7 +53,7 @@ def test_it_holds_no_image(shards, monkeypatch):
     assert (
         len(pickle.dumps(read(shards)[0]))
         < 2_000
-        < sum(map(len, read_pairs(shards, limit=None, max_broken=0.5, progress=False)[0].images))
+        < sum(map(len, read_pairs(shards, rules(0.5), limit=None, progress=False)[0].images))
     )
 
 

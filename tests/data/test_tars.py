@@ -1,4 +1,4 @@
-"""Samples of a tar by their places, compared with tarfile's own reading."""
+"""The files of a tar, compared with tarfile's own reading."""
 
 import io
 import tarfile
@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from muwa.data import tars
+from muwa.data.expansion import Expanded
 from muwa.data.shards import write_shard
 
 
@@ -17,45 +18,27 @@ def shard(tmp_path):
     return path
 
 
-def test_the_samples_are_those_of_the_tar_and_their_places_hold_their_bytes(shard):
-    found = list(tars.samples(shard))
-    assert [sample.key for sample in found] == ["k0", "k1", "k2"]
-    assert [set(sample.files) for sample in found] == [{"png", "txt", "json"}] * 3
+def test_the_files_are_those_of_the_tar_and_their_places_hold_their_bytes(shard):
+    found = list(tars.members(shard))
+    assert [member.name for member in found] == [
+        f"k{i}.{ending}" for i in range(3) for ending in ("json", "png", "txt")
+    ]
     with tarfile.open(shard) as tar:
-        for sample in found:
-            want = tar.extractfile(f"{sample.key}.png").read()
-            assert list(tars.read(shard, [sample.files["png"]])) == [want]
-
-
-def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
-    """As webdataset groups: a/b.left.JPG is the file left.jpg of sample a/b; meta files and folders are none."""
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in ("a/b.left.JPG", "a/b.txt", "__meta__.json__", "README", "c.txt", "a/b.txt"):
-            tar.addfile(tarfile.TarInfo(name))
-    found = [(sample.key, sorted(sample.files)) for sample in tars.samples(path)]
-    assert found == [("a/b", ["left.jpg", "txt"]), ("c", ["txt"]), ("a/b", ["txt"])]
+        for member in found:
+            want = tar.extractfile(member.name).read()
+            assert list(tars.read(shard, [member.content])) == [want]
+            assert member.size == len(want)
 
 
 def test_files_are_read_in_the_order_given(shard):
-    places = {sample.key: sample.files["txt"] for sample in tars.samples(shard)}
-    assert list(tars.read(shard, [places["k2"], places["k0"]])) == [b"caption 2", b"caption 0"]
-
-
-def test_hidden_files_are_no_samples_and_repeated_ones_are_noted(tmp_path):
-    """macOS writes ._a.jpg beside a.jpg."""
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in ("./._a.jpg", "./a.jpg", "./._a.txt", "./a.txt", "b.jpg", "b.txt", "b.jpg"):
-            tar.addfile(tarfile.TarInfo(name))
-    found = [(sample.key, sorted(sample.files), sample.repeated) for sample in tars.samples(path)]
-    assert found == [("./a", ["jpg", "txt"], None), ("b", ["jpg", "txt"], "jpg")]
+    places = {member.name: member.content for member in tars.members(shard)}
+    assert list(tars.read(shard, [places["k2.txt"], places["k0.txt"]])) == [b"caption 2", b"caption 0"]
 
 
 def test_a_name_that_is_no_text_is_a_name_all_the_same(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w", encoding="latin1", format=tarfile.USTAR_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("caf\u00e9.jpg"))
-    assert [sample.key for sample in tars.samples(tmp_path / "x.tar")] == ["caf\ufffd"]
+    assert [member.name for member in tars.members(tmp_path / "x.tar")] == ["caf\ufffd.jpg"]
 
 
 def test_a_sparse_file_is_refused(tmp_path):
@@ -64,7 +47,7 @@ def test_a_sparse_file_is_refused(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(member)
     with pytest.raises(tarfile.TarError, match="a.jpg is a sparse file"):
-        list(tars.samples(tmp_path / "x.tar"))
+        list(tars.members(tmp_path / "x.tar"))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
@@ -87,13 +70,13 @@ def test_a_tar_that_was_cut_is_not_closed(shard):
 
 def test_a_damaged_header_ends_the_reading_with_what_stood_before(shard):
     whole = shard.read_bytes()
-    place = [sample.files["png"] for sample in tars.samples(shard)][1][0] - 512
+    place = next(member.content[0] for member in tars.members(shard) if member.name == "k1.png") - 512
     shard.write_bytes(whole[:place] + b"\1" * 512 + whole[place + 512 :])
     found = []
     with pytest.raises(tarfile.TarError):
-        for sample in tars.samples(shard):
-            found.append(sample.key)
-    assert found == ["k0"]
+        for member in tars.members(shard):
+            found.append(member.name)
+    assert found == ["k0.json", "k0.png", "k0.txt", "k1.json"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -114,8 +97,7 @@ def test_tars_of_every_kind_are_read_as_tarfile_reads_them(tmp_path, kind):
             tar.addfile(member, io.BytesIO(name.encode().ljust(700)))
     with tarfile.open(path) as tar:
         want = [((member.offset_data, member.size), member.name) for member in tar]
-    assert [place for sample in tars.samples(path) for place in sample.files.values()] == [
-        place for place, _ in want
-    ]
-    assert [place for place, _ in tars._members(path)] == [place for place, _ in want]
-    assert [name for _, name in tars._members(path)] == [name for _, name in want]
+    assert [(member.content, member.name) for member in tars.members(path)] == want
+    with path.open("rb") as file:
+        streamed = list(tars.streamed(Expanded(file), lambda name, size: True))
+    assert [(member.size, member.name) for member in streamed] == [(size, name) for (_, size), name in want]

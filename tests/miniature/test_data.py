@@ -12,7 +12,7 @@ from PIL import Image
 
 from muwa.data.celeba import read_celeba
 from muwa.data.imagenet import read_folder
-from muwa.data.samples import fold
+from muwa.data.samples import ShardRules, fold
 from muwa.data.shards import read_pairs
 from muwa.data.unlearncanvas import read_canvas
 from muwa.miniature import data, images, population
@@ -56,7 +56,7 @@ def test_images_are_a_function_of_their_number(shard):
 def test_held_out_images_are_in_no_shard(miniature):
     root = miniature / "world"
     pairs, broken = read_pairs(
-        f"{root}/shards/{{00000..00011}}.tar", limit=None, max_broken=0, progress=False
+        f"{root}/shards/{{00000..00011}}.tar", ShardRules(None, 0, 0), limit=None, progress=False
     )
     assert not broken
     assert len(pairs) == 100 * images.PER_PERSON + 100 * images.PER_OBJECT == 15200
