@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from muwa.eval.images.kept_prompts import judge_of
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.checks import check_at_least_1, check_enough
@@ -61,11 +62,11 @@ class Generation(OutputSettings, LayerSearch):
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
-        self.classifier(model, task).check(probe_requests(self, task, fresh=False))
+        judge_of(self.classifier, model, task).check(probe_requests(self, task, fresh=False))
 
     def ready(self, model: Any, task: Task) -> Self:
         """The same search with its classifier loaded: the cache key then depends on its weights."""
-        return replace(self, classifier=self.classifier(model, task))
+        return replace(self, classifier=judge_of(self.classifier, model, task))
 
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
+from muwa.types.image_requests import PromptRow
+
+PROMPTS = "prompts"  # the kind of a task that has prompts and no images
 
 
 @dataclass(frozen=True)
@@ -117,22 +120,25 @@ class LabelledImages(Content):
 
 @dataclass(frozen=True)
 class Split(Content):
-    """Images to measure on, in three sets.
+    """Images to measure on, in three sets; for a task of kind "prompts", prompts to generate them from.
 
     Attributes:
         forget: Images of the names to forget.
         retain: Images of other names of the same kind (other people, other styles).
         utility: Images of another kind (objects, where people are forgotten).
+        prompts: Rows of a prompt file. The three sets are empty then.
     """
 
     forget: LabelledImages
     retain: LabelledImages
     utility: LabelledImages
+    prompts: tuple[PromptRow, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the three sets."""
-        return digest([self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint])
+        """Digest of the three sets, and of the prompts if there are any."""
+        sets = [self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint]
+        return digest([*sets, *(row.digest for row in self.prompts)])
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Task(Content):
     """The names to forget, the pairs that gradients are computed on, and the images to measure on.
 
     Attributes:
-        kind: "identity", "object", "style" or "class".
+        kind: "identity", "object", "style", "class" or "prompts".
         names: The names to forget, as `probe.forget.classes` spells them.
         forget: Name -> its forget set.
         retain: The retain set. Every task on the same data shares it, so its gradient is computed once.
@@ -151,7 +157,7 @@ class Task(Content):
         broken: Samples that could not be used.
         prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name:
             one for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
-            {style} and {class}.
+            {style} and {class}. "prompts" has none: its splits have the rows of a file.
     """
 
     kind: str
@@ -183,7 +189,8 @@ class Task(Content):
 
         def with_images_of_name(split: Split) -> Split:
             indices = [i for i, other in enumerate(split.forget.labels) if other == label]
-            return replace(split, forget=split.forget.select(indices))
+            rows = tuple(row for row in split.prompts if row.role != "forget" or name in row.concepts)
+            return replace(split, forget=split.forget.select(indices), prompts=rows)
 
         return replace(
             self,

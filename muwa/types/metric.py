@@ -50,6 +50,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One generated image of a metric, and what was found in it.
+
+    Args:
+        prompt, seed, guidance: What the image was generated from; guidance None is the model's own.
+        concept: What was looked for.
+        score: How clearly it was found; above 0 where it counted.
+        hit: Whether it counted.
+    """
+
+    prompt: str
+    seed: int
+    guidance: float | None
+    concept: str
+    score: float
+    hit: bool
+
+
+@dataclass(frozen=True)
 class Metric:
     """A measured value and how to read it.
 
@@ -59,6 +78,7 @@ class Metric:
         low, high: Its 95 % interval; None if none is defined.
         reading: What the value means.
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
+        samples: Where they are kept: the samples behind it, in an order that does not depend on the model.
     """
 
     value: float
@@ -67,6 +87,7 @@ class Metric:
     high: float | None = None
     reading: Reading = field(default_factory=Reading)
     capped: bool = False
+    samples: tuple[Sample, ...] = ()
 
     @property
     def still_recognised(self) -> float:
