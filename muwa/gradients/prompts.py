@@ -214,6 +214,11 @@ class PromptGradients(GradientSource):
     anchor: str | None
     stand_ins: int
 
+    @property
+    def reads_pairs(self) -> bool:
+        """No: it reads prompts alone."""
+        return False
+
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if a setting is out of range, the model generates no images, or a gradient file is given.
 
