@@ -39,7 +39,7 @@ def sample_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
 def detections(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """One row for each concept of each metric with samples: its rates, and the change over the same samples.
 
-    Concepts with one sample each (prompts that name none) are one row, whose concept is "".
+    The prompts that name no concept are one row, whose concept is "".
 
     Returns:
         [{"metric", "concept", "n", "before", "after" (rates), "before_low", "before_high", "after_low",
@@ -50,8 +50,7 @@ def detections(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> lis
     for name, pairs in _pairs(before, after).items():
         groups: dict[str, list[tuple[Sample, Sample]]] = {}
         for pair in pairs:
-            concept = pair[0].concept
-            groups.setdefault("" if concept == pair[0].prompt else concept, []).append(pair)
+            groups.setdefault(pair[0].concept, []).append(pair)
         rows += [_row(name, concept, mine) for concept, mine in groups.items()]
     return rows
 

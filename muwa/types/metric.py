@@ -55,7 +55,7 @@ class Sample:
 
     Args:
         prompt, seed, guidance: What the image was generated from; guidance None is the model's own.
-        concept: What was looked for.
+        concept: What was looked for; "": what the prompt says, which names no concept.
         score: How clearly it was found; above 0 where it counted.
         hit: Whether it counted.
     """

@@ -125,7 +125,12 @@ class PromptRates(Measure):
         self, images: Tensor, requests: Sequence[ImageRequest], judge: ImageClassifier, task: Task
     ) -> dict[str, Metric]:
         """The metrics of the prompts to be kept."""
-        metrics = {"retain/matched": rate(scored(images, requests, judge), MATCHED)}
+        names = task.eval.forget.classes.names
+        matched = [
+            one if one.concept in names else replace(one, concept="")
+            for one in scored(images, requests, judge)
+        ]
+        metrics = {"retain/matched": rate(matched, MATCHED)}
         known = known_concepts(task, judge)
         named = [(i, known[one.text]) for i, one in enumerate(requests) if one.text in known]
         if named:
