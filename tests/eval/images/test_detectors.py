@@ -91,7 +91,11 @@ def test_a_csv_that_is_not_as_it_should_be_is_refused(text, message):
 @pytest.mark.parametrize(
     ("code", "words", "message"),
     [
-        ("import sys; sys.exit('no weights here')", "{folder}", r"ended with 1\. Its stderr ends:\nno weights here"),
+        (
+            "import sys; sys.exit('no weights here')",
+            "{folder}",
+            r"ended with 1\. Its stderr ends:\nno weights here",
+        ),
         ("pass", "{folder}", r"got 'nothing', want a csv .* It said nothing on stderr"),
         ("pass", "{folder} {output}", r"wrote no \{output\}"),
     ],
@@ -108,7 +112,9 @@ def test_a_program_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\ntime.sleep(60)\n"
     )
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"took more than 2 s \(classifier.timeout\)\. Its stderr ends:\nslow"):
+    with pytest.raises(
+        ValueError, match=r"took more than 2 s \(classifier.timeout\)\. Its stderr ends:\nslow"
+    ):
         detector(tmp_path, code, timeout=2).logits(images(1), "class")
     assert time.monotonic() - started < 30  # its child held stderr open
 
