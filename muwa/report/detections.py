@@ -16,7 +16,7 @@ def sample_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
 
     Returns:
         [{"metric", "prompt", "seed", "guidance", "concept", "before", "after" (scores), "hit_before",
-        "hit_after"}]; with "prompt_after" where an attack found another prompt for the edited model.
+        "hit_after", "prompt_after"}]. The last differs where an attack found a prompt for the edited model.
     """
     return [
         {
@@ -29,7 +29,7 @@ def sample_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> li
             "after": other.score,
             "hit_before": one.hit,
             "hit_after": other.hit,
-            **({"prompt_after": other.prompt} if other.prompt != one.prompt else {}),
+            "prompt_after": other.prompt,
         }
         for name, pairs in _pairs(before, after).items()
         for one, other in pairs

@@ -50,4 +50,4 @@ def test_samples_are_listed_with_both_scores_and_a_found_prompt():
         ("c", -1.0, 1.0, False, True),
         ("d", 1.0, 1.0, True, True),
     ]
-    assert [one.get("prompt_after") for one in rows] == [None, "e", None, None]
+    assert [one["prompt_after"] for one in rows] == ["a", "e", "c", "d"]
