@@ -218,7 +218,7 @@ def command(
     if not words:
         raise ValueError(
             "classifier.command: got none, want a program that scores pictures: "
-            "'classifier.command=\"python detect.py {folder}\"'"
+            "'classifier.command=\"python FILE {folder}\"'"
         )
     if not any(FOLDER in word for word in words):
         raise ValueError(f"classifier.command: got {shlex.join(words)}, want {FOLDER} in it")
