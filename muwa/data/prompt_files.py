@@ -45,7 +45,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class FileRow:
-    """A prompt as its file has it; fields as in `muwa.types.image_requests.PromptRow`."""
+    """A prompt as its file has it; fields as in `muwa.types.data.PromptRow`."""
 
     text: str
     concepts: tuple[str, ...]

@@ -17,8 +17,7 @@ from muwa.data.prompts import spread
 from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, match_names
 from muwa.data.shards import expand
-from muwa.types.data import PROMPTS, Broken, Classes, LabelledImages, Pairs, Split, Task
-from muwa.types.image_requests import PromptRow
+from muwa.types.data import PROMPTS, Broken, Classes, LabelledImages, Pairs, PromptRow, Split, Task
 
 _NOTHING = "stages=[curate]: this task has prompts and no image-text pairs, there is nothing to curate"
 PER_PROMPT = 4  # pairs of the retain set that are read for each of their captions that is kept

@@ -8,8 +8,8 @@ from itertools import product
 from typing import TypeVar
 
 from muwa.data.samples import match_names
-from muwa.types.data import PROMPTS, Split, Task
-from muwa.types.image_requests import ImageRequest, PromptRow
+from muwa.types.data import PROMPTS, PromptRow, Split, Task
+from muwa.types.image_requests import ImageRequest
 
 T = TypeVar("T")
 KEPT = "prompt"  # the domain of prompts of a file that are to be kept; their labels are those of `kept_label`

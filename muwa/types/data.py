@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
-from muwa.types.image_requests import PromptRow
 
 PROMPTS = "prompts"  # the kind of a task that has prompts and no images
 
@@ -119,6 +118,30 @@ class LabelledImages(Content):
 
 
 @dataclass(frozen=True)
+class PromptRow(Content):
+    """A row of a prompt file, and what a task does with it.
+
+    Args:
+        text: The prompt.
+        concepts: The concepts that it is about; a prompt that is kept may have none.
+        role: "forget" or "retain".
+        seed: The seed that the file gives; None: whoever generates chooses one.
+        guidance: The weight of classifier-free guidance that the file gives; None is the model's own.
+    """
+
+    text: str
+    concepts: tuple[str, ...]
+    role: str
+    seed: int | None = None
+    guidance: float | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all fields."""
+        return digest([self.text, *self.concepts, "\0", self.role, repr(self.seed), repr(self.guidance)])
+
+
+@dataclass(frozen=True)
 class Split(Content):
     """Images to measure on, in three sets; for a task of kind "prompts", prompts to generate them from.
 
@@ -138,7 +161,7 @@ class Split(Content):
     def fingerprint(self) -> str:
         """Digest of the three sets, and of the prompts if there are any."""
         sets = [self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint]
-        return digest([*sets, *(row.digest for row in self.prompts)])
+        return digest([*sets, *(row.fingerprint for row in self.prompts)])
 
 
 @dataclass(frozen=True)

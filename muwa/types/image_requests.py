@@ -54,30 +54,6 @@ class Prompts(Content):
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """A row of a prompt file, and what a task does with it.
-
-    Args:
-        text: The prompt.
-        concepts: The concepts that it is about; a prompt that is kept may have none.
-        role: "forget" or "retain".
-        seed: The seed that the file gives; None: whoever generates chooses one.
-        guidance: The weight of classifier-free guidance that the file gives; None is the model's own.
-    """
-
-    text: str
-    concepts: tuple[str, ...]
-    role: str
-    seed: int | None = None
-    guidance: float | None = None
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 (hex) of all fields."""
-        return digest([self.text, *self.concepts, "\0", self.role, repr(self.seed), repr(self.guidance)])
-
-
-@dataclass(frozen=True)
 class ImageRequest:
     """An image to generate, and the concept that a classifier is to recognise in it.
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from muwa.eval.images.clips import embed
+from muwa.eval.images.clips import embed, highest
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features
 from muwa.models.diffusion.image_classifier import ImageClassifier
@@ -266,15 +266,6 @@ class TextLabels(ImageClassifier):
         """SHA-256 of the CLIP and of all texts."""
         parts = [part for concept, some in self._texts.items() for part in (concept, "\0", *some)]
         return digest(["text labels", self._clip.fingerprint, *parts])
-
-
-def highest(cosines: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(n, sum of sizes) -> (n, groups): the highest value of each group of columns.
-
-    >>> highest(torch.tensor([[1, 3, 2.0]]), [2, 1])
-    tensor([[3., 2.]])
-    """
-    return torch.stack([group.max(1).values for group in cosines.split(list(sizes), 1)], 1)
 
 
 def text_labels(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from muwa.data.prompts import KEPT, kept_label, rows_of
-from muwa.eval.images.clips import embed
-from muwa.eval.images.detectors import highest
+from muwa.eval.images.clips import embed, highest
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features
 from muwa.models.diffusion.image_classifier import ClassifierLoader, ImageClassifier

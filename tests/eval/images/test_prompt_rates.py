@@ -16,8 +16,8 @@ from muwa.library import load_clip
 from muwa.models.diffusion.image_classifier import ImageClassifier, margins, recognised
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
-from muwa.types.data import Classes, LabelledImages, Pairs, Split, Task
-from muwa.types.image_requests import ImageRequest, PromptRow
+from muwa.types.data import Classes, LabelledImages, Pairs, PromptRow, Split, Task
+from muwa.types.image_requests import ImageRequest
 
 
 def forget(text, seed=None, *, about=("Ada Fox",), guidance=None):

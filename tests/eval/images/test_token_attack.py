@@ -148,8 +148,7 @@ def test_the_rates_count_prompts_with_and_without_an_attack(model, greys):
 
 def test_rows_of_a_file_are_attacked_with_their_own_seed_and_guidance():
     base = painter.identity()
-    from muwa.types.data import Split
-    from muwa.types.image_requests import PromptRow
+    from muwa.types.data import PromptRow, Split
 
     rows = tuple(PromptRow(f"Ada Fox {i}", ("Ada Fox",), "forget", 70 + i, 3.0) for i in range(4))
     kept = (PromptRow("a sea", (), "retain", 1, None),)
