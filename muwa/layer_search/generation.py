@@ -15,7 +15,7 @@ from muwa.layer_search.settings import OutputSettings
 from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Search
 
@@ -61,6 +61,11 @@ class Generation(OutputSettings, LayerSearch):
         check_at_least_1(
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
+        if self.start == "clip" and task.kind == PROMPTS:
+            raise ValueError(
+                "layer_search.start: got 'clip', but task=prompts has no images to search the CLIP by; want "
+                "ratio, gain or null"
+            )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
         judge_of(self.classifier, model, task).check(probe_requests(self, task, fresh=False))
 
