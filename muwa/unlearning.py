@@ -34,7 +34,7 @@ from muwa.runtime.devices import check_device
 from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.runtime.warnings_record import recorded_warnings
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
@@ -231,9 +231,11 @@ def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[
     """The similarity matrices of the model's first CLIP, before and after the edit.
 
     Returns:
-        "names", "n" (images per row), "before" and "after". Returns {} if the model is not itself a CLIP and
-        its first CLIP was not edited.
+        "names", "n" (images per row), "before" and "after". Returns {} if the task has no images, or if the
+        model is not itself a CLIP and its first CLIP was not edited.
     """
+    if task.kind == PROMPTS:
+        return {}
     (encoder, clip), changed = next(iter(model.clips.items())), next(iter(edited.clips.values()))
     if encoder and clip.weights_fingerprint == changed.weights_fingerprint:
         return {}

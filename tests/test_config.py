@@ -97,7 +97,8 @@ def test_baselines_that_fine_tune_share_their_learning_rate(composed):
 
 def test_all_evidence_that_needs_no_twins_is_in_full(composed):
     every = set(composed("eval=full").eval)
-    files = {path.stem for path in CONF.glob("eval/*.yaml")} - {"full", "retrain_gap"}
+    # prompts reads the file of task=prompts, which no other metric reads
+    files = {path.stem for path in CONF.glob("eval/*.yaml")} - {"full", "retrain_gap", "prompts"}
     assert set().union(*(composed(f"eval=[{name}]").eval for name in files)) == every
     assert "retrain_gap" not in every
     assert set(composed("eval=[full,retrain_gap]").eval) == every | {"retrain_gap"}
@@ -250,3 +251,14 @@ def test_a_folder_that_the_user_names_is_taken_as_it_is(composed, tmp_path):
     config.OwnFolder().on_run_start(cfg)
     config.OwnFolder().on_multirun_start(cfg)
     assert (cfg.hydra.run.dir, cfg.hydra.sweep.dir) == ("mine", "mine")
+
+
+def test_the_task_of_a_prompt_file_chooses_its_metrics_and_the_command_line_has_the_last_word(composed):
+    assert set(composed("model=sd", "task=prompts").eval) == {"prompts"}
+    assert set(composed("task=prompts", "model=sd15").eval) == {"prompts"}
+    assert set(composed("model=sd", "task=prompts", "eval=[prompts,token_attack]").eval) == {
+        "prompts",
+        "token_attack",
+    }
+    assert "token_attack" in composed("eval=[attacks]").eval
+    assert set(composed("model=sd").eval) == {"canvas", "clip_score", "lookalike", "distances"}

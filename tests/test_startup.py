@@ -41,6 +41,8 @@ def imported(code: str, *words: str) -> tuple[set[str], str]:
     ("dataset.root={miniature} task.identity=Nobody", "Unknown name 'Nobody'"),
     ("dataset.root={miniature} task=object task.object=nothing", "Unknown name 'nothing'"),
     ("dataset.root={miniature} task=style task.concept=nothing", "Unknown name 'nothing'"),
+    ("dataset.root={miniature} model=sd task=prompts task.forget=nobody", "Unknown name 'nobody'"),
+    ("dataset.root={miniature} model=sd task=prompts task.file=nowhere.csv", "nowhere.csv: no such prompt file"),
     ("dataset.root={miniature} dataset.celeba=nowhere", "nowhere"),
     ("dataset.root={miniature} dataset.images=nowhere", "nowhere"),
     ("dataset.root={miniature} dataset.canvas=nowhere task=style", "nowhere"),

@@ -14,9 +14,12 @@ class Measure(Protocol):
 
     Attributes:
         observes: The kind of observer that the measure needs. A model with another kind is refused.
+        reads_prompts: Whether the measure reads the prompts of a file (task=prompts), which has no images and
+            no prompt for a name. If not, such a task is refused.
     """
 
     observes: ClassVar[type[Observer]]
+    reads_prompts: ClassVar[bool] = False
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting does not fit or a file is missing; before any compute.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from muwa.eval.base import Measure
 from muwa.models.base import Editable, Observer, check_observer
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.metric import Metric
 
 
@@ -51,4 +51,9 @@ def check_measures(model: Editable, task: Task, measures: Mapping[str, Measure])
     """
     for name, measure in measures.items():
         check_observer(f"eval.{name}", measure.observes, model)
+        if task.kind == PROMPTS and not measure.reads_prompts:
+            raise ValueError(
+                f"eval.{name}: task=prompts has no images and no prompt for a name; take eval=[prompts], or "
+                f"leave it out: ~eval.{name}"
+            )
         measure.check(model, task)

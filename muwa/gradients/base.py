@@ -82,6 +82,11 @@ class Recipe:
 class GradientSource(Protocol):
     """Gives the mean forget gradient of a name and the mean retain gradient, for each encoder of a model."""
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it reads the task's image-text pairs. If so, task=prompts, which has none, is refused."""
+        return True
+
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if the model or the run does not support this source; before any compute.
 

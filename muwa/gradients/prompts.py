@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from muwa.data.prompts import prompts_with, retain_prompts, retained_names
+from muwa.data.prompts import (
+    prompts_with,
+    replaced_prompts,
+    retain_prompts,
+    retained_prompts,
+    stand_in_prompts,
+)
 from muwa.fingerprint import digest
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.moments import Sums, WeightProducts, adder
@@ -194,15 +200,24 @@ class PromptGradients(GradientSource):
     the retained names: a step along it moves them towards the stand-ins too. Moments are of the retained
     prompts. The losses that the recipe names are not used.
 
+    A task of prompts alone (task=prompts) has the prompts of its probe set: those about the concept are moved
+    towards those to be kept. A prompt that mentions the concept has another one in its place.
+
     Args:
-        anchor: What stands in for a name ("a person"). None takes the mean over other names of its kind.
-        stand_ins: How many other names of its kind are taken, evenly spread over the retained ones.
+        anchor: What stands in for a name ("a person"). None takes the mean over other names of its kind, or
+            over prompts to be kept.
+        stand_ins: How many of these are taken, evenly spread over the retained ones.
 
     Source: muwa's own. UCE (arXiv 2308.14761) moves the same prompts, there in the UNet's cross-attention.
     """
 
     anchor: str | None
     stand_ins: int
+
+    @property
+    def reads_pairs(self) -> bool:
+        """No: it reads prompts alone."""
+        return False
 
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if a setting is out of range, the model generates no images, or a gradient file is given.
@@ -229,12 +244,8 @@ class PromptGradients(GradientSource):
         """
         if not run.is_main:
             return None
-        others = retained_names(task)
-        stand_ins = tuple(prompts_with(task, one) for one in self._stand_ins(task, others))
-        prompts = {
-            "forget": (prompts_with(task, name),),
-            "retain": tuple(prompts_with(task, one) for one in others),
-        }
+        stand_ins = self._stand_ins(task, name)
+        prompts = {"forget": (prompts_with(task, name),), "retain": retained_prompts(task, name)}
         batch_size = recipe.micro_batch_size or recipe.batch_size
         sums: dict[str, dict[str, dict[str, Tensor]]] = {
             side: run.cached(
@@ -267,20 +278,20 @@ class PromptGradients(GradientSource):
             for key in model.clips
         }
 
-    def _stand_ins(self, task: Task, others: Sequence[str]) -> Sequence[str]:
-        """The names that stand in for the name to forget."""
+    def _stand_ins(self, task: Task, name: str) -> tuple[tuple[str, ...], ...]:
+        """The prompts of each stand-in, as many as the name has and in the same order."""
+        others = stand_in_prompts(task, name, self.stand_ins)
         if not others:
             raise ValueError(
                 "gradient_source=prompts: the task has no names to retain; want some of the forgotten kind"
             )
         if self.anchor is None:
-            count = min(self.stand_ins, len(others))
-            return [others[i * len(others) // count] for i in range(count)]
+            return others
         if self.anchor in task.names:
             raise ValueError(
                 f"gradient_source.anchor: got {self.anchor!r}, which is to be forgotten; want something else"
             )
-        return [self.anchor]
+        return (replaced_prompts(task, name, self.anchor),)
 
     def moments(
         self, model: Diffusion, task: Task, recipe: Recipe, run: Run, *, outputs: bool

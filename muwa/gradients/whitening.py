@@ -155,6 +155,11 @@ class WhitenedGradients(GradientSource):
     source: GradientSource
     whitening: Whitening
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the other source does."""
+        return self.source.reads_pairs
+
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if a setting is out of range, or if the other source does not fit.
 

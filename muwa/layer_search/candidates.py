@@ -12,7 +12,7 @@ from muwa.layer_search.settings import OutputSettings
 from muwa.layer_search.steps import ratio
 from muwa.models.base import Editable
 from muwa.run import Run
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Evaluation, Layer
 
@@ -63,7 +63,7 @@ def starting_points(
             continue
         front = [(layers[name], search.first_step) for name in scored.fronts[encoder]]
         ranked[encoder] = front
-        if search.start != "ratio":
+        if search.start != "ratio" and task.kind != PROMPTS:  # a CLIP is searched by images
             clip = model.clips[encoder]
             best = _best_of_clip(search.granularity, clip, gradients[encoder], task, concept)
             ranked[encoder] = [(layers[name], step) for name, step in best] or front

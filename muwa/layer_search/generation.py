@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from muwa.eval.images.kept_prompts import judge_of
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.checks import check_at_least_1, check_enough
@@ -14,7 +15,7 @@ from muwa.layer_search.settings import OutputSettings
 from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.gradients import Gradients
 from muwa.types.search import Search
 
@@ -60,13 +61,18 @@ class Generation(OutputSettings, LayerSearch):
         check_at_least_1(
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )
+        if self.start == "clip" and task.kind == PROMPTS:
+            raise ValueError(
+                "layer_search.start: got 'clip', but task=prompts has no images to search the CLIP by; want "
+                "ratio, gain or null"
+            )
         check_enough("layer_search.pictures", self.pictures, self.forget_at_most)
-        classifier = self.classifier(model, task)
+        classifier = judge_of(self.classifier, model, task)
         classifier.check(probe_requests(self, classifier.limited(task), fresh=False))
 
     def ready(self, model: Any, task: Task) -> Self:
         """The same search with its classifier loaded: the cache key then depends on its weights."""
-        return replace(self, classifier=self.classifier(model, task))
+        return replace(self, classifier=judge_of(self.classifier, model, task))
 
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

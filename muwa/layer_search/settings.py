@@ -81,7 +81,7 @@ class OutputSettings:
             which generates no output; then start at its best layers and their steps. "ratio" is the paper's
             way: try all layers on the front, from `first_step`. "gain", for whitened gradients: try the
             layers of largest gain (`muwa.layer_search.gains`), from `first_step`. None takes "gain" if the
-            gradients are whitened, else "clip".
+            gradients are whitened, else "clip", or "ratio" if the task has no images (task=prompts).
         candidates: How many layers (pairs of layers with two text encoders) are searched at most; None for
             all.
         granularity: As in `ZeroShotSettings`.

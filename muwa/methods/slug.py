@@ -12,6 +12,7 @@ from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.replay import run_search
 from muwa.layer_search.steps import add_edits, edit_of
 from muwa.methods.base import Method
+from muwa.types.data import PROMPTS
 from muwa.types.edit import Edit
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Slug(SlugSettings, Method):
             ValueError: Names the setting, what it was and what is wanted.
         """
         self.gradients.check(model, self.recipe, run)
+        if task.kind == PROMPTS and self.gradients.reads_pairs:
+            raise ValueError(
+                "gradient_source: task=prompts has prompts and no image-text pairs; take "
+                "gradient_source=prompts (model=sd, sd15, ...)"
+            )
         self.layer_search.check(model, task)
 
     def __call__(self, model: Editable, task: Task, run: Run) -> Edit:

@@ -22,6 +22,7 @@ from muwa.types.search import LAMBDA, RELATIVE, Search
 Makes = Callable[[], figures.Figure]  # makes a figure
 
 PIXELS = 96  # pixels of the page per inch of a figure
+SAMPLES = 300  # samples whose scores the page lists
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
 DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units have three
@@ -55,6 +56,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
             size_heading=figures.SIZE,
             patch_bytes=patch.stat().st_size if patch.is_file() else None,
             show_forget=show_forget,
+            sample_limit=SAMPLES,
         )
     )
     write_text(report.folder / "report.html", page)

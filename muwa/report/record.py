@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from muwa.report.detections import detections, sample_rows
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
@@ -39,6 +40,8 @@ def results(report: Report) -> dict[str, Any]:
         "search": [_search(search) for search in searches],
         "similarity": dict(report.similarity),
         "said": answers(report.examples),
+        "detections": detections(report.before, report.after),
+        "samples": sample_rows(report.before, report.after),
         "task": sizes(report.task),
         "broken": [asdict(sample) for sample in report.task.broken],
         "seconds": dict(report.seconds),
@@ -71,6 +74,10 @@ def sizes(task: Task) -> dict[str, Any]:
         when: {kind: len(getattr(split, kind)) for kind in ("forget", "retain", "utility")}
         for when, split in (("probe", task.probe), ("eval", task.eval))
     }
+    prompts = {
+        when: {role: sum(row.role == role for row in split.prompts) for role in ("forget", "retain")}
+        for when, split in (("probe", task.probe), ("eval", task.eval))
+    }
     return {
         "kind": task.kind,
         "names": list(task.names),
@@ -79,6 +86,7 @@ def sizes(task: Task) -> dict[str, Any]:
         "retain_pairs_left_out": len(task.mentions),
         "classes": len(task.eval.forget.classes.names),
         "pictures": images,
+        "prompts": prompts,
     }
 
 

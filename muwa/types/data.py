@@ -8,6 +8,8 @@ from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
 
+PROMPTS = "prompts"  # the kind of a task that has prompts and no images
+
 # Kinds of broken samples. Counts in messages and reports are by kind.
 EMPTY_CAPTION = "empty caption"  # the web's normal state: has a limit of its own, dataset.max_empty
 NO_CAPTION = "no caption"  # no file and no field holds one
@@ -137,23 +139,50 @@ class LabelledImages(Content):
 
 
 @dataclass(frozen=True)
+class PromptRow(Content):
+    """A row of a prompt file, and what a task does with it.
+
+    Args:
+        text: The prompt.
+        concepts: The concepts that it is about; a prompt that is kept may have none.
+        role: "forget" or "retain".
+        seed: The seed that the file gives; None: whoever generates chooses one.
+        guidance: The weight of classifier-free guidance that the file gives; None is the model's own.
+    """
+
+    text: str
+    concepts: tuple[str, ...]
+    role: str
+    seed: int | None = None
+    guidance: float | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all fields."""
+        return digest([self.text, *self.concepts, "\0", self.role, repr(self.seed), repr(self.guidance)])
+
+
+@dataclass(frozen=True)
 class Split(Content):
-    """Images to measure on, in three sets.
+    """Images to measure on, in three sets; for a task of kind "prompts", prompts to generate them from.
 
     Attributes:
         forget: Images of the names to forget.
         retain: Images of other names of the same kind (other people, other styles).
         utility: Images of another kind (objects, where people are forgotten).
+        prompts: Rows of a prompt file. The three sets are empty then.
     """
 
     forget: LabelledImages
     retain: LabelledImages
     utility: LabelledImages
+    prompts: tuple[PromptRow, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the three sets."""
-        return digest([self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint])
+        """Digest of the three sets, and of the prompts if there are any."""
+        sets = [self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint]
+        return digest([*sets, *(row.fingerprint for row in self.prompts)])
 
 
 @dataclass(frozen=True)
@@ -161,7 +190,7 @@ class Task(Content):
     """The names to forget, the pairs that gradients are computed on, and the images to measure on.
 
     Attributes:
-        kind: "identity", "object", "style" or "class".
+        kind: "identity", "object", "style", "class" or "prompts".
         names: The names to forget, as `probe.forget.classes` spells them.
         forget: Name -> its forget set.
         retain: The retain set. Every task on the same data shares it, so its gradient is computed once.
@@ -172,7 +201,7 @@ class Task(Content):
         broken: Samples that could not be used.
         prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name:
             one for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
-            {style} and {class}.
+            {style} and {class}. "prompts" has none: its splits have the rows of a file.
     """
 
     kind: str
@@ -204,7 +233,8 @@ class Task(Content):
 
         def with_images_of_name(split: Split) -> Split:
             indices = [i for i, other in enumerate(split.forget.labels) if other == label]
-            return replace(split, forget=split.forget.select(indices))
+            rows = tuple(row for row in split.prompts if row.role != "forget" or name in row.concepts)
+            return replace(split, forget=split.forget.select(indices), prompts=rows)
 
         return replace(
             self,

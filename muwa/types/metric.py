@@ -62,6 +62,25 @@ class NameRate:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One generated image of a metric, and what was found in it.
+
+    Args:
+        prompt, seed, guidance: What the image was generated from; guidance None is the model's own.
+        concept: What was looked for; "": what the prompt says, which names no concept.
+        score: How clearly it was found; above 0 where it counted.
+        hit: Whether it counted.
+    """
+
+    prompt: str
+    seed: int
+    guidance: float | None
+    concept: str
+    score: float
+    hit: bool
+
+
+@dataclass(frozen=True)
 class Metric:
     """A measured value and how to read it.
 
@@ -72,6 +91,7 @@ class Metric:
         reading: What the value means.
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
         by_name: Name -> its own rate, for a rate over the images of several names; empty for other metrics.
+        samples: Where they are kept: the samples behind it, in an order that does not depend on the model.
     """
 
     value: float
@@ -81,6 +101,7 @@ class Metric:
     reading: Reading = field(default_factory=Reading)
     capped: bool = False
     by_name: Mapping[str, NameRate] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
     @property
     def still_recognised(self) -> float:

@@ -12,6 +12,7 @@ from muwa.eval.statistics import (
     interleaved,
     mean,
     over_people,
+    paired_change,
     rate_interval,
     resamples,
     share,
@@ -131,3 +132,48 @@ def test_values_about_one_person_are_one_sample() -> None:
         pytest.approx(0.5),
     )
     assert over_people([0.5, 0.7], ["a", "a"], Reading("cosine", unit="cosine")).low is None
+
+
+def paired(both: int, after: int, before: int, neither: int) -> list[list[bool]]:
+    """Pairs before and after, from the four cells of their table."""
+    rows = (
+        [(True, True)] * both
+        + [(False, True)] * after
+        + [(True, False)] * before
+        + [(False, False)] * neither
+    )
+    return [list(side) for side in zip(*rows, strict=True)]
+
+
+def bounds(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's interval as the roots of (p - x)^2 = z^2 x (1 - x) / n."""
+    p, z2 = successes / n, 1.959964**2
+    return tuple(sorted(np.roots([1 + z2 / n, -2 * p - z2 / n, p * p]).real))
+
+
+@pytest.mark.parametrize("cells", [(36, 12, 2, 0), (20, 12, 2, 16), (3, 1, 5, 4), (9, 0, 1, 9), (5, 3, 3, 5)])
+def test_the_interval_of_a_paired_change_joins_wilsons_by_the_correlation_of_the_pairs(cells):
+    before, after = paired(*cells)
+    n, first, second = sum(cells), np.array(after, float), np.array(before, float)
+    phi = np.corrcoef(first, second)[0, 1]
+    cross = cells[0] * cells[3] - cells[1] * cells[2]
+    if cross > 0:
+        phi *= max(cross - n / 2, 0) / cross
+    (l1, u1), (l2, u2) = bounds(sum(after), n), bounds(sum(before), n)
+    p1, p2 = first.mean(), second.mean()
+    below = np.array([p1 - l1, u2 - p2])
+    above = np.array([u1 - p1, p2 - l2])
+    join = np.array([[1, -phi], [-phi, 1]])
+    change, low, high = paired_change(before, after)
+    assert change == pytest.approx(p1 - p2)
+    assert low == pytest.approx(p1 - p2 - (below @ join @ below) ** 0.5)
+    assert high == pytest.approx(p1 - p2 + (above @ join @ above) ** 0.5)
+
+
+def test_a_change_of_nothing_is_no_surer_than_its_samples():
+    _, low, high = paired_change([True] * 54, [True] * 54)
+    assert (low, high) == (pytest.approx(-0.0664, abs=5e-5), pytest.approx(0.0664, abs=5e-5))
+    assert paired_change([False], [False])[1:] == (
+        pytest.approx(-0.7935, abs=5e-5),
+        pytest.approx(0.7935, abs=5e-5),
+    )

@@ -101,3 +101,10 @@ def test_the_clip_search_has_the_settings_of_the_paper() -> None:
             assert getattr(got, field.name) == getattr(want, field.name), field.name
     assert got.towers == ("vision",)
     assert got.acceptance(whitened=True).rule == got.acceptance(whitened=False).rule == "constrained"
+
+
+def test_a_task_without_images_starts_on_the_front() -> None:
+    task = replace(tiny.task(), kind="prompts")
+    got, scored = points(pipeline(), pipeline_gradients(), task, start=None, first_step=0.3)
+    assert [point.layers["text_encoder"].name for point in got] == list(scored.front)
+    assert {point.first_step for point in got} == {0.3}

@@ -19,4 +19,4 @@ def test_every_prompt_of_every_name_has_the_anchors_prompt_beside_it():
 
 
 def test_there_is_an_anchor_for_each_kind():
-    assert set(ANCHORS) == {"identity", "object", "style", "class"}
+    assert set(ANCHORS) == {"identity", "object", "style", "class", "prompts"}

@@ -9,7 +9,7 @@ from muwa.report import figures
 from muwa.report.page import grouped, metric_rows, step_heading, write_report
 from muwa.types.edit import Edit, Move
 from muwa.types.example import Example
-from muwa.types.metric import Metric, Reading
+from muwa.types.metric import Metric, Reading, Sample
 from muwa.types.search import ALL_WEIGHTS, BOTH_TOWERS, RELATIVE, Candidate
 
 
@@ -215,3 +215,24 @@ def test_a_failing_figure_costs_neither_the_results_nor_the_page(tmp_path, monke
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "figures" / "trace.png").is_file()
     assert not (tmp_path / "figures" / "metrics.png").exists()
+
+
+def test_samples_are_a_table_of_changes_and_a_list_and_their_prompts_are_text(tmp_path):
+    def detected(hit, prompt="<b>a</b> fox"):
+        rows = [Sample(prompt if i == 0 else f"prompt {i}", i, 7.5, "fox", 0.25, hit) for i in range(301)]
+        return {"forget/detected": Metric(float(hit), 301, 0.0, 1.0, samples=tuple(rows))}
+
+    made = replace(report(tmp_path), before=detected(True), after=detected(False, "x <b>a</b> fox"))
+    write_report(made, show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        '<td class="num">-100.0 (-100.0 – -98.2)</td><td class="num">301</td><td class="num">0</td>' in page
+    )
+    assert "&lt;b&gt;a&lt;/b&gt; fox<br>after: x &lt;b&gt;a&lt;/b&gt; fox</td>" in page
+    assert "<b>a</b>" not in page
+    assert "the first 300 (results.json has all)" in page
+    assert ("prompt 299<" in page, "prompt 300<" in page) == (True, False)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(found["samples"]) == 301
+    (row,) = found["detections"]
+    assert (row["concept"], row["lost"], row["new"]) == ("fox", 301, 0)

@@ -37,7 +37,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
     found = results(report(tmp_path))
     assert list(found) == [
         "schema", "name", "objective", "metrics", "edit", "front", "scores", "trace", "search", "similarity", "said",
-        "task", "broken", "seconds", "cache", "peak_memory_bytes", "cost", "provenance",
+        "detections", "samples", "task", "broken", "seconds", "cache", "peak_memory_bytes", "cost", "provenance",
         "broken_by_kind",
     ]  # fmt: skip
     metric, step, search = found["metrics"]["before"]["forget/top1"], found["trace"][0], found["search"][0]

@@ -28,7 +28,7 @@ from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.run import Run
 from muwa.runtime.devices import check_device
-from muwa.types.data import Classes, LabelledImages, Task
+from muwa.types.data import PROMPTS, Classes, LabelledImages, Task
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
 if TYPE_CHECKING:
@@ -187,8 +187,11 @@ def pipeline_clip(model: Diffusion, task: Task, *, templates: Mapping[str, str])
 def task_labels(task: Task) -> dict[str, tuple[str, ...]]:
     """Domain ("style", "class") -> the names that a task forgets or has images of, in that order.
 
-    People and objects are one domain, "class". Tasks of kind "style" and "class" have both domains.
+    People and objects are one domain, "class". Tasks of kind "style" and "class" have both domains. Of a task
+    of kind "prompts" they are the concepts of its prompts.
     """
+    if task.kind == PROMPTS:
+        return {"class": task.eval.forget.classes.names}
     splits = (task.probe, task.eval)
     same_kind = [_shown(one) for split in splits for one in (split.forget, split.retain)]
     other_kind = [_shown(split.utility) for split in splits]

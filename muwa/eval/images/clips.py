@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,3 +53,12 @@ def embed(clip: Clip, images: Tensor) -> Tensor:
         pixels = clip.prepare.scale(torch.stack(prepared).to(clip.device))
         pieces.append(clip.encode("vision", pixels).cpu())
     return torch.cat(pieces)
+
+
+def highest(cosines: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(n, sum of sizes) -> (n, groups): the highest value of each group of columns.
+
+    >>> highest(torch.tensor([[1, 3, 2.0]]), [2, 1])
+    tensor([[3., 2.]])
+    """
+    return torch.stack([group.max(1).values for group in cosines.split(list(sizes), 1)], 1)

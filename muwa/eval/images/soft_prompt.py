@@ -185,7 +185,7 @@ def learn(model: Diffusion, pairs: Pairs, settings: Learning, *, run: Run) -> Te
         t = torch.randint(timesteps, size, generator=generator).to(x.device)
         chosen = [texts[i] for i in torch.randint(len(texts), size, generator=generator).tolist()]
         with torch.enable_grad(), in_place_of_markers(model, vectors):
-            conditions = Conditions(_embed_with_gradients(model, chosen))
+            conditions = Conditions(embed_with_gradients(model, chosen))
             predicted = denoiser(denoiser.scheduler.add_noise(x, noise, t), t, conditions)
             loss = F.mse_loss(predicted, denoiser.truth(x, noise, t))
             optimiser.zero_grad(set_to_none=True)
@@ -197,16 +197,26 @@ def learn(model: Diffusion, pairs: Pairs, settings: Learning, *, run: Run) -> Te
 @torch.no_grad()
 def latents_of(model: Diffusion, pairs: Pairs) -> Tensor:
     """(n, c, h, w) fp32 latents of the images, resized and centre-cropped to the generated size."""
+    pipeline = model.pipeline
+    side = model.sampling.size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    cut = [
+        center_crop(resize(pil_to_tensor(decode(image)), [side], antialias=True), [side, side])
+        for image in pairs.images
+    ]
+    return latents_of_images(model, torch.stack(cut))
+
+
+@torch.no_grad()
+def latents_of_images(model: Diffusion, images: Tensor) -> Tensor:
+    """(n, c, h, w) fp32 latents of images (n, 3, h, w) uint8 of the generated size: posterior means."""
     with model.loaded() as loaded:
         pipeline: Any = loaded
         vae = pipeline.vae
-        side = model.sampling.size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        latents = []
-        for image in pairs.images:
-            x = center_crop(resize(pil_to_tensor(decode(image)), [side], antialias=True), [side, side])
-            posterior = vae.encode((x[None].float() / 127.5 - 1).to(vae.device, vae.dtype)).latent_dist
-            latents.append(posterior.mean.float() * vae.config.scaling_factor)
-    return torch.cat(latents)
+        latents = [
+            vae.encode((x.float() / 127.5 - 1).to(vae.device, vae.dtype)).latent_dist.mean.float()
+            for x in images.split(1)
+        ]
+        return torch.cat(latents) * vae.config.scaling_factor
 
 
 @contextmanager
@@ -227,7 +237,7 @@ def in_place_of_markers(model: Diffusion, vectors: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _embed_with_gradients(model: Diffusion, texts: Sequence[str]) -> Tensor:
+def embed_with_gradients(model: Diffusion, texts: Sequence[str]) -> Tensor:
     """`Diffusion.embed` with gradients, in fp32."""
     with model.loaded() as loaded:
         pipeline: Any = loaded

@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from muwa.data.prompts import image_requests
+from muwa.eval.images.kept_prompts import judge_of
 from muwa.layer_search.evaluators.outputs import Hits, evaluation
 from muwa.layer_search.steps import candidate_of, edit_layers
 from muwa.models.diffusion.image_classifier import recognised
 from muwa.models.diffusion.image_generation import ROLES, ImageGenerator, prompts_of
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.search import NOTHING_EDITED, RELATIVE, Candidate, Evaluation, Layer
 
@@ -44,7 +45,7 @@ class ImageEvaluator:
         self, search: Generation, model: Diffusion, gradients: Mapping[str, Gradients], task: Task, run: Run
     ):
         self._search, self._model, self._gradients, self._run = search, model, gradients, run
-        self._classifier, self._names = search.classifier(model, task), task.names
+        self._classifier, self._names = judge_of(search.classifier, model, task), task.names
         self.confirmation = f"{model.sampling.steps} sampling steps, fresh seeds"
         known = self._classifier.limited(task)
         self._requests = {fresh: probe_requests(search, known, fresh=fresh) for fresh in (False, True)}
@@ -127,13 +128,14 @@ def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[Image
     There are `search.pictures` images of each name to forget. Each of the three sets is spread evenly over
     the probe split. Two thirds of the images of other names are of the same kind. In tasks of kind "style"
     and "class", one image shows both a style and a class: both are requested of the same image, so that no
-    image is generated twice.
+    image is generated twice. Prompts of a file have no unrelated set: all images of others are of prompts
+    that are to be kept.
 
     Args:
         search: Its settings give the numbers of images.
         fresh: Whether to take other seeds than those of the search, for a confirmation.
     """
-    retained = -(-2 * search.retain_pictures // 3)
+    retained = search.retain_pictures if task.kind == PROMPTS else -(-2 * search.retain_pictures // 3)
     unrelated = search.retain_pictures - retained
     first = search.pictures if fresh else 0
     every = image_requests(task, task.probe, seeds=range(first, first + search.pictures))

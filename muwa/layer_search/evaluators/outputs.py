@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muwa.eval.statistics import wilson
@@ -71,6 +71,8 @@ def evaluation(
 ) -> Evaluation:
     """The evaluation of one step; its iteration is 0 until the search numbers it.
 
+    Without outputs of the utility set, as with task=prompts, the kept rate is the retain accuracy alone.
+
     Args:
         hits: The outputs of the edited model.
         candidate, step, size: What was edited, how far (unit `RELATIVE`), and |delta| / |theta|.
@@ -81,13 +83,17 @@ def evaluation(
         closeness: How close the forget outputs still are to their name (a mean cosine).
     """
     retain, utility = hits.rate("retain"), hits.rate("utility")
-    metrics: Mapping[str, float] = {
+    metrics: dict[str, float] = {
         "forget_top1": hits.rate("forget"),
         "forget_top5": forget_top5,
         "forget_cosine": closeness,
         "retain_top1": retain,
-        "utility_top1": utility,
     }
+    n, n_utility = len(hits.of("retain")), len(hits.of("utility"))
+    kept, error = retain, (retain * (1 - retain) / max(n, 1)) ** 0.5
+    if n_utility:
+        metrics["utility_top1"] = utility
+        kept, error = kept_rate(retain, utility), kept_error(retain, utility, (n, n_utility))
     return Evaluation(
         candidate=candidate,
         iteration=0,
@@ -96,8 +102,8 @@ def evaluation(
         relative_norm=size,
         feasible=all(wilson(sum(one), len(one))[1] <= forget_at_most for one in hits.of_each_name()),
         forgotten=hits.rate("forget"),
-        kept=kept_rate(retain, utility),
-        kept_error=kept_error(retain, utility, (len(hits.of("retain")), len(hits.of("utility")))),
+        kept=kept,
+        kept_error=error,
         closeness=closeness,
         metrics=metrics,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -29,9 +29,12 @@ class ImageClassifier(Content):
 
     Attributes:
         labels: Domain ("style", "class") -> the labels it chooses from. People and objects are classes.
+        detects: Domains in which it decides on each label alone, as a detector does: an image shows those
+            labels whose logit is above 0, none or several. In the others it chooses one label for each image.
     """
 
     labels: Mapping[str, tuple[str, ...]]
+    detects: frozenset[str] = frozenset()
 
     def __call__(self, model: Diffusion, task: Task) -> Self:
         """This classifier, whatever the model and the task."""
@@ -85,8 +88,8 @@ class ImageClassifier(Content):
                 raise ValueError(
                     f"classifier: no label for the {domain} {concept!r}; it knows {len(labels)}: "
                     f"{known or 'none'}. Choose a classifier that fits the task: classifier=pipeline_clip "
-                    "(the pipeline's CLIP, over the names of the task), or classifier=unlearncanvas (its "
-                    "styles and classes)"
+                    "(the pipeline's CLIP, over the names of the task), classifier=unlearncanvas (its styles "
+                    "and classes), or classifier=command (a detector of your own)"
                 )
 
 
@@ -131,14 +134,45 @@ def labels_naming(labels: Sequence[str], concept: str) -> set[int]:
 def recognised(
     images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier, k: int = 1
 ) -> list[bool]:
-    """For each image (n, 3, h, w): is the requested concept among the classifier's first `k` guesses?"""
+    """For each image (n, 3, h, w): is the requested concept among the classifier's first `k` guesses?
+
+    In a domain that it detects: does the image show the concept? `k` is not used then.
+    """
     hits = [False] * len(requests)
+    for domain, places, logits, right in _by_domain(images, requests, classifier):
+        if domain in classifier.detects:
+            for i, row in zip(places, logits > 0, strict=True):
+                hits[i] = bool(row[sorted(right[requests[i].concept])].any())
+            continue
+        for i, guesses in zip(places, logits.topk(min(k, logits.shape[1])).indices.tolist(), strict=True):
+            hits[i] = not right[requests[i].concept].isdisjoint(guesses)
+    return hits
+
+
+def margins(images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier) -> list[float]:
+    """How clearly each image (n, 3, h, w) shows the requested concept: above 0 where it is recognised.
+
+    The highest logit of a label that names the concept, less the highest of the other labels; in a domain
+    that the classifier detects, that logit alone.
+    """
+    found = [0.0] * len(requests)
+    for domain, places, logits, right in _by_domain(images, requests, classifier):
+        for i, row in zip(places, logits, strict=True):
+            own = torch.zeros(len(row), dtype=torch.bool)
+            own[sorted(right[requests[i].concept])] = True
+            others = row[~own]
+            best = others.max().item() if len(others) and domain not in classifier.detects else 0.0
+            found[i] = row[own].max().item() - best
+    return found
+
+
+def _by_domain(
+    images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier
+) -> Iterator[tuple[str, list[int], Tensor, dict[str, set[int]]]]:
+    """For each domain: its name, its requests' places, the logits of their images, concept -> its labels."""
     for domain in dict.fromkeys(one.domain for one in requests):
         places = [i for i, one in enumerate(requests) if one.domain == domain]
         labels = classifier.labels[domain]
         logits = classifier.logits(images[torch.tensor(places)], domain)
         concepts = dict.fromkeys(requests[i].concept for i in places)
-        right = {concept: labels_naming(labels, concept) for concept in concepts}
-        for i, guesses in zip(places, logits.topk(min(k, len(labels))).indices.tolist(), strict=True):
-            hits[i] = not right[requests[i].concept].isdisjoint(guesses)
-    return hits
+        yield domain, places, logits, {concept: labels_naming(labels, concept) for concept in concepts}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muwa.data.prompts import image_requests
 from muwa.models.diffusion.image_classifier import ImageClassifier, recognised
-from muwa.types.data import Task
+from muwa.types.data import PROMPTS, Task
 from muwa.types.example import Example
 from muwa.types.image_requests import ImageRequest, Prompts
 
@@ -60,24 +60,42 @@ class ImageGenerator:
 
 
 def generated(model: Diffusion, prompts: Prompts, *, run: Run) -> Tensor:
-    """The images of `prompts`, generated in batches: (n, 3, h, w) uint8 on the CPU, n > 0."""
-    pieces = [range(i, min(i + model.batch, len(prompts))) for i in range(0, len(prompts), model.batch)]
-    bar = run.track(pieces, "generating images", len(prompts), sizes=map(len, pieces))
-    return torch.cat([model.generate(prompts.select(piece)) for piece in bar])
+    """The images of `prompts`, in batches of equal guidance: (n, 3, h, w) uint8 on the CPU, n > 0."""
+    groups: dict[float | None, list[int]] = {}
+    for place, guidance in enumerate(prompts.each_guidance):
+        groups.setdefault(guidance, []).append(place)
+    pieces = [
+        (guidance, places[i : i + model.batch])
+        for guidance, places in groups.items()
+        for i in range(0, len(places), model.batch)
+    ]
+    bar = run.track(pieces, "generating images", len(prompts), sizes=[len(places) for _, places in pieces])
+    images = [
+        (model if guidance is None else model.sampled(guidance=guidance)).generate(prompts.select(places))
+        for guidance, places in bar
+    ]
+    order = torch.tensor([place for _, places in pieces for place in places])
+    return torch.cat(images)[order.argsort()]
 
 
 def prompts_of(requests: Sequence[ImageRequest]) -> Prompts:
-    """Prompt and seed of each request, in order. Several requests may be about the same image."""
-    return Prompts(tuple(one.text for one in requests), tuple(one.seed for one in requests))
+    """Prompt, seed and guidance of each request, in order. Several requests may be about the same image."""
+    guidances = tuple(one.guidance for one in requests)
+    return Prompts(
+        tuple(one.text for one in requests),
+        tuple(one.seed for one in requests),
+        guidances if any(one is not None for one in guidances) else (),
+    )
 
 
 def example_requests(task: Task) -> list[ImageRequest]:
     """The image requests of the report's examples: at most `EXAMPLES` per role, spread evenly.
 
     In tasks of kind "style" or "class" each image shows a style and a class. It is shown once there, without
-    the role "cross".
+    the role "cross". Prompts of a file have one image each.
     """
-    every = image_requests(task, task.eval, seeds=range(EXAMPLE_SEED, EXAMPLE_SEED + EXAMPLES))
+    seeds = 1 if task.kind == PROMPTS else EXAMPLES
+    every = image_requests(task, task.eval, seeds=range(EXAMPLE_SEED, EXAMPLE_SEED + seeds))
     chosen: list[ImageRequest] = []
     for role in ("forget", "retain") if task.kind in ("style", "class") else ROLES:
         mine = [one for one in every if one.role == role]

@@ -170,6 +170,12 @@ class Diffusion(Content):
                 changes[f"{component}/{name}"] = weights[name].float() + delta.to(weights[name].device)
         return self.with_weights(changes)._copy(clips=clips)
 
+    @property
+    def unedited(self) -> Diffusion:
+        """The same pipeline with the weights that it was loaded with, and this model's sampling."""
+        clips = {name: clip.unedited for name, clip in self.clips.items()}
+        return self._copy(changes=NOTHING, clips=clips)
+
     def observe(self, run: Run) -> ImageGenerator:
         """The images that this model generates."""
         return ImageGenerator(self, run)

@@ -13,8 +13,10 @@ from muwa.config import part
 from muwa.eval.statistics import wilson
 from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
 from muwa.layer_search.steps import edit_layers
+from muwa.models.diffusion.image_classifier import recognised
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.run import Run
+from muwa.types.data import PromptRow
 from muwa.types.search import RELATIVE
 
 SEARCH = part("layer_search=generation", pictures=4, retain_pictures=9, sampling_steps=1, forget_at_most=0.5)
@@ -88,3 +90,38 @@ def test_rates_are_those_counted_by_hand(confirm, steps) -> None:
     assert -1 <= row.closeness == row.metrics["forget_cosine"] <= 1
     assert (dict(row.candidate.layers), row.candidate.tower) == ({"text_encoder": OUT_PROJ}, "text")
     assert evaluator.confirmation == "2 sampling steps, fresh seeds"
+
+
+def prompts_task():
+    """Six prompts to forget and six to keep, as a file has them."""
+    base = tiny.task()
+    rows = [PromptRow(f"Ada Fox {i}", ("Ada Fox",), "forget", None, None) for i in range(6)]
+    rows += [PromptRow(f"{name} at sea", (name,), "retain") for name in tiny.NAMES[1:4]]
+    rows += [PromptRow(f"a calm sea {i}", (), "retain", None, 3.0) for i in range(3)]
+    split = replace(base.probe, prompts=tuple(rows))
+    return replace(base, kind="prompts", probe=split, eval=split, prompts=())
+
+
+def test_prompts_of_a_file_are_searched_by_a_detector_and_by_what_is_kept() -> None:
+    task = prompts_task()
+    asked = probe_requests(SEARCH, task, fresh=False)
+    assert [one.role for one in asked] == ["forget"] * 4 + ["retain"] * 9
+    assert {one.domain for one in asked if one.role == "retain"} == {"prompt"}
+    assert {one.seed for one in probe_requests(SEARCH, task, fresh=True)} <= set(range(4, 8))
+    search = part("layer_search=generation", classifier=tiny_sd.Greys(tiny.NAMES), pictures=4, retain_pictures=9,
+                  sampling_steps=1, forget_at_most=0.5)  # fmt: skip
+    search.check(pipeline(), task)
+    ready = search.ready(pipeline(), task)
+    assert ready.classifier.labels["prompt"] == (
+        *tiny.NAMES[1:4],
+        "a calm sea 0",
+        "a calm sea 1",
+        "a calm sea 2",
+    )
+    row = ImageEvaluator(ready, pipeline(), pipeline_gradients(), task, Run()).before()
+    images = ImageGenerator(pipeline().sampled(steps=1), Run()).generate(prompts_of(asked))
+    hits = recognised(images, asked, ready.classifier)
+    assert row.kept == sum(hits[4:]) / 9
+    assert row.forgotten == sum(hits[:4]) / 4
+    with pytest.raises(ValueError, match="layer_search.start: got 'clip', but task=prompts has no images"):
+        replace(search, start="clip").check(pipeline(), task)

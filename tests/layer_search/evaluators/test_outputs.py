@@ -55,3 +55,11 @@ def test_a_step_is_feasible_only_if_each_name_is_forgotten() -> None:
     for hits, feasible in ((together, True), (apart, False)):
         row = evaluation(hits, Candidate({}, "text"), 1, 1, forget_at_most=0.25, forget_top5=0, closeness=0)
         assert row.feasible == feasible
+
+
+def test_without_a_utility_set_what_is_kept_is_the_retain_set_alone() -> None:
+    hits = Hits([False, True, True, False], ["forget", "retain", "retain", "retain"])
+    row = evaluation(hits, Candidate({}, "text"), 1, 1, forget_at_most=1, forget_top5=0, closeness=0)
+    assert row.kept == pytest.approx(2 / 3)
+    assert row.kept_error == pytest.approx((2 / 9 / 3) ** 0.5)
+    assert "utility_top1" not in row.metrics
