@@ -181,9 +181,7 @@ class ForgetPrompts(TaskBuilder):
         """Captions of the retain set without those that mention a name to forget."""
         wanted = (self.limits.probe_retain, self.limits.eval_retain)
         count = None if None in wanted else PER_PROMPT * sum(one for one in wanted if one)
-        pairs, broken = read_retain(
-            dataset.retain, limit=count, max_broken=dataset.max_broken, progress=progress
-        )
+        pairs, broken = read_retain(dataset.retain, dataset.rules, limit=count, progress=progress)
         texts = dict.fromkeys(" ".join(caption.split()) for caption in pairs.captions)
         kept = [FileRow(text, (), None, None) for text in texts if text and not match_names(text, names)]
         if not kept:

@@ -61,8 +61,8 @@ class ImageClassifier(Content):
         )
 
         def known(split: Split) -> Split:
-            parts = {"retain": _without(split.retain, retain), "utility": _without(split.utility, utility)}
-            return replace(split, **parts)
+            kept, others = _without(split.retain, retain), _without(split.utility, utility)
+            return replace(split, retain=kept, utility=others)
 
         return replace(task, probe=known(task.probe), eval=known(task.eval))
 
