@@ -17,9 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from muwa.patch import folders
-from muwa.patch.apply import Patch, add_patches, apply_patch, read_patch, remove_patch, save_patch
-from muwa.patch.files import read_weights, rewrite
+from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
+from muwa.patch.change import change
 
 
 def _show(path: Path, patch: Patch) -> None:
@@ -34,15 +33,6 @@ def _show(path: Path, patch: Patch) -> None:
         console.print(f"{name}  {tuple(delta.shape)}", highlight=False)
     console.print(f"base {patch.base_fingerprint}", highlight=False)
     console.print_json(json.dumps(patch.provenance))
-
-
-def _change(patch: Patch, base: Path, out: Path, *, remove: bool) -> int:
-    """Write `base` to `out` with the patch applied or removed; returns how many tensors were changed."""
-    if folders.is_pipeline(base) or folders.has_other_names(base, patch.deltas):
-        return folders.rewrite_folder(base, out, patch, remove=remove)
-    changed_tensors = remove_patch if remove else apply_patch
-    rewrite(base, out, changed_tensors(read_weights(base), patch))
-    return len(patch.deltas)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
             help="a checkpoint file; an open_clip, Hugging Face or diffusers folder",
         )
         command.add_argument("--out", type=Path, required=True, help="a new folder")
+        command.add_argument(
+            "--keep-unedited",
+            action="store_true",
+            help="copy weight files that cannot be edited too, though they bring back what was forgotten",
+        )
     add = commands.add_parser("add")
     add.add_argument("patches", type=Path, nargs="+")
     add.add_argument("--out", type=Path, required=True, help="the joined patch file")
@@ -77,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         else:
             remove = args.command == "remove"
-            changed = _change(read_patch(args.patch), args.base, args.out, remove=remove)
-            print(f"{args.out}: {changed} tensors {'restored' if remove else 'edited'}")
+            done = change(args.patch, args.base, args.out, remove=remove, keep=args.keep_unedited)
+            print("\n".join(done.lines(args.out, remove=remove)))
     except (ValueError, OSError, KeyError) as error:
         print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2

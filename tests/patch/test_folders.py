@@ -51,8 +51,11 @@ def run(command, patch, on, out):
 
 
 def files(folder):
+    """Name -> bytes of all files but the record of the patch (test_change.py)."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "muwa_patch.json"
     }
 
 
@@ -90,6 +93,7 @@ def test_a_pipelines_folder_is_edited_and_restored(model, base, tmp_path, keys, 
     assert "the patch is applied already" in capsys.readouterr().err
     assert run("remove", tmp_path / "p", tmp_path / "out", tmp_path / "back") == 0
     assert files(tmp_path / "back") == before
+    assert not (tmp_path / "back/muwa_patch.json").exists()
     assert run("remove", tmp_path / "p", base, tmp_path / "none") == 2
     assert "the patch is not on text_encoder/model.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
