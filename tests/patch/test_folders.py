@@ -342,7 +342,14 @@ def test_muwa_loads_an_edited_folder_with_the_edited_clip(model, base, tmp_path)
     assert run("apply", tmp_path / "p", base, tmp_path / "out") == 0
     clips = {"text_encoder": lambda: load().edited(step)}
     load_pipeline = partial(
-        loading.load, str(tmp_path / "out"), steps=2, guidance=2.0, size=None, dtype="fp32", device="cpu"
+        loading.load,
+        str(tmp_path / "out"),
+        config=None,
+        steps=2,
+        guidance=2.0,
+        size=None,
+        dtype="fp32",
+        device="cpu",
     )
     again = load_pipeline(clips=clips)
     assert torch.equal(again.generate(PROMPTS), model.edited(step).generate(PROMPTS))
