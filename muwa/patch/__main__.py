@@ -4,6 +4,7 @@ python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or 
 python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
 python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
 python -m muwa.patch show PATCH
+python -m muwa.patch lora PATCH --rank R --out FILE    # a LoRA that comes near the patch
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
 from muwa.patch.change import change
+from muwa.patch.lora import save_lora
 
 
 def _show(path: Path, patch: Patch) -> None:
@@ -58,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("add")
     add.add_argument("patches", type=Path, nargs="+")
     add.add_argument("--out", type=Path, required=True, help="the joined patch file")
+    lora = commands.add_parser("lora")
+    lora.add_argument("patch", type=Path)
+    lora.add_argument("--rank", type=int, required=True, help="of every layer's two factors")
+    lora.add_argument("--out", type=Path, required=True, help="the safetensors file for load_lora_weights")
     commands.add_parser("show").add_argument("patch", type=Path)
     return parser
 
@@ -68,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "show":
             _show(args.patch, read_patch(args.patch))
+        elif args.command == "lora":
+            print(f"{args.out}: a LoRA of rank {args.rank}; relative Frobenius error of each layer's delta:")
+            for layer, error in save_lora(args.out, read_patch(args.patch), args.rank).items():
+                print(f"  {error:.4f}  {layer}")
         elif args.command == "add":
             save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         else:

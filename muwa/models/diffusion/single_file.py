@@ -1,8 +1,8 @@
 """Load a pipeline from one file, as A1111 and ComfyUI keep it, without a network.
 
 diffusers reads the weights (`from_single_file`). It would fetch configs and tokenizers from the hub; here
-they come from a folder that is given, or are derived: the text encoders' sizes from the file's tensors, the rest
-from the published configs of Stable Diffusion 1, 2 and XL, and the tokenizer from open_clip's vocabulary.
+they come from a folder that is given, or are derived: the text encoders' sizes from the file's tensors, the
+rest from the published configs of Stable Diffusion 1, 2, XL, and the tokenizer from open_clip's vocabulary.
 """
 
 from __future__ import annotations
