@@ -17,9 +17,10 @@ from typing import Any
 import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import muwa
+from muwa.models.diffusion.single_file import clip_tokenizer
 from muwa.patch import names
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -43,26 +44,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "scheduler": {"prediction_type": "v_prediction"},
     },
 }
-
-
-def tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer, from the vocabulary in open_clip."""
-    simple = open_clip.SimpleTokenizer()
-    merges = [pair for pair, _ in sorted(simple.bpe_ranks.items(), key=lambda item: item[1])]
-    special = {
-        "<start_of_text>": "<|startoftext|>",
-        "<end_of_text>": "<|endoftext|>",
-    }  # Hugging Face's spelling
-    vocab = {special.get(token, token): number for token, number in simple.encoder.items()}
-    return CLIPTokenizer(
-        vocab=vocab,
-        merges=merges,
-        model_max_length=77,
-        pad_token="<|endoftext|>",
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-    )
 
 
 def text_encoder(clip: str, blocks: int, act: str) -> CLIPTextModel:
@@ -120,7 +101,7 @@ def main() -> None:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder(size["clip"], size["blocks"], size["act"]),
-        tokenizer=tokenizer(),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
         unet=UNet2DConditionModel(**size["unet"]),
         scheduler=scheduler,
         safety_checker=None,

@@ -4,6 +4,7 @@ python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or 
 python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
 python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
 python -m muwa.patch show PATCH
+python -m muwa.patch lora PATCH --rank R --out FILE    # a LoRA that comes near the patch
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from muwa.patch import folders
-from muwa.patch.apply import Patch, add_patches, apply_patch, read_patch, remove_patch, save_patch
-from muwa.patch.files import read_weights, rewrite
+from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
+from muwa.patch.change import change
+from muwa.patch.lora import save_lora
 
 
 def _show(path: Path, patch: Patch) -> None:
@@ -34,15 +35,6 @@ def _show(path: Path, patch: Patch) -> None:
         console.print(f"{name}  {tuple(delta.shape)}", highlight=False)
     console.print(f"base {patch.base_fingerprint}", highlight=False)
     console.print_json(json.dumps(patch.provenance))
-
-
-def _change(patch: Patch, base: Path, out: Path, *, remove: bool) -> int:
-    """Write `base` to `out` with the patch applied or removed; returns how many tensors were changed."""
-    if folders.is_pipeline(base) or folders.has_other_names(base, patch.deltas):
-        return folders.rewrite_folder(base, out, patch, remove=remove)
-    changed_tensors = remove_patch if remove else apply_patch
-    rewrite(base, out, changed_tensors(read_weights(base), patch))
-    return len(patch.deltas)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,9 +52,18 @@ def _parser() -> argparse.ArgumentParser:
             help="a checkpoint file; an open_clip, Hugging Face or diffusers folder",
         )
         command.add_argument("--out", type=Path, required=True, help="a new folder")
+        command.add_argument(
+            "--keep-unedited",
+            action="store_true",
+            help="copy weight files that cannot be edited too, though they bring back what was forgotten",
+        )
     add = commands.add_parser("add")
     add.add_argument("patches", type=Path, nargs="+")
     add.add_argument("--out", type=Path, required=True, help="the joined patch file")
+    lora = commands.add_parser("lora")
+    lora.add_argument("patch", type=Path)
+    lora.add_argument("--rank", type=int, required=True, help="of every layer's two factors")
+    lora.add_argument("--out", type=Path, required=True, help="the safetensors file for load_lora_weights")
     commands.add_parser("show").add_argument("patch", type=Path)
     return parser
 
@@ -73,12 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "show":
             _show(args.patch, read_patch(args.patch))
+        elif args.command == "lora":
+            print(f"{args.out}: a LoRA of rank {args.rank}; relative Frobenius error of each layer's delta:")
+            for layer, error in save_lora(args.out, read_patch(args.patch), args.rank).items():
+                print(f"  {error:.4f}  {layer}")
         elif args.command == "add":
             save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         else:
             remove = args.command == "remove"
-            changed = _change(read_patch(args.patch), args.base, args.out, remove=remove)
-            print(f"{args.out}: {changed} tensors {'restored' if remove else 'edited'}")
+            done = change(args.patch, args.base, args.out, remove=remove, keep=args.keep_unedited)
+            print("\n".join(done.lines(args.out, remove=remove)))
     except (ValueError, OSError, KeyError) as error:
         print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
         return 2

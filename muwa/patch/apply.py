@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.patch.weights import add_delta, equal, weights_fingerprint
+from muwa.patch.weights import add_delta, equal, fingerprint_of_digests, tensor_digest, weights_fingerprint
 from muwa.types.edit import Edit, Move
 from muwa.weight_files.diagnosis import check_file
 
@@ -74,11 +74,17 @@ def write_patch(
 
 
 def save_patch(path: Path, patch: Patch) -> None:
-    """Write a patch file; it appears complete or not at all."""
+    """Write a patch file; it appears complete or not at all.
+
+    Raises:
+        ValueError: The patch is not sound (`check_patch`).
+    """
+    check_patch(patch, str(path))
     tensors = {f"delta/{name}": delta.float().cpu().contiguous() for name, delta in patch.deltas.items()}
     tensors |= {f"base/{name}": tensor.cpu().contiguous() for name, tensor in patch.base.items()}
     about = {
         "base_fingerprint": patch.base_fingerprint,
+        "content": _content(tensors),
         "moves": [asdict(move) for move in patch.moves],
         "story": dict(patch.provenance),
     }
@@ -89,11 +95,42 @@ def save_patch(path: Path, patch: Patch) -> None:
     os.replace(draft, path)
 
 
-def read_patch(path: Path) -> Patch:
-    """Read a patch file.
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """The digest of a patch file's tensors: both what is added and what it is added to."""
+    return fingerprint_of_digests({name: tensor_digest(tensor) for name, tensor in tensors.items()})
+
+
+def check_patch(patch: Patch, where: str) -> None:
+    """Raise if a patch cannot be one: for every tensor a finite delta and a base of the same shape.
+
+    Args:
+        where: The file, for the message.
 
     Raises:
-        ValueError: The file is not a patch.
+        ValueError: Says which tensor is wrong.
+    """
+    for kind, have, want in (("base", patch.base, patch.deltas), ("delta", patch.deltas, patch.base)):
+        if missing := sorted(set(want) - set(have)):
+            raise ValueError(f"{where}: no {kind}/{missing[0]}; want a delta/ and a base/ for each tensor")
+    for name, delta in patch.deltas.items():
+        base = patch.base[name]
+        if delta.shape != base.shape:
+            raise ValueError(
+                f"{where}: {name}: the delta has shape {tuple(delta.shape)}, the base {tuple(base.shape)}; "
+                "want one shape"
+            )
+        for kind, tensor in (("delta", delta), ("base", base)):
+            if not tensor.is_floating_point():
+                raise ValueError(f"{where}: {kind}/{name}: got {tensor.dtype}, want floating point")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{where}: {kind}/{name}: holds NaN or infinity; want finite numbers")
+
+
+def read_patch(path: Path) -> Patch:
+    """Read a patch file and check it whole.
+
+    Raises:
+        ValueError: The file is not a patch, is damaged, or is not sound (`check_patch`).
         FileNotFoundError: The file does not exist.
     """
     if not path.is_file():
@@ -104,20 +141,31 @@ def read_patch(path: Path) -> Patch:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise ValueError(
+                    f"{path}: not a muwa patch (its metadata has {sorted(metadata) or 'nothing'}, want "
+                    f"{FORMAT!r})"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if FORMAT not in metadata:
-        raise ValueError(
-            f"{path}: not a muwa patch (its metadata has {sorted(metadata) or 'nothing'}, want {FORMAT!r})"
-        )
-    about = json.loads(metadata[FORMAT])
+    if unknown := [name for name in tensors if not name.startswith(("delta/", "base/"))]:
+        raise ValueError(f"{path}: {unknown[0]}: want names that start with delta/ or base/")
+    try:
+        about = json.loads(metadata[FORMAT])
+        moves = tuple(Move(**move) for move in about["moves"])
+        fingerprint, story = str(about["base_fingerprint"]), dict(about["story"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata is not what muwa writes ({error!r})") from error
 
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-    moves = tuple(Move(**move) for move in about["moves"])
-    return Patch(below("delta/"), below("base/"), about["base_fingerprint"], moves, about["story"])
+    patch = Patch(below("delta/"), below("base/"), fingerprint, moves, story)
+    check_patch(patch, str(path))
+    if about.get("content", wanted := _content(tensors)) != wanted:
+        raise ValueError(f"{path}: damaged: its tensors are not those that were written; get it again")
+    return patch
 
 
 def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor]:
@@ -127,20 +175,21 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
         weights: All tensors of the base.
 
     Raises:
-        ValueError: `weights` are not the patch's base (the message says what differs), or the patch is
-            applied already.
+        ValueError: `weights` are not the patch's base (the message says what differs); the patch is applied
+            already; or its own copy of the base's tensors is false.
     """
     fingerprint = weights_fingerprint(weights)
     if fingerprint == patch.base_fingerprint:
+        if false := _differing(weights, patch):
+            raise ValueError(
+                f"the patch's base/{false[0]} is not the tensor of the base it was made for, so the patch "
+                "could not be removed again: the file is damaged"
+            )
         return {name: add_delta(weights[name], delta) for name, delta in patch.deltas.items()}
     missing = [name for name in patch.deltas if name not in weights]
     if patch.deltas and not missing and _is_applied(weights, patch):
         raise ValueError("the patch is applied already: these weights are its base plus its delta")
-    different = [
-        name
-        for name in patch.deltas
-        if name in weights and not equal(weights[name], patch.base[name].to(weights[name].dtype))
-    ]
+    different = _differing(weights, patch)
     reason = f"{len(different)} of the {len(patch.deltas)} tensors to edit differ"
     if missing:
         reason = f"these weights have no {missing[0]}"
@@ -172,6 +221,15 @@ def remove_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tenso
             f"the base's is {patch.base_fingerprint[:12]}"
         )
     return restored
+
+
+def _differing(weights: Mapping[str, Tensor], patch: Patch) -> list[str]:
+    """The names of the patch's tensors that `weights` has with other values or another shape."""
+    return [
+        name
+        for name in patch.deltas
+        if name in weights and not equal(weights[name], patch.base[name].to(weights[name].dtype))
+    ]
 
 
 def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,13 @@ from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import plain_names, read_tree
 
 _PICKLED = (".pt", ".pth", ".bin")
+CKPT = (
+    "{path}: a .ckpt file is a pickle, which can run code when it is read; muwa reads safetensors. Most are "
+    'published as .safetensors too; to convert one: python -c "import torch, safetensors.torch as s; '
+    "t = torch.load('FILE.ckpt', map_location='cpu', weights_only=True); t = t.get('state_dict', t); "
+    "s.save_file({{k: v.contiguous().clone() for k, v in t.items() if hasattr(v, 'shape')}}, "
+    "'FILE.safetensors')\""
+)
 _SINGLE = (
     "open_clip_model.safetensors",
     "model.safetensors",
@@ -34,6 +42,8 @@ def find_checkpoint(base: Path) -> list[Path]:
         FileNotFoundError: There are none, or shards are missing. The message lists what was looked for.
     """
     if base.is_file():
+        if base.suffix == ".ckpt":
+            raise FileNotFoundError(CKPT.format(path=base))
         if base.suffix != ".safetensors" and base.suffix not in _PICKLED:
             raise FileNotFoundError(
                 f"{base}: want a .safetensors, .pt, .pth or .bin file, or a model's folder"
@@ -49,6 +59,8 @@ def find_checkpoint(base: Path) -> list[Path]:
     for name in _SINGLE:
         if (base / name).is_file():
             return [base / name]
+    if base.is_dir() and len(alone := sorted(base.glob("*.safetensors"))) == 1:
+        return alone  # what `apply` writes for a single file
     there = sorted(path.name for path in base.iterdir())[:8] if base.is_dir() else "no such folder"
     raise FileNotFoundError(f"{base}: looked for {', '.join(_SINGLE)} or {_INDEX}, found {there}")
 
@@ -114,6 +126,15 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
         FileExistsError: `out` exists and is not empty.
         KeyError: A changed tensor is not in the base.
     """
+    rewrite_files(base, out, in_files(base, changed))
+
+
+def in_files(base: Path, changed: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
+    """The changed tensors of a checkpoint by the weight file that holds them; all its files are keys.
+
+    Raises:
+        KeyError: A changed tensor is not in the base.
+    """
     files = find_checkpoint(base)
     path_of = {name: path for path in files for name in tensor_names(path)}
     if missing := sorted(set(changed) - set(path_of)):
@@ -123,17 +144,22 @@ def rewrite(base: Path, out: Path, changed: Mapping[str, Tensor]) -> None:
     changes: dict[Path, dict[str, Tensor]] = {path: {} for path in files}
     for name, tensor in changed.items():
         changes[path_of[name]][name] = tensor
-    rewrite_files(base, out, changes)
+    return changes
 
 
 def rewrite_files(
-    base: Path, out: Path, changes: Mapping[Path, Mapping[str, Tensor]], dropped: Collection[Path] = ()
+    base: Path,
+    out: Path,
+    changes: Mapping[Path, Mapping[str, Tensor]],
+    dropped: Collection[Path] = (),
+    added: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """As `rewrite`, for any weight files of a folder, at any depth.
 
     Args:
         changes: Weight file of `base` -> its changed tensors by name.
-        dropped: Files of `base` to leave out of `out`.
+        dropped: Files and folders of `base` to leave out of `out`.
+        added: File name -> text of files to write into `out` too.
 
     Raises:
         FileExistsError: `out` exists and is not empty.
@@ -153,7 +179,9 @@ def rewrite_files(
             draft.mkdir()
         for path, tensors in changes.items():
             relative = path.relative_to(base) if base.is_dir() else Path(path.name)
-            _write_changed(path, (draft / relative).with_name(_safetensors_name(path)), tensors)
+            _write_changed(path, (draft / relative).with_name(safetensors_name(path)), tensors)
+        for name, text in added.items():
+            (draft / name).write_text(text, encoding="utf-8")
         if out.is_dir():
             out.rmdir()
         os.replace(draft, out)
@@ -172,7 +200,7 @@ def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
     save_file({n: t.contiguous().clone() for n, t in tensors.items()}, to, metadata={"format": "pt"})
 
 
-def _safetensors_name(path: Path) -> str:
+def safetensors_name(path: Path) -> str:
     """The name under which a folder's loader finds a weight file that became safetensors."""
     return re.sub(r"^(open_clip_)?pytorch_model", r"\1model", path.with_suffix(".safetensors").name)
 

@@ -1,9 +1,9 @@
-"""Patches on folders that hold only a part of the model, or that name tensors as the other library does.
+"""Patches on weight files that hold only a part of the model, or that have other names for its tensors.
 
-The libraries are open_clip and Hugging Face. There are three kinds: diffusers pipelines; models with a CLIP's
-tower under another name prefix; and CLIPs where the folder has Hugging Face's names and the patch
-open_clip's, or the reverse. The fingerprint of all weights cannot be compared there. So a patch is
-bound to the exact bits of the tensors that it edits.
+There are four kinds: diffusers pipelines; single files of Stable Diffusion (`muwa.patch.layouts`); models
+with a CLIP's tower under another name prefix; and CLIPs where the file has Hugging Face's names and the patch
+open_clip's, or the reverse. The fingerprint of all weights cannot be compared there. So a patch is bound to
+the exact bits of the tensors that it edits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from muwa.patch import names
 from muwa.patch.apply import Patch
-from muwa.patch.files import find_checkpoint, read_tensors, rewrite_files, tensor_names
+from muwa.patch.files import find_checkpoint, read_tensors, tensor_names
+from muwa.patch.layouts import Section, sections, unet_names
 from muwa.patch.weights import HALVES, add_delta, equal
 
 _WEIGHTS = re.compile(
@@ -25,6 +26,7 @@ _WEIGHTS = re.compile(
     r"(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
 Files = list[Path]  # the files of one set of weights: one file, or its shards
+Changes = dict[Path, dict[str, Tensor]]  # weight file -> its changed tensors, by the names in the file
 
 
 def is_pipeline(base: Path) -> bool:
@@ -32,14 +34,16 @@ def is_pipeline(base: Path) -> bool:
     return (base / "model_index.json").is_file()
 
 
-def has_other_names(base: Path, edited: Iterable[str]) -> bool:
-    """Whether a checkpoint holds the edited tensors under names that differ from the patch's.
+def has_other_names(files: Files, edited: Iterable[str]) -> bool:
+    """Whether weight files hold the edited tensors under names that differ from the patch's.
 
     Args:
         edited: The names in the patch.
     """
-    there = {name for path in find_checkpoint(base) for name in tensor_names(path)}
+    there = {name for path in files for name in tensor_names(path)}
     missing = [name for name in edited if name not in there]
+    if missing and sections(there):
+        return True
     try:
         names.target_names_of(_full_names(missing), there)
     except (KeyError, ValueError):
@@ -55,73 +59,91 @@ def _full_names(clip_names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One set of weight files, and the part of a patch that is for them.
+class Part:
+    """One set of weight files, and the part of a patch that is for one component in them.
 
     Args:
-        clip: Whether the names are a CLIP's, from either library.
+        files: One file, or the shards of one set of weights.
+        section: The component in the files, and the names of its tensors there.
+        deltas, base: That component's part of the patch, by the names in the patch.
     """
 
     files: Files
+    section: Section
     deltas: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
-    clip: bool
 
     @property
     def where(self) -> str:
         """The files, for messages."""
         return f"{self.files[0].parent.name}/{self.files[0].name}"
 
+    @property
+    def clip(self) -> bool:
+        """Whether the names are a CLIP's, from either library."""
+        return self.section.component in names.ENCODERS
 
-def rewrite_folder(base: Path, out: Path, patch: Patch, *, remove: bool) -> int:
-    """Copy `base` to the new folder `out` with the patch applied or removed.
 
-    `out` appears complete or not at all.
+def required_parts(base: Path, patch: Patch) -> list[Part]:
+    """The parts of a pipeline's folder, or of a checkpoint with other names, that the patch must fit.
 
-    Args:
-        base: The folder of a pipeline, or a checkpoint. All variants of an edited component are changed.
-        patch: Its keys are "text_encoder_2/<CLIP name>", "unet/<name>", or a CLIP's name for the first text
-            encoder.
-        remove: Remove the patch instead of applying it.
-
-    Returns:
-        The number of tensors changed, over all files.
+    Of a component with several variants it is the plain one, which is loaded if nothing else is asked for.
 
     Raises:
-        ValueError: A tensor is not the patch's base; or the patch is applied already (with `remove`: is not
-            applied).
-        KeyError: A tensor to edit is missing.
+        KeyError: A component is missing.
         FileNotFoundError: A component has no weights that can be changed. The message lists what was looked
             for.
     """
-    parts, dropped = _parts(base, patch)
-    changes: dict[Path, dict[str, Tensor]] = {}
-    for part in parts:
-        changes |= _changed_by_file(part, remove)
-    rewrite_files(base, out, changes, dropped)
-    return sum(map(len, changes.values()))
+    if is_pipeline(base):
+        chosen = {one: variants(base / one)[0][0] for one in names.by_component(patch.deltas)}
+        return [
+            part for one, files in chosen.items() for part in parts_of(files, stored_names(files), one, patch)
+        ]
+    files = find_checkpoint(base)
+    parts = [p for p in parts_of(files, stored_names(files), None, patch) if not p.section.average]
+    if missing := set(names.by_component(patch.deltas)) - {part.section.component for part in parts}:
+        raise KeyError(
+            f"{base}: holds no {', '.join(sorted(missing))}, which the patch edits; give the pipeline's "
+            "folder, or the single file of the whole pipeline"
+        )
+    return parts
 
 
-def _parts(base: Path, patch: Patch) -> tuple[list[_Part], Files]:
-    """(The sets of weight files with their part of the patch, files to leave out of the copy)."""
-    if not is_pipeline(base):
-        return [_Part(find_checkpoint(base), patch.deltas, patch.base, clip=True)], []
-    parts: list[_Part] = []
-    dropped: Files = []
-    bases = names.by_component(patch.base)
-    for component, deltas in names.by_component(patch.deltas).items():
-        sets, pickled = variants(base / component)
-        parts += [_Part(files, deltas, bases[component], component in names.ENCODERS) for files in sets]
-        dropped += pickled
-    return parts, dropped
+def stored_names(files: Files) -> list[str]:
+    """The names of all tensors in some weight files."""
+    return [name for path in files for name in tensor_names(path)]
+
+
+def parts_of(files: Files, stored: Iterable[str], component: str | None, patch: Patch) -> list[Part]:
+    """What each component of a patch could change in weight files.
+
+    Args:
+        stored: The names of all tensors in the files.
+        component: Whose weights they are, if that is known; else it is found from the names, and the file of
+            one component may be any component's.
+    """
+    stored = list(stored)
+    deltas, bases = names.by_component(patch.deltas), names.by_component(patch.base)
+    found = [] if component else sections(stored)
+    if not found:
+        ldm, inner = unet_names(stored), {name: name for name in stored}
+        found = [
+            Section(one, ldm if one == "unet" and "conv_in.weight" in ldm else inner)
+            for one in ([component] if component else deltas)
+        ]
+    return [
+        Part(files, section, deltas[section.component], bases[section.component])
+        for section in found
+        if section.component in deltas
+    ]
 
 
 def variants(folder: Path) -> tuple[list[Files], Files]:
     """The weight files of one component of a pipeline.
 
     Returns:
-        (the files of each variant: the plain one, "fp16", ...; the pickled files of variants that also have
-        safetensors files).
+        (the files of each variant, the plain one first: "", "fp16", ...; the pickled files of variants that
+        also have safetensors files).
 
     Raises:
         FileNotFoundError: There are none, or shards are missing.
@@ -139,7 +161,7 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
             f"(model.fp16.safetensors), shards or .bin twins; "
             f"found {there[:8] if folder.is_dir() else 'no such folder'}"
         )
-    sets = [kinds.get("safetensors") or kinds["bin"] for kinds in by_variant.values()]
+    sets = [kinds.get("safetensors") or kinds["bin"] for _, kinds in sorted(by_variant.items())]
     for files in sets:
         shards = [int(n) for path in files for n in re.findall(r"-of-(\d+)\.", path.name)]
         if shards and len(files) != shards[0]:
@@ -152,53 +174,70 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
     return sets, [path for files in beside for path in files]
 
 
-def _changed_by_file(part: _Part, remove: bool) -> dict[Path, dict[str, Tensor]]:
-    """Weight file -> its changed tensors, by the names in the file."""
+def changed_by_file(part: Part, *, remove: bool) -> Changes:
+    """The changed tensors of a part, with the patch applied or removed.
+
+    Raises:
+        KeyError: The files lack a tensor that the patch edits.
+        ValueError: A tensor is not the patch's base; or the patch is applied already (with `remove`: is not
+            applied).
+    """
     path_of = {name: path for path in part.files for name in tensor_names(path)}
-    deltas, base, stored_names = _located(part, path_of)
-    stored_set = set(stored_names.values())
-    stored = {
+    file_name = part.section.stored
+    deltas, base, name_of = _located(part)
+    wanted = {file_name[name] for name in name_of.values()}
+    values = {
         name: tensor
         for path in part.files
-        for name, tensor in read_tensors(path, stored_set & set(tensor_names(path))).items()
+        for name, tensor in read_tensors(path, {n for n in wanted if path_of[n] == path}).items()
     }
-    if part.clip and names.is_open_clip(stored_set):  # one stored tensor may hold q, k and v
+    stored = {name: values[file_name[name]] for name in name_of.values()}
+    renamed = any(name != own for name, own in name_of.items())
+    if part.clip and renamed and names.is_open_clip(stored):  # one stored tensor may hold q, k and v
         new = names.write_back(
             _new_values(names.to_full_names(stored), deltas, base, remove, part.where), stored
         )
     else:
-        current = {name: stored[stored_names[name]] for name in deltas}
+        current = {name: stored[name_of[name]] for name in deltas}
         changed = _new_values(current, deltas, base, remove, part.where)
-        new = {stored_names[name]: tensor for name, tensor in changed.items()}
-    out: dict[Path, dict[str, Tensor]] = {}
+        new = {name_of[name]: tensor for name, tensor in changed.items()}
+    out: Changes = {}
     for name, tensor in new.items():
-        out.setdefault(path_of[name], {})[name] = tensor
+        out.setdefault(path_of[file_name[name]], {})[file_name[name]] = tensor
     return out
 
 
-def _located(
-    part: _Part, stored: Iterable[str]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, str]]:
-    """(Deltas, base tensors, name in the patch -> name in the file) of a part. A CLIP's are under full names.
-
-    Args:
-        stored: All names in the files.
+def _located(part: Part) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, str]]:
+    """(Deltas, base tensors, name in the patch -> name in the section), under full names if they differ.
 
     Raises:
-        KeyError: The files lack a tensor.
+        KeyError: The section lacks a tensor.
     """
+    there = part.section.stored
+    if all(name in there for name in part.deltas):
+        return part.deltas, part.base, {name: name for name in part.deltas}
     try:
         if part.clip:
             deltas = names.to_full_names(part.deltas)
-            return deltas, names.to_full_names(part.base), names.target_names_of(deltas, stored)
-        there = set(stored)
-        if missing := [name for name in part.deltas if name not in there]:
-            raise KeyError(
-                f"{missing[0]}: not in this model ({len(missing)} of the patch's tensors are missing)"
-            )
+            return deltas, names.to_full_names(part.base), names.target_names_of(deltas, there)
     except KeyError as error:
         raise KeyError(f"{part.where}: {error.args[0]}") from None
-    return part.deltas, part.base, {name: name for name in part.deltas}
+    missing = [name for name in part.deltas if name not in there]
+    raise KeyError(
+        f"{part.where}: {missing[0]}: not in this model ({len(missing)} of the patch's tensors are missing)"
+    )
+
+
+def holds_some(part: Part) -> bool:
+    """Whether the files of a part have any of the tensors that the patch edits, whatever their values."""
+    for name in part.deltas:
+        one = Part(part.files, part.section, {name: part.deltas[name]}, {name: part.base[name]})
+        try:
+            _located(one)
+        except (KeyError, ValueError):
+            continue
+        return True
+    return False
 
 
 def _new_values(

@@ -5,11 +5,12 @@ import open_clip
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from muwa.models.clip.model import Clip, Towers
 from muwa.patch.__main__ import main
-from muwa.patch.apply import add_patches, apply_patch, read_patch, remove_patch, write_patch
+from muwa.patch.apply import FORMAT, add_patches, apply_patch, read_patch, remove_patch, write_patch
 from muwa.patch.files import read_weights
 from muwa.types.edit import Edit, Move
 
@@ -331,3 +332,79 @@ def test_a_patch_of_a_resnet_fits_the_checkpoint_it_was_made_for(tmp_path, capsy
         ["apply", str(tmp_path / "p"), str(tmp_path / "base.safetensors"), "--out", str(tmp_path / "out")]
     )
     assert (code, capsys.readouterr().err) == (0, "")
+
+
+def rewritten(path, change, out, **metadata):
+    """The patch file with its tensors changed by `change`, under its own or other metadata."""
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors = {name: tensor.clone() for name, tensor in change(tensors).items()}
+    save_file(tensors, out, {FORMAT: json.dumps({**json.loads(about[FORMAT]), **metadata})})
+    return out
+
+
+PROJ = NAMES[0]
+DAMAGED = {
+    "no base": (lambda t: {k: v for k, v in t.items() if k != f"base/{PROJ}"}, "no base/visual.proj; want a delta/ and"),
+    "no delta": (lambda t: {k: v for k, v in t.items() if k != f"delta/{PROJ}"}, "no delta/visual.proj"),
+    "broadcast": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"][:1]}, r"delta has shape \(1, .*want one shape"),
+    "NaN": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"] * torch.nan}, "delta/visual.proj: holds NaN or inf"),
+    "infinite": (lambda t: t | {f"base/{PROJ}": t[f"base/{PROJ}"] / 0}, "base/visual.proj: holds NaN or infinity"),
+    "integers": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"].int()}, "got torch.int32, want floating point"),
+    "more": (lambda t: t | {"gamma/x": torch.ones(1)}, "gamma/x: want names that start with delta/ or base/"),
+    "other base": (lambda t: t | {f"base/{PROJ}": t[f"base/{PROJ}"] + 1}, "damaged: its tensors are not those that w"),
+    "other delta": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"] * 2}, "damaged: its tensors are not those"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_patch_is_refused_whole(damage, folder, capsys):
+    change, message = DAMAGED[damage]
+    bad = rewritten(folder / "p.safetensors", change, folder / "bad.safetensors")
+    with pytest.raises(ValueError, match=f"bad.safetensors: .*{message}"):
+        read_patch(bad)
+    for command in (
+        ["apply", str(bad), str(folder / "base"), "--out", str(folder / "out")],
+        ["show", str(bad)],
+    ):
+        assert main(command) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("metadata", [{"moves": 3}, {"moves": [{"concept": "a"}]}, {"story": None}])
+def test_metadata_that_muwa_does_not_write_is_refused(metadata, folder):
+    bad = rewritten(folder / "p.safetensors", dict, folder / "bad.safetensors", **metadata)
+    with pytest.raises(ValueError, match="bad.safetensors: its metadata is not what muwa writes"):
+        read_patch(bad)
+
+
+def test_a_false_base_is_found_before_it_is_applied(folder):
+    """Files without the digest of their tensors, as earlier versions wrote them."""
+    false = rewritten(
+        folder / "p.safetensors",
+        lambda t: t | {f"base/{PROJ}": t[f"base/{PROJ}"] + 1},
+        folder / "old",
+        content=None,
+    )
+    with safe_open(false, "pt") as file:
+        about = json.loads(file.metadata()[FORMAT])
+    del about["content"]
+    save_file(load_file(false), false, {FORMAT: json.dumps(about)})
+    patch = read_patch(false)
+    with pytest.raises(
+        ValueError, match="the patch's base/visual.proj is not the tensor of the base it was made"
+    ):
+        apply_patch(load_file(folder / "base/open_clip_model.safetensors"), patch)
+    assert read_patch(folder / "p.safetensors").deltas.keys() == patch.deltas.keys()
+
+
+def test_an_edit_that_is_not_finite_or_has_another_shape_is_not_written(tmp_path):
+    model = tiny.clip()
+    for delta, message in (
+        (torch.full_like(model.weights[PROJ], torch.nan), "holds NaN"),
+        (torch.ones(1), "want one shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_patch(tmp_path / "p", Edit({PROJ: delta}, ()), model)
+    assert not list(tmp_path.iterdir())

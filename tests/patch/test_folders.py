@@ -51,8 +51,11 @@ def run(command, patch, on, out):
 
 
 def files(folder):
+    """Name -> bytes of all files but the record of the patch (test_change.py)."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "muwa_patch.json"
     }
 
 
@@ -90,6 +93,7 @@ def test_a_pipelines_folder_is_edited_and_restored(model, base, tmp_path, keys, 
     assert "the patch is applied already" in capsys.readouterr().err
     assert run("remove", tmp_path / "p", tmp_path / "out", tmp_path / "back") == 0
     assert files(tmp_path / "back") == before
+    assert not (tmp_path / "back/muwa_patch.json").exists()
     assert run("remove", tmp_path / "p", base, tmp_path / "none") == 2
     assert "the patch is not on text_encoder/model.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "twice").exists()
@@ -338,7 +342,14 @@ def test_muwa_loads_an_edited_folder_with_the_edited_clip(model, base, tmp_path)
     assert run("apply", tmp_path / "p", base, tmp_path / "out") == 0
     clips = {"text_encoder": lambda: load().edited(step)}
     load_pipeline = partial(
-        loading.load, str(tmp_path / "out"), steps=2, guidance=2.0, size=None, dtype="fp32", device="cpu"
+        loading.load,
+        str(tmp_path / "out"),
+        config=None,
+        steps=2,
+        guidance=2.0,
+        size=None,
+        dtype="fp32",
+        device="cpu",
     )
     again = load_pipeline(clips=clips)
     assert torch.equal(again.generate(PROMPTS), model.edited(step).generate(PROMPTS))

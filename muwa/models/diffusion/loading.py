@@ -1,4 +1,4 @@
-"""Load a diffusers text-to-image pipeline: the miniature's, a folder, or a hub id."""
+"""Load a diffusers text-to-image pipeline: the miniature's, a folder, a single file, or a hub id."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
+from muwa.models.diffusion.single_file import read_single_file
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
@@ -35,6 +36,7 @@ CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of a tex
 def load(
     path: str,
     *,
+    config: str | None,
     clips: Mapping[str, Callable[[], Clip]],
     steps: int,
     guidance: float,
@@ -45,7 +47,9 @@ def load(
     """Load a pipeline and the CLIPs of its text encoders, in eval mode.
 
     Args:
-        path: "miniature", a folder that `save_pretrained` of a diffusers pipeline wrote, or a hub id.
+        path: "miniature", a folder that `save_pretrained` of a diffusers pipeline wrote, a single
+            .safetensors file of Stable Diffusion 1, 2 or XL (docs/diffusion.md), or a hub id.
+        config: For a single file: a folder with the pipeline's configs and tokenizers. None derives them.
         clips: Text encoder ("text_encoder", "text_encoder_2") -> loads the CLIP whose text tower it is.
         steps, guidance, size: Settings of `Sampling`.
         dtype: Type of the pipeline's weights: "fp32", "fp16" or "bf16". The CLIPs, gradients and deltas stay
@@ -66,8 +70,10 @@ def load(
             f"model.steps={steps} guidance={guidance} size={size}: want steps >= 1, guidance >= 1 (1 is "
             "none), and a size that is a multiple of 8"
         )
+    if config and not Path(path).is_file():
+        raise ValueError(f"model.config={config}: is for a single file; model.path={path} is none")
     check_kind(path, _index_of(path))
-    pipeline = _read_pipeline(path, torch_dtype)
+    pipeline = _read_pipeline(path, config, torch_dtype)
     encoders = _check_parts(pipeline, path)
     if sorted(clips) != encoders:
         raise ValueError(
@@ -80,14 +86,17 @@ def load(
     return Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source)
 
 
-def _read_pipeline(path: str, dtype: torch.dtype) -> Any:
-    """The pipeline of a folder or hub id.
+def _read_pipeline(path: str, config: str | None, dtype: torch.dtype) -> Any:
+    """The pipeline of a folder, a single file or a hub id.
 
     Raises:
-        ValueError: The folder cannot be loaded.
+        ValueError: The folder or file cannot be loaded.
         FileNotFoundError: Neither a folder nor a hub id that can be had.
     """
     folder = MINIATURE if path == "miniature" else Path(path)
+    if folder.is_file():
+        with quietly():
+            return read_single_file(folder, config, dtype)
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     with quietly():
         if folder.is_dir():

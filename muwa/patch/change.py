@@ -1,0 +1,154 @@
+"""Apply or remove a patch: the weights that it must fit, the other weight files beside them, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from muwa.patch.apply import Patch, apply_patch, read_patch, remove_patch
+from muwa.patch.files import find_checkpoint, in_files, read_weights, rewrite_files, safetensors_name
+from muwa.patch.folders import (
+    Changes,
+    changed_by_file,
+    has_other_names,
+    is_pipeline,
+    parts_of,
+    required_parts,
+    stored_names,
+)
+from muwa.patch.twins import find_twins
+
+RECORD = "muwa_patch.json"  # the record in an edited folder
+_FORMAT = "muwa.patch.record/1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was written.
+
+    Args:
+        tensors: The number of tensors changed, over all files.
+        edited: The files with changed tensors, relative to the folder.
+        left_out: File -> why it is not in the copy.
+        unedited: File -> why it holds unedited weights and is in the copy all the same.
+    """
+
+    tensors: int
+    edited: tuple[str, ...]
+    left_out: Mapping[str, str]
+    unedited: Mapping[str, str]
+
+    def lines(self, out: Path, *, remove: bool) -> list[str]:
+        """The outcome as text: one line, and one for each file that was not edited."""
+        said = [f"{out}: {self.tensors} tensors {'restored' if remove else 'edited'}"]
+        said += [f"  left out: {name} ({why})" for name, why in self.left_out.items()]
+        said += [f"  UNEDITED: {name} ({why})" for name, why in self.unedited.items()]
+        return said
+
+
+def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Outcome:
+    """Copy `base` to the new folder `out` with a patch applied or removed.
+
+    `out` appears complete or not at all. An edited folder holds a record, `muwa_patch.json`: the patch, and
+    what was edited, left out or kept unedited.
+
+    Args:
+        path: The patch file.
+        base: A checkpoint file, or the folder of a model or pipeline.
+        keep: Also copy weight files that hold the edited tensors and cannot be edited.
+
+    Raises:
+        ValueError: The file is not a patch; `base` is not its base; the patch is applied already (with
+            `remove`: is not applied); or other tensors were changed too.
+        KeyError: A tensor to edit is missing.
+        FileNotFoundError: There are no weights. The message lists what was looked for.
+        FileExistsError: `out` exists and is not empty.
+    """
+    patch = read_patch(path)
+    changes, partly = _required(patch, base, remove=remove)
+    twins = find_twins(base, patch, changes, remove=remove)
+    unedited = {**partly, **(twins.unedited if keep else {})}
+    dropped = {} if keep else twins.unedited
+    written = {**changes, **{file: t for file, t in twins.changes.items() if file not in dropped}}
+    outcome = Outcome(
+        sum(map(len, written.values())),
+        tuple(sorted(_written_name(file, base) for file, tensors in written.items() if tensors)),
+        {_relative(file, base): why for file, why in sorted(dropped.items())},
+        {_relative(file, base): why for file, why in sorted(unedited.items())},
+    )
+    record = _record(base, path, patch, outcome, remove=remove)
+    added = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} if record else {}
+    rewrite_files(base, out, written, {*dropped, base / RECORD}, added)
+    return outcome
+
+
+def _required(patch: Patch, base: Path, *, remove: bool) -> tuple[Changes, dict[Path, str]]:
+    """(The changes of the weights that the patch must fit, files with averaged weights it does not fit)."""
+    if not is_pipeline(base) and not has_other_names(find_checkpoint(base), patch.deltas):
+        changed = remove_patch if remove else apply_patch
+        return in_files(base, changed(read_weights(base), patch)), {}
+    changes: Changes = {}
+    partly: dict[Path, str] = {}
+    for part in required_parts(base, patch):
+        for file, tensors in changed_by_file(part, remove=remove).items():
+            changes.setdefault(file, {}).update(tensors)
+    files = list(changes)
+    for part in [] if is_pipeline(base) else parts_of(files, stored_names(files), None, patch):
+        if part.section.average:
+            try:
+                averaged = changed_by_file(part, remove=remove)
+            except (KeyError, ValueError):
+                partly[files[0]] = "its averaged weights (model_ema) are others than the patch was made for"
+                continue
+            for file, tensors in averaged.items():
+                changes[file].update(tensors)
+    return changes, {} if remove else partly
+
+
+def _relative(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if base.is_dir() else path.name
+
+
+def _written_name(path: Path, base: Path) -> str:
+    return _relative(path.with_name(safetensors_name(path)), base)
+
+
+def _record(base: Path, path: Path, patch: Patch, outcome: Outcome, *, remove: bool) -> dict[str, Any] | None:
+    """The record of the folder that is written; None if no patch is left on it."""
+    before = read_record(base)
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    patches = [one for one in before if one["sha256"] != identity]
+    if not remove:
+        moves = [asdict(move) for move in patch.moves]
+        patches.append(
+            {
+                "sha256": identity,
+                "base_fingerprint": patch.base_fingerprint,
+                "moves": moves,
+                "story": dict(patch.provenance),
+                "edited": list(outcome.edited),
+                "left_out": dict(outcome.left_out),
+                "unedited": dict(outcome.unedited),
+            }
+        )
+    return {"format": _FORMAT, "patches": patches} if patches else None
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """The patches on an edited folder, in the order in which they were applied; none without a record.
+
+    Raises:
+        ValueError: The record cannot be read.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return list(found["patches"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a record of muwa's patches ({error})") from error
