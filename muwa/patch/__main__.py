@@ -4,6 +4,8 @@ python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or 
 python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
 python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
 python -m muwa.patch show PATCH
+python -m muwa.patch push PATCH ORG/NAME               # to the Hugging Face Hub, with a model card
+python -m muwa.patch pull ORG/NAME --out FILE
 python -m muwa.patch lora PATCH --rank R --out FILE    # a LoRA that comes near the patch
 """
 
@@ -64,8 +66,31 @@ def _parser() -> argparse.ArgumentParser:
     lora.add_argument("patch", type=Path)
     lora.add_argument("--rank", type=int, required=True, help="of every layer's two factors")
     lora.add_argument("--out", type=Path, required=True, help="the safetensors file for load_lora_weights")
+    push = commands.add_parser("push")
+    push.add_argument("patch", type=Path)
+    push.add_argument("target", help="ORG/NAME on the hub, or a folder that starts with ./ or /")
+    push.add_argument("--base-model", help="hub id of the model that the patch is for, for the card")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--results", type=Path, help="results.json of the run; default: beside the patch")
+    pull = commands.add_parser("pull")
+    pull.add_argument("target", help="ORG/NAME on the hub, or a folder that starts with ./ or /")
+    pull.add_argument("--revision", help="branch, tag or commit")
+    pull.add_argument("--out", type=Path, required=True, help="the patch file to write")
     commands.add_parser("show").add_argument("patch", type=Path)
     return parser
+
+
+def _hub(args: argparse.Namespace) -> None:
+    """Run `push` or `pull`. The hub's client is imported here, for it is slow to start."""
+    from muwa.patch import hub
+
+    if args.command == "push":
+        where = hub.push(
+            args.patch, args.target, base_model=args.base_model, private=args.private, results=args.results
+        )
+        print(f"{args.patch}: pushed to {where}")
+    else:
+        print(f"{hub.pull(args.target, args.out, revision=args.revision)}: pulled from {args.target}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "show":
             _show(args.patch, read_patch(args.patch))
+        elif args.command in ("push", "pull"):
+            _hub(args)
         elif args.command == "lora":
             print(f"{args.out}: a LoRA of rank {args.rank}; relative Frobenius error of each layer's delta:")
             for layer, error in save_lora(args.out, read_patch(args.patch), args.rank).items():
