@@ -63,6 +63,8 @@ def command(server, home, *words, token=hub_server.TOKEN, url=None, **environmen
 def here(server, tmp_path, monkeypatch):
     """The client of this process talks to the server, with a token."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"  # made of ENDPOINT at import
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
@@ -115,7 +117,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(server, patch, tmp_path, capsy
     assert "pull from org/none: there is no such repository" in refused("pull", "org/none", *pulled)
     assert "pull from org/other: the repository holds no patch.saf" in refused("pull", "org/other", *pulled)
     assert "the repository has no such revision" in refused("pull", "org/other", "--revision", "v9", *pulled)
-    assert "not a safetensors file" in refused("pull", "org/wrong", *pulled)
+    assert "is a text, not weights" in refused("pull", "org/wrong", *pulled)
     assert "pull from a b: want ORG/NAME, or a folder" in refused("pull", "a b", *pulled)
     assert "--base-model org/none: there is no such" in refused(
         "push", patch, "org/new", "--base-model", "org/none"
@@ -161,5 +163,5 @@ def test_a_folder_serves_as_well(patch, tmp_path, capsys, monkeypatch):
 def test_only_a_patch_is_pushed(patch, tmp_path, capsys):
     (tmp_path / "none").write_text("x")
     assert main(["push", str(tmp_path / "none"), "./shared"]) == 2
-    assert "not a safetensors file" in capsys.readouterr().err
+    assert "is a text, not weights" in capsys.readouterr().err
     assert not hub.is_folder("org/name")
