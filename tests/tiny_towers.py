@@ -129,7 +129,7 @@ def vip_llava(folder: Path) -> Made:
     vision, clip, extra = _tower(folder, "clip")
     torch.manual_seed(0)
     config = VipLlavaConfig(
-        vision_config=vision, vision_feature_layer=[-2, -1], image_seq_length=4, **_common()
+        vision_config=vision, vision_feature_layers=[-2, -1], image_seq_length=4, **_common()
     )
     processor = LlavaProcessor(
         CLIPImageProcessor(**IMAGES), tiny_vlm.tokenizer(), patch_size=16, vision_feature_select_strategy="default",
