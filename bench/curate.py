@@ -73,13 +73,14 @@ def work(what: str, folder: Path) -> dict[str, float]:
         from muwa.data.samples import match_names
         from muwa.data.shards import iter_samples
 
-        samples = iter_samples(str(folder / "tars" / "00000.tar"), [], verify=False)
+        samples = iter_samples(str(folder / "tars" / "00000.tar"), [], caption_key=None, verify=False)
         return {"found": sum(bool(match_names(text, [name])) for _, _, text in samples)}
     from muwa.data.curate import preview
 
     where = folder / ("tars" if what.startswith("tar") else "meta")
     shards = [str(path) for path in sorted(where.glob("*.tar"))]
-    found = preview(shards, [name], aliases={}, out=folder / f"index-{where.name}", progress=False)
+    out = folder / f"index-{where.name}"
+    found = preview(shards, [name], aliases={}, out=out, caption_key=None, progress=False)
     return {"found": found[name].pairs}
 
 

@@ -16,25 +16,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from muwa.data.caption_key import IMAGES, CaptionKey
+from muwa.data.tars import Member
 
 T = TypeVar("T")
-
-
-@dataclass
-class Member(Generic[T]):
-    """A file of a tar.
-
-    Args:
-        name: Its path in the tar.
-        size: In bytes.
-        content: Its bytes, or its place in the tar.
-        held: How many bytes of it are in memory.
-    """
-
-    name: str
-    size: int
-    content: T
-    held: int = 0
 
 
 @dataclass

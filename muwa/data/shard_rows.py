@@ -13,7 +13,8 @@ from muwa.data import remote, tars
 from muwa.data.addresses import shown
 from muwa.data.caption_key import IMAGES, CaptionKey, Fault, caption_key, field_of, text_of
 from muwa.data.expansion import Expanded
-from muwa.data.grouping import Grouped, Member, grouped, split_name
+from muwa.data.grouping import Grouped, grouped, split_name
+from muwa.data.tars import Member
 from muwa.types.data import NO_CAPTION, NO_IMAGE, REPEATED_FILE, SEVERAL_IMAGES, TOO_LARGE
 
 T = TypeVar("T")

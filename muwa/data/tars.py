@@ -5,14 +5,32 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, TypeVar
 
 from muwa.data.expansion import HEADERS, UNBOUNDED, Expanded, Readable
-from muwa.data.grouping import Member
 
 BLOCK = 512  # bytes of a header; files are padded to a multiple
 Place = tuple[int, int]  # of a file in a tar: its first byte and its size
+T = TypeVar("T")
+
+
+@dataclass
+class Member(Generic[T]):
+    """A file of a tar.
+
+    Args:
+        name: Its path in the tar.
+        size: In bytes.
+        content: Its bytes, or its place in the tar.
+        held: How many bytes of it are in memory.
+    """
+
+    name: str
+    size: int
+    content: T
+    held: int = 0
 
 
 def is_plain(path: Path) -> bool:

@@ -3,7 +3,8 @@
 import pytest
 
 from muwa.data.caption_key import caption_key
-from muwa.data.grouping import Member, grouped, split_name
+from muwa.data.grouping import grouped, split_name
+from muwa.data.tars import Member
 
 
 def group(names, setting=None, bound=1000):

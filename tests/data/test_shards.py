@@ -337,3 +337,52 @@ def test_the_ending_follows_the_bytes():
         Image.new("RGB", (4, 4)).save(buffer, kind)
         endings[kind] = image_ending(buffer.getvalue())
     assert endings == {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+def with_empty(path, empty, total=100):
+    """A shard of `total` pairs, the first `empty` of them with an empty caption."""
+    write_shard(path, [(str(i), tiny.png(i % 7), " " * (i < empty) or "text", {}) for i in range(total)])
+    return str(path)
+
+
+def test_two_empty_captions_in_a_hundred_do_not_stop_a_run(tmp_path):
+    pairs, broken = read(with_empty(tmp_path / "0.tar", 2), max_broken=0.01, max_empty=0.25)
+    assert len(pairs) == 98
+    assert [one.kind for one in broken] == ["empty caption"] * 2
+
+
+def test_empty_captions_have_a_limit_of_their_own_and_counts_are_by_kind(tmp_path):
+    path = with_empty(tmp_path / "0.tar", 26)
+    assert len(read(path, max_broken=0.0, max_empty=0.26)[0]) == 74
+    with pytest.raises(
+        ValueError,
+        match=r"26 of 100 captions are empty \(26.0%\), more than dataset.max_empty=0.25 allows "
+        r"\(by kind: 26 empty caption\).*dataset.caption_key \(txt, json:caption\)",
+    ):
+        read(path, max_broken=0.0, max_empty=0.25)
+
+
+def test_broken_samples_are_counted_by_kind_in_the_error(tmp_path):
+    files = {
+        **sample("1"),
+        **sample("2", image=b"no"),
+        **sample("3", image=b"no"),
+        **sample("4", caption=None),
+    }
+    path = str(tar(tmp_path / "0.tar", files | sample("5", caption=b"")))
+    with pytest.raises(
+        ValueError,
+        match=r"3 of 5 samples are broken \(60.0%\).*\(by kind: 2 image that cannot be decoded, 1 no caption\)",
+    ):
+        read(path, max_broken=0.5)
+
+
+def test_gaps_in_shard_numbers_say_which_glob_takes_the_rest(tmp_path):
+    for i in (0, 3):
+        shard(tmp_path / f"{i:05d}.tar", start=10 * i)
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of 4 shards are missing.*give a glob: '.*/\*\.tar'"
+    ) as told:
+        expand(f"{tmp_path}/{{00000..00003}}.tar")
+    glob = str(told.value).partition("give a glob: '")[2].partition("'")[0]
+    assert [path.rsplit("/", 1)[1] for path in expand(glob)] == ["00000.tar", "00003.tar"]
