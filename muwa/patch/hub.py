@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -113,7 +113,7 @@ def pull(target: str, out: Path, *, revision: str | None) -> Path:
 
 def _download(target: str, name: str, revision: str | None) -> str:
     with _quiet():
-        return hf_hub_download(target, name, revision=revision, endpoint=constants.ENDPOINT)
+        return hf_hub_download(target, name, revision=revision)
 
 
 @contextmanager

@@ -63,8 +63,9 @@ def command(server, home, *words, token=hub_server.TOKEN, url=None, **environmen
 def here(server, tmp_path, monkeypatch):
     """The client of this process talks to the server, with a token."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"  # made of ENDPOINT at import
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for module in ("constants", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
