@@ -58,6 +58,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
     assert list(found["edit"]) == ["tower", "layer", "step", "relative_norm", "moves"]
     assert list(found["task"]) == [
         "kind", "names", "forget_pairs", "retain_pairs", "retain_pairs_left_out", "classes", "pictures",
+        "prompts",
     ]  # fmt: skip
 
 
