@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -35,7 +35,7 @@ from muwa.patch.apply import read_patch
 from muwa.patch.card import card_text, results_of
 from muwa.types.report import PATCH
 
-_ERRORS = (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, httpx.HTTPError)
+_ERRORS = (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, HTTPError)
 
 
 def is_folder(target: str) -> bool:
