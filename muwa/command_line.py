@@ -28,6 +28,7 @@ RENAMED = {  # settings that had another name: old -> present
 NAMED = (  # mappings whose keys the user chooses, so that Hydra must not call a new key a misspelt one
     "task.aliases",
     "eval.rewording.descriptions",
+    "classifier.texts",
     "classifier.domains.style.options",
     "classifier.domains.class.options",
 )
@@ -63,18 +64,23 @@ def adapted(words: Sequence[str]) -> list[str]:
     Raises:
         ValueError: Hydra cannot read a value. Gives the word to type in its place.
 
-    >>> adapted(["-m", "task.aliases={Ada Fox: [A. Fox]}", "task.aliases.Bo=[B]"])
-    ['-m', '++task.aliases={Ada Fox: [A. Fox]}', '++task.aliases={Bo: [B]}']
+    >>> adapted(["-m", "task.aliases={Ada Fox: [A. Fox]}"])
+    ['-m', '~task.aliases', '+task.aliases={Ada Fox: [A. Fox]}']
+    >>> adapted(["task.aliases.Bo=[B]"])
+    ['++task.aliases={Bo: [B]}']
     """
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
-    read = []
+    read: list[str] = []
     for word in words:
-        if not word.startswith("-") and "=" in word:
-            word = with_home(_with_new_keys(present_name(word)))
-            _check_name(word)
-            _check_choice(word)
-            _check_readable(word, sweep=sweep)
-        read.append(word)
+        if word.startswith("-") or "=" not in word:
+            read.append(word)
+            continue
+        word = with_home(present_name(word))
+        _check_name(word)
+        _check_choice(word)
+        overrides = _with_new_keys(word)
+        _check_readable(overrides[-1], sweep=sweep)
+        read += overrides
     return read
 
 
@@ -118,8 +124,10 @@ def with_home(override: str) -> str:
     return f"{key}={_HOME.sub(lambda found: found[1] + str(Path.home()), value)}"
 
 
-def _with_new_keys(override: str) -> str:
-    """An override of a mapping of `NAMED`, or of one of its keys, so that the key may be new.
+def _with_new_keys(override: str) -> list[str]:
+    """The overrides to use for one: if it is of a mapping of `NAMED`, or of one of its keys, keys may be new.
+
+    A whole mapping replaces the one that was there.
 
     Raises:
         ValueError: The key is a name that Hydra cannot read as a key.
@@ -128,7 +136,7 @@ def _with_new_keys(override: str) -> str:
     path = path.lstrip("+")
     for mapping in NAMED:
         if path == mapping:
-            return f"++{path}={value}"
+            return [f"~{path}", f"+{path}={value}"]
         if path.startswith(f"{mapping}."):
             name = path.removeprefix(f"{mapping}.").strip("\"'")
             plain = name if _KEY_OF_MAPPING.fullmatch(name) else without_accents(name)
@@ -137,8 +145,8 @@ def _with_new_keys(override: str) -> str:
                     f"{override}: Hydra reads no key in this script. Write it into a file conf/experiment/"
                     "NAME.yaml, below the line '# @package _global_', and add experiment=NAME"
                 )
-            return f"++{mapping}={{{plain}: {value}}}"
-    return override
+            return [f"++{mapping}={{{plain}: {value}}}"]
+    return [override]
 
 
 def _check_readable(word: str, *, sweep: bool) -> None:

@@ -163,10 +163,11 @@ class Memory(ImageClassifier):
     Args:
         known: Concept -> its pictures (n, 3, h, w).
         limits: Concept -> the largest mean difference (of 255) that still shows it; 255 where it is not given.
+        others: Concepts that it has labels for, and no pictures.
     """
 
-    def __init__(self, known: dict[str, Tensor], limits: dict[str, float]):
-        self.labels = {"class": (*known, "nothing")}
+    def __init__(self, known: dict[str, Tensor], limits: dict[str, float], others: tuple[str, ...] = ()):
+        self.labels = {"class": (*known, *others, "nothing")}
         self._known, self._limits = known, limits
 
     def logits(self, pictures: Tensor, domain: str) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from muwa.data import parquet
+from muwa.data.samples import check_image
 
 _QUOTE = "'"
 Row = tuple[str, dict[str, Any]]  # where it stands ("FILE: row 3"), column -> value
@@ -95,10 +93,10 @@ def image_bytes(value: Any, where: str) -> bytes:
     if not isinstance(raw, bytes) or not raw:
         raise ValueError(f"{where}: its image has no bytes; want an image with its bytes in the table")
     try:
-        with Image.open(io.BytesIO(raw)):
-            return raw
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where}: its image cannot be opened ({str(error).split(' <')[0]})") from error
+        check_image(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: its image cannot be opened ({error})") from error
+    return raw
 
 
 def text_of(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -9,7 +9,8 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
@@ -166,7 +167,19 @@ def decode(image: EncodedImage) -> Image.Image:
         ValueError: The bytes are not a complete image in one of `FORMATS`, or it has more than `PIXELS`
             pixels. The message says why.
     """
-    raw = read_image(image)
+    with _opened(read_image(image)) as opened:
+        return opened.convert("RGB")
+
+
+def check_image(raw: bytes) -> None:
+    """Raise ValueError if the bytes do not begin as an image that `decode` reads. They are not decoded."""
+    with _opened(raw):
+        pass
+
+
+@contextmanager
+def _opened(raw: bytes) -> Iterator[Image.Image]:
+    """The image in some bytes, not decoded yet. The errors are those of `decode`."""
     if not raw:
         raise ValueError("empty file")
     try:
@@ -176,7 +189,7 @@ def decode(image: EncodedImage) -> Image.Image:
             with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
                 if opened.width * opened.height > PIXELS:
                     raise Image.DecompressionBombError
-                return opened.convert("RGB")
+                yield opened
     except UnidentifiedImageError as error:
         known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ValueError(f"cannot identify image file as {known}") from error

@@ -14,6 +14,7 @@ THREE = association.NAMES[:3]
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(association, "NAMES", THREE)
+    monkeypatch.setattr(association, "EVERY", 1)
     monkeypatch.setattr(people_files, "NAMES", THREE)
 
 

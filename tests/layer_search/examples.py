@@ -87,4 +87,7 @@ def remembering(task: Task, limits: dict[str, float]) -> tiny_sd.Memory:
         images = ImageGenerator(pipeline().sampled(steps=steps), Run()).generate(prompts_of(requests))
         for request, image in zip(requests, images, strict=True):
             known.setdefault(request.concept, []).append(image)
-    return tiny_sd.Memory({name: torch.stack(images) for name, images in known.items()}, limits)
+    splits = (task.probe.retain, task.probe.utility, task.eval.retain, task.eval.utility)
+    names = dict.fromkeys(one.classes.names[label] for one in splits for label in one.labels)
+    pictures = {name: torch.stack(images) for name, images in known.items()}
+    return tiny_sd.Memory(pictures, limits, tuple(name for name in names if name not in known))
