@@ -51,6 +51,7 @@ def test_a_concept_of_a_prompt_file_is_forgotten(miniature, tmp_path, method, de
     words = [f"method={method}", f"classifier={detector}"]
     if detector == "command":
         words.append(f"classifier.command='{sys.executable} {tmp_path / 'detect.py'} {{folder}}'")
+        words.append("classifier.threshold=0.1")  # a probability among 200 labels; chance is 0.005
     found, page = launched(miniature, tmp_path / "out", *words)
     before, after = (found["metrics"][when] for when in ("before", "after"))
     assert before["forget/detected"]["value"] >= 0.6
