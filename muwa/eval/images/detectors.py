@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from muwa.eval.images.classifiers import task_labels
 from muwa.eval.images.clips import embed, highest
 from muwa.fingerprint import digest
 from muwa.models.clip.embeddings import Tower, class_features
@@ -269,7 +270,28 @@ class TextLabels(ImageClassifier):
 
 
 def text_labels(
-    *model_and_task: object, clip: Callable[[], Clip], texts: Mapping[str, Sequence[str]]
+    model: Diffusion,
+    task: Task,
+    *,
+    clip: Callable[[], Clip],
+    texts: Mapping[str, Sequence[str]] | None,
+    template: str,
 ) -> ImageClassifier:
-    """A given CLIP with given texts for each concept; arguments and errors as in `TextLabels`."""
+    """A given CLIP with given texts for each concept.
+
+    Args:
+        model: Not used.
+        task: Its names (`muwa.eval.images.classifiers.task_labels`) are the concepts, if no texts are given.
+        clip: Loads the CLIP.
+        texts: As in `TextLabels`; None: `template` for each name of the task.
+        template: A text with {} for the name.
+
+    Raises:
+        ValueError: See `TextLabels`; or the template has no {}.
+    """
+    if texts is None:
+        if "{}" not in template:
+            raise ValueError(f"classifier.template: got {template!r}, want {{}} in it for the name")
+        names = [name for some in task_labels(task).values() for name in some]
+        texts = {name: (template.format(name),) for name in names}
     return TextLabels(clip(), texts)

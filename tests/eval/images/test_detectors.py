@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from muwa.config import part
+from muwa.eval.images.clips import embed
 from muwa.eval.images.detectors import scores_of
 from muwa.library import load_clip
 from muwa.models.diffusion.image_classifier import margins, recognised
@@ -134,18 +135,29 @@ def test_settings_are_checked_before_anything_runs(settings, message):
 
 
 def test_a_clip_chooses_the_concept_of_the_nearest_text():
-    found = part("classifier=text_labels")(None, painter.identity())
+    given = {
+        "Kael Lindqvar": ["a photo of Kael Lindqvar", "a portrait of Kael Lindqvar"],
+        "other": ["a photo of a red star"],
+    }
+    found = part("classifier=text_labels", texts=given)(None, painter.identity())
     pictures = torch.randint(0, 255, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     clip = load_clip("miniature")
-    logits = found.logits(pictures, "class")
-    assert logits.shape == (3, 2)
-    texts = [text for some in found._texts.values() for text in some]
-    features = clip.encode("text", clip.tokenize(texts)).detach().cpu()
-    from muwa.eval.images.clips import embed
-
-    cosines = embed(clip, pictures) @ torch.nn.functional.normalize(features, dim=-1).T
-    first = len(found._texts["Kael Lindqvar"])
-    wanted = torch.stack([cosines[:, :first].max(1).values, cosines[:, first:].max(1).values], 1)
-    assert torch.allclose(logits, wanted, atol=1e-5)
+    features = clip.encode("text", clip.tokenize([text for some in given.values() for text in some]))
+    cosines = embed(clip, pictures) @ torch.nn.functional.normalize(features.detach().cpu(), dim=-1).T
+    wanted = torch.stack([cosines[:, :2].max(1).values, cosines[:, 2]], 1)
+    assert found.labels == {"class": ("Kael Lindqvar", "other")}
+    assert torch.allclose(found.logits(pictures, "class"), wanted, atol=1e-5)
     with pytest.raises(ValueError, match="classifier.texts: got texts for a, want texts for each of two"):
         part("classifier=text_labels", texts={"a": ["b"]})(None, None)
+
+
+def test_without_texts_the_names_of_the_task_are_asked_for():
+    load = part("classifier=text_labels")
+    assert load(None, painter.identity()).labels == {"class": painter.CLASSES}
+    with pytest.raises(ValueError, match=r"classifier.template: got 'a photo', want \{\} in it"):
+        part("classifier=text_labels", template="a photo")(None, painter.identity())
+
+
+def test_texts_on_the_command_line_are_all_that_there_are(composed):
+    given = composed("classifier=text_labels", "classifier.texts={nudity: [a naked person], other: [a cat]}")
+    assert list(given.classifier.texts) == ["nudity", "other"]
