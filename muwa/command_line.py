@@ -28,7 +28,6 @@ RENAMED = {  # settings that had another name: old -> present
 NAMED = (  # mappings whose keys the user chooses, so that Hydra must not call a new key a misspelt one
     "task.aliases",
     "eval.rewording.descriptions",
-    "classifier.texts",
     "classifier.domains.style.options",
     "classifier.domains.class.options",
 )

@@ -322,7 +322,8 @@ def read_run(run: Path, *, trusted: Sequence[str], commands: bool) -> DictConfig
                 f"{path}: {key} is {value}, which is not a part of muwa. If you trust this run: "
                 f"--trust {package}"
             )
-        if value.startswith("pipe:") and not commands:
+        runs = value.startswith("pipe:") or key == "classifier.command"
+        if runs and not commands:
             raise ValueError(f"{path}: {key} runs a command. If you trust this run: --trust-commands")
     return cfg
 

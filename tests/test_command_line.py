@@ -174,16 +174,13 @@ def test_each_mapping_with_keys_of_the_user_is_known():
         for path in CONF.rglob("*/*.yaml")
         for key in empty_mappings(OmegaConf.to_container(OmegaConf.load(path)))
     }
-    assert empty == {*command_line.NAMED} - {"classifier.texts"}  # which has the miniature's
+    assert empty == {*command_line.NAMED}
 
 
-def test_a_mapping_replaces_the_one_of_the_file_and_a_key_is_added_to_it():
-    texts = config.composed(
-        "classifier=text_labels", "classifier.texts={a fox: [red, brown]}"
-    ).classifier.texts
-    assert texts == {"a fox": ["red", "brown"]}
-    texts = config.composed("classifier=text_labels", "classifier.texts.a fox=[red]").classifier.texts
-    assert set(texts) == {"a fox", "Kael Lindqvar", "other"}
+def test_a_mapping_replaces_the_one_that_was_there_and_a_key_is_added_to_it():
+    whole, more = "task.aliases={Ada Fox: [A]}", "task.aliases.Bo Hill=[B]"
+    assert config.part("task=celeba", more, whole).aliases == {"Ada Fox": ["A"]}
+    assert config.part("task=celeba", whole, more).aliases == {"Ada Fox": ["A"], "Bo Hill": ["B"]}
 
 
 def empty_mappings(node, prefix=""):

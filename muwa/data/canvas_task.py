@@ -19,6 +19,7 @@ from muwa.data.shards import expand
 from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
+from muwa.types.ranges import CountOrZero, Seed, Share
 
 _NOTHING = "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
 Row = tuple[Path, str]  # an image and a name for it
@@ -39,13 +40,13 @@ class CanvasLimits:
             report.
     """
 
-    forget_pairs: int | None
-    retain_pairs: int | None
-    judged: float
-    probe_retain: int
-    eval_retain: int
-    probe_utility: int
-    eval_utility: int
+    forget_pairs: CountOrZero | None
+    retain_pairs: CountOrZero | None
+    judged: Share
+    probe_retain: CountOrZero
+    eval_retain: CountOrZero
+    probe_utility: CountOrZero
+    eval_utility: CountOrZero
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ForgetStyleOrClass(TaskBuilder):
     class_template: str
     prompt: str
     bare_captions: bool
-    seed: int
+    seed: Seed
     limits: CanvasLimits
 
     def check(self, dataset: Dataset) -> None:

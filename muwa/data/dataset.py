@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from muwa.data.caption_key import caption_key
 from muwa.data.samples import ShardRules
+from muwa.types.ranges import Share
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Dataset:
     frequent: str | None
     canvas: str | None
     images: str
-    utility: float
-    utility_probe: float
-    max_broken: float
-    max_empty: float
+    utility: Share
+    utility_probe: Share
+    max_broken: Share
+    max_empty: Share
     caption_key: str | None
 
     def __post_init__(self) -> None:

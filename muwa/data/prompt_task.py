@@ -18,6 +18,7 @@ from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, match_names
 from muwa.data.shards import expand
 from muwa.types.data import PROMPTS, Broken, Classes, LabelledImages, Pairs, PromptRow, Split, Task
+from muwa.types.ranges import CountOrZero, Share
 
 _NOTHING = "stages=[curate]: this task has prompts and no image-text pairs, there is nothing to curate"
 PER_PROMPT = 4  # pairs of the retain set that are read for each of their captions that is kept
@@ -35,11 +36,11 @@ class PromptLimits:
         probe_retain, eval_retain: Prompts to keep, of all concepts together.
     """
 
-    probe_share: float
-    probe_forget: int | None
-    eval_forget: int | None
-    probe_retain: int | None
-    eval_retain: int | None
+    probe_share: Share
+    probe_forget: CountOrZero | None
+    eval_forget: CountOrZero | None
+    probe_retain: CountOrZero | None
+    eval_retain: CountOrZero | None
 
     def __post_init__(self) -> None:
         if not 0 < self.probe_share < 1:

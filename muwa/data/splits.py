@@ -12,6 +12,7 @@ from muwa.data.dataset import Dataset
 from muwa.data.labelled import labelled
 from muwa.fingerprint import EncodedImage
 from muwa.types.data import Classes, LabelledImages
+from muwa.types.ranges import CountOrZero, Share
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Limits:
         eval_retain: Images per name that is not forgotten, for the report.
     """
 
-    forget_pairs: int | None
-    retain_pairs: int | None
-    probe_share: float
-    probe_retain: int | None
-    eval_retain: int | None
+    forget_pairs: CountOrZero | None
+    retain_pairs: CountOrZero | None
+    probe_share: Share
+    probe_retain: CountOrZero | None
+    eval_retain: CountOrZero | None
 
 
 def split_images(

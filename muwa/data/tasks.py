@@ -20,6 +20,7 @@ from muwa.data.shards import expand
 from muwa.data.splits import Limits, split_images, utility_images
 from muwa.fingerprint import EncodedImage
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
+from muwa.types.ranges import Seed
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class ForgetIdentities(TaskBuilder):
     bare_captions: bool
     prompt: str
     utility_prompt: str
-    seed: int
+    seed: Seed
     limits: Limits
 
     def check(self, dataset: Dataset) -> None:
-        """Raise if a name is unknown, or a folder or shard is missing."""
+        """Raise if a name is unknown, a prompt has no {}, or a folder or shard is missing."""
+        _check_prompts(template=self.template, prompt=self.prompt, utility_prompt=self.utility_prompt)
         people = _read_people(dataset)
         find_names(self.identity, people.names, _names_of(people, dataset))
         check_folder(Path(dataset.images))
@@ -116,11 +118,14 @@ class ForgetObjects(TaskBuilder):
     bare_captions: bool
     prompt: str
     utility_prompt: str
-    seed: int
+    seed: Seed
     limits: Limits
 
     def check(self, dataset: Dataset) -> None:
-        """Raise if a name is unknown, or a folder or shard is missing."""
+        """Raise if a name is unknown, a prompt has no {}, or a folder or shard is missing."""
+        _check_prompts(
+            utility_template=self.utility_template, prompt=self.prompt, utility_prompt=self.utility_prompt
+        )
         find_names(self.object, class_names(Path(dataset.images)), dataset.images)
         _read_people(dataset)
         _check_shards(dataset)
@@ -181,6 +186,13 @@ def templates(which: str) -> tuple[str, ...]:
 
     chosen = SIMPLE_IMAGENET_TEMPLATES if which == "simple" else OPENAI_IMAGENET_TEMPLATES
     return tuple(template("{}") for template in chosen)
+
+
+def _check_prompts(**prompts: str) -> None:
+    """Raise ValueError if a prompt has no place for the name. Without one, all names would be asked alike."""
+    for name, prompt in prompts.items():
+        if "{}" not in prompt:
+            raise ValueError(f"task.{name}: got {prompt!r}, want {{}} in it for the name")
 
 
 def _check_shards(dataset: Dataset) -> None:

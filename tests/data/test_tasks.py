@@ -442,3 +442,28 @@ def test_a_folder_of_validation_images_serves_as_utility_images(world, tmp_path)
     task = celeba(data, identity="Ada_Fox")
     assert task.eval.utility.classes.names == ("tench", "goldfish")
     assert len(task.probe.utility) + len(task.eval.utility) == 6
+
+
+@pytest.mark.parametrize(("choice", "setting"), [
+    ("celeba", "template"), ("celeba", "prompt"), ("object", "utility_template"), ("object", "utility_prompt"),
+])  # fmt: skip
+def test_a_prompt_without_a_place_for_the_name_is_refused(choice, setting):
+    task = config.part(f"task={choice}", **{setting: "a person"})
+    with pytest.raises(ValueError, match=rf"task.{setting}: got 'a person', want {{}} in it for the name"):
+        task.check(None)
+
+
+@pytest.mark.parametrize(("setting", "value", "wanted"), [
+    ("probe_share", 7, "at most 1"), ("probe_share", -0.5, "at least 0"), ("retain_pairs", -5, "at least 0"),
+    ("retain_pairs", "abc", "a whole number"), ("forget_pairs", 1.5, "a whole number"), ("eval_retain", True, "a whole number"),
+])  # fmt: skip
+def test_limits_out_of_range_are_named(setting, value, wanted):
+    with pytest.raises(ValueError, match=rf"task.limits.{setting}: got {value!r}, want {wanted}"):
+        config.part("task=celeba", limits={setting: value})
+
+
+@pytest.mark.parametrize("setting", ["max_broken", "max_empty", "utility", "utility_probe"])
+@pytest.mark.parametrize("value", [-1, 2, "x"])
+def test_shares_of_a_data_set_are_in_range(setting, value):
+    with pytest.raises(ValueError, match=rf"dataset.{setting}: got {value!r}, want"):
+        config.part("dataset=laion_celeba", **{setting: value})
