@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 from data.datasets import rules
 from data.test_shards import served  # noqa: F401  (a fixture)
 
+from muwa import config
 from muwa.data import parquet
 from muwa.data.addresses import hide, redacted, shard_name, shown
 from muwa.data.caption_index import index_captions
 from muwa.data.curate import curate, load_forget
 from muwa.data.metadata import Columns, unreadable
 from muwa.data.shards import expand, read_pairs, write_shard
+from muwa.report import sweep
 
 SECRET = "hunter2"
 
@@ -129,3 +132,20 @@ def test_shards_that_differ_in_their_secrets_alone_have_their_own_index(tmp_path
     assert len({shard.file for shard in index.shards}) == 2
     assert [one.caption for one in index.matches({"Bo": ["Bo Hill"]})["Bo"]] == ["Bo Hill"]
     assert json.loads(next((tmp_path / "index").glob("*.json")).read_text())["faults"] == []
+
+
+def test_the_recorded_command_and_swept_settings_are_without_secrets(monkeypatch, tmp_path):
+    given = [
+        f"dataset.shards=pipe:cat {SECRET}",
+        f"dataset.retain=https://me:{SECRET}@h/0.tar?{SECRET}",
+        "seed=1",
+    ]
+    monkeypatch.setattr("sys.argv", ["launch.py", *given])
+    assert config._command() == (
+        "python launch.py 'dataset.shards=pipe:***' 'dataset.retain=https://h/0.tar?***' seed=1"
+    )
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(given))
+    assert sweep._overrides(tmp_path) == {
+        "dataset.shards": "pipe:***", "dataset.retain": "https://h/0.tar?***", "seed": "1",
+    }  # fmt: skip
