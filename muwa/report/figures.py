@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -377,7 +378,7 @@ def harm(
     image = axis.imshow(shown, cmap=matplotlib.colormaps["RdBu"], vmin=-most, vmax=most, interpolation="none")
     axis.set_facecolor(MISSING)
     axis.grid(False)
-    axis.set_title(note, fontsize=8, loc="left")
+    axis.set_title(textwrap.fill(note, max(24, 4 * len(columns))), fontsize=8, loc="left")
     axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
     axis.set_yticks(range(len(rows)), rows, fontsize=size)
     axis.tick_params(length=0)
