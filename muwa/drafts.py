@@ -23,7 +23,7 @@ def new_file(path: Path) -> Iterator[Path]:
     The file is flushed to disk first, and its mode follows the umask, whatever wrote it. After an error the
     draft is removed, and what was at `path` stays.
     """
-    draft = _name(path)
+    draft = draft_of(path)
     draft.touch(exist_ok=False)
     try:
         yield draft
@@ -39,7 +39,7 @@ def new_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill in place of `path`, which is removed if it exists. See `new_file`."""
-    draft = _name(path)
+    draft = draft_of(path)
     draft.mkdir()
     try:
         yield draft
@@ -53,6 +53,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Its folder is made if it does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def remove(path: Path) -> None:
@@ -70,7 +77,7 @@ def file_mode() -> int:
     return 0o666 & ~umask
 
 
-def _name(path: Path) -> Path:
+def draft_of(path: Path) -> Path:
     """A name beside `path` that no file has."""
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
 

@@ -13,6 +13,18 @@ from muwa.miniature import data
 
 CONF = Path(__file__).parent.parent / "conf"
 
+# Few samples and few metrics: for a whole run whose figures do not matter.
+SMALL = (
+    "task.limits.forget_pairs=16",
+    "task.limits.retain_pairs=32",
+    "task.limits.eval_retain=1",
+    "dataset.utility_probe=0.05",
+    "dataset.utility=0.1",
+    "eval=[forget,retain]",
+    "runtime.progress=false",
+    "runtime.threads=1",
+)
+
 
 LONGEST = ("test_pipeline.py", "test_distributed.py", "test_launchers.py")  # files that launch whole runs
 

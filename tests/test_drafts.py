@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from muwa.drafts import new_file, new_folder, remove
+from muwa.drafts import new_file, new_folder, remove, write_text
 
 
 def modes(folder):
@@ -66,3 +66,10 @@ def test_remove_takes_a_file_a_folder_a_link_and_nothing(tmp_path):
     remove(tmp_path / "folder")
     remove(tmp_path / "folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_whole_and_leaves_no_draft(tmp_path):
+    write_text(tmp_path / "a" / "b.txt", "é\n")
+    write_text(tmp_path / "a" / "b.txt", "ü\n")
+    assert (tmp_path / "a" / "b.txt").read_text() == "ü\n"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]

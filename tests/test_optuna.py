@@ -9,18 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
-SMALL = (
-    "task.limits.forget_pairs=16",
-    "task.limits.retain_pairs=32",
-    "task.limits.eval_retain=1",
-    "dataset.utility_probe=0.05",
-    "dataset.utility=0.1",
-    "eval=[forget,retain]",
-    "runtime.progress=false",
-    "runtime.threads=1",
-)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,9 @@ def checked(**changed):
     {}, {"share": None}, {"share": 0}, {"share": 1.0}, {"names": ["a", "b"]}, {"texts": {}}, {"make": partial(sorted)}, {"step": -1e30},
 ])  # fmt: skip
 def test_what_fits_passes(changed):
+    """Nested records are checked last: the only fault found is the one in `inner`."""
+    with pytest.raises(ValueError, match="^group.inner.count: got 0, want at least 1$"):
+        checked(**changed, inner=partial(Inner, count=0))
     checked(**changed)
 
 

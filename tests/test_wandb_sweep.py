@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SMALL
 from report.offline import settled_records
 
 from muwa import config
@@ -17,16 +18,6 @@ ROOT = Path(__file__).parent.parent
 SWEEP = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
 VALUES = {key: one.get("values", [one.get("value")]) for key, one in SWEEP["parameters"].items()}
 COMBINATIONS = [dict(zip(VALUES, each, strict=True)) for each in itertools.product(*VALUES.values())]
-SMALL = (
-    "task.limits.forget_pairs=16",
-    "task.limits.retain_pairs=32",
-    "task.limits.eval_retain=1",
-    "dataset.utility_probe=0.05",
-    "dataset.utility=0.1",
-    "eval=[forget,retain]",
-    "runtime.progress=false",
-    "runtime.threads=1",
-)
 
 
 def arguments(values):

@@ -9,7 +9,6 @@ of them in one query.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from muwa.data.grouping import split_name
 from muwa.data.samples import fold, match_names
 from muwa.data.shard_captions import NO_PLACE, NOWHERE, Captions, beside, captions_of, places_of
 from muwa.data.shards import iter_samples
+from muwa.drafts import write_text
 from muwa.fingerprint import digest, stamp
 from muwa.runtime.progress import track
 from muwa.types.data import DAMAGED_SHARD, Broken
@@ -196,9 +196,7 @@ def _indexed(url: str, folder: Path, caption_key: str | None) -> IndexedShard:
         rows = [[one.where, one.why, one.kind] for one in captions.faults]
         record = {"captions": captions.digest, "faults": rows, "bytes": file.stat().st_size}
         if captions.final:
-            draft = about.with_name(f"{about.name}.draft")
-            draft.write_text(json.dumps(record))
-            os.replace(draft, about)
+            write_text(about, json.dumps(record))
     faults = tuple(Broken(*one) for one in record["faults"])
     return IndexedShard(url, caption_key, file, record["captions"], size, faults)
 

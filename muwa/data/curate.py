@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from muwa.data.caption_index import CaptionIndex, Match, index_captions
 from muwa.data.samples import ShardRules, check_broken, check_samples, decode, fold
 from muwa.data.shards import expand, read_pairs, write_shard
+from muwa.drafts import write_text
 from muwa.fingerprint import image_digest
 from muwa.types.data import BAD_IMAGE, LOST, Broken, Pairs
 
@@ -235,7 +236,7 @@ def _write_set(
     os.replace(draft, folder / "forget.tar")
     rows = [asdict(one) for one in [*broken, *samples.lost]]
     manifest = {**request, "scanned": scanned, "matches": samples.rows, "broken": rows}
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 class _Samples:
@@ -301,13 +302,6 @@ def _is_done(folder: Path, request: Mapping[str, Any]) -> bool:
         return False
     manifest = read_manifest(folder)
     return all(manifest.get(key) == value for key, value in request.items())
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    os.replace(draft, path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from muwa.drafts import new_file
+
 # What one query may use. A million captions take a tenth; row groups of a million rows take most of it.
 LIMITS: dict[str, Any] = {"memory_limit": "1GB", "threads": min(4, os.cpu_count() or 1)}
 Error = duckdb.Error
@@ -51,11 +53,9 @@ def write(path: Path, columns: Mapping[str, Sequence[Any]], *, integers: Collect
     }
     types = {name: "bigint" if name in integers else "varchar" for name in columns}
     selected = ", ".join(f'"{name}"::{types[name]} as "{name}"' for name in columns)
-    draft = path.with_name(f"{path.name}.draft")
-    target = str(draft).replace("'", "''")
-    with database() as connection:
+    with new_file(path) as draft, database() as connection:
+        target = str(draft).replace("'", "''")
         connection.register("written", arrays)
         connection.execute(
             f"copy (select {selected} from written) to '{target}' (format parquet, compression zstd)"
         )
-    os.replace(draft, path)

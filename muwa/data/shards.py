@@ -17,6 +17,7 @@ from muwa.data import remote, tars
 from muwa.data.addresses import is_remote, local_path, shard_name, shown
 from muwa.data.samples import ShardRules, check_samples, decode
 from muwa.data.shard_rows import Row, local_rows, stream_rows
+from muwa.drafts import new_file
 from muwa.runtime.progress import track
 from muwa.types.data import BAD_IMAGE, DAMAGED_SHARD, Broken, Pairs
 
@@ -155,9 +156,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, o
     The file appears only when it is complete. The same samples give the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
     count = 0
-    with tarfile.open(draft, "w") as tar:
+    with new_file(path) as draft, tarfile.open(draft, "w") as tar:
         for key, image, caption, meta in samples:
             files = {image_ending(image): image, "txt": caption.encode()}
             files["json"] = json.dumps(meta, sort_keys=True).encode()
@@ -166,7 +166,6 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, str, dict[str, o
                 member.size, member.mode = len(content), 0o444
                 tar.addfile(member, io.BytesIO(content))
             count += 1
-    os.replace(draft, path)
     return count
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.drafts import new_file
 from muwa.methods._edits import Deltas
 from muwa.types.search import Candidate, Evaluation
 
@@ -64,12 +64,9 @@ def save(folder: Path | None, training: Resumable, position: Position) -> None:
         "trace": [asdict(row) for row in position.trace],
         "deltas": list(position.deltas),
     }
-    draft = folder / "state.draft"
     copies = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(copies, draft, metadata={FORMAT: json.dumps(about)})
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, folder / FILE)
+    with new_file(folder / FILE) as draft:
+        save_file(copies, draft, metadata={FORMAT: json.dumps(about)})
 
 
 def resume(folder: Path | None, training: Resumable) -> Position:

@@ -14,7 +14,6 @@ a part of the model, or that use the names of the other library. It compares the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.drafts import new_file
 from muwa.patch.weights import add_delta, equal, fingerprint_of_digests, tensor_digest, weights_fingerprint
 from muwa.types.edit import Edit, Move
 from muwa.weight_files.diagnosis import check_file
@@ -89,10 +89,9 @@ def save_patch(path: Path, patch: Patch) -> None:
         "story": dict(patch.provenance),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
     metadata = {FORMAT: json.dumps(about, sort_keys=True)}  # a single key, since the order of several varies
-    save_file(tensors, draft, metadata=metadata)
-    os.replace(draft, path)
+    with new_file(path) as draft:
+        save_file(tensors, draft, metadata=metadata)
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

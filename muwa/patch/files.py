@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.drafts import draft_of, file_mode
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import plain_names, read_tree
 
@@ -167,8 +168,7 @@ def rewrite_files(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = draft_of(out)
     left_out = {*dropped, *changes}  # the changed files are written one by one below
     try:
         if base.is_dir():
@@ -198,6 +198,7 @@ def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
     tensors = read_file(path)
     tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in changed.items()}
     save_file({n: t.contiguous().clone() for n, t in tensors.items()}, to, metadata={"format": "pt"})
+    to.chmod(file_mode())
 
 
 def safetensors_name(path: Path) -> str:

@@ -9,7 +9,6 @@ The token is the one of `hf auth login` or HF_TOKEN; it is never printed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging as hub_logging
 
+from muwa.drafts import new_file
 from muwa.patch.apply import read_patch
 from muwa.patch.card import card_text, results_of
 from muwa.types.report import PATCH
@@ -105,9 +105,8 @@ def pull(target: str, out: Path, *, revision: str | None) -> Path:
         raise OSError(f"pull from {target}: {_reason(error)}") from None
     read_patch(found)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.copyfile(found, draft)
-    os.replace(draft, out)
+    with new_file(out) as draft:
+        shutil.copyfile(found, draft)
     return out
 
 

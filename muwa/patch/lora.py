@@ -11,7 +11,6 @@ exact.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from muwa.drafts import new_file
 from muwa.patch import names
 from muwa.patch.apply import Patch
 
@@ -62,9 +62,8 @@ def save_lora(path: Path, patch: Patch, rank: int) -> dict[str, float]:
         raise ValueError("the patch changes nothing, so there is no LoRA of it")
     about = {"rank": rank, "relative_frobenius_error": errors, "base_fingerprint": patch.base_fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
-    os.replace(draft, path)
+    with new_file(path) as draft:
+        save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
     return errors
 
 

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 
+from muwa.drafts import new_file
 from muwa.report.runs import Variant
 from muwa.report.text import rounded
 from muwa.types.metric import RATE, Metric
@@ -442,9 +443,8 @@ def png(figure: Figure) -> bytes:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG (`png`). The file appears when it is complete, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.stem}.draft.png")
-    draft.write_bytes(png(figure))
-    draft.replace(path)
+    with new_file(path) as draft:
+        draft.write_bytes(png(figure))
 
 
 def try_save(make: Callable[[], Figure], path: Path) -> Figure | None:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from muwa.drafts import write_text
 from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
 from muwa.report.record import answers
-from muwa.report.text import write_text
 from muwa.types.report import PATCH, Report
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from muwa.data.shards import image_ending
+from muwa.drafts import write_text
 from muwa.fingerprint import read_image
 from muwa.report import figures, samples
 from muwa.report.record import results
-from muwa.report.text import environment, rounded, write_text
+from muwa.report.text import environment, rounded
 from muwa.report.verdicts import verdicts
 from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Metric

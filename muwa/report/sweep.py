@@ -15,11 +15,12 @@ import yaml
 from filelock import FileLock
 
 from muwa.data.addresses import hide
+from muwa.drafts import write_text
 from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
 from muwa.report.sweep_page import write_page
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
-from muwa.report.text import csv_cell, rounded, write_text
+from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
 

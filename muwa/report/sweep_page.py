@@ -11,10 +11,11 @@ from typing import Any
 
 from matplotlib.image import imread
 
+from muwa.drafts import write_text
 from muwa.report.figures import short
 from muwa.report.runs import REPEATED, SweptRun
 from muwa.report.tables.harm import Harm, figure_files, sentences
-from muwa.report.text import environment, rounded, write_text
+from muwa.report.text import environment, rounded
 
 DOTS_PER_PIXEL = 150 / 96  # of a figure
 _LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole text on hover

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file. It appears when it is complete, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    os.replace(draft, path)
 
 
 def csv_cell(text: str) -> str:

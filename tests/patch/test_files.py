@@ -202,3 +202,12 @@ def test_a_base_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, na
     for read in (tensor_names, read_weights):
         with pytest.raises(ValueError, match=f"{name}: the file {message}"):
             read(tmp_path / name)
+
+
+def test_a_users_folder_with_the_name_of_a_draft_stays(tmp_path, weights):
+    save_file(weights, tmp_path / "base.safetensors")
+    (tmp_path / "out.draft").mkdir()
+    (tmp_path / "out.draft" / "mine.txt").write_text("mine")
+    rewrite(tmp_path / "base.safetensors", tmp_path / "out", {})
+    assert (tmp_path / "out.draft" / "mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "out", "out.draft"]

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from muwa.drafts import write_text
 from muwa.report import figures
 from muwa.report.runs import Results, SweptRun, Variant, variant_of
-from muwa.report.text import csv_cell, rounded, write_text
+from muwa.report.text import csv_cell, rounded
 from muwa.types.metric import still_recognised
 
 WORST = 5  # pairs that are listed in words

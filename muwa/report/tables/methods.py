@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import t
 
+from muwa.drafts import write_text
 from muwa.report import figures
 from muwa.report.runs import (
     REPEATED,
@@ -25,7 +26,7 @@ from muwa.report.runs import (
     value_of,
     variant_of,
 )
-from muwa.report.text import csv_cell, md_cell, rounded, write_text
+from muwa.report.text import csv_cell, md_cell, rounded
 
 ACCURACIES = ("forget/top1", "forget/top5", "retain/top1", "retain/top5", "utility/top1")  # as SLUG's tables
 FORGOTTEN = "forget/top5"  # at 0 a run counts as having forgotten

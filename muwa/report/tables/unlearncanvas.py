@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.drafts import write_text
 from muwa.report.runs import Results, SweptRun, Variants, grouped, unedited
-from muwa.report.text import csv_cell, write_text
+from muwa.report.text import csv_cell
 
 PUBLISHED = Path(__file__).parent / "published" / "unlearncanvas.csv"
 KINDS = ("style", "class")

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.drafts import write_text
 from muwa.report.runs import Results, SweptRun, grouped
-from muwa.report.text import md_cell, rounded, write_text
+from muwa.report.text import md_cell, rounded
 from muwa.types.metric import RATE
 
 ANSWERED = ("forget/answered", "retain/answered", "utility/answered")
