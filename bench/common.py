@@ -24,12 +24,13 @@ from muwa.types.data import Classes, Split, Task
 T = TypeVar("T")
 NAMES = 1000
 ROOT = Path("outputs/miniature")
+SIZES = {"vit_b32": "ViT-B-32", "vit_l14": "ViT-L-14"}  # with random weights
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
     """The arguments of every bench."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("mini", "vit_b32"), default="mini")
+    parser.add_argument("--size", choices=("mini", *SIZES), default="mini")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--device", default="cpu", help="cpu | cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of gradients")
@@ -37,9 +38,9 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def load(size: str, device: str) -> Clip:
-    """The miniature CLIP, or ViT-B-32 with random weights."""
+    """The miniature CLIP, or one of `SIZES` with random weights."""
     return (
-        muwa.load_clip(device=device) if size == "mini" else muwa.load_clip("ViT-B-32", None, device=device)
+        muwa.load_clip(device=device) if size == "mini" else muwa.load_clip(SIZES[size], None, device=device)
     )
 
 

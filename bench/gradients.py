@@ -32,7 +32,7 @@ from muwa.run import Run
 from muwa.types.data import Pairs
 
 BATCH = 32
-PAIRS = {"mini": 640, "vit_b32": 96}
+PAIRS = {"mini": 640, "vit_b32": 96, "vit_l14": 96}
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -80,7 +80,7 @@ def memory_of(name: str, args: argparse.Namespace) -> int:
 def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--pairs", type=int, help="how many [mini: 640, vit_b32: 96]")
+    parser.add_argument("--pairs", type=int, help="how many [mini: 640, others: 96]")
     parser.add_argument("--memory-of", help="only print the peak memory of one variant")
     args = parser.parse_args()
     model, pairs = prepare(args.size, args.device, args.pairs)

@@ -49,6 +49,7 @@ PART = 0.05  # of the images and prompts, which the reference at batch 1 is time
 LAYERS = {  # blocks; the paper's figure edits 9 and 11 of ViT-B-32. The first of each tower gives the ratios
     "mini": {"vision": (5, 3), "text": (3, 1)},
     "vit_b32": {"vision": (11, 9), "text": (11, 5)},
+    "vit_l14": {"vision": (23, 18), "text": (11, 5)},
 }
 RATES = ("forget_top1", "forget_top5", "retain_top1", "utility_top1")
 ACCEPTANCE = Acceptance("constrained", "top5", 0.0, 1.0, stranger=0.0)
@@ -247,7 +248,7 @@ def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--reference-steps", type=int, help="steps of the reference that are timed [mini: all, vit_b32: 2]"
+        "--reference-steps", type=int, help="steps of the reference that are timed [mini: all, others: 2]"
     )
     parser.add_argument("--reference-batch", type=int, default=64)
     args = parser.parse_args()

@@ -14,9 +14,11 @@ from typing import Any
 from muwa.data.base import TaskBuilder
 from muwa.data.dataset import Dataset
 from muwa.runtime import threads
+from muwa.runtime.notices import recorded_notices
 from muwa.runtime.ranks import is_worker
 
 
+@recorded_notices()
 def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     """One run: all of its stages in turn.
 

@@ -25,6 +25,7 @@ from muwa.eval.measure import check_measures, evaluate, fitting
 from muwa.methods.base import Method, make_edit
 from muwa.models.base import Editable
 from muwa.patch.apply import write_patch
+from muwa.patch.change import uneditable
 from muwa.report.loggers import Loggers
 from muwa.report.page import write_report
 from muwa.report.verdicts import verdicts
@@ -33,7 +34,7 @@ from muwa.runtime import threads
 from muwa.runtime.devices import check_device
 from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
-from muwa.runtime.warnings_record import recorded_warnings
+from muwa.runtime.notices import notice, recorded_notices
 from muwa.types.data import PROMPTS, Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
@@ -91,8 +92,8 @@ def run(
         ValueError, FileNotFoundError: Bad input. Most of it is found before any compute. A metric that
             cannot be computed fails on the unedited model, before the edit.
     """
-    with join(settings["runtime"]["device"]) as distributed, recorded_warnings() as warned:
-        return _run(parts, dataset, settings, dict(seconds or {}), distributed, warned)
+    with join(settings["runtime"]["device"]) as distributed, recorded_notices() as notices:
+        return _run(parts, dataset, settings, dict(seconds or {}), distributed, notices)
 
 
 def _run(
@@ -101,12 +102,12 @@ def _run(
     settings: Mapping[str, Any],
     seconds: dict[str, float],
     distributed: Distributed,
-    warned: Sequence[str],
+    notices: Sequence[str],
 ) -> float:
     """The run of one process: the main rank does everything, worker ranks help to compute gradients.
 
     Args:
-        warned: The warnings of this run, which grow while it goes on.
+        notices: What this run told the user so far (`muwa.runtime.notices`); they grow while it goes on.
     """
     stages, runtime = settings["stages"], settings["runtime"]
     torch.set_num_threads(runtime["threads"] or min(torch.get_num_threads(), threads.available()))
@@ -132,7 +133,7 @@ def _run(
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started
         if report is not None:
-            about = {**report.provenance, "warnings": list(warned)}
+            about = {**report.provenance, "warnings": list(notices)}
             report = loggers.report = replace(report, seconds=seconds, provenance=about)
             if "report" in stages:
                 write_report(report, show_forget=settings["report"]["show_forget"])
@@ -164,6 +165,7 @@ def unlearn(
     made = _make(parts["method"], model, task, run, device)
     patch = folder / PATCH
     write_patch(patch, made.edit, model.patch_base(made.edit), patch_provenance(parts["method"], model, task))
+    _name_unedited(patch, settings["model"].get("path"))
     if "eval" not in settings["stages"]:
         return None
     edited = model.edited(made.edit)
@@ -241,6 +243,21 @@ def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[
         return {}
     base, after = (matrix(one.observe(run), task.eval, MATRIX_NAMES) for one in (clip, changed))
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
+
+
+def _name_unedited(patch: Path, model_path: str | None) -> None:
+    """Tell the user which files of the model's folder would bring the forgotten back.
+
+    Args:
+        model_path: The setting `model.path`. Anything but a folder of this machine has no other files.
+    """
+    if model_path is None or not Path(model_path).is_dir():
+        return
+    for file, why in uneditable(patch, Path(model_path)).items():
+        notice(
+            f"model.path={model_path}: {file} brings the forgotten back to whoever loads it ({why}); "
+            "`python -m muwa.patch apply` leaves it out of its copy"
+        )
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:

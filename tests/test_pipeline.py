@@ -276,6 +276,8 @@ def random_llava(folder):
 def test_a_whole_run_on_a_llava_of_ones_own(composed, miniature, tmp_path):
     """A run from questions to report; its patch gives a folder that plain transformers loads."""
     folder = random_llava(tmp_path / "llava")
+    weights = LlavaForConditionalGeneration.from_pretrained(folder).state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")  # the same weights once more
     _, found = run(
         composed, miniature, "model=vlm", f"model.path={folder}", "model.max_new_tokens=3",
         "eval=[answers,answer_attacks,benchmarks]", f"eval.benchmarks.gqa={miniature}/world/vqa/questions.json",
@@ -290,6 +292,10 @@ def test_a_whole_run_on_a_llava_of_ones_own(composed, miniature, tmp_path):
         found["metrics"]["after"]
     )
     assert found["said"]
+    assert found["provenance"]["warnings"] == [
+        f"model.path={folder}: pytorch_model.bin brings the forgotten back to whoever loads it (pickled weights with "
+        "the original tensors); `python -m muwa.patch apply` leaves it out of its copy"
+    ]
     patch, out = tmp_path / "run" / "patch.safetensors", tmp_path / "out"
     assert main(["apply", str(patch), str(folder), "--out", str(out)]) == 0
     before, after = (LlavaForConditionalGeneration.from_pretrained(one).state_dict() for one in (folder, out))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from muwa.drafts import new_file, new_folder
 from muwa.fingerprint import file_digest
+from muwa.runtime.notices import notice
 from muwa.types import data, edit, gradients, metric, search
 
 CHECKSUMS = "sha256"  # in key.json: file -> SHA-256 (hex) of its bytes
@@ -55,12 +55,10 @@ def read_entry(folder: Path) -> tuple[bool, Any]:
         tensors = load_file(folder / "value.safetensors") if (folder / "value.safetensors").is_file() else {}
         return True, _load(tree, tensors)
     except PermissionError as error:
-        warnings.warn(f"cache entry {folder}: {error.strerror}; it is computed again", stacklevel=3)
+        notice(f"cache entry {folder}: {error.strerror}; it is computed again")
     except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        warnings.warn(
-            f"cache entry {folder.name[:12]} is damaged ({reason}); it is computed again", stacklevel=3
-        )
+        notice(f"cache entry {folder.name[:12]} is damaged ({reason}); it is computed again")
     return False, None
 
 

@@ -15,7 +15,6 @@ import errno
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +29,7 @@ from muwa.cache.mark import mark
 from muwa.cache.tensor_table import rows_of
 from muwa.drafts import SUFFIX, file_mode, new_file, remove
 from muwa.runtime.distributed import ALONE, Distributed
+from muwa.runtime.notices import notice
 
 
 class Store:
@@ -140,10 +140,7 @@ class Store:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             if not self._read_only:
-                warnings.warn(
-                    f"the cache {self._root} cannot be written ({error.strerror}); it is only read",
-                    stacklevel=4,
-                )
+                notice(f"the cache {self._root} cannot be written ({error.strerror}); it is only read")
             self._read_only = True
             yield False
             return

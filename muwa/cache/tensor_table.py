@@ -9,7 +9,6 @@ A file is added whole and never changed. It holds the SHA-256 of its tensors; a 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from muwa.drafts import new_file, remove
 from muwa.fingerprint import digest, fingerprint
+from muwa.runtime.notices import notice
 
 
 class UnusableFileError(Exception):
@@ -47,7 +47,7 @@ def rows_of(
             break
         except UnusableFileError as error:
             path, reason = error.args
-            warnings.warn(f"cache entry {path.name[:12]} {reason}; it is computed again", stacklevel=3)
+            notice(f"cache entry {path.name[:12]} {reason}; it is computed again")
             paths.remove(path)
             if writable and reason.startswith("is damaged"):
                 remove(path)

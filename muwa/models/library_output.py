@@ -10,9 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from muwa.runtime.ranks import is_worker
-
-log = logging.getLogger(__name__)
+from muwa.runtime.notices import notice
 
 # Loggers that print on their own, besides the root logger. A warning of any other reaches the root logger.
 _LIBRARIES = ("", "transformers", "diffusers", "huggingface_hub", "open_clip", "timm", "torch", "accelerate")
@@ -41,7 +39,7 @@ def quietly() -> Iterator[None]:
     """Silence libraries in a `with` block that loads a model, and log their warnings when it is done.
 
     Standard error, where they show their progress, goes nowhere. Standard input is empty: no library can wait
-    for an answer. Each different warning becomes one line of this module's log. A warning is not lost: it may
+    for an answer. Each different warning becomes a notice of one line. A warning is not lost: it may
     say that the model is not the one that was meant. Worker ranks log nothing. Nothing is logged if
     the block raises: the error says what is wrong.
     """
@@ -59,9 +57,8 @@ def quietly() -> Iterator[None]:
     finally:
         sys.stdin = stdin
     given = [str(one.message) for one in caught or [] if not issubclass(one.category, _FOR_DEVELOPERS)]
-    if not is_worker():
-        for line in dict.fromkeys(map(one_line, [*given, *collector.messages])):
-            log.warning("%s", line)
+    for line in dict.fromkeys(map(one_line, [*given, *collector.messages])):
+        notice(line)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ The classes are given by the families; this module imports no model library.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,11 +15,10 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from muwa.models.library_output import one_line
+from muwa.runtime.notices import notice
 from muwa.weight_files.components import weights_of
 from muwa.weight_files.diagnosis import PICKLED, foreign_objects
 from muwa.weight_files.reading import WRAPPERS, differences, why_refused
-
-log = logging.getLogger(__name__)
 
 # What `from_pretrained` raises, depending on which file of a folder is damaged. The hub's own errors are
 # OSErrors.
@@ -92,7 +90,7 @@ def check_code(path: str, config: Mapping[str, Any], known_types: Collection[str
     """
     for name in _OTHER_CONFIGS:
         if other := _classes(_read_json(Path(path) / name)):
-            log.warning(
+            notice(
                 f"model.path={path}: the code that its {name} names ({other}) is not run; transformers' own "
                 "classes are taken"
             )
@@ -104,7 +102,7 @@ def check_code(path: str, config: Mapping[str, Any], known_types: Collection[str
             f"model.path={path}: its config.json wants code of its own ({classes}) for the model type "
             f"{kind!r}. muwa runs no code of a folder; want a model type that transformers has"
         )
-    log.warning(
+    notice(
         f"model.path={path}: the code that its config.json names ({classes}) is not run; transformers' own "
         f"{kind} is taken"
     )
@@ -138,7 +136,7 @@ def weight_options(path: str) -> dict[str, Any]:
         return {}
     taken = weights_of(folder, "model.path")
     if taken.variant is not None:
-        log.warning(f"model.path={path}: its weights are there as {taken.variant} alone; these are read")
+        notice(f"model.path={path}: its weights are there as {taken.variant} alone; these are read")
     return {"variant": taken.variant, "use_safetensors": not taken.pickled}
 
 
@@ -180,4 +178,4 @@ def check_complete(path: str, info: Mapping[str, Any]) -> None:
     if missing or info["mismatched_keys"]:
         raise ValueError(f"model.path={path}: no weights for this model in some places: {differ}")
     if unexpected:
-        log.warning(f"model.path={path}: weights that the model does not use: {differ}")
+        notice(f"model.path={path}: weights that the model does not use: {differ}")

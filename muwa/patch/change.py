@@ -86,6 +86,25 @@ def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Ou
     return outcome
 
 
+def uneditable(path: Path, base: Path) -> dict[str, str]:
+    """The files of a model's folder that hold the tensors of a patch and cannot be edited.
+
+    Args:
+        path: The patch file.
+        base: The folder of the model that it was made for.
+
+    Returns:
+        File, relative to the folder -> why it cannot be edited. `change` leaves these out of its copy.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: See `change`.
+    """
+    patch = read_patch(path)
+    changes, partly = _required(patch, base, remove=False)
+    found = {**find_twins(base, patch, changes, remove=False).unedited, **partly}
+    return {_relative(file, base): why for file, why in sorted(found.items())}
+
+
 def _required(patch: Patch, base: Path, *, remove: bool) -> tuple[Changes, dict[Path, str]]:
     """(The changes of the weights that the patch must fit, files with averaged weights it does not fit)."""
     if not is_pipeline(base) and not has_other_names(find_checkpoint(base), patch.deltas):

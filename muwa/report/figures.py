@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +21,9 @@ from matplotlib.ticker import FixedFormatter, FuncFormatter
 from muwa.drafts import new_file
 from muwa.report.runs import Variant
 from muwa.report.text import rounded
+from muwa.runtime.notices import notice
 from muwa.types.metric import RATE, Metric
 from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Search
-
-log = logging.getLogger(__name__)
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
@@ -456,7 +454,7 @@ def try_save(make: Callable[[], Figure], path: Path) -> Figure | None:
         figure = make()
         save(figure, path)
     except Exception as error:  # whatever a font, a name or an odd value does to matplotlib
-        log.warning("the figure %s could not be drawn: %s: %s", path.name, type(error).__name__, error)
+        notice(f"the figure {path.name} could not be drawn: {type(error).__name__}: {error}")
         path.unlink(missing_ok=True)
         return None
     return figure

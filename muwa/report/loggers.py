@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,8 @@ from typing import Any, Protocol
 from muwa.drafts import write_text
 from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
 from muwa.report.record import answers
+from muwa.runtime.notices import notice
 from muwa.types.report import PATCH, Report
-
-log = logging.getLogger(__name__)
 
 # The figures that are sent: those of numbers. `examples` holds images and is not sent.
 PLOTS = ("gains", "pareto", "trace", "metrics", "similarity")
@@ -137,7 +135,7 @@ class Wandb:
             action(*arguments)
         except Exception as error:  # whatever fails in W&B (package, disk, network, service), the run goes on
             self._off = True
-            log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, error)
+            notice(f"W&B is switched off for this run: {type(error).__name__}: {error}")
 
     def _log(self, event: str, row: Mapping[str, Any]) -> None:
         import wandb

@@ -1,19 +1,43 @@
-"""Lines on stderr that tell the user what muwa does with the data, such as what is left out."""
+"""What muwa tells the user besides results: what it left out, read in another way, or could not do.
+
+A notice is a warning of the log "muwa", so it is on the console and in launch.log. The record of a run
+(results.json, the report) keeps it too.
+"""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import logging
+from collections.abc import Iterator
 
 from muwa.runtime.ranks import is_worker
 
-_SAID: set[str] = set()
+log = logging.getLogger("muwa")
+_RECORDS: list[list[str]] = []  # that of the run that goes on, if one does
 
 
 def notice(text: str) -> None:
-    """Print one line, once a process. Worker ranks print nothing: rank 0 reads the same data."""
-    if text not in _SAID and not is_worker():
-        _SAID.add(text)
-        print(f"muwa: {text}", file=sys.stderr)
+    """Log one line, once a run. Worker ranks say nothing: rank 0 reads the same data."""
+    if is_worker():
+        return
+    if _RECORDS:
+        if text in _RECORDS[-1]:
+            return
+        _RECORDS[-1].append(text)
+    log.warning("%s", text)
+
+
+@contextlib.contextmanager
+def recorded_notices() -> Iterator[list[str]]:
+    """Yield the list to which each notice of the `with` block is added. A block in another has its list."""
+    if _RECORDS:
+        yield _RECORDS[-1]
+        return
+    _RECORDS.append([])
+    try:
+        yield _RECORDS[-1]
+    finally:
+        _RECORDS.pop()
 
 
 def some(things: list[str], count: int = 3) -> str:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from noticed import noticed
 
 from muwa.cache.entries import compute_seconds, read_entry, start_attempt, write_entry
 from muwa.types.edit import Edit, Move
@@ -107,7 +108,7 @@ def test_garbage_is_reported_and_not_found(tmp_path, garbage, signed):
         about = json.loads((tmp_path / "entry" / "key.json").read_text())
         about["sha256"]["value.json"] = hashlib.sha256(garbage).hexdigest()
         (tmp_path / "entry" / "key.json").write_text(json.dumps(about))
-    with pytest.warns(UserWarning, match="cache entry entry is damaged .* it is computed again"):
+    with noticed("cache entry entry is damaged .* it is computed again"):
         assert read_entry(tmp_path / "entry") == (False, None)
 
 
@@ -124,7 +125,7 @@ def test_one_changed_bit_is_reported_and_not_found(tmp_path, name):
     }[name]
     raw[place] ^= 1
     path.write_bytes(raw)
-    with pytest.warns(UserWarning, match="cache entry entry is damaged .* it is computed again"):
+    with noticed("cache entry entry is damaged .* it is computed again"):
         assert read_entry(tmp_path / "entry") == (False, None)
 
 
@@ -145,7 +146,7 @@ def test_what_is_no_entry_is_reported_and_can_be_written_again(tmp_path, kind):
             path.unlink()
         if kind.startswith("folder"):
             (folder / ("value.json" if "value" in kind else "key.json")).mkdir()
-    with pytest.warns(UserWarning, match="is damaged"):
+    with noticed("is damaged"):
         assert read_entry(folder) == (False, None)
     assert written_and_read(folder, 2) == 2
 
@@ -153,7 +154,7 @@ def test_what_is_no_entry_is_reported_and_can_be_written_again(tmp_path, kind):
 def test_an_entry_of_another_key_is_not_read(tmp_path):
     write_entry(tmp_path / "one", 1, {"key": "one"})
     os.rename(tmp_path / "one", tmp_path / "two")
-    with pytest.warns(UserWarning, match="cache entry two is damaged .it holds the value of one"):
+    with noticed("cache entry two is damaged .it holds the value of one"):
         assert read_entry(tmp_path / "two") == (False, None)
 
 
@@ -173,7 +174,7 @@ def test_modes_follow_the_umask(tmp_path):
 def test_an_entry_whose_tensors_are_gone_is_reported_and_not_found(tmp_path):
     write_entry(tmp_path / "entry", torch.ones(2), {"key": "entry"})
     (tmp_path / "entry" / "value.safetensors").unlink()
-    with pytest.warns(UserWarning, match="is damaged"):
+    with noticed("is damaged"):
         assert read_entry(tmp_path / "entry") == (False, None)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from noticed import noticed
 
 from muwa.cache import keys
 from muwa.cache.__main__ import main
@@ -110,7 +111,7 @@ def test_a_damaged_entry_is_reported_and_computed_again(tmp_path, damage):
     (path,) = tmp_path.rglob(damage)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     store = Store(tmp_path)
-    with pytest.warns(UserWarning, match="is damaged .* it is computed again"):
+    with noticed("is damaged .* it is computed again"):
         assert store.get("s", echo, torch.ones(100)).sum() == 100
     assert store.events == {"s": "miss"}
     assert Store(tmp_path).get("s", echo, torch.ones(100)).sum() == 100
@@ -297,9 +298,7 @@ def test_a_cache_of_another_user_is_read_and_what_it_lacks_is_computed(public):
     CALLS.clear()
     with another_user(public):
         theirs = Store(public / "cache")
-        with pytest.warns(
-            UserWarning, match=r"the cache .*cache cannot be written \(Permission denied\); it is only read"
-        ):
+        with noticed(r"the cache .*cache cannot be written \(Permission denied\); it is only read"):
             assert theirs.get("s", add, 1) == 2
         assert theirs.get("s", add, 2) == 3
         assert theirs.rows("r", lengths, 0, Words("c", "def"), _free={}).tolist() == [[1], [3]]
@@ -312,9 +311,7 @@ def test_an_entry_that_one_may_not_read_is_named_and_left_alone(public):
     Store(public / "cache").get("s", add, 1)
     (path,) = (public / "cache").rglob("value.json")
     path.chmod(0o000)
-    with another_user(public), pytest.warns(UserWarning, match="computed again|only read") as caught:
+    with another_user(public), noticed("computed again|only read") as caught:
         assert Store(public / "cache").get("s", add, 1) == 2
-    assert f"cache entry {path.parent}: Permission denied; it is computed again" in [
-        str(one.message) for one in caught
-    ]
+    assert f"cache entry {path.parent}: Permission denied; it is computed again" in caught
     assert path.is_file()

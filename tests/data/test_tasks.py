@@ -401,7 +401,7 @@ def test_templates():
         templates("best")
 
 
-def test_people_of_a_numbered_identity_file_are_called_by_number_or_text(world, tmp_path, capsys):
+def test_people_of_a_numbered_identity_file_are_called_by_number_or_text(world, tmp_path, caplog):
     rows = [f"{100 * p + i:06d}.jpg {2880 + p}" for p in range(4) for i in range(6)]
     (tmp_path / "identity_CelebA.txt").write_text("\n".join(rows))
     data = dataset(world, tmp_path / "out", identities=str(tmp_path / "identity_CelebA.txt"))
@@ -410,7 +410,7 @@ def test_people_of_a_numbered_identity_file_are_called_by_number_or_text(world, 
         task = celeba(data, identity=identity, aliases=aliases)
         assert task.names == ("2880",)
         assert len(task.forget["2880"]) == 4
-    assert "has numbers in place of names, as CelebA is published" in capsys.readouterr().err
+    assert "has numbers in place of names, as CelebA is published" in caplog.text
     with pytest.raises(
         ValueError, match="among the 4 names of .*celeba, which are numbers .CelebA's authors"
     ):

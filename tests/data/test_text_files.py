@@ -22,16 +22,15 @@ def test_encodings_and_line_ends(tmp_path, encoding):
     assert read_lines(path)[:3] == ["1.jpg Zoë", "", "2.jpg “Bo”"]
 
 
-def test_another_encoding_than_utf_8_is_said(tmp_path, capsys):
+def test_another_encoding_than_utf_8_is_said(tmp_path, caplog):
     path = tmp_path / "names.txt"
     path.write_bytes("Zoë".encode("latin-1"))
     assert read_lines(path) == ["Zoë"]
-    assert capsys.readouterr().err == (
-        f"muwa: {path} is not UTF-8; read as Windows-1252 (latin-1). Save it as UTF-8 if names look wrong\n"
-    )
+    said = f"{path} is not UTF-8; read as Windows-1252 (latin-1). Save it as UTF-8 if names look wrong"
+    assert caplog.messages == [said]
     path.write_text("Zoë", encoding="utf-8")
     read_lines(path)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\0\0\x01\0x\0y", b"\xff\xfea\0b", b"ab\0cd efgh ijkl"])

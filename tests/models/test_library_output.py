@@ -10,7 +10,7 @@ from muwa.models.library_output import quietly
 
 
 def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "muwa.models.library_output"]
+    return [record.getMessage() for record in caplog.records if record.name == "muwa"]
 
 
 def test_warnings_become_one_line_each_and_progress_is_silent(caplog, capfd):

@@ -13,7 +13,7 @@ from muwa.library import load_clip as load
 from muwa.patch import names
 from muwa.patch.__main__ import main
 from muwa.patch.apply import write_patch
-from muwa.patch.change import read_record
+from muwa.patch.change import read_record, uneditable
 from muwa.types.edit import Edit, Move
 
 FUSED, FC = "transformer.resblocks.2.attn.in_proj_weight", "transformer.resblocks.3.mlp.c_proj.weight"
@@ -224,6 +224,7 @@ def test_nothing_in_a_pipelines_folder_brings_the_forgotten_back_unsaid(sd, mode
     assert relative(tmp_path / "out") - relative(sd) == {"muwa_patch.json"}
     (record,) = read_record(tmp_path / "out")
     assert (record["left_out"], record["unedited"]) == (left, {})
+    assert uneditable(tmp_path / "p", sd) == left
     edited = [
         "text_encoder/model.fp16.safetensors",
         "text_encoder/model.safetensors",

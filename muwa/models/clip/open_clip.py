@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,10 +22,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
+from muwa.runtime.notices import notice
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
-
-log = logging.getLogger(__name__)
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "clip"
 # The files in which open_clip looks for a folder's weights, in its order; any other *.safetensors, *.bin and
@@ -149,7 +147,7 @@ def _warn_of_activation(name: str, pretrained: str | None) -> None:
     if trained != built:
         same = f"{name}-quickgelu"
         mend = f"; as they were trained: model.name={same}" if same in open_clip.list_models() else ""
-        log.warning(
+        notice(
             f"model.name={name} model.pretrained={pretrained}: these weights were trained with "
             f"{used[trained]}, {name} has {used[built]}, so that results differ{mend}"
         )

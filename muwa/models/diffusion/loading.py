@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,9 @@ from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
 from muwa.patch.files import tensor_names
 from muwa.runtime.devices import check_device
+from muwa.runtime.notices import notice
 from muwa.weight_files.components import weights_of
 from muwa.weight_files.reading import differences
-
-log = logging.getLogger(__name__)
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "sd"
 
@@ -124,7 +122,7 @@ def _components(folder: Path, path: str, dtype: torch.dtype) -> dict[str, Any]:
     variants = {name: one.variant for name, one in weights.items() if one.variant is not None}
     if variants:
         given = ", ".join(f"{name} as {variant}" for name, variant in variants.items())
-        log.warning(f"model.path={path}: weights that are there as a variant alone are read: {given}")
+        notice(f"model.path={path}: weights that are there as a variant alone are read: {given}")
     made = {}
     for name, one in weights.items():
         if one.pickled and one.shards and one.files[0].name.startswith("diffusion_"):

@@ -77,18 +77,15 @@ class TwoDomains(tiny_sd.Greys):
         self.labels = {"style": labels, "class": ("cats", "dogs", "sea")}
 
 
-def test_names_that_the_classifier_does_not_know_are_not_asked_for(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_names_that_the_classifier_does_not_know_are_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     task = styles("neon", "sketch", "Van Gogh", "photo", "new style")
     known = TwoDomains(("Neon", "Sketch", "Van_Gogh", "photo")).limited(task)
     assert retained_names(known) == ["sketch", "Van Gogh", "photo"]
     assert len(known.eval.retain) == 3
     assert known.eval.utility == task.eval.utility
-    assert capsys.readouterr().err == (
-        "muwa: classifier: kept names that it has no label for, so that no image of them is asked for: "
-        "1 (new style)\n"
-    )
+    assert caplog.messages == [
+        "classifier: kept names that it has no label for, so that no image of them is asked for: 1 (new style)"
+    ]
     assert TwoDomains(("neon", "sketch", "van gogh", "photo", "new style")).limited(task) is task
 
 
