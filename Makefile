@@ -1,9 +1,10 @@
 # make run: install, then one run.   make test: install, then the tests.   make lint: install, then style and types.
+# make docs: the documentation as a site in site/, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test lint install
+.PHONY: run test lint docs install
 run: install
 	$(BIN)/python launch.py
 
@@ -14,6 +15,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $@
 
 install: $(VENV)/installed
 

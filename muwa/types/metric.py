@@ -111,8 +111,8 @@ class Metric:
     def record(self) -> dict[str, Any]:
         """Plain values for results.json: the fields of the metric and of its reading, in one mapping.
 
-        >>> sorted(Metric(0.5, 8, reading=Reading("accuracy")).record())[:4]
-        ['better', 'by_name', 'capped', 'counted']
+        >>> ", ".join(sorted(Metric(0.5, 8, reading=Reading("accuracy")).record())[:4])
+        'better, by_name, capped, counted'
         """
         about = asdict(self.reading)
         del about["caveat"]
