@@ -14,7 +14,7 @@ from muwa import command_line, config, pipeline  # both without torch: help and 
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="muwa/conf", config_name="config")
 def main(cfg: DictConfig) -> float:
     """Run the pipeline on the parts of the config. Returns the objective, which a sweeper minimises."""
     with config.one_line_errors():

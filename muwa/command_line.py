@@ -31,7 +31,7 @@ NAMED = (  # mappings whose keys the user chooses, so that Hydra must not call a
     "classifier.domains.style.options",
     "classifier.domains.class.options",
 )
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parent / "conf"
 _KEY_OF_MAPPING = re.compile(r"[\w/\-+.$%*@?| ]+", re.ASCII)  # what Hydra reads as the key of a {key: value}
 _PAIRS = {"[": "]", "{": "}"}
 _HOME = re.compile(r"""(^|[\[,:]\s*|^["']|[\[,]\s*["'])~(?=/|$|[\],])""")

@@ -89,7 +89,7 @@ class ReportSettings:
 
 @dataclass
 class Root:
-    """conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
+    """muwa/conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
 
     name: str = MISSING
     seed: int = MISSING
@@ -116,7 +116,7 @@ class Root:
 
 
 def register() -> None:
-    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default."""
+    """Make the typed root known to Hydra as `root`, muwa/conf/config.yaml's first default."""
     ConfigStore.instance().store(name="root", node=Root)
 
 
@@ -220,7 +220,7 @@ def with_records(part: Any) -> Any:
 
 
 def part(choice: str, *more: str, **changed: Any) -> Any:
-    """One part of the config with the defaults of conf/, for use from Python.
+    """One part of the config with the defaults of muwa/conf/, for use from Python.
 
     Args:
         choice: "group=file" as on the command line: "method=ga", "layer_search=grid", "eval=[forget]".
