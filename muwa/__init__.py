@@ -7,9 +7,11 @@ fast.
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from muwa.cache.store import Store as Store
     from muwa.data.dataset import Dataset as Dataset
     from muwa.library import celeba as celeba
@@ -52,6 +54,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("muwa")
     if name not in _HOMES:
         raise AttributeError(f"module 'muwa' has no attribute {name!r}; its names: {', '.join(_HOMES)}")
     module, _, attribute = _HOMES[name].partition(":")
@@ -59,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(_HOMES)
+    return [*_HOMES, "__version__"]
