@@ -90,8 +90,8 @@ def _check_lone_word(before: str, word: str) -> None:
     """Raise ValueError if a word is no flag, no value of the flag `before` it, and no deletion (`~KEY`)."""
     if not word.startswith(("-", "~")) and not before.startswith("-"):
         raise ValueError(
-            f"{word}: want SETTING=VALUE, GROUP=CHOICE or a flag (--help lists them), or, as the first word of "
-            f"`muwa`, a tool: {', '.join(TOOLS)}"
+            f"{word}: want SETTING=VALUE, GROUP=CHOICE or a flag (--help lists them), or, as the first "
+            f"word, a tool: {', '.join(TOOLS)}"
         )
 
 

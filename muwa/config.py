@@ -472,5 +472,7 @@ class SweepPages(Callback):
         """Called by Hydra when every run is done, in the process that launched them."""
         if not is_worker():
             from muwa.report.sweep import write_sweep
+            from muwa.report.terminal import print_sweep
 
             write_sweep(Path(config.hydra.sweep.dir))
+            print_sweep(Path(config.hydra.sweep.dir))
