@@ -11,7 +11,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    __version__: str
     from muwa.cache.store import Store as Store
     from muwa.data.dataset import Dataset as Dataset
     from muwa.library import celeba as celeba

@@ -80,7 +80,9 @@ def _outcome(report: Report) -> Iterator[RenderableType]:
     if table.row_count:
         yield table
     if others := len(report.after) - len(judged):
-        yield Text(f"{others} more metrics, and what each of them means: report.html", style="dim")
+        yield Text(
+            f"{others} more metric{'s' * (others > 1)}; what each of them means: report.html", style="dim"
+        )
     for move in report.edit.moves[:MOVES]:
         size = f"{100 * move.relative_norm:.1f} % of its norm"
         yield Text(f"edited  {move.layer} ({move.tower}), by {size}, for {move.concept}")
