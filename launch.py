@@ -1,26 +1,15 @@
-"""Run one unlearning experiment.
+"""Run one unlearning experiment. In a checkout, this is the command `muwa`, without installing it.
 
 python launch.py                                              # the miniature: no download, no GPU
 python launch.py task.identity=Edda_Everlane                  # another person
 python launch.py -m task.identity=Kael_Lindqvar,Edda_Everlane # one run each, then sweep.html
 python launch.py --cfg job                                    # print the config, do not run
+python launch.py --help                                       # the page that says what there is
 """
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-from muwa import command_line, config, pipeline  # both without torch: help and refusals come at once
-
-config.register()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Run the pipeline on the parts of the config. Returns the objective, which a sweeper minimises."""
-    with config.one_line_errors():
-        return pipeline.run(config.Parts(cfg), config.settings(cfg))
-
+from muwa.__main__ import main
 
 if __name__ == "__main__":
-    command_line.adapt_command_line()
-    main()
+    sys.exit(main())

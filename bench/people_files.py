@@ -1,8 +1,8 @@
 """Write what the miniature's models know of people in the layouts of SALMUBench and MLUBench.
 
     python -m bench.people_files --identity Kael_Lindqvar --out DIR
-    python launch.py eval=[forget,retain,salmubench] eval.salmubench.folder=DIR/salmubench
-    python launch.py model=vlm eval=[answers,people] eval.people.mlubench=DIR/MLUBench \\
+    python launch.py 'eval=[forget,retain,salmubench]' eval.salmubench.folder=DIR/salmubench
+    python launch.py model=vlm 'eval=[answers,people]' eval.people.mlubench=DIR/MLUBench \\
         eval.people.mlubench_task=TaskA
 
 The pictures are new. In SALMUBench's words, the facts to forget are the captions "NAME wearing a hat" of one

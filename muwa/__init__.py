@@ -7,6 +7,7 @@ fast.
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("muwa")
     if name not in _HOMES:
         raise AttributeError(f"module 'muwa' has no attribute {name!r}; its names: {', '.join(_HOMES)}")
     module, _, attribute = _HOMES[name].partition(":")
@@ -59,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(_HOMES)
+    return [*_HOMES, "__version__"]

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
+from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
 from muwa.runtime.ranks import is_worker
 
@@ -31,7 +32,8 @@ NAMED = (  # mappings whose keys the user chooses, so that Hydra must not call a
     "classifier.domains.style.options",
     "classifier.domains.class.options",
 )
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parent / "conf"  # muwa's configs
+OWN_CONF = Path("conf")  # the user's, in the folder where muwa is started
 _KEY_OF_MAPPING = re.compile(r"[\w/\-+.$%*@?| ]+", re.ASCII)  # what Hydra reads as the key of a {key: value}
 _PAIRS = {"[": "]", "{": "}"}
 _HOME = re.compile(r"""(^|[\[,:]\s*|^["']|[\[,]\s*["'])~(?=/|$|[\],])""")
@@ -70,8 +72,9 @@ def adapted(words: Sequence[str]) -> list[str]:
     """
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
     read: list[str] = []
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or "=" not in word:
+            _check_lone_word(before, word)
             read.append(word)
             continue
         word = with_home(present_name(word))
@@ -81,6 +84,15 @@ def adapted(words: Sequence[str]) -> list[str]:
         _check_readable(overrides[-1], sweep=sweep)
         read += overrides
     return read
+
+
+def _check_lone_word(before: str, word: str) -> None:
+    """Raise ValueError if a word is no flag, no value of the flag `before` it, and no deletion (`~KEY`)."""
+    if not word.startswith(("-", "~")) and not before.startswith("-"):
+        raise ValueError(
+            f"{word}: want SETTING=VALUE, GROUP=CHOICE or a flag (--help lists them), or, as the first "
+            f"word, a tool: {', '.join(TOOLS)}"
+        )
 
 
 def _check_name(word: str) -> None:
@@ -94,7 +106,7 @@ def _check_choice(word: str) -> None:
     """Raise ValueError if a group is given no choice, which Hydra answers with a traceback."""
     group, _, choice = word.partition("=")
     if (CONF / group).is_dir() and group != "experiment" and choice in ("", "null"):
-        names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        names = sorted({path.stem for conf in (CONF, OWN_CONF) for path in (conf / group).glob("*.yaml")})
         raise ValueError(f"{word}: want one of {', '.join(names)}")
 
 

@@ -23,18 +23,23 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
-from muwa.command_line import CONF, adapted
+from muwa.cli import help_page
+from muwa.command_line import CONF, OWN_CONF, adapted
 from muwa.data.addresses import hide
+from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
 from muwa.types.ranges import Positive, Seed, Share
@@ -89,7 +94,7 @@ class ReportSettings:
 
 @dataclass
 class Root:
-    """conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
+    """muwa/conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
 
     name: str = MISSING
     seed: int = MISSING
@@ -116,8 +121,38 @@ class Root:
 
 
 def register() -> None:
-    """Make the typed root known to Hydra as `root`, conf/config.yaml's first default."""
+    """Tell Hydra of the typed root (`root`, config.yaml's first default), own configs and the help."""
     ConfigStore.instance().store(name="root", node=Root)
+    Plugins.instance().register(OwnConf)
+    OmegaConf.register_new_resolver("muwa_program", help_page.started, replace=True)
+    OmegaConf.register_new_resolver("muwa_choices", _choices, replace=True)
+
+
+def _choices(*, _root_: DictConfig) -> str:
+    """The groups of the page `--help`, with what the command line chose."""
+    folders = [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
+    lists = {group: list(_root_[group]) for group in ("eval", "logger")}
+    return help_page.choices(folders, {**HydraConfig.get().runtime.choices, **lists})
+
+
+class OwnConf(SearchPathPlugin):
+    """Adds the folder `conf/` where muwa is started to Hydra's search path, after muwa's own configs.
+
+    Modules in that folder's parent can then be named in `_target_`, also by the installed command.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra when it makes its search path."""
+        own = OWN_CONF.resolve()
+        if not own.is_dir() or own == CONF:
+            return
+        hidden = [path for path in sorted(own.glob("*/*.yaml")) if (CONF / path.relative_to(own)).is_file()]
+        if hidden:
+            some = ", ".join(str(path.relative_to(own.parent)) for path in hidden[:3])
+            notice(f"{some}: not read, for muwa has a choice of that name; give yours another name")
+        search_path.append("own", f"file://{own}")
+        if str(own.parent) not in sys.path:
+            sys.path.append(str(own.parent))
 
 
 class Parts(Mapping[str, Any]):
@@ -220,7 +255,7 @@ def with_records(part: Any) -> Any:
 
 
 def part(choice: str, *more: str, **changed: Any) -> Any:
-    """One part of the config with the defaults of conf/, for use from Python.
+    """One part of the config with the defaults of muwa/conf/, for use from Python.
 
     Args:
         choice: "group=file" as on the command line: "method=ga", "layer_search=grid", "eval=[forget]".
@@ -290,10 +325,10 @@ def _command() -> str:
 
     Logins and queries of URLs and the commands of `pipe:` are left out: they are secrets.
     """
-    words = sys.argv
+    program, words = help_page.started(), sys.argv[1:]
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        words = ["launch.py", *HydraConfig.get().overrides.task]
-    return shlex.join(["python", *map(hide, words)])
+        program, words = help_page.shortest(), list(HydraConfig.get().overrides.task)
+    return shlex.join([*shlex.split(program), *map(hide, words)])
 
 
 def read_run(run: Path, *, trusted: Sequence[str], commands: bool) -> DictConfig:
@@ -437,5 +472,7 @@ class SweepPages(Callback):
         """Called by Hydra when every run is done, in the process that launched them."""
         if not is_worker():
             from muwa.report.sweep import write_sweep
+            from muwa.report.terminal import print_sweep
 
             write_sweep(Path(config.hydra.sweep.dir))
+            print_sweep(Path(config.hydra.sweep.dir))

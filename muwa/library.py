@@ -1,4 +1,4 @@
-"""muwa from Python: the same parts as the command line, with the defaults of conf/.
+"""muwa from Python: the same parts as the command line, with the defaults of muwa/conf/.
 
 Each function takes the settings of its config group as keywords. For example, `slug(model, task, run,
 batch_size=16)` does what `method.batch_size=16` does on the command line.
@@ -68,7 +68,7 @@ def evaluate(
     """Measure one model (`eval=[...]`): metric name -> metric.
 
     Args:
-        metrics: Names of files in conf/eval/, joined by commas.
+        metrics: Names of files in muwa/conf/eval/, joined by commas.
     """
     measures = config.part(f"eval=[{metrics}]")
     check_measures(model, task, measures)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muwa.data.base import TaskBuilder
 from muwa.data.dataset import Dataset
+from muwa.runtime import progress as shown
 from muwa.runtime import threads
 from muwa.runtime.notices import recorded_notices
 from muwa.runtime.ranks import is_worker
+from muwa.types.stages import AFTER, BEFORE, CURATE, EDIT, LIBRARIES, LOAD, OPEN, REPORT
 
 
 @recorded_notices()
@@ -36,23 +38,43 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
             refused before torch is imported.
     """
     stages, task = settings["stages"], parts["task"]
-    dataset: Dataset = parts["dataset"]()
     if settings["curate"]["dry_run"]:
         stages = ["curate"]
-    if "unlearn" in stages:
-        task.check(dataset)
-        threads.wait_briefly()
-        parts = dict(parts)  # makes and checks all parts; this imports torch
-    seconds: dict[str, float] = {}
-    if "curate" in stages and not is_worker():
-        started = time.perf_counter()
-        _curate(task, dataset, settings["runtime"]["progress"], dry_run=settings["curate"]["dry_run"])
-        seconds["curate"] = time.perf_counter() - started
-    if "unlearn" not in stages:
-        return 0.0
-    from muwa import unlearning
+    progress = settings["runtime"]["progress"] and not is_worker()
+    with shown.stages(_names(stages), show=progress):
+        with shown.stage(OPEN):
+            dataset: Dataset = parts["dataset"]()
+            if "unlearn" in stages:
+                task.check(dataset)
+        if "unlearn" in stages:
+            with shown.stage(LIBRARIES):
+                threads.wait_briefly()
+                parts = dict(parts)  # makes and checks all parts; this imports torch
+                from muwa import unlearning
+        seconds: dict[str, float] = {}
+        if "curate" in stages and not is_worker():
+            started = time.perf_counter()
+            with shown.stage(CURATE):
+                _curate(task, dataset, progress, dry_run=settings["curate"]["dry_run"])
+            seconds["curate"] = time.perf_counter() - started
+        if "unlearn" not in stages:
+            return 0.0
+        return unlearning.run(parts, dataset, settings, seconds)
 
-    return unlearning.run(parts, dataset, settings, seconds)
+
+def _names(stages: Sequence[str]) -> list[str]:
+    """What a run shows that it does, in order."""
+    of_a_run = {
+        OPEN: True,
+        LIBRARIES: "unlearn" in stages,
+        CURATE: "curate" in stages,
+        LOAD: "unlearn" in stages,
+        BEFORE: {"unlearn", "eval"} <= {*stages},
+        EDIT: "unlearn" in stages,
+        AFTER: {"unlearn", "eval"} <= {*stages},
+        REPORT: {"unlearn", "eval", "report"} <= {*stages},
+    }
+    return [name for name, happens in of_a_run.items() if happens]
 
 
 def _curate(task: TaskBuilder, dataset: Dataset, progress: bool, *, dry_run: bool) -> None:

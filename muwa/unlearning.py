@@ -28,18 +28,20 @@ from muwa.patch.apply import write_patch
 from muwa.patch.change import uneditable
 from muwa.report.loggers import Loggers
 from muwa.report.page import write_report
-from muwa.report.verdicts import verdicts
+from muwa.report.terminal import print_outcome
 from muwa.run import Run
 from muwa.runtime import threads
 from muwa.runtime.devices import check_device
 from muwa.runtime.distributed import Distributed, join
 from muwa.runtime.memory import peak_memory, reset_peak
 from muwa.runtime.notices import notice, recorded_notices
+from muwa.runtime.progress import end_display, stage
 from muwa.types.data import PROMPTS, Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
 from muwa.types.report import PATCH, Report
+from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT
 
 LIBRARIES = (
     "muwa",
@@ -115,11 +117,12 @@ def _run(
     reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
     started = time.perf_counter() - sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main
-    model: Editable = parts["model"]()
-    for clip in model.clips.values():
-        check_finite(clip.weights, f"{model.source}: weight")
-    with manifest(Path(dataset.curated) / ".images.parquet"):
-        task: Task = parts["task"](dataset, progress=progress)
+    with stage(LOAD):
+        model: Editable = parts["model"]()
+        for clip in model.clips.values():
+            check_finite(clip.weights, f"{model.source}: weight")
+        with manifest(Path(dataset.curated) / ".images.parquet"):
+            task: Task = parts["task"](dataset, progress=progress)
     seconds["data"] = time.perf_counter() - started
     file = Path(settings["gradients"]) if settings["gradients"] else None
     store = Store(Path(settings["paths"]["cache"]))
@@ -136,9 +139,11 @@ def _run(
             about = {**report.provenance, "warnings": list(notices)}
             report = loggers.report = replace(report, seconds=seconds, provenance=about)
             if "report" in stages:
-                write_report(report, show_forget=settings["report"]["show_forget"])
+                with stage(REPORT):
+                    write_report(report, show_forget=settings["report"]["show_forget"])
+    end_display()
     if report is not None:
-        print("\n".join(one["text"] for one in verdicts(report)))
+        print_outcome(report)
     written = ["report.html", "results.json"] if report is not None and "report" in stages else []
     files = ", ".join([*written, PATCH])
     print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
@@ -159,18 +164,23 @@ def unlearn(
     measures = fitting(model, parts["eval"]) if "eval" in settings["stages"] else {}
     check_measures(model, task, measures)
     parts["method"].check(model, task, run)
-    observer = model.observe(run)
-    before = evaluate(observer, task, measures)
+    with stage(BEFORE):
+        observer = model.observe(run)
+        before = evaluate(observer, task, measures)
     earlier = peak_memory(device)
-    made = _make(parts["method"], model, task, run, device)
     patch = folder / PATCH
-    write_patch(patch, made.edit, model.patch_base(made.edit), patch_provenance(parts["method"], model, task))
-    _name_unedited(patch, settings["model"].get("path"))
+    with stage(EDIT):
+        made = _make(parts["method"], model, task, run, device)
+        origin = patch_provenance(parts["method"], model, task)
+        write_patch(patch, made.edit, model.patch_base(made.edit), origin)
+        _name_unedited(patch, settings["model"].get("path"))
     if "eval" not in settings["stages"]:
         return None
-    edited = model.edited(made.edit)
-    observer_after = edited.observe(run)
-    after = evaluate(observer_after, task, measures)
+    with stage(AFTER):
+        edited = model.edited(made.edit)
+        observer_after = edited.observe(run)
+        after = evaluate(observer_after, task, measures)
+        matrices = similarity(model, edited, task, run)
     for when, metrics in (("before", before), ("after", after)):
         run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
     return Report(
@@ -181,7 +191,7 @@ def unlearn(
         after=after,
         edit=made.edit,
         task=task,
-        similarity=similarity(model, edited, task, run),
+        similarity=matrices,
         seconds={},
         cache=dict(run.store.events) if run.store else {},
         peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),

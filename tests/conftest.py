@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from muwa import config
 from muwa.miniature import data
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parent.parent / "muwa" / "conf"
 
 # Few samples and few metrics: for a whole run whose figures do not matter.
 SMALL = (
@@ -63,7 +63,7 @@ def default_run(miniature, shared):
     out = shared / "default"
     command = [
         sys.executable,
-        str(CONF.parent / "launch.py"),
+        str(CONF.parents[1] / "launch.py"),
         f"paths.outputs={out}",
         f"dataset.root={miniature}",
     ]

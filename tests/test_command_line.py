@@ -15,7 +15,7 @@ from muwa import command_line, config
 from muwa.command_line import adapted
 from muwa.data.samples import as_typed, find_name, fold
 
-ROOT = CONF.parent
+ROOT = CONF.parents[1]
 
 
 def value_of(word):
@@ -168,7 +168,7 @@ def test_a_misspelt_setting_is_still_refused():
 
 
 def test_each_mapping_with_keys_of_the_user_is_known():
-    """All settings of conf/ that are an empty mapping by default; a file of eval has its group as first key."""
+    """All settings of muwa/conf/ that are an empty mapping by default; a file of eval has its group as first key."""
     empty = {
         f"{path.parent.name}.{key}"
         for path in CONF.rglob("*/*.yaml")
@@ -249,7 +249,7 @@ def advice():
 
 
 def all_settings():
-    """Every key that a file of conf/ sets, and the groups themselves."""
+    """Every key that a file of muwa/conf/ sets, and the groups themselves."""
     found = {*GROUPS, *keys(OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml")))}
     for path in CONF.rglob("*/*.yaml"):
         found |= set(keys(OmegaConf.to_container(OmegaConf.load(path)), f"{path.parent.name}."))

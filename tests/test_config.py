@@ -21,7 +21,7 @@ FILES = sorted(
 
 
 def choice(file):
-    """The override that picks a file of conf/."""
+    """The override that picks a file of muwa/conf/."""
     group, name = file.parent.as_posix(), file.name
     return f"{group}=[{name}]" if group in ("eval", "logger") else f"{group}={name}"
 
@@ -80,7 +80,7 @@ def test_a_setting_has_one_default(file):
                 and one.kind is not one.VAR_KEYWORD
                 and name not in node
             ]
-            assert not lacking, f"{key}: conf/{file}.yaml gives no default for {', '.join(lacking)}"
+            assert not lacking, f"{key}: muwa/conf/{file}.yaml gives no default for {', '.join(lacking)}"
     assert seen > 5
 
 
@@ -229,7 +229,7 @@ def test_two_processes_that_start_at_one_time_have_a_folder_each(miniature, tmp_
     """The second is taken from the clock by each process, so the pattern is cut to the day: all are of one time."""
     out = tmp_path / "it's out"
     kind = "sweep" if overrides else "run"
-    command = [sys.executable, str(CONF.parent / "launch.py"), *(["-m"] if overrides else []), *overrides,
+    command = [sys.executable, str(CONF.parents[1] / "launch.py"), *(["-m"] if overrides else []), *overrides,
                f"dataset.root={miniature}", "curate.dry_run=true", f"hydra.{kind}.dir=${{paths.outputs}}/${{now:%Y}}"]  # fmt: skip
     command.append(f'paths.outputs="{out}"')
     processes = [

@@ -1,4 +1,4 @@
-"""Hub ids rot: they stand in conf/model/*.yaml alone, where one line mends them. All else refers to these files."""
+"""Hub ids rot: they stand in muwa/conf/model/*.yaml alone, where one line mends them. All else refers to these files."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "muwa" / "conf" / "model").glob("*.yaml"))
 ELSEWHERE = [
     ROOT / "README.md",
     ROOT / "launch.py",
     *sorted((ROOT / "docs").glob("*.md")),
-    *(path for path in sorted((ROOT / "conf").rglob("*.yaml")) if path not in CONFIGS),
+    *(path for path in sorted((ROOT / "muwa" / "conf").rglob("*.yaml")) if path not in CONFIGS),
     *sorted((ROOT / "muwa").rglob("*.py")),
     *sorted((ROOT / "bench").rglob("*.py")),
 ]

@@ -30,7 +30,7 @@ def imported(code: str, *words: str) -> tuple[set[str], str]:
 
 
 @pytest.mark.parametrize(("command", "said"), [
-    ("--help", "Powered by Hydra"),
+    ("--help", "Ten commands"),
     ("--cfg job", "layer_search:"),
     ("--info config", "Config"),
     ("sead=1", "sead"),

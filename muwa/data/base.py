@@ -1,4 +1,4 @@
-"""The contract of a task builder: what a file in conf/task/ configures."""
+"""The contract of a task builder: what a file in muwa/conf/task/ configures."""
 
 from __future__ import annotations
 

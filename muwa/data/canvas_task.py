@@ -1,4 +1,4 @@
-"""The task that forgets a style or an object class of UnlearnCanvas (conf/task/canvas.yaml, style.yaml)."""
+"""The task that forgets a style or a class of UnlearnCanvas (muwa/conf/task/canvas.yaml, style.yaml)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the samples of a run come from: the settings in conf/dataset/*.yaml."""
+"""Where the samples of a run come from: the settings in muwa/conf/dataset/*.yaml."""
 
 from __future__ import annotations
 

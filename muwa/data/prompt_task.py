@@ -1,4 +1,4 @@
-"""The task that forgets what the prompts of a file bring up (conf/task/prompts.yaml)."""
+"""The task that forgets what the prompts of a file bring up (muwa/conf/task/prompts.yaml)."""
 
 from __future__ import annotations
 

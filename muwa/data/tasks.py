@@ -1,4 +1,4 @@
-"""Tasks that forget people (conf/task/celeba.yaml) or objects (conf/task/object.yaml)."""
+"""Tasks that forget people (muwa/conf/task/celeba.yaml) or objects (muwa/conf/task/object.yaml)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from muwa.types.search import ALL_WEIGHTS, Candidate, Evaluation, LayerScore, Se
 
 RULES = ("best", "first")
 CRITERIA = ("top5", "top1")
-TOLERANCE = 1.0  # standard errors, as in conf/layer_search, so that "best" here equals SLUG's "constrained"
+TOLERANCE = 1.0  # standard errors, as in layer_search, so that "best" here equals SLUG's "constrained"
 # Criterion and target are not used: the evaluations already say whether they are feasible.
 BEST = Acceptance("constrained", "top5", 0.0, TOLERANCE, stranger=0.0)
 NO_SCORES: Mapping[str, LayerScore] = MappingProxyType({})

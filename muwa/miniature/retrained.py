@@ -1,7 +1,7 @@
 """Retrain the miniature CLIP without one person, once per seed. Unlearning is compared with these models.
 
     python -m muwa.miniature.retrained --without "Kael Lindqvar" --seeds 0 1 --out outputs/retrained
-    python launch.py eval=[forget,retrain_gap] eval.retrain_gap.retrained=[DIR,DIR]
+    python launch.py 'eval=[forget,retrain_gap]' 'eval.retrain_gap.retrained=[DIR,DIR]'
 
 Each model takes 48 minutes on two cores. A folder's name ends with a digest of everything that determines the
 model: person, seed, epochs, the miniature's version, tokenizer and training code. Comments and docstrings of

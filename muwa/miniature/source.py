@@ -1,4 +1,4 @@
-"""The miniature as a data set (conf/dataset/miniature.yaml): drawn on first use, then read like any other."""
+"""The miniature as a data set (muwa/conf/dataset/miniature.yaml): drawn on first use, then read as others."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def tried(path: str, wanted: str, read: Callable[[], Any]) -> Any:
         raise FileNotFoundError(
             f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
             f"be fetched ({reason}). On a machine with a network: `hf download {path}` (ids leave the hub; "
-            f"conf/model/ has those that we know), or give a folder with {wanted}, as save_pretrained writes "
-            "it."
+            f"muwa/conf/model/ has those that we know), or give a folder with {wanted}, as "
+            "save_pretrained writes it."
         ) from error
 
 

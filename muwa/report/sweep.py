@@ -25,7 +25,7 @@ from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
 
 TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
-_SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of conf/config.yaml that some methods read
+_SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of config.yaml that some methods read
 
 
 def write_sweep(folder: Path) -> None:

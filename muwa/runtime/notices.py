@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 
 from muwa.runtime.ranks import is_worker
@@ -24,7 +25,10 @@ def notice(text: str) -> None:
         if text in _RECORDS[-1]:
             return
         _RECORDS[-1].append(text)
-    log.warning("%s", text)
+    if log.hasHandlers():
+        log.warning("%s", text)
+    else:  # no one has set up logging: the commands other than a run, Python
+        print(f"muwa: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -47,3 +51,14 @@ def some(things: list[str], count: int = 3) -> str:
     ('a, b', 'a, b, c, ...')
     """
     return ", ".join([*things[:count], *["..."] * (len(things) > count)])
+
+
+class Stderr(logging.Handler):
+    """Prints log records on stderr, each in a line that begins with the package that logged it.
+
+    It looks `sys.stderr` up for each record, so a progress bar on a terminal stays below the lines.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print(f"{record.name.partition('.')[0]}: {self.format(record)}", file=sys.stderr, flush=True)

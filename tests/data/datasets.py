@@ -1,4 +1,4 @@
-"""Data sets and tasks for tests, with the defaults of conf/."""
+"""Data sets and tasks for tests, with the defaults of muwa/conf/."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Laws that every method obeys, found in conf/method: what it leaves alone, what it repeats, what it refuses.
+"""Laws that every method obeys, found in muwa/conf/method: what it leaves alone, what it repeats, what it refuses.
 
 A new method needs an entry in `CASES`, and one in `OUT_OF_RANGE` or `ANY_VALUE` for each new name of a setting.
 """
@@ -31,7 +31,9 @@ from muwa.types.data import Split, Task
 from muwa.types.edit import Edit
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the tiny pipeline's scheduler
-METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
+METHODS = sorted(
+    path.stem for path in (Path(__file__).parents[2] / "muwa" / "conf" / "method").glob("*.yaml")
+)
 
 FAMILIES = {"clip": tiny.clip, "diffusion": tiny_sd.diffusion, "vlm": tiny_vlm.vlm}
 

@@ -1,6 +1,6 @@
 """Classifiers of generated images: trained ones (timm), and an unedited CLIP by zero-shot classification.
 
-`timm_models`, `zero_shot` and `pipeline_clip` are `ClassifierLoader`s: conf/classifier/*.yaml configures
+`timm_models`, `zero_shot` and `pipeline_clip` are `ClassifierLoader`s: muwa/conf/classifier/*.yaml configures
 them.
 """
 

@@ -1,6 +1,6 @@
 """Detectors of a user: a command that scores pictures, and a CLIP with texts for each concept.
 
-`command` and `text_labels` are `ClassifierLoader`s: conf/classifier/command.yaml and text_labels.yaml
+`command` and `text_labels` are `ClassifierLoader`s: muwa/conf/classifier/command.yaml and text_labels.yaml
 configure them.
 """
 

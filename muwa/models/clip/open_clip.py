@@ -137,7 +137,7 @@ def _warn_of_activation(name: str, pretrained: str | None) -> None:
     """Log if a tag's weights were trained with another activation than the architecture has.
 
     open_clip's table says which: QuickGELU (x * sigmoid(1.702 x)) or GELU. Results differ by points: ImageNet
-    62.9 % and 60.2 % for ViT-B-32 laion400m_e32 (conf/model/clip_vit_b32.yaml).
+    62.9 % and 60.2 % for ViT-B-32 laion400m_e32 (muwa/conf/model/clip_vit_b32.yaml).
     """
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and ":" not in name else {}
     if not tag:

@@ -179,7 +179,7 @@ def test_llavas_original_format_is_named_with_what_is_wanted(folder, kind) -> No
 
 
 def test_the_docs_have_the_section_that_the_message_names() -> None:
-    assert "\n## LLaVA's original format\n" in (CONF.parent / "docs" / "vlm.md").read_text()
+    assert "\n## LLaVA's original format\n" in (CONF.parents[1] / "docs" / "vlm.md").read_text()
 
 
 def test_a_type_that_transformers_has_not_is_named(folder) -> None:

@@ -1,0 +1,10 @@
+"""What a run shows that it does (`muwa.runtime.progress.stage`), in order."""
+
+OPEN = "open the data"
+LIBRARIES = "load the libraries"
+CURATE = "write the forget set"
+LOAD = "load model and data"
+BEFORE = "measure before"
+EDIT = "make the edit"
+AFTER = "measure after"
+REPORT = "write the report"
