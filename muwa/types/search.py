@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from muwa.types.short import short_repr
+
 
 @dataclass(frozen=True)
 class Part:
@@ -200,3 +202,5 @@ class Search:
     trace: tuple[Evaluation, ...]
     chosen: int | None
     why: str
+
+    __repr__ = short_repr

@@ -206,7 +206,7 @@ def test_show_in_a_pipe_cuts_no_name(folder, capsys, monkeypatch):
 def test_the_command_line_adds_and_shows(folder, capsys):
     patch = str(folder / "p.safetensors")
     assert main(["add", patch, patch, "--out", str(folder / "sum")]) == 0
-    one, two = read_patch(folder / "p.safetensors"), read_patch(folder / "sum")
+    one, two = read_patch(folder / "p.safetensors"), read_patch(str(folder / "sum"))
     assert torch.equal(two.deltas[NAMES[0]], 2 * one.deltas[NAMES[0]])
     assert main(["show", patch]) == 0
     shown = capsys.readouterr().out
