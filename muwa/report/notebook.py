@@ -56,7 +56,7 @@ class FinishedRun:
     def __post_init__(self) -> None:
         if not (self.folder / "results.json").is_file():
             raise FileNotFoundError(
-                f"{self.folder}: no results.json in it; want the folder of a run with the stages eval and report"
+                f"{self.folder}: no results.json in it; want the folder of a run, with its stage report"
             )
 
     @cached_property
