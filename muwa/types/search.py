@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from muwa.types.short import short_repr
-
 
 @dataclass(frozen=True)
 class Part:
@@ -203,4 +201,7 @@ class Search:
     chosen: int | None
     why: str
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        from muwa.types.short import short_repr  # here, for this module is the root of the others
+
+        return short_repr(self)
