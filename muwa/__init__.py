@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from muwa.patch.apply import read_patch as read_patch
     from muwa.patch.apply import remove_patch as remove_patch
     from muwa.patch.apply import write_patch as write_patch
+    from muwa.report.notebook import compare as compare
+    from muwa.report.notebook import read_run as read_run
+    from muwa.report.notebook import read_sweep as read_sweep
     from muwa.run import Run as Run
 
 _HOMES = {
@@ -49,6 +52,9 @@ _HOMES = {
     "read_patch": "patch.apply:read_patch",
     "remove_patch": "patch.apply:remove_patch",
     "write_patch": "patch.apply:write_patch",
+    "compare": "report.notebook:compare",
+    "read_run": "report.notebook:read_run",
+    "read_sweep": "report.notebook:read_sweep",
 }
 
 

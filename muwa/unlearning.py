@@ -41,6 +41,7 @@ from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
 from muwa.types.report import PATCH, Report
+from muwa.types.short import short_repr
 from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT
 
 LIBRARIES = (
@@ -70,6 +71,8 @@ class EditWithCost:
     edit: Edit
     seconds: float
     peak_memory: int
+
+    __repr__ = short_repr
 
 
 def run(

@@ -31,7 +31,9 @@ def test_every_file_of_conf_composes_and_builds(composed, file):
     overrides = [choice(file), *GIVEN.get(file.name, [])]
     if file.parts[0] == "hydra":
         cfg = composed(*overrides, hydra=True)
-        assert get_class(cfg.hydra.launcher._target_).__name__ == "SlurmLauncher"
+        assert cfg.hydra.runtime.choices[file.parent.as_posix()] == file.name
+        if file.name == "slurm":
+            assert get_class(cfg.hydra.launcher._target_).__name__ == "SlurmLauncher"
     parts = config.build(config.composed(*overrides))
     assert set(parts) == set(config.PARTS)
 

@@ -50,6 +50,9 @@ class Store:
         self.saved = 0.0
         self._read_only = False
 
+    def __repr__(self) -> str:
+        return f"Store({str(self._root)!r})"
+
     def get(
         self,
         stage: str,

@@ -3,12 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from muwa import command_line, config, pipeline  # all without torch: help and refusals come at once
+from muwa import command_line, config  # without torch: help and refusals come at once
 
 
 @hydra.main(version_base="1.3", config_path=str(command_line.CONF), config_name="config")
 def experiment(cfg: DictConfig) -> float:
     """Run the pipeline on the parts of the config. Returns the objective, which a sweeper minimises."""
+    from muwa import pipeline  # help and completion do without it
+
     with config.one_line_errors():
         return pipeline.run(config.Parts(cfg), config.settings(cfg))
 

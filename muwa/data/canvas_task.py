@@ -83,7 +83,7 @@ class ForgetStyleOrClass(TaskBuilder):
     def check(self, dataset: Dataset) -> None:
         """Raise if a name is unknown, or a folder or shard is missing."""
         self._canvas(dataset)
-        expand(dataset.retain)
+        expand(dataset.retain, "dataset.retain")
 
     def _canvas(self, dataset: Dataset) -> tuple[Canvas, str, tuple[str, ...]]:
         """(The folder's content, "style" or "class", the names to forget as in the folder)."""

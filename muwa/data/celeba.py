@@ -13,6 +13,7 @@ from muwa.data.samples import fold, one_spelling, spelt_in_several_ways
 from muwa.data.text_files import read_lines, read_table
 from muwa.runtime.notices import notice, some
 from muwa.types.data import MISSING_FILE, Broken
+from muwa.types.short import short_repr
 
 # The folders that hold CelebA: as muwa's layout has it, as torchvision makes it, as its authors share it.
 _BASES = ("", "celeba", "CelebA")
@@ -53,6 +54,8 @@ class CelebA:
     frequent: tuple[str, ...]
     broken: tuple[Broken, ...]
     numbered: bool
+
+    __repr__ = short_repr
 
 
 def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -> CelebA:

@@ -90,7 +90,7 @@ class ForgetPrompts(TaskBuilder):
         """Raise if a file, a column, a concept or a shard is missing."""
         found = self._read(dataset)
         if not found.retain:
-            expand(dataset.retain)
+            expand(dataset.retain, "dataset.retain")
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""

@@ -29,7 +29,7 @@ def read_retain(
 
     Arguments and errors are those of `read_pairs`.
     """
-    shards = expand(urls)
+    shards = expand(urls, "dataset.retain")
     if any(map(is_remote, shards)):
         return read_pairs(shards, rules, limit=limit, progress=progress)
     return _read_local(tuple(stamp(local_path(one)) for one in shards), rules, limit, progress)

@@ -10,6 +10,7 @@ from typing import Any
 
 from muwa.data.hub_tables import image_bytes, read, shards, text_of
 from muwa.types.data import Pairs
+from muwa.types.short import short_repr
 
 SPLITS = ("forget", "holdout_association", "holdout_identity", "retain_synth")
 IDENTITIES, CAPTIONS, FRAGILE = (
@@ -32,6 +33,8 @@ class Associations:
     pairs: Pairs
     who: tuple[str, ...]
     where: tuple[str, ...]
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.who)

@@ -24,8 +24,11 @@ from muwa.types.data import BAD_IMAGE, DAMAGED_SHARD, Broken, Pairs
 Sample = tuple[str, bytes, str]  # key, image bytes, caption
 
 
-def expand(urls: str | Sequence[str]) -> list[str]:
+def expand(urls: str | Sequence[str], setting: str = "dataset.shards") -> list[str]:
     """All shards of one pattern or several, each once. Braces ({0..12}) and globs (*.tar) are expanded.
+
+    Args:
+        setting: The setting that gives the patterns, for the message.
 
     Raises:
         FileNotFoundError: A local shard is missing. The message says how many are, how those that are there
@@ -39,21 +42,21 @@ def expand(urls: str | Sequence[str]) -> list[str]:
             found += (sorted(glob.glob(url)) or [url]) if is_glob else [url]
     missing = [one for one in found if not is_remote(one) and not local_path(one).is_file()]
     if missing or not found:
-        raise FileNotFoundError(_missing(patterns, found, missing))
+        raise FileNotFoundError(_missing(setting, patterns, found, missing))
     return list(dict.fromkeys(found))
 
 
-def _missing(patterns: Sequence[str], found: Sequence[str], missing: Sequence[str]) -> str:
+def _missing(setting: str, patterns: Sequence[str], found: Sequence[str], missing: Sequence[str]) -> str:
     """The message for shards that are not there."""
     fault, gaps = "the pattern gives no shard", ""
     if missing:
         fault = f"{len(missing)} of {len(found)} shards are missing, the first is {missing[0]}"
     if missing and len(missing) < len(found):
         (folder, _), *_ = Counter(str(local_path(one).parent) for one in missing).most_common()
-        gaps = f" To take only those that are there, give a glob: '{folder}/*.tar'."
+        gaps = f" To take only those that are there, give a glob: '{setting}={folder}/*.tar'."
     return (
-        f"{', '.join(map(shown, patterns))}: {fault}.{gaps} Looked for tars of img2dataset (00000.tar, which "
-        "holds <key>.jpg|png|webp, <key>.txt, <key>.json); make them with `img2dataset "
+        f"{setting}={','.join(map(shown, patterns))}: {fault}.{gaps} Looked for tars of img2dataset "
+        "(00000.tar, which holds <key>.jpg|png|webp, <key>.txt, <key>.json); make them with `img2dataset "
         "--output_format webdataset --url_list LIST --caption_col TEXT --output_folder FOLDER`."
     )
 

@@ -197,7 +197,7 @@ def _check_prompts(**prompts: str) -> None:
 
 def _check_shards(dataset: Dataset) -> None:
     """Raise FileNotFoundError if a shard is missing that the task reads."""
-    expand(dataset.retain)
+    expand(dataset.retain, "dataset.retain")
     if dataset.forget is None:
         expand(dataset.shards)
 

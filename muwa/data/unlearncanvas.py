@@ -10,6 +10,7 @@ from pathlib import Path
 from muwa.data.folders import content, listing
 from muwa.data.samples import one_spelling
 from muwa.runtime.notices import notice, some
+from muwa.types.short import short_repr
 
 PHOTOS = ("seed images", "seed image")  # the folder of images without a style, as it is called in some copies
 PLAIN = "photo"  # what prompts call the style of these images
@@ -28,6 +29,8 @@ class Canvas:
     styles: tuple[str, ...]
     classes: tuple[str, ...]
     files: Mapping[tuple[str, str], tuple[Path, ...]]
+
+    __repr__ = short_repr
 
 
 def read_canvas(root: Path) -> Canvas:

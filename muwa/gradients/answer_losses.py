@@ -20,6 +20,7 @@ from muwa.models.clip.layers import matrices
 from muwa.patch import names
 from muwa.types.data import Pairs
 from muwa.types.questions import Questions
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.vlm.model import Vlm
@@ -37,6 +38,8 @@ class Dialogues(Content):
 
     pairs: Pairs
     questions: tuple[str, ...]
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -27,6 +27,7 @@ from muwa.models.clip.embeddings import pixel_batches
 from muwa.run import Run
 from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -47,6 +48,8 @@ class Phase:
     pairs: Pairs
     loss: str
     sign: int = 1
+
+    __repr__ = short_repr
 
 
 def ascent_and_descent(task: Task, forget_loss: str, retain_loss: str) -> list[Phase]:

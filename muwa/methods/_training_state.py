@@ -15,6 +15,7 @@ from torch import Tensor
 from muwa.drafts import new_file
 from muwa.methods._edits import Deltas
 from muwa.types.search import Candidate, Evaluation
+from muwa.types.short import short_repr
 
 FORMAT = "muwa.training_state/2"
 FILE = "state.safetensors"
@@ -47,6 +48,8 @@ class Position:
     first_feasible: int | None = None
     trace: list[Evaluation] = field(default_factory=list)
     deltas: dict[str, Deltas] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
 
 def save(folder: Path | None, training: Resumable, position: Position) -> None:

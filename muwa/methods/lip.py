@@ -28,6 +28,7 @@ from muwa.models.clip.embeddings import Features, Tower, class_features
 from muwa.models.clip.layers import tower_of
 from muwa.run import Run
 from muwa.types.edit import Edit
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -145,6 +146,8 @@ class SyntheticImages:
     raw: Tensor
     labels: tuple[int, ...]
     prompts: tuple[str, ...]
+
+    __repr__ = short_repr
 
 
 def synthesise(

@@ -27,6 +27,7 @@ from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features, pixel_batches
 from muwa.types.edit import Edit
 from muwa.types.search import BOTH_TOWERS, Candidate
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -134,6 +135,8 @@ class RoundGradients:
     retain: Mapping[str, Tensor]
     mismatch: Mapping[str, Tensor]
     samples: int
+
+    __repr__ = short_repr
 
 
 def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict[str, Any]:

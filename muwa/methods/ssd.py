@@ -24,6 +24,7 @@ from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -109,6 +110,8 @@ class Importances:
 
     forget: Mapping[str, Tensor]
     retain: Mapping[str, Tensor]
+
+    __repr__ = short_repr
 
 
 def _strengths(method: SSD) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ import webdataset as wds
 from torch import Tensor
 
 from muwa.miniature import data, draw, population
+from muwa.types.short import short_repr
 
 STYLES = (*population.STYLES, population.PLAIN)
 NAMES = (*(p.name for p in population.people()), *population.OBJECTS)
@@ -40,6 +41,8 @@ class TrainingImages:
     styles: Tensor
     captions: list[str | None]
     hats: Tensor
+
+    __repr__ = short_repr
 
 
 def load(root: Path) -> TrainingImages:

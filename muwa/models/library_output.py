@@ -81,10 +81,10 @@ def _handled_by(collector: logging.Handler) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """A message on one line, without colour codes, cut at 300 characters.
+    """A message on one line, without colour codes; after 300 characters it is cut between two words.
 
     >>> one_line("\\x1b[1mtwo\\x1b[0m\\n  lines")
     'two lines'
     """
     line = " ".join(_COLOURS.sub("", text).split())
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rpartition(' ')[0] or line[:_LONGEST]} ..."

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
+from muwa.models.hub_access import out_of_reach
 from muwa.models.library_output import one_line
 from muwa.runtime.notices import notice
 from muwa.weight_files.components import weights_of
@@ -58,6 +59,7 @@ def tried(path: str, wanted: str, read: Callable[[], Any]) -> Any:
         reason = one_line(str(error)) or type(error).__name__
         if path == "miniature" or Path(path).is_dir():
             raise ValueError(f"model.path={path}: cannot be loaded ({reason})") from error
+        reason = (isinstance(error, OSError) and out_of_reach()) or reason
         raise FileNotFoundError(
             f"model.path={path}: no such folder, and no hub id that is in {constants.HF_HUB_CACHE} or could "
             f"be fetched ({reason}). On a machine with a network: `hf download {path}` (ids leave the hub; "

@@ -24,12 +24,18 @@ from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
 from muwa.patch.change import change
 from muwa.patch.lora import save_lora
 
+WIDE = 250  # columns in a pipe: no name is cut
+
 
 def _show(path: Path, patch: Patch) -> None:
     """Print the content of a patch and how its edit was found."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
     title = f"{path}, {path.stat().st_size / 1e6:.2f} MB"
-    table = Table("name", "tower", "layer", "step", "relative norm", title=title)
+    table = Table(title=title)
+    for heading in ("name", "tower", "layer", "step", "relative norm"):
+        table.add_column(heading, overflow="fold")
     for move in patch.moves:
         table.add_row(move.concept, move.tower, move.layer, f"{move.step:.6g}", f"{move.relative_norm:.4f}")
     console.print(table)

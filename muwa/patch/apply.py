@@ -27,6 +27,7 @@ from torch import Tensor
 from muwa.drafts import new_file
 from muwa.patch.weights import add_delta, equal, fingerprint_of_digests, tensor_digest, weights_fingerprint
 from muwa.types.edit import Edit, Move
+from muwa.types.short import short_repr
 from muwa.weight_files.diagnosis import check_file
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Patch:
     base_fingerprint: str
     moves: tuple[Move, ...]
     provenance: Mapping[str, Any]
+
+    __repr__ = short_repr
 
 
 def write_patch(
@@ -125,13 +128,14 @@ def check_patch(patch: Patch, where: str) -> None:
                 raise ValueError(f"{where}: {kind}/{name}: holds NaN or infinity; want finite numbers")
 
 
-def read_patch(path: Path) -> Patch:
+def read_patch(path: str | Path) -> Patch:
     """Read a patch file and check it whole.
 
     Raises:
         ValueError: The file is not a patch, is damaged, or is not sound (`check_patch`).
         FileNotFoundError: The file does not exist.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such patch file; a run writes one to its folder: patch.safetensors"

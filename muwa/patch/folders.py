@@ -20,6 +20,7 @@ from muwa.patch.apply import Patch
 from muwa.patch.files import find_checkpoint, read_tensors, tensor_names
 from muwa.patch.layouts import Section, sections, unet_names
 from muwa.patch.weights import HALVES, add_delta, equal
+from muwa.types.short import short_repr
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>(?!safetensors|bin)[\w-]+?))?"
@@ -72,6 +73,8 @@ class Part:
     section: Section
     deltas: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
+
+    __repr__ = short_repr
 
     @property
     def where(self) -> str:

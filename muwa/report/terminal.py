@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -32,33 +32,34 @@ STYLES = {"good": "green", "bad": "red", "note": ""}
 
 def print_outcome(report: Report) -> None:
     """Print what came out of a run, on stdout, and log it."""
-    shown = Group(*_outcome(report))
-    _print(shown, sys.stdout)
-    log.info("what came out:\n%s", _plain(shown))
+    parts = list(_outcome(report))
+    _print(Group(*parts), sys.stdout)
+    log.info("what came out:\n%s", as_text(*parts))
 
 
 def print_sweep(folder: Path) -> None:
     """Print the table of a sweep and where its pages are, on stdout; nothing without runs."""
     runs = read_runs(folder) if folder.is_dir() else []
     if runs:
-        _print(Group(*_sweep(folder, runs)), sys.stdout)
+        _print(Group(*sweep_parts(folder, runs)), sys.stdout)
+
+
+def as_text(*parts: RenderableType) -> str:
+    """What is printed in a pipe: no cell is cut."""
+    text = io.StringIO()
+    _print(Group(*parts), text)
+    return text.getvalue()
 
 
 def _print(shown: RenderableType, stream: TextIO) -> None:
     """Print in the width of the terminal, or in a pipe so wide that nothing is cut."""
     console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=WIDE)
+    if not console.is_terminal or isinstance(stream, io.StringIO):
+        console = Console(file=stream, highlight=False, width=WIDE, force_terminal=False)
     with console.capture() as captured:
         console.print(shown, crop=False)  # paths are copied: they stay whole
     stream.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
     stream.flush()
-
-
-def _plain(shown: RenderableType) -> str:
-    text = io.StringIO()
-    _print(shown, text)
-    return text.getvalue()
 
 
 def _outcome(report: Report) -> Iterator[RenderableType]:
@@ -66,23 +67,12 @@ def _outcome(report: Report) -> Iterator[RenderableType]:
     for i, one in enumerate(verdicts(report)):
         if i == 0 or one["kind"] == "bad":
             yield Text(one["text"], style=STYLES[one["kind"]])
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("metric", "", "before", "after", "change", "95 % interval", "n", "verdict"):
-        right = heading in ("before", "after", "change", "n")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    judged = {name for name, metric in report.after.items() if metric.reading.role and metric.reading.label}
-    for row in metric_rows(report.before, report.after):
-        if row["name"] in judged:
-            before, after = report.before[row["name"]], report.after[row["name"]]
-            word, style = _word(before, after)
-            numbers = (row["before"], row["after"], row["change"], row["interval"], str(row["n"]))
-            table.add_row(row["name"], after.reading.label, *numbers, Text(word, style=style))
-    if table.row_count:
-        yield table
+    judged = [name for name, metric in report.after.items() if metric.reading.role and metric.reading.label]
+    if judged:
+        yield metrics_table(report.before, report.after, judged)
     if others := len(report.after) - len(judged):
-        yield Text(
-            f"{others} more metric{'s' * (others > 1)}; what each of them means: report.html", style="dim"
-        )
+        what = f"{others} more metric{'s' * (others > 1)}"
+        yield Text(f"{what}; what each of them means: report.html", style="dim")
     for move in report.edit.moves[:MOVES]:
         size = f"{100 * move.relative_norm:.1f} % of its norm"
         yield Text(f"edited  {move.layer} ({move.tower}), by {size}, for {move.concept}")
@@ -91,6 +81,20 @@ def _outcome(report: Report) -> Iterator[RenderableType]:
     for what, name in FILES.items():
         if (report.folder / name).is_file():
             yield Text(f"{what:<7} {report.folder / name}", no_wrap=True, overflow="ignore")
+
+
+def metrics_table(before: Mapping[str, Metric], after: Mapping[str, Metric], names: Collection[str]) -> Table:
+    """One row for each metric of `names`, with its verdict in a word or two."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("metric", "", "before", "after", "change", "95 % interval", "n", "verdict"):
+        right = heading in ("before", "after", "change", "n")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in metric_rows(before, after):
+        if (name := row["name"]) in names:
+            word, style = _word(before[name], after[name])
+            numbers = (row["before"], row["after"], row["change"], row["interval"], str(row["n"]))
+            table.add_row(name, after[name].reading.label, *numbers, Text(word, style=style))
+    return table
 
 
 def _word(before: Metric, after: Metric) -> tuple[str, str]:
@@ -109,7 +113,7 @@ def _word(before: Metric, after: Metric) -> tuple[str, str]:
     return "", ""
 
 
-def _sweep(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:
+def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:
     """The headline, one row for each run, and the pages."""
     rows = list(map(row_of, runs))
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))

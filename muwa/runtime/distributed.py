@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from muwa.runtime.devices import check_device
+
 T = TypeVar("T")
 # Worker ranks wait in a collective while the main rank searches. Torchrun ends them if a process dies.
 TIMEOUT = timedelta(days=7)
@@ -84,7 +86,8 @@ def join(device: str) -> Iterator[Distributed]:
         device: "cpu" (gloo) or "cuda" (NCCL; each process takes the GPU of its local rank).
 
     Raises:
-        ValueError: The device is one GPU ("cuda:1"): all processes would take the same one.
+        ValueError: The device is one GPU ("cuda:1"): all processes would take the same one. Or this process
+            has no GPU.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -95,6 +98,7 @@ def join(device: str) -> Iterator[Distributed]:
             f"runtime.device={device}: torchrun gives each process its own GPU; say runtime.device=cuda"
         )
     if device == "cuda":
+        check_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:

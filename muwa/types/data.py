@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, FileSlice, digest, image_digest, read_image
+from muwa.types.short import short_repr
 
 PROMPTS = "prompts"  # the kind of a task that has prompts and no images
 
@@ -54,6 +55,8 @@ class Pairs(Content):
     images: tuple[bytes | FileSlice, ...]
     captions: tuple[str, ...]
 
+    __repr__ = short_repr
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -89,6 +92,8 @@ class Classes(Content):
     names: tuple[str, ...]
     templates: tuple[str, ...]
 
+    __repr__ = short_repr
+
     def prompts(self) -> list[str]:
         """All prompts of the first name, then of the second, and so on: `len(names) * len(templates)`."""
         return [template.format(name) for name in self.names for template in self.templates]
@@ -114,6 +119,8 @@ class LabelledImages(Content):
     images: tuple[EncodedImage, ...]
     labels: tuple[int, ...]
     classes: Classes
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -178,6 +185,8 @@ class Split(Content):
     utility: LabelledImages
     prompts: tuple[PromptRow, ...] = ()
 
+    __repr__ = short_repr
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the three sets, and of the prompts if there are any."""
@@ -213,6 +222,8 @@ class Task(Content):
     eval: Split
     broken: tuple[Broken, ...] = ()
     prompts: tuple[str, ...] = ("a photo of {}", "a photo of a {}")
+
+    __repr__ = short_repr
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from muwa.types.search import Search
+from muwa.types.short import short_repr
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,5 @@ class Edit:
     moves: tuple[Move, ...]
     searches: tuple[Search, ...] = ()
     samples: int = 0
+
+    __repr__ = short_repr

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from muwa.types.short import short_repr
+
 
 @dataclass(frozen=True)
 class Example:
@@ -24,3 +26,5 @@ class Example:
     expected: str
     before: str | Tensor
     after: str | Tensor
+
+    __repr__ = short_repr

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muwa.fingerprint import Content, digest
 from muwa.types.finite import check_finite
+from muwa.types.short import short_repr
 
 
 class Moments(TypedDict):
@@ -36,6 +37,8 @@ class Whitened:
     forget: Mapping[str, Tensor]
     moments: Moments
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Gradients(Content):
@@ -58,6 +61,8 @@ class Gradients(Content):
     n_retain: int
     origin: Mapping[str, str]
     whitened: Whitened | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_finite(self.forget, "forget gradient of")

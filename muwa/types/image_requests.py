@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from muwa.fingerprint import Content, digest
+from muwa.types.short import short_repr
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Prompts(Content):
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
     guidances: tuple[float | None, ...] = ()
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.texts)

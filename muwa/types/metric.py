@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from muwa.types.short import short_repr
+
 RATE = "rate"  # the unit of a number in [0, 1], which reports show in per cent
 
 
@@ -102,6 +104,8 @@ class Metric:
     capped: bool = False
     by_name: Mapping[str, NameRate] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+
+    __repr__ = short_repr
 
     @property
     def still_recognised(self) -> float:

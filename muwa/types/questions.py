@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from muwa.fingerprint import Content, EncodedImage, digest, read_image
+from muwa.types.short import short_repr
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Question:
     group: str = ""
     others: tuple[str, ...] = ()
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Questions(Content):
@@ -44,6 +47,8 @@ class Questions(Content):
 
     texts: tuple[str, ...]
     images: tuple[tuple[EncodedImage, ...], ...]
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.texts)

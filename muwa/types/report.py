@@ -10,6 +10,7 @@ from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.metric import Metric
+from muwa.types.short import short_repr
 
 PATCH = "patch.safetensors"  # the name of a run's patch in its folder
 
@@ -41,3 +42,10 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+
+    __repr__ = short_repr
+
+    def _repr_html_(self) -> str:
+        from muwa.report.notebook import compare  # a record does not draw itself: notebooks ask for it
+
+        return compare(self.before, self.after)._repr_html_()

@@ -200,3 +200,8 @@ class Search:
     trace: tuple[Evaluation, ...]
     chosen: int | None
     why: str
+
+    def __repr__(self) -> str:
+        from muwa.types.short import short_repr  # here, for this module is the root of the others
+
+        return short_repr(self)

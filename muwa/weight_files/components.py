@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from muwa.types.short import short_repr
 from muwa.weight_files.diagnosis import check_file
 
 _NAME = re.compile(
@@ -32,6 +33,8 @@ class WeightSet:
     files: tuple[Path, ...]
     shards: int
     index: Path | None
+
+    __repr__ = short_repr
 
     @property
     def pickled(self) -> bool:

@@ -384,5 +384,11 @@ def test_gaps_in_shard_numbers_say_which_glob_takes_the_rest(tmp_path):
         FileNotFoundError, match=r"2 of 4 shards are missing.*give a glob: '.*/\*\.tar'"
     ) as told:
         expand(f"{tmp_path}/{{00000..00003}}.tar")
-    glob = str(told.value).partition("give a glob: '")[2].partition("'")[0]
+    assert str(told.value).startswith("dataset.shards=")
+    setting, _, glob = str(told.value).partition("give a glob: '")[2].partition("'")[0].partition("=")
+    assert setting == "dataset.shards"
+    with pytest.raises(
+        FileNotFoundError, match=r"^dataset.retain=.*give a glob: 'dataset.retain=.*/\*\.tar'"
+    ):
+        expand(f"{tmp_path}/{{00000..00003}}.tar", "dataset.retain")
     assert [path.rsplit("/", 1)[1] for path in expand(glob)] == ["00000.tar", "00003.tar"]

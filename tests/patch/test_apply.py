@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -10,7 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from muwa.models.clip.model import Clip, Towers
 from muwa.patch.__main__ import main
-from muwa.patch.apply import FORMAT, add_patches, apply_patch, read_patch, remove_patch, write_patch
+from muwa.patch.apply import (
+    FORMAT,
+    add_patches,
+    apply_patch,
+    read_patch,
+    remove_patch,
+    save_patch,
+    write_patch,
+)
 from muwa.patch.files import read_weights
 from muwa.types.edit import Edit, Move
 
@@ -180,10 +189,24 @@ def test_a_pickled_checkpoint_is_edited_as_safetensors(folder):
     assert bits(load_file(folder / "out" / "old.safetensors"), {**weights, **want})
 
 
+def test_show_in_a_pipe_cuts_no_name(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    one = read_patch(folder / "p.safetensors")
+    name, layer = (
+        "Maria Antonia von und zu Hohenlohe-Langenburg",
+        "visual.transformer.resblocks.11.attn.in_proj_weight",
+    )
+    (move, *_) = one.moves
+    save_patch(folder / "long", replace(one, moves=(replace(move, concept=name, layer=layer),)))
+    assert main(["show", str(folder / "long")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
+    assert layer in row
+
+
 def test_the_command_line_adds_and_shows(folder, capsys):
     patch = str(folder / "p.safetensors")
     assert main(["add", patch, patch, "--out", str(folder / "sum")]) == 0
-    one, two = read_patch(folder / "p.safetensors"), read_patch(folder / "sum")
+    one, two = read_patch(folder / "p.safetensors"), read_patch(str(folder / "sum"))
     assert torch.equal(two.deltas[NAMES[0]], 2 * one.deltas[NAMES[0]])
     assert main(["show", patch]) == 0
     shown = capsys.readouterr().out

@@ -117,3 +117,11 @@ def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature,
     for name, metric in a["metrics"]["after"].items():
         assert metric["value"] == pytest.approx(b["metrics"]["after"][name]["value"], abs=1e-6)
     assert not list(tmp_path.glob("two/**/1")), "a helping rank left a folder"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_without_a_gpu_is_refused_before_it_joins(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"runtime.device=cuda:1: not usable here"), join("cuda"):
+        pass

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muwa.eval.clip.ranks import own_cosine, own_margin
 from muwa.types.data import LabelledImages
+from muwa.types.short import short_repr
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Margins:
     names: tuple[str, ...]
     strangers: Mapping[str, Tensor]
     kept: tuple[Tensor, Tensor]
+
+    __repr__ = short_repr
 
     def forget_bounds(self, before: Margins, stranger: float) -> dict[str, float]:
         """How far each name is from being a stranger's: the mean cosine of its images, minus a limit.

@@ -22,6 +22,7 @@ from muwa.models.clip.staged_forward import Activations, StagedForward
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.search import Layer
+from muwa.types.short import model_repr
 
 if TYPE_CHECKING:
     from muwa.run import Run
@@ -105,6 +106,10 @@ class Clip(Content):
         self._digests: dict[str, str] = {}
         self._editable: frozenset[str] | None = None  # None: all weights
         self._staged: dict[str, StagedForward] = {}  # shared with every model derived from this one
+
+    def __repr__(self) -> str:
+        changed = [name for name, tensor in self.weights.items() if tensor is not self._base[name]]
+        return model_repr(self, self.weights.values(), changed)
 
     def with_weights(self, new: Mapping[str, Tensor]) -> Clip:
         """The same model with the tensors in `new` in place of its tensors of these names.

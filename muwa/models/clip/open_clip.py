@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.models.hub_access import cache_if_out_of_reach, out_of_reach
 from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
@@ -81,7 +82,8 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
     if file is not None:
         check_file(file, "" if name.startswith("local-dir:") else "model.pretrained=")
     _warn_of_activation(name, pretrained)
-    with torch.random.fork_rng(devices=[]), quietly():
+    from_hub = file is None and (pretrained is not None or name.startswith("hf-hub:"))
+    with torch.random.fork_rng(devices=[]), cache_if_out_of_reach(from_hub), quietly():
         torch.manual_seed(seed)
         try:
             model, prepare = _create(name, pretrained, device)
@@ -261,7 +263,7 @@ def _missing(name: str, pretrained: str | None, error: BaseException) -> str:
     """The message for missing weights: where they were looked for, and the command that downloads them."""
     config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     repo = (config.get("hf_hub") or name.removeprefix("hf-hub:")).rstrip("/")
-    reason = one_line(str(error))[:160]
+    reason = out_of_reach() or one_line(str(error))
     return (
         f"The weights of model.name={name} model.pretrained={pretrained} are not on this machine and could "
         f"not be fetched ({reason}). Looked for {repo} in {constants.HF_HUB_CACHE}. On a machine with a "

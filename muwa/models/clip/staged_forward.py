@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from muwa.models.clip.blocks import Call, halves
 from muwa.models.clip.layers import tower_of
+from muwa.types.short import short_repr
 
 _BLOCK = re.compile(r"^(.*\.(?:resblocks|blocks|layers))\.(\d+)$")
 # The last linear map of a tower.
@@ -58,6 +59,8 @@ class Activations:
     pooled: Tensor | None = None
     calls: tuple[Call, ...] = ()
     shapes: Mapping[nn.Module, tuple[int, ...]] | None = None
+
+    __repr__ = short_repr
 
 
 class _FirstBlockReached(Exception):  # noqa: N818 - no error: it ends a forward at its first block

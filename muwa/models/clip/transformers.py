@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, Pretraine
 from transformers import __version__ as version
 
 from muwa.models.clip.model import Clip, Preparation, Towers
+from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
 from muwa.runtime.devices import check_device
@@ -125,7 +126,7 @@ def _read_tokenizer(path: str, kind: str) -> Any:
 def _read(path: str) -> tuple[Any, Any, Any]:
     """(model, image processor, tokenizer) of a folder or a hub id. The errors are those of `load`."""
     options = weight_options(path)
-    with quietly():
+    with cache_if_out_of_reach(not Path(path).is_dir()), quietly():
         config = tried(path, WANTED, lambda: PretrainedConfig.get_config_dict(path)[0])
         kind = config.get("model_type")
         check_code(path, config, _PROCESSORS)

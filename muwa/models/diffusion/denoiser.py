@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from muwa.models.diffusion.model import NOTHING, Diffusion
 from muwa.models.diffusion.text_encoders import prompt_only
+from muwa.types.short import short_repr
 
 PREDICTIONS = ("epsilon", "v_prediction")
 EXTRA_CONDITIONS = (None, "text_time")  # the second is Stable Diffusion XL's
@@ -29,6 +30,8 @@ class Conditions:
 
     hidden: Tensor
     pooled: Tensor | None = None
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.hidden)

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
 from muwa.models.diffusion.single_file import read_single_file
+from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
@@ -96,7 +97,7 @@ def _read_pipeline(path: str, config: str | None, dtype: torch.dtype) -> Any:
         with quietly():
             return read_single_file(folder, config, dtype)
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    with quietly():
+    with cache_if_out_of_reach(not folder.is_dir()), quietly():
         if folder.is_dir():
             options = options if "safety_checker" in check_folder(folder) else {}
             options |= _components(folder, path, dtype)
@@ -146,7 +147,8 @@ def _index_of(path: str) -> Any:
         if path == "miniature":
             file = MINIATURE / file.name
         elif not Path(path).exists():
-            file = Path(hf_hub_download(path, file.name))
+            with cache_if_out_of_reach(True), quietly():
+                file = Path(hf_hub_download(path, file.name))
         return json.loads(file.read_text())
     except (OSError, ValueError):  # the hub's errors are OSErrors; ValueErrors for a name that is no hub id
         return None

@@ -22,6 +22,7 @@ from muwa.patch.names import ENCODERS, by_component
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
+from muwa.types.short import model_repr, short_repr
 
 if TYPE_CHECKING:
     from muwa.run import Run
@@ -54,6 +55,8 @@ class EditedWeights:
 
     weights: Mapping[str, Tensor]
     weights_fingerprint: str
+
+    __repr__ = short_repr
 
 
 class Diffusion(Content):
@@ -92,6 +95,15 @@ class Diffusion(Content):
             name: clip.restricted(weights_read(pipeline, name, clip, device=self.device, source=source))
             for name, clip in clips.items()
         }
+
+    def __repr__(self) -> str:
+        encoders = [
+            f"{name}/{key}"
+            for name, clip in self.clips.items()
+            for key, tensor in clip.weights.items()
+            if tensor is not clip._base[key]
+        ]
+        return model_repr(self, self._base.values(), [*self.changes, *encoders])
 
     @property
     def _modules(self) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from transformers import (
 from transformers import __version__ as transformers_version
 
 from muwa.models.clip.model import Clip
+from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
@@ -103,7 +104,7 @@ def _read_model(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
         ValueError: The folder cannot be loaded or lacks weights, or the vision tower is not a CLIP's.
         FileNotFoundError: Neither a whole folder nor a hub id that can be had.
     """
-    with quietly():
+    with cache_if_out_of_reach(not Path(path).is_dir()), quietly():
         config = tried(path, WANTED, lambda: PretrainedConfig.get_config_dict(path)[0])
         _check_format(path, config)
         check_code(path, config, CONFIG_MAPPING)

@@ -23,6 +23,7 @@ from muwa.patch import names
 from muwa.patch.weights import fingerprint_of_digests, same_bits, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.questions import Questions
+from muwa.types.short import model_repr
 
 if TYPE_CHECKING:
     from muwa.run import Run
@@ -73,6 +74,9 @@ class Vlm(Content):
         editable = {layer.name for layer in self.clip.layers("tensor")}
         vision = (layer.name for layer in clip.layers("tensor") if layer.tower == "vision")
         self.unread: tuple[str, ...] = tuple(name for name in vision if name not in editable)
+
+    def __repr__(self) -> str:
+        return model_repr(self, self._base.values(), list(self.changes))
 
     @property
     def clips(self) -> Mapping[str, Clip]:
