@@ -37,6 +37,7 @@ from muwa import multirun
 from muwa.command_line import CONF, adapted
 from muwa.data.addresses import hide
 from muwa.report.status import DONE, FAILED, end_run
+from muwa.runtime import stopping
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
 from muwa.types.ranges import Positive, Seed, Share
@@ -435,19 +436,17 @@ class SweepPages(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
-        if config.hydra.mode == RunMode.MULTIRUN and not is_worker():
-            from muwa.report.sweep import write_sweep  # tables and figures
-
+        if config.hydra.mode != RunMode.MULTIRUN or is_worker():
+            return
+        with stopping.listening():
             run = Path(config.hydra.runtime.output_dir)
             if job_return.status == JobStatus.COMPLETED:
                 end_run(run, DONE)
             else:
                 end_run(run, FAILED, f"{job_return._return_value}")
-            write_sweep(Path(config.hydra.sweep.dir))
+            multirun.write_pages(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when every run is done, in the process that launched them."""
         if not is_worker():
-            from muwa.report.sweep import write_sweep
-
-            write_sweep(Path(config.hydra.sweep.dir))
+            multirun.write_pages(Path(config.hydra.sweep.dir))

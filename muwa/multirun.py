@@ -65,7 +65,7 @@ def noted(cfg: DictConfig) -> Iterator[None]:
         """Slurm kills this process soon, which works on until then: the pages are written beside it."""
         end_run(run, STOPPED, "by SIGTERM")
         if sweep:
-            threading.Thread(target=_write_pages, args=(sweep,), daemon=True).start()
+            threading.Thread(target=write_pages, args=(sweep,), daemon=True).start()
 
     try:
         with stopping.listening(), stopping.also_told(killed_soon):
@@ -74,7 +74,7 @@ def noted(cfg: DictConfig) -> Iterator[None]:
         stage = stopping.stage_of(stop)
         end_run(run, STOPPED, f"by {stopping.word(stop)}{f' in stage {stage}' if stage else ''}")
         if sweep:
-            _write_pages(sweep)
+            write_pages(sweep)
         raise
 
 
@@ -85,7 +85,8 @@ def _advice(cfg: DictConfig) -> str:
     return f"Finished stages are kept in {cfg.paths.cache}: type the same command again to go on from there."
 
 
-def _write_pages(sweep: Path) -> None:
+def write_pages(sweep: Path) -> None:
+    """Write sweep.csv, sweep.html and what belongs to them (`muwa.report.sweep`)."""
     from muwa.report.sweep import write_sweep  # tables and figures
 
     write_sweep(sweep)
@@ -197,7 +198,7 @@ class Joblib(Launcher):
             OmegaConf.save(config.hydra.overrides.task, listed)
         if not status_of(run)[0]:
             end_run(run, status, why)
-        _write_pages(sweep)
+        write_pages(sweep)
         return run
 
     def _stop(

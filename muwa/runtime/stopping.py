@@ -101,8 +101,8 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # `leave_at_once` would say that nothing was done
+            signal.signal(number, signal.SIG_DFL if handler in _OURS else handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
