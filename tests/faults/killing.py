@@ -34,7 +34,7 @@ def main(spec: Path) -> None:
 
     `command` is a list of words, with {out} for the folder that it writes; its first word is a script or a module.
     `imports` are modules to import before the forks. `before` is a list of commands to run once, without kills.
-    `every` takes each n-th write point only.
+    `every` takes each n-th write point only, from `first` on.
     """
     given = json.loads(spec.read_text())
     for name in given["imports"]:
@@ -48,7 +48,7 @@ def main(spec: Path) -> None:
     counted = base / "count"
     assert finished(lambda: counting(given["command"], whole, counted)) == 0, given["command"]
     points, wanted, faults, kills = int(counted.read_text()), outcome(whole), [], 0
-    for n in range(1, points + 1, given.get("every", 1)):
+    for n in range(given["first"], points + 1, given["every"]):
         shutil.rmtree(killed, ignore_errors=True)
         killed.mkdir()
         if finished(lambda n=n: run(given["command"], killed, n)) != -signal.SIGKILL:
@@ -63,6 +63,7 @@ def main(spec: Path) -> None:
                 f"{n}: differs in {[key for key in {*wanted, *got} if wanted.get(key) != got.get(key)]}"
             )
         faults += [f"{n}: afterwards {fault}" for fault in broken(killed)]
+        print(f"{n} of {points}: {len(faults)} faults", file=sys.stderr, flush=True)
     print(json.dumps({"points": points, "kills": kills, "faults": faults}))
 
 

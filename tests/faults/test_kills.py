@@ -26,10 +26,16 @@ HEAVY = ("muwa.unlearning", "muwa.models.clip.open_clip", "muwa.layer_search.cho
 CLIP = str(ROOT / "muwa" / "miniature" / "clip")
 
 
-def killed(folder, command, *, before=(), imports=HEAVY, every=1):
+FIRST, EVERY = map(
+    int, os.environ.get("MUWA_TEST_KILLS", "1,1").split(",")
+)  # to try a part of the write points
+
+
+def killed(folder, command, *, before=(), imports=HEAVY):
     """What `killing.py` says of a command."""
+    given = {"command": command, "before": before, "imports": imports, "first": FIRST, "every": EVERY}
     spec = folder / "spec.json"
-    spec.write_text(json.dumps({"command": command, "before": before, "imports": imports, "every": every}))
+    spec.write_text(json.dumps(given))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("killing.py")), str(spec)],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -90,8 +96,7 @@ def launch(miniature, *words):
 
 @pytest.mark.slow
 def test_a_cold_run_survives_every_kill(miniature, tmp_path):
-    found = killed(tmp_path, launch(miniature, *SMALL))
-    assert found["kills"] == found["points"] > 20
+    assert killed(tmp_path, launch(miniature, *SMALL))["points"] > 20
 
 
 @pytest.mark.slow
@@ -99,7 +104,7 @@ def test_a_multirun_survives_kills(miniature, tmp_path):
     words = launch(miniature, "-m", *SMALL, "layer_search=fixed", "layer_search.layer=visual.proj",
                    "layer_search.relative_step=0.2", "task.identity=Kael_Lindqvar,Lior_Garrowby")  # fmt: skip
     words = [word for word in words if not word.startswith(("layer_search.max", "layer_search.tow"))]
-    assert killed(tmp_path, words, every=3)["kills"] > 10
+    assert killed(tmp_path, words)["points"] > 10
 
 
 @pytest.mark.slow
@@ -107,14 +112,14 @@ def test_curation_survives_every_kill(miniature, tmp_path):
     words = launch(
         miniature, "stages=[curate]", "task.identity=[Kael_Lindqvar,Lior_Garrowby]", "runtime.progress=false"
     )
-    assert killed(tmp_path, words)["kills"] > 10
+    assert killed(tmp_path, words)["points"] > 10
 
 
 @pytest.mark.slow
 def test_a_fine_tuning_survives_every_kill(miniature, tmp_path):
     words = launch(miniature, *(word for word in SMALL if not word.startswith("layer_search")), "method=ft",
                    "method.epochs=2")  # fmt: skip
-    assert killed(tmp_path, words)["kills"] > 20
+    assert killed(tmp_path, words)["points"] > 20
 
 
 @pytest.fixture
@@ -157,5 +162,4 @@ def test_patches_survive_every_kill(tmp_path, patches, action):
 )
 def test_trainings_of_the_miniature_survive_every_kill(miniature, tmp_path, model, steps):
     words = [f"muwa.miniature.train_{model}", "--out", "{out}/made", "--world", f"{miniature}/world", *steps]
-    found = killed(tmp_path, words, imports=[f"muwa.miniature.train.{model}"])
-    assert found["kills"] == found["points"] >= 5
+    assert killed(tmp_path, words, imports=[f"muwa.miniature.train.{model}"])["points"] >= 5
