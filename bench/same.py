@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ def compared(one: Path, two: Path) -> dict[str, str]:
     Raises:
         ValueError: A folder has not one run, or its cache not one gradient of each stage.
     """
-    first, second = _run(one), _run(two)
+    first, second = run_in(one), run_in(two)
     said = {
-        f"gradients/{stage}": tensors(*(_entry(out, stage) for out in (one, two)))
+        f"gradients/{stage}": tensors(*(gradient(out, stage) for out in (one, two)))
         for stage in ("forget", "retain")
     }
     results = [json.loads((run / "results.json").read_text()) for run in (first, second)]
@@ -63,18 +63,21 @@ def compared(one: Path, two: Path) -> dict[str, str]:
     return said
 
 
-def tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> str:
+def tensors(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> str:
     """`EQUAL`, or the largest difference relative to the largest value of its tensor."""
     if one.keys() != two.keys():
         return f"other tensors: {', '.join(sorted(one.keys() ^ two.keys()))}"
     if all(torch.equal(one[name], two[name]) for name in one):
         return EQUAL
-    apart = {
-        name: (x.double() - two[name].double()).abs().max().item() / (x.double().abs().max().item() or 1)
+    return f"largest difference {apart(one, two):.1e} of the largest value"
+
+
+def apart(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference of a tensor, relative to its largest value."""
+    return max(
+        (x.double() - two[name].double()).abs().max().item() / (x.double().abs().max().item() or 1)
         for name, x in one.items()
-    }
-    worst = max(apart, key=lambda name: apart[name])
-    return f"largest difference {apart[worst]:.1e} of the largest value"
+    )
 
 
 def values(pair: Sequence[Any]) -> str:
@@ -87,14 +90,15 @@ def values(pair: Sequence[Any]) -> str:
     return f"{one:.9g} | {two:.9g}, {abs(one - two) / max(abs(one), abs(two)):.1e} apart"
 
 
-def _run(out: Path) -> Path:
+def run_in(out: Path) -> Path:
+    """The folder of the one run in `out`."""
     found = sorted(path.parent for path in out.glob("*/*/*/results.json"))
     if len(found) != 1:
         raise ValueError(f"{out}: {len(found)} runs in it, want one; give each run its own paths.outputs")
     return found[0]
 
 
-def _entry(out: Path, stage: str) -> dict[str, torch.Tensor]:
+def gradient(out: Path, stage: str) -> dict[str, torch.Tensor]:
     """The tensors of the one cached gradient of a stage."""
     found = sorted((out / "cache" / "gradients" / stage).glob("*/value.safetensors"))
     if len(found) != 1:
