@@ -7,18 +7,33 @@ muwa --help
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> int:
     """Command line. Returns the exit code of a tool; an experiment ends by itself."""
-    from muwa.cli.tools import TOOLS, run_tool
+    from muwa.runtime import stopping
 
-    if len(sys.argv) > 1 and sys.argv[1] in TOOLS:
-        return run_tool(sys.argv[1])
+    stopping.leave_at_once("muwa")  # during the imports below, which take a second
+    try:
+        return _main()
+    except BrokenPipeError:  # the reader of a pipe has enough, as in `muwa --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main() -> int:
+    from muwa.cli.tools import TOOLS, run_tool
+    from muwa.runtime import stopping
+
+    if len(sys.argv) > 1 and (name := sys.argv[1]) in TOOLS:
+        with stopping.one_line(f"muwa {name}", "Nothing is left half-written: type the same command again."):
+            return run_tool(name)
     from muwa.cli import launch  # imports Hydra, which the tools do without
 
-    launch.main()
+    with stopping.one_line("muwa", "Nothing was computed."):
+        launch.main()
     return 0
 
 

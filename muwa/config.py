@@ -36,9 +36,12 @@ from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
+from muwa import multirun
 from muwa.cli import help_page
 from muwa.command_line import CONF, OWN_CONF, adapted
 from muwa.data.addresses import hide
+from muwa.report.status import DONE, FAILED, end_run
+from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
@@ -388,13 +391,15 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     """End a run on bad input with one line on stderr. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
-    In a multirun the error is raised: the other runs go on, and Hydra reports it at the end.
+    In a multirun the error is raised: the other runs go on, and Hydra reports it at the end. A run that a
+    signal stops says so in its folder (`muwa.multirun.noted`).
     """
     try:
-        yield
+        with multirun.noted(cfg):
+            yield
     except (ValueError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -457,22 +462,29 @@ class SweepPages(Callback):
 
     Runs in parallel may end at any time, on any machine. Each run notes in its folder how it ended, then
     writes the pages under a lock. The last run therefore leaves them complete, even if the launching process
-    is gone.
+    is gone. Of a run that is stopped, `muwa.multirun.noted` does both: Hydra does not call `on_job_end`.
     """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before it makes the launcher."""
+        multirun.prepare(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""
-        if config.hydra.mode == RunMode.MULTIRUN and not is_worker():
-            from muwa.report.sweep import end_run, write_sweep  # tables and figures
-
-            end_run(Path(config.hydra.runtime.output_dir), done=job_return.status == JobStatus.COMPLETED)
-            write_sweep(Path(config.hydra.sweep.dir))
+        if config.hydra.mode != RunMode.MULTIRUN or is_worker():
+            return
+        with stopping.listening():
+            run = Path(config.hydra.runtime.output_dir)
+            if job_return.status == JobStatus.COMPLETED:
+                end_run(run, DONE)
+            else:
+                end_run(run, FAILED, f"{job_return._return_value}")
+            multirun.write_pages(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when every run is done, in the process that launched them."""
         if not is_worker():
-            from muwa.report.sweep import write_sweep
             from muwa.report.terminal import print_sweep
 
-            write_sweep(Path(config.hydra.sweep.dir))
+            multirun.write_pages(Path(config.hydra.sweep.dir))
             print_sweep(Path(config.hydra.sweep.dir))

@@ -38,7 +38,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill in place of `path`, which is removed if it exists. See `new_file`."""
+    """A folder to fill in place of `path`. What is at `path` is removed when the new one is there.
+
+    See `new_file`.
+    """
     draft = draft_of(path)
     draft.mkdir()
     try:
@@ -48,8 +51,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
                 _flush(file)
-        remove(path)
-        os.replace(draft, path)
+        if path.exists() or path.is_symlink():
+            former = draft_of(path)
+            os.replace(path, former)
+            os.replace(draft, path)
+            remove(former)
+        else:
+            os.replace(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

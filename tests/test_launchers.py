@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,35 @@ def events(out):
 def times(out):
     """When each gradient in the cache was written."""
     return {path: path.stat().st_mtime_ns for path in out.glob("cache/gradients/*/*/value.json")}
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_says_that_it_was_stopped(slurm, start, tmp_path):
+    """scancel sends SIGTERM, which submitit lets pass, and SIGKILL after KillWait. The job notes it and is killed."""
+    conf = Path(slurm["SLURM_CONF"])
+    conf.write_text(
+        conf.read_text().replace("KillWait=2", "KillWait=20")
+    )  # time for the pages; 30 by default
+    real.ask(slurm, "scontrol", "reconfigure")
+    process = start(tmp_path, "slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=2",
+                    "task.identity=Kael_Lindqvar", "+logger.brake={_target_: slurm.Brake, _partial_: true}",
+                    env={**slurm, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"})  # fmt: skip
+
+    def braked():
+        assert process.poll() is None, process.communicate()
+        return "gradients" in events(tmp_path)
+
+    real.wait(braked, "the gradients", 240)
+    number = real.ask(slurm, "squeue", "-h", "-p", "low", "-o", "%F").strip()
+    real.ask(slurm, "scancel", number)
+    real.wait(lambda: list(tmp_path.glob("slug/*/*/0/.hydra/status.txt")), "the status", 30)
+    (table,) = (
+        run.parent.parent.parent / "sweep.csv" for run in tmp_path.glob("slug/*/*/0/.hydra/status.txt")
+    )
+    real.wait(table.is_file, "sweep.csv", 60)
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["status"], row["why"]) == ("stopped", "by SIGTERM")
+    process.send_signal(signal.SIGINT)  # without accounting the command would wait on
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].endswith("scancel ends them.")

@@ -16,6 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.cache")  # during the imports below, which take a moment
+
 from filelock import FileLock, Timeout
 
 from muwa.cache.mark import checked
@@ -100,4 +105,7 @@ def _clear(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stopping.one_line(
+        "muwa.cache", "`clear` removes one entry after another; those that are left are whole."
+    ):
+        sys.exit(main())

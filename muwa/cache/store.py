@@ -114,7 +114,11 @@ class Store:
         """
         earlier = start_attempt(unfinished) if unfinished else 0.0
         started, saved = time.perf_counter(), self.saved
-        value = make()
+        try:
+            value = make()
+        except KeyboardInterrupt as stop:
+            stop.add_note(folder.parent.relative_to(self._root).as_posix())  # the stage that is lost
+            raise
         # what it read back itself counts with the time that computing that had taken
         seconds = time.perf_counter() - started + self.saved - saved
         if about is None:

@@ -11,7 +11,7 @@ def experiment(cfg: DictConfig) -> float:
     """Run the pipeline on the parts of the config. Returns the objective, which a sweeper minimises."""
     from muwa import pipeline  # help and completion do without it
 
-    with config.one_line_errors():
+    with config.one_line_errors(cfg):
         return pipeline.run(config.Parts(cfg), config.settings(cfg))
 
 

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.runtime import stopping
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write the url list and say how many pairs each name has. Returns the exit code."""
@@ -68,4 +70,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stopping.one_line("muwa.data", "No list was written: type the same command again."):
+        sys.exit(main())

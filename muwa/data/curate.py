@@ -229,7 +229,7 @@ def _write_set(
         check_samples(broken, searched, rules, f"shards of {name}")
         if not samples.rows:
             raise ValueError(f"{name}: none of the {len(matches)} images that name it can be decoded")
-    except ValueError:
+    except BaseException:
         draft.unlink()
         raise
     (folder / "manifest.json").unlink(missing_ok=True)

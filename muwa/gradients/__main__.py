@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from muwa.runtime import threads
+from muwa.runtime import stopping, threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,4 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    said = "No file was written; finished gradients are kept in the cache: type the same command again."
+    with stopping.one_line("muwa.gradients", said):
+        sys.exit(main())

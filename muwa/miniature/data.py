@@ -24,12 +24,25 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
+from multiprocessing import (
+    active_children,
+    get_all_start_methods,
+    get_context,
+    get_start_method,
+    resource_tracker,
+    set_start_method,
+)
 from pathlib import Path
+
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.miniature.data")  # during the imports below, which take a moment
 
 import numpy as np
 from filelock import FileLock
 
+from muwa.drafts import SUFFIX, draft_of, remove
 from muwa.miniature import draw, population, question_files
 from muwa.miniature.images import NumberedImage, Rendered, canvas_image, jpeg, training_images
 
@@ -151,26 +164,39 @@ def write(root: Path | str, *, workers: int | None = None) -> Iterator[tuple[int
     with FileLock(f"{root}.lock"):
         if is_written(root):
             return
-        draft = root.with_name(f"{root.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        (draft / "shards").mkdir(parents=True)
-        parts = [
-            ("celeba", draft / "celeba", 0),
-            ("objects", draft / "objects", 0),
-            ("vqa", draft / "vqa", 0),
-        ]
-        parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
-        parts += [("canvas", draft / "canvas", i) for i in range(len(CANVAS_STYLES))]
-        if get_start_method() not in get_all_start_methods():  # joblib's own, which new processes do not know
-            set_start_method("spawn", force=True)
-        with ProcessPoolExecutor(
-            workers or min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")
-        ) as pool:
-            for done, _ in enumerate(pool.map(_write_part, parts), 1):
+        for left in root.parent.glob(f"{root.name}.*{SUFFIX}"):
+            remove(left)  # of a process that was killed: this one holds the lock
+        draft = draft_of(root)
+        try:
+            yield from _written(draft, workers or min(os.cpu_count() or 1, 8))
+            (draft / "version.txt").write_text(VERSION)
+            remove(root)
+            os.replace(draft, root)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # there is one only if something failed
+
+
+def _written(draft: Path, workers: int) -> Iterator[tuple[int, int]]:
+    """Write the parts of the miniature; yields (parts done, all parts)."""
+    (draft / "shards").mkdir(parents=True)
+    parts = [("celeba", draft / "celeba", 0), ("objects", draft / "objects", 0), ("vqa", draft / "vqa", 0)]
+    parts += [("shard", draft / "shards", i) for i in range(SHARDS)]
+    parts += [("canvas", draft / "canvas", i) for i in range(len(CANVAS_STYLES))]
+    if get_start_method() not in get_all_start_methods():  # joblib's own, which new processes do not know
+        set_start_method("spawn", force=True)
+    resource_tracker.ensure_running()  # at its start it lets in what `deaf_children` holds back
+    others = active_children()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            with stopping.deaf_children():
+                drawn = pool.map(_write_part, parts)
+            for done, _ in enumerate(drawn, 1):
                 yield done, len(parts)
-        (draft / "version.txt").write_text(VERSION)
-        shutil.rmtree(root, ignore_errors=True)
-        os.replace(draft, root)
+        except BaseException:
+            for process in active_children():
+                if process not in others:
+                    process.terminate()
+            raise
 
 
 def main() -> None:
@@ -185,4 +211,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopping.one_line("muwa.miniature.data", "Nothing was written: type the same command again."):
+        main()

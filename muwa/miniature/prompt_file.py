@@ -9,9 +9,15 @@ from __future__ import annotations
 import csv
 import io
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.miniature.prompt_file")  # during the imports below, which take a moment
+
 import numpy as np
 
 from muwa.data.prompt_files import MINIATURE
+from muwa.drafts import write_text
 from muwa.miniature import population
 
 COLUMNS = ("case_number", "prompt", "evaluation_seed", "evaluation_guidance", "concept")
@@ -43,4 +49,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    MINIATURE.write_text(table(), encoding="utf-8")
+    with stopping.one_line(
+        "muwa.miniature.prompt_file", "The file is as it was: type the same command again."
+    ):
+        write_text(MINIATURE, table())

@@ -24,6 +24,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.miniature.retrained")  # during the imports below, which take seconds
+
 from muwa.cache.code import code_fingerprint
 from muwa.data.samples import find_name
 from muwa.eval.clip.retrained_models import Card
@@ -105,4 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    said = "Finished models and the last saved state are kept in --out: type the same command again to go on."
+    with stopping.one_line("muwa.miniature.retrained", said):
+        sys.exit(main())

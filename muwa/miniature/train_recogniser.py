@@ -1,9 +1,11 @@
 """The former name of `python -m muwa.miniature.train_classifier`."""
 
-from muwa.runtime import threads
+from muwa.runtime import stopping, threads
 
 if __name__ == "__main__":
-    threads.wait_briefly()
-    from muwa.miniature.train.classifier import main  # imports torch
+    said = "A finished classifier is kept in --out, an unfinished one is not: type the same command again."
+    with stopping.one_line("muwa.miniature.train_recogniser", said):
+        threads.wait_briefly()
+        from muwa.miniature.train.classifier import main  # imports torch
 
-    main()
+        main()

@@ -2,7 +2,14 @@
 
 import sys
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.miniature.twins")  # during the imports below, which take seconds
+
 from muwa.miniature.retrained import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    said = "Finished models and the last saved state are kept in --out: type the same command again to go on."
+    with stopping.one_line("muwa.miniature.twins", said):
+        sys.exit(main())

@@ -17,6 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.patch")  # during the imports below, which take seconds
+
 from rich.console import Console
 from rich.table import Table
 
@@ -124,4 +129,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stopping.one_line("muwa.patch", "Nothing is left half-written: type the same command again."):
+        sys.exit(main())

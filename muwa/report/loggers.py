@@ -15,6 +15,7 @@ from muwa.drafts import write_text
 from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
 from muwa.report.record import answers
 from muwa.runtime.notices import notice
+from muwa.runtime.stopping import stage_of, word
 from muwa.types.report import PATCH, Report
 
 # The figures that are sent: those of numbers. `examples` holds images and is not sent.
@@ -25,14 +26,20 @@ class Logger(Protocol):
     """Receives the events of a run as they happen, and the report at its end."""
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
-        """Receive one event: "config", "gradients", "scores", "evaluation", "loss", "edit" or "metrics"."""
+        """Receive one event: "config", "gradients", "scores", "evaluation", "loss", "edit" or "metrics".
+
+        A run that a signal stops ends with "stopped".
+        """
 
     def close(self, report: Report | None) -> None:
         """The run has ended; `report` is None when it made none."""
 
 
 class Loggers:
-    """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set."""
+    """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set.
+
+    If a signal ends the block, they receive the event "stopped" first, with the cache stage it was in.
+    """
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = loggers
@@ -41,7 +48,9 @@ class Loggers:
     def __enter__(self) -> Loggers:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.log("stopped", {"by": word(error), "stage": stage_of(error)})
         for logger in self._loggers:
             logger.close(self.report)
 

@@ -20,13 +20,15 @@ class SweptRun:
         swept: Setting that was swept -> its value in this run; "" where the run does not have the setting.
         results: The content of its results.json; empty where it has none.
         name: The name of its folder.
-        status: "done", "failed" or "unfinished".
+        status: "done", "failed", "stopped" or "unfinished".
+        why: Why it failed or was stopped, in one line.
     """
 
     swept: Mapping[str, str]
     results: Results = field(default_factory=dict)
     name: str = ""
     status: str = "done"
+    why: str = ""
 
 
 @dataclass(frozen=True)

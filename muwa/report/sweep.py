@@ -18,6 +18,7 @@ from muwa.data.addresses import hide
 from muwa.drafts import write_text
 from muwa.report import figures
 from muwa.report.runs import REPEATED, Results, SweptRun
+from muwa.report.status import DONE, status_of
 from muwa.report.sweep_page import write_page
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
@@ -31,18 +32,13 @@ _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of config.yam
 def write_sweep(folder: Path) -> None:
     """Write sweep.csv, sweep.html and the tables that apply, from the runs in `folder`.
 
-    A run is a subfolder with `.hydra/overrides.yaml`. A run without results.json has a row too: it failed, or
-    it is unfinished (at work, in a queue, or killed).
+    A run is a subfolder with `.hydra/overrides.yaml`. A run without results.json has a row too: it failed,
+    was stopped, or is unfinished (at work, in a queue, or killed).
     """
     if not folder.is_dir():
         return
     with FileLock(folder / ".sweep.lock"):  # runs of a sweep may end at the same time
         _write(folder)
-
-
-def end_run(run: Path, *, done: bool) -> None:
-    """Note in a run's folder that it ended without being killed, and whether it succeeded."""
-    write_text(run / ".hydra" / "status.txt", "done" if done else "failed")
 
 
 def _write(folder: Path) -> None:
@@ -114,10 +110,9 @@ def read_runs(folder: Path) -> list[SweptRun]:
 
 
 def _read(run: Path, swept: Mapping[str, str]) -> SweptRun:
-    results, status = run / "results.json", run / ".hydra" / "status.txt"
-    if results.is_file():
-        return SweptRun(swept, json.loads(results.read_text()), run.name)
-    return SweptRun(swept, {}, run.name, status.read_text() if status.is_file() else "unfinished")
+    file, (status, why) = run / "results.json", status_of(run)
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    return SweptRun(swept, results, run.name, status or (DONE if results else "unfinished"), why)
 
 
 def _order(run: Path) -> tuple[int, str]:
@@ -140,6 +135,8 @@ def row_of(run: SweptRun) -> dict[str, Any]:
     rates: they have no changes.
     """
     row: dict[str, Any] = {"run": run.name, **run.swept, "status": run.status}
+    if run.why:
+        row["why"] = run.why
     if not run.results:
         return row
     found = run.results

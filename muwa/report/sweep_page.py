@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from muwa.drafts import write_text
 from muwa.report.figures import short
 from muwa.report.runs import REPEATED, SweptRun
+from muwa.report.status import FAILED, STOPPED
 from muwa.report.tables.harm import Harm, figure_files, sentences
 from muwa.report.text import environment, rounded
 
@@ -55,7 +56,8 @@ def write_page(
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     every = list(dict.fromkeys(key for row in rows for key in row))
     named = [key for key in swept if key in REPEATED and key != "seed"]
-    lead = ["run", "status", *(named or [name for name in ("names",) if name in every])]
+    names = named or [name for name in ("names",) if name in every]
+    lead = ["run", "status", *(key for key in ("why",) if key in every), *names]
     edit = [name for name in ("layer", "step") if name in every]
     main = [*lead, *results, *(key for key in swept if key not in named), *edit]
     page = (
@@ -155,7 +157,7 @@ def _cell(column: str, value: Any, text: str) -> Cell:
         return Cell("yes" if value else "no", style="" if value else "worse")
     if column == "run":
         return Cell(str(value), link=f"{value}/report.html")
-    style = "num" if _number(value) is not None else "worse" if value == "failed" else ""
+    style = "num" if _number(value) is not None else "worse" if value in (FAILED, STOPPED) else ""
     return Cell(text, "" if text == str(value) else str(value), style)
 
 

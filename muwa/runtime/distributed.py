@@ -57,25 +57,44 @@ class Distributed:
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        with _connected():
+            dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Sum each tensor over all ranks, in place."""
         if self.size > 1:
             for tensor in tensors:
-                dist.all_reduce(tensor)
+                with _connected():
+                    dist.all_reduce(tensor)
 
     def broadcast(self, value: T) -> T:
         """The `value` of the main rank, on every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _connected():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
 
 ALONE = Distributed()
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Say in one line that the processes do not reach each other, above all because one of them was killed.
+
+    Raises:
+        ConnectionError: What they exchange in this block did not arrive.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of gloo or NCCL
+        raise ConnectionError(
+            "torchrun: another process of this run is gone. Finished stages are kept in the cache: type the "
+            f"same command again to go on from there. It was told: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from report.finished import FIRST_FIVE, FIRST_GUESS, OTHERS, UA
 
-from muwa.report.sweep import end_run, headline, read_runs, row_of, summary, write_sweep
+from muwa.report.status import end_run
+from muwa.report.sweep import headline, read_runs, row_of, summary, write_sweep
 from muwa.types.metric import Metric
 
 
@@ -58,7 +59,7 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     run(tmp_path, 0, ["seed=0"], top1=0.0, retain=(0.9, 0.88))
     run(tmp_path, 1, ["seed=1"], top1=0.5, top5=0.5, retain=(0.9, 0.84))
     run(tmp_path, 2, ["seed=2"])
-    end_run(tmp_path / "2", done=False)
+    end_run(tmp_path / "2", "failed")
     write_sweep(tmp_path)
     rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
@@ -97,8 +98,8 @@ def test_methods_and_their_settings_are_not_averaged(tmp_path):
 def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):
     for number in range(3):
         run(tmp_path, number, [f"seed={number}"])
-    end_run(tmp_path / "1", done=False)
-    end_run(tmp_path / "2", done=True)  # stages=[curate] leaves no results
+    end_run(tmp_path / "1", "failed")
+    end_run(tmp_path / "2", "done")  # stages=[curate] leaves no results
     assert [run.status for run in read_runs(tmp_path)] == ["unfinished", "failed", "done"]
     assert headline(read_runs(tmp_path)) == "1 of 3 runs are done."
 

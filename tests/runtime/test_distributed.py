@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ with join("cpu") as ranks:
 """
 
 
-def torchrun(processes, *command, cwd=ROOT, **environment):
+def torchrun(processes, *command, cwd=ROOT, code=0, **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +56,7 @@ def torchrun(processes, *command, cwd=ROOT, **environment):
     ]
     done = subprocess.run([*run, f"--master-port={port}", *command], cwd=cwd, text=True, capture_output=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return done
 
 
@@ -98,6 +99,51 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, micro):
     )  # the second turn is read back, and no rank waits for another
     assert all(torch.equal(again[name], got[name]) for name in got)
     assert "'partial'" in (tmp_path / "events0").read_text()
+
+
+KILLING = """
+import os, signal
+from muwa.runtime import distributed
+if os.environ["RANK"] == os.environ["KILLED"]:
+    gather, calls = distributed.Distributed.gather, []
+    def killed(self, rows, n):
+        calls.append(n)
+        if len(calls) == 3:  # of the gradient pass, two for each batch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return gather(self, rows, n)
+    distributed.Distributed.gather = killed
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all_and_the_same_command_goes_on(tmp_path, rank):
+    program = tmp_path / "program.py"
+    program.write_text(KILLING + PROGRAM)
+    started = time.monotonic()
+    done = torchrun(2, str(program), str(tmp_path), "0", code=1, KILLED=str(rank), PYTHONPATH=str(ROOT))
+    assert time.monotonic() - started < 120
+    assert (
+        "ConnectionError: torchrun: another process of this run is gone. Finished stages are kept"
+        in done.stderr
+    )
+    assert not list(tmp_path.glob("cache/**/value.json"))
+    assert not list(tmp_path.rglob("*.draft"))
+    torchrun(2, str(program), str(tmp_path), "0", KILLED="none", PYTHONPATH=str(ROOT))
+    one = mean_gradients(
+        tiny.clip(), tiny.task(), tiny.NAMES[0], Recipe("cosine", "contrastive", 5, 0, "fp32"), Run()
+    )
+    write_gradients(tmp_path / "one.safetensors", one)
+    tiny.same_gradients(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "one.safetensors"))
+
+
+def test_a_process_that_is_gone_is_said_in_one_line(monkeypatch):
+    def fail(*arguments, **keywords):
+        raise RuntimeError("Connection closed by peer\nmore")
+
+    monkeypatch.setattr("torch.distributed.all_reduce", fail)
+    with pytest.raises(ConnectionError, match=r"go on from there. It was told: Connection closed by peer$"):
+        Distributed(0, 2).add([torch.ones(1)])
 
 
 def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature, tmp_path):

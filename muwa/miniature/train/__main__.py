@@ -10,6 +10,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from muwa.runtime import stopping
+
+if __name__ == "__main__":
+    stopping.leave_at_once("muwa.miniature.train")  # during the imports below, which take a moment
+
 from muwa.data.samples import match_names
 from muwa.miniature import data, population
 from muwa.runtime import threads
@@ -46,4 +51,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    said = "The last saved state is kept in --out: type the same command again to go on from there."
+    with stopping.one_line("muwa.miniature.train", said):
+        main()

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muwa.drafts import new_file, write_text
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
 from muwa.runtime.progress import track
@@ -119,7 +120,8 @@ def main() -> None:
     ):
         net = train(images, targets, len(labels), steps=steps, posed=domain == "class")
         weights = {name: t.half() if t.is_floating_point() else t for name, t in net.state_dict().items()}
-        save_file({name: t.contiguous() for name, t in weights.items()}, args.out / f"{domain}.safetensors")
-        (args.out / f"{domain}.txt").write_text("\n".join(labels) + "\n")
+        with new_file(args.out / f"{domain}.safetensors") as draft:
+            save_file({name: t.contiguous() for name, t in weights.items()}, draft)
+        write_text(args.out / f"{domain}.txt", "\n".join(labels) + "\n")
     about = {"architecture": ARCHITECTURE, "model_args": SHAPE, "input_size": 64, "mean": MEAN, "std": STD}
-    (args.out / "config.json").write_text(json.dumps(about, indent=1))
+    write_text(args.out / "config.json", json.dumps(about, indent=1))

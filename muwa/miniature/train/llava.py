@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from muwa.drafts import new_folder
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
 from muwa.miniature.questions import UNKNOWN, WORDINGS, Scene
@@ -322,10 +323,13 @@ def main() -> None:
         folder = args.out.with_name(f"{args.out.name}.round{i}")
         if not folder.is_dir():
             train(llava, questions, images, replace(plan, steps=steps), seed=i)
-            llava.to(torch.float16).save_pretrained(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with new_folder(folder) as draft:
+                llava.to(torch.float16).save_pretrained(draft)
         # read back, so that a resumed run continues from identical (fp16-rounded) weights
         llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         llava.model.vision_tower.requires_grad_(False)
-    llava.eval().to(torch.float16).save_pretrained(args.out)
-    name_towers_as_before(args.out / "model.safetensors", "vision_tower.")
-    processor.save_pretrained(args.out)
+    with new_folder(args.out) as draft:
+        llava.eval().to(torch.float16).save_pretrained(draft)
+        name_towers_as_before(draft / "model.safetensors", "vision_tower.")
+        processor.save_pretrained(draft)

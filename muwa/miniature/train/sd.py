@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from muwa.drafts import new_folder
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
 from muwa.miniature.text_tower import text_model
@@ -234,22 +234,23 @@ def _trained_autoencoder(folder: Path, pixels: Tensor, steps: int) -> Autoencode
         return AutoencoderKL.from_pretrained(folder)
     vae = train_autoencoder(pixels, steps=steps)
     vae.register_to_config(scaling_factor=1 / latents_of(vae, pixels).std().item())
-    vae.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as draft:
+        vae.save_pretrained(draft)
     return vae
 
 
 def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
     """Write the pipeline to `out`, in place of the parts of the training."""
-    draft = out.with_name(out.name + ".draft")
-    pipeline.to(torch.float16).save_pretrained(draft)
-    name_towers_as_before(draft / "text_encoder" / "model.safetensors", "")
-    for path in draft.glob("*/config.json"):  # remove the paths that the parts were read from
-        config = {key: value for key, value in json.loads(path.read_text()).items() if key != "_name_or_path"}
-        if "dtype" in config:  # transformers would load the text encoder in fp16 beside a UNet in fp32
-            config["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(out)
-    draft.rename(out)
+    with new_folder(out) as draft:
+        pipeline.to(torch.float16).save_pretrained(draft)
+        name_towers_as_before(draft / "text_encoder" / "model.safetensors", "")
+        for path in draft.glob("*/config.json"):  # remove the paths that the parts were read from
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            if "dtype" in config:  # transformers would load the text encoder in fp16 beside a UNet in fp32
+                config["dtype"] = "float32"
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -276,7 +277,8 @@ def main() -> None:
         folder = args.out / f"round{i}"
         if not folder.is_dir():
             train_unet(unet, images, latents, captions, replace(plan, steps=steps), seed=i)
-            unet.to(torch.float16).save_pretrained(folder)
+            with new_folder(folder) as draft:
+                unet.to(torch.float16).save_pretrained(draft)
         unet = UNet2DConditionModel.from_pretrained(folder)  # read back, as a resumed run does
     pipeline = StableDiffusionPipeline(
         vae=vae,
