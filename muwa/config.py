@@ -32,21 +32,35 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from muwa import composition
 from muwa.command_line import CONF, adapted
 from muwa.data.addresses import hide
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
-from muwa.types.ranges import Positive, Seed, Share
+from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
+GROUPS = (*PARTS, "gradient_source", "layer_search", "classifier")
 RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
     "seed": Seed,
     "forget_target": Share,
-    "learning_rate": Positive,
+    "learning_rate": LearningRate,
     "checkpoint": Literal["best", "first"],
+    "name": Text,
+    "gradients": Text | None,
+    "paths.outputs": Text,
+    "paths.cache": Text,
+    "paths.data": Text,
+    "runtime.device": Device,
+    "whitening.damping": Positive,
+    "whitening.output_damping": Positive,
+    "whitening.input_power": Share,
+    "whitening.output_power": Share,
+    "questions": TextsByName,
     "runtime.threads": Annotated[int, Interval(ge=1, le=1024)] | None,
 }
 _HOME = re.compile(r"(|local-dir:)~(?=/|$)")
@@ -164,7 +178,8 @@ def _check_values(cfg: DictConfig) -> None:
             f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
         )
     for key, annotation in RANGES.items():
-        check_value(key, annotation, OmegaConf.select(cfg, key))
+        value = OmegaConf.select(cfg, key)
+        check_value(key, annotation, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
@@ -172,6 +187,21 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"stages: got {list(cfg.stages)}, want curate or unlearn among them: nothing would be done"
         )
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(written, dict)
+    composition.check({group: _plain(cfg, group) for group in GROUPS}, written, RECORDS)
+
+
+def _plain(cfg: DictConfig, group: str) -> Any:
+    """The settings of a group as plain values.
+
+    Raises:
+        ValueError: A value refers to one that does not exist, or that has no value. Names the key.
+    """
+    try:
+        return in_home(OmegaConf.to_container(cfg[group], resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or group}: {str(error.msg).splitlines()[0]}") from error
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
@@ -181,7 +211,7 @@ def _instantiated(cfg: DictConfig, group: str) -> Any:
         ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
     """
     try:
-        return instantiate(in_home(OmegaConf.to_container(cfg[group], resolve=True)), _convert_="all")
+        return instantiate(_plain(cfg, group), _convert_="all")
     except InstantiationException as error:
         raise ValueError(
             f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"

@@ -28,7 +28,12 @@ _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "mapping_type": "a mapping",
     "dict_type": "a mapping",
     "none_required": "null",
+    "too_short": "at least {min_length} of them",
+    "multiple_of": "a multiple of {multiple_of}",
+    "is_instance_of": "a part with a _target_",
+    "callable_type": "a part with a _target_",
 }
+_LONGEST = 100  # characters of a value in a message
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -75,7 +80,7 @@ def check_values(key: str, function: Callable[..., Any], keywords: Mapping[str, 
         ValueError: Names the key, the value and what is wanted.
     """
     for name, value in keywords.items():
-        if _is_plain(value) and (annotation := _annotation(function, name)) is not None:
+        if is_plain(value) and (annotation := _annotation(function, name)) is not None:
             check_value(f"{key}.{name}", annotation, value)
 
 
@@ -89,7 +94,13 @@ def check_value(key: str, annotation: Any, value: Any) -> None:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:
         wanted = dict.fromkeys(map(_wanted, error.errors(include_url=False)))
-        raise ValueError(f"{key}: got {value!r}, want {' or '.join(wanted)}") from error
+        raise ValueError(f"{key}: got {_shown(value)}, want {' or '.join(wanted)}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _wanted(detail: ErrorDetails) -> str:
@@ -120,10 +131,10 @@ def _adapter(annotation: Any) -> TypeAdapter:
         return TypeAdapter(Any)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value is as a config file gives it; objects that Python code hands over are not."""
     if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
+        return all(map(is_plain, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float)

@@ -26,11 +26,11 @@ from muwa.data.shards import expand, read_pairs, write_shard
 from muwa.drafts import write_text
 from muwa.fingerprint import image_digest
 from muwa.types.data import BAD_IMAGE, LOST, Broken, Pairs
+from muwa.types.ranges import Aliases
 
 SCHEMA = 2
 INDEX = ".index"  # the folder of caption indices in the folder of forget sets
 SHOWN = 10  # captions of each name in a preview
-Aliases = Mapping[str | int, Sequence[str]]  # name -> its other spellings; 2880 is a name, too
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from muwa.eval.images.classifiers import Classifier, classifier, timm_models
 from muwa.models.diffusion.image_classifier import ImageClassifier
+from muwa.types.ranges import Device, Text
 
 FOLDER = Path(__file__).parent / "classifier_weights"
 
 
-def load(*model_and_task: object, folder: str | None, device: str) -> ImageClassifier:
+def load(*model_and_task: object, folder: Text | None, device: Device) -> ImageClassifier:
     """Both classifiers: one for styles, one for people and objects (the domain "class").
 
     Args:

@@ -23,6 +23,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
+from muwa.types.ranges import Device, Seed, Text
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
@@ -59,7 +60,7 @@ _UNREADABLE = (
 )
 
 
-def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
+def load(name: Text, pretrained: Text | None, *, device: Device, seed: Seed) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:

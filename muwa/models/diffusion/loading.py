@@ -21,6 +21,7 @@ from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
 from muwa.patch.files import tensor_names
 from muwa.runtime.devices import check_device
+from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Text
 from muwa.weight_files.components import weights_of
 from muwa.weight_files.reading import differences
 
@@ -34,15 +35,15 @@ CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of a tex
 
 
 def load(
-    path: str,
+    path: Text,
     *,
-    config: str | None,
+    config: Text | None,
     clips: Mapping[str, Callable[[], Clip]],
-    steps: int,
-    guidance: float,
-    size: int | None,
-    dtype: str,
-    device: str,
+    steps: Count,
+    guidance: Scale,
+    size: LatentPixels | None,
+    dtype: Dtype,
+    device: Device,
 ) -> Diffusion:
     """Load a pipeline and the CLIPs of its text encoders, in eval mode.
 
