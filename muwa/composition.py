@@ -46,8 +46,9 @@ def _check(key: str, value: Any, written: Mapping[str, Any], *, whole: bool) -> 
         _check_names(f"{key}: {target}()", signature, settings, whole=whole)
         for name, inner in settings.items():
             parameter = signature.signature.parameters.get(str(name))
-            if parameter is not None and is_plain(inner) and not _has_target(inner):
-                check_value(_source(f"{key}.{name}", written), parameter.annotation, inner)
+            plain = _without_parts(inner)
+            if parameter is not None and is_plain(plain) and (plain or not inner):
+                check_value(_source(f"{key}.{name}", written), parameter.annotation, plain)
     for name, inner in settings.items():
         _check(f"{key}.{name}", inner, written, whole=whole)
 
@@ -61,10 +62,14 @@ def _check_names(where: str, found: SourceSignature, settings: Mapping[str, Any]
         raise ValueError(f"{where} {error}") from error
 
 
-def _has_target(value: Any) -> bool:
-    """Whether something is to be made of a value, or of a value inside it."""
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return (isinstance(value, Mapping) and "_target_" in value) or any(map(_has_target, inside))
+def _without_parts(value: Any) -> Any:
+    """A value without what is made of nodes with a `_target_`: those are checked on their own."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return {}
+        kept = {name: _without_parts(inner) for name, inner in value.items()}
+        return {name: inner for name, inner in kept.items() if inner or not value[name]}
+    return value
 
 
 def _source(key: str, written: Mapping[str, Any]) -> str:

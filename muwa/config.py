@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval
 from hydra import compose, initialize_config_dir
@@ -188,8 +188,7 @@ def _check_values(cfg: DictConfig) -> None:
             f"stages: got {list(cfg.stages)}, want curate or unlearn among them: nothing would be done"
         )
     written = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(written, dict)
-    composition.check({group: _plain(cfg, group) for group in GROUPS}, written, RECORDS)
+    composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
 
 
 def _plain(cfg: DictConfig, group: str) -> Any:

@@ -30,9 +30,10 @@ _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "none_required": "null",
     "too_short": "at least {min_length} of them",
     "multiple_of": "a multiple of {multiple_of}",
-    "is_instance_of": "a part with a _target_",
+    "list_type": "a list",
     "callable_type": "a part with a _target_",
 }
+_KINDS = {"Sequence": "a list", "Mapping": "a mapping"}
 _LONGEST = 100  # characters of a value in a message
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -93,8 +94,27 @@ def check_value(key: str, annotation: Any, value: Any) -> None:
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:
-        wanted = dict.fromkeys(map(_wanted, error.errors(include_url=False)))
-        raise ValueError(f"{key}: got {_shown(value)}, want {' or '.join(wanted)}") from error
+        details = error.errors(include_url=False)
+        wanted = " or ".join(dict.fromkeys(map(_wanted, details)))
+        places = {_place(value, detail["loc"]) for detail in details}
+        for name in places.pop() if len(places) == 1 else ():
+            key, value = f"{key}.{name}", value[name]
+        raise ValueError(f"{key}: got {_shown(value)}, want {wanted}") from error
+
+
+def _place(value: Any, location: tuple[int | str, ...]) -> tuple[Any, ...]:
+    """The keys and indices that lead to what does not fit. Pydantic puts the members of unions between."""
+    found: list[int | str] = []
+    for name in location:
+        inside = value if isinstance(value, Mapping) else dict(enumerate(value)) if _is_list(value) else {}
+        if name in inside:
+            value = inside[name]
+            found.append(name)
+    return tuple(found)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _shown(value: Any) -> str:
@@ -105,6 +125,8 @@ def _shown(value: Any) -> str:
 
 def _wanted(detail: ErrorDetails) -> str:
     """What a value should be, in words: "at least 1"."""
+    if detail["type"] == "is_instance_of":
+        return _KINDS.get(detail.get("ctx", {}).get("class", ""), "a part with a _target_")
     words = _WORDS.get(detail["type"])
     return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Input should be ")
 
@@ -135,6 +157,6 @@ def is_plain(value: Any) -> bool:
     """Whether a value is as a config file gives it; objects that Python code hands over are not."""
     if isinstance(value, Mapping):
         return all(map(is_plain, value.values()))
-    if isinstance(value, list | tuple):
+    if _is_list(value):
         return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float)

@@ -19,11 +19,18 @@ from muwa.types.ranges import FieldsOf
 
 _FOLDER = Path(__file__).parent
 # Modules that annotations may name and that import nothing heavy.
-_LIGHT = ("typing", "collections.abc", "annotated_types", "muwa.types.ranges")
+_LIGHT = ("typing", "collections.abc", "pathlib", "annotated_types", "muwa.types.ranges")
 
 
-class Part:
-    """Stands for any class of muwa in an annotation: only a node with a `_target_` makes an object of it."""
+class _Any(type):
+    def __getattr__(cls, name: str) -> type[Part]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Part  # nn.Module
+
+
+class Part(metaclass=_Any):
+    """Stands for any class in an annotation: only a node with a `_target_` makes an object of it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def _imported(node: ast.ImportFrom, name: str) -> Any:
         alias = next(alias for alias in node.names if name in (alias.asname, alias.name))
         return getattr(importlib.import_module(node.module), alias.name)
     module = _module(node.module)
-    return module[name] if module and name in module else Any
+    return module[name] if module and name in module else Part
 
 
 def _fields(module: _Module, node: ast.ClassDef) -> dict[str, Parameter] | None:

@@ -11,6 +11,8 @@ from muwa.runtime.progress import track
 from muwa.signatures import check_values
 from muwa.types.ranges import FieldsOf, Text
 
+_Settings = Annotated[Any, FieldsOf("muwa.data.dataset.Dataset")]
+
 
 def dataset(
     root: Text, *, progress: bool, **settings: Annotated[Any, FieldsOf("muwa.data.dataset.Dataset")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval, MinLen, MultipleOf
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
@@ -35,6 +35,13 @@ def _text(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise PydanticCustomError("text", "a text that is not empty")
     return text
+
+
+def _not_bool(value: object) -> object:
+    """Raise if a value is true or false, which equal 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("whole", "a whole number")
+    return value
 
 
 def _template(text: str) -> str:
@@ -91,6 +98,7 @@ Count = Annotated[int, Interval(ge=1, lt=2**31)]
 CountOrZero = Annotated[int, Interval(ge=0, lt=2**31)]
 TwoOrMore = Annotated[int, Interval(ge=2, lt=2**31)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+Percent = Annotated[Literal[1, 5, 10, 15], BeforeValidator(_not_bool)]  # of the people of a benchmark
 Pixels = Annotated[int, Interval(ge=1, le=16384)]  # the side of an image
 LatentPixels = Annotated[int, Interval(ge=8, le=16384), MultipleOf(8)]  # a VAE has one latent for 8 pixels
 Fractions = Annotated[Sequence[Positive], MinLen(1)]
@@ -119,4 +127,5 @@ StepRule = Literal["constrained", "margin", "paper", "deepest"]
 OutputRule = Literal["constrained", "paper", "deepest"]
 SelectionRule = Literal["best", "first"]
 Start = Literal["clip", "ratio", "gain"]
-Towers = Annotated[Sequence[Literal["vision", "text"]], MinLen(1)]
+Tower = Literal["vision", "text"]
+Towers = Annotated[Sequence[Tower], MinLen(1)]

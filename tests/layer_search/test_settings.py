@@ -6,8 +6,8 @@ import pytest
 import tiny
 import tiny_vlm
 from layer_search.examples import pipeline
+from records import part
 
-from muwa.config import part
 from muwa.layer_search.choice import Acceptance
 
 ON_A_CLIP = (

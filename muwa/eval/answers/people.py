@@ -19,7 +19,7 @@ from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
 from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
-from muwa.types.ranges import Count, Text
+from muwa.types.ranges import Count, Percent, Text
 
 TITLES = {"mllmu": "MLLMU-Bench", "clear": "CLEAR", "mlubench": "MLUBench"}
 WHOM = {  # part of a benchmark -> whom its questions are about
@@ -73,9 +73,9 @@ class PeopleBenchmarks(Measure):
     observes: ClassVar[type[Observer]] = QuestionAnswering
 
     mllmu: Text | None
-    mllmu_percent: Literal[5, 10, 15]
+    mllmu_percent: Percent
     clear: Text | None
-    clear_percent: Literal[1, 5, 10]
+    clear_percent: Percent
     mlubench: Text | None
     mlubench_images: Text | None
     mlubench_task: Literal["TaskA", "TaskB", "TaskC", "TaskD"]
