@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from muwa import composition
 from muwa.command_line import CONF, adapted
 from muwa.data.addresses import hide
+from muwa.errors import one_line
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
@@ -145,7 +146,10 @@ class Parts(Mapping[str, Any]):
     """
 
     def __init__(self, cfg: DictConfig):
-        _check_values(cfg)
+        try:
+            _check_values(cfg)
+        except OmegaConfBaseException as error:  # a reference to a key that does not exist
+            raise ValueError(_said(error, "config")) from error
         self._cfg = cfg
         self._made: dict[str, Any] = {}
 
@@ -200,7 +204,12 @@ def _plain(cfg: DictConfig, group: str) -> Any:
     try:
         return in_home(OmegaConf.to_container(cfg[group], resolve=True))
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or group}: {str(error.msg).splitlines()[0]}") from error
+        raise ValueError(_said(error, group)) from error
+
+
+def _said(error: OmegaConfBaseException, where: str) -> str:
+    """The error in one line, with the key; or with `where`, if it knows none."""
+    return f"{error.full_key or where}: {str(error.msg).splitlines()[0]}, want a value"
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
@@ -392,7 +401,7 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"muwa: {error}", file=sys.stderr)
+        print(f"muwa: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from muwa.errors import one_line
+
 SUFFIX = ".draft"
 
 
@@ -30,9 +34,10 @@ def new_file(path: Path) -> Iterator[Path]:
         draft.chmod(file_mode())
         _flush(draft)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink()
+        _raise_with_path(error, path)
         raise
 
 
@@ -50,9 +55,18 @@ def new_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
         remove(path)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        _raise_with_path(error, path)
         raise
+
+
+def _raise_with_path(error: BaseException, path: Path) -> None:
+    """Raise OSError with the path if a file could not be written: a full disk is an error without a name."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    if isinstance(error, SafetensorError):
+        raise OSError(f"{path}: could not be written ({one_line(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:

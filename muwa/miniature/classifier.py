@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from muwa.eval.images.classifiers import Classifier, classifier, timm_models
+from muwa.json_files import read_json
 from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.types.ranges import Device, Text
 
@@ -30,7 +30,7 @@ def load(*model_and_task: object, folder: Text | None, device: Device) -> ImageC
         raise FileNotFoundError(
             f"classifier.folder={where}: no config.json; want a folder of muwa.miniature.train.classifier"
         )
-    about = json.loads((where / "config.json").read_text())
+    about = read_json(where / "config.json", dict, "the settings of a classifier")
 
     def one(domain: str) -> Callable[[], Classifier]:
         return partial(

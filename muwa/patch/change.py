@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from muwa.json_files import read_json
 from muwa.patch.apply import Patch, apply_patch, read_patch, remove_patch
 from muwa.patch.files import find_checkpoint, in_files, read_weights, rewrite_files, safetensors_name
 from muwa.patch.folders import (
@@ -148,7 +149,7 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, dict, "the record of muwa's patches")
         return list(found["patches"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a record of muwa's patches ({error})") from error

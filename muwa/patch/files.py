@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.drafts import draft_of, file_mode
+from muwa.json_files import read_json
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import plain_names, read_tree
 
@@ -51,7 +52,7 @@ def find_checkpoint(base: Path) -> list[Path]:
             )
         return [base]
     if (base / _INDEX).is_file():
-        names = sorted(set(json.loads((base / _INDEX).read_text())["weight_map"].values()))
+        names = _shards(base / _INDEX)
         if missing := [name for name in names if not (base / name).is_file()]:
             raise FileNotFoundError(
                 f"{base}: {_INDEX} names {missing[0]}, which is not there ({len(missing)} missing)"
@@ -64,6 +65,15 @@ def find_checkpoint(base: Path) -> list[Path]:
         return alone  # what `apply` writes for a single file
     there = sorted(path.name for path in base.iterdir())[:8] if base.is_dir() else "no such folder"
     raise FileNotFoundError(f"{base}: looked for {', '.join(_SINGLE)} or {_INDEX}, found {there}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index of shards lists, in its folder."""
+    listed = read_json(index, dict, "the index of a model's shards").get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else {None}
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index}: no file names in weight_map, want the index of a model's shards")
+    return sorted(map(str, names))
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

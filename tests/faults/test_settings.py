@@ -14,7 +14,9 @@ from setting_sweep import VALUES, Setting, must_be_refused, resolved, settings
 from muwa import config
 
 EVERY = settings()
-FILES = random.Random(19).sample(sorted({setting.file for setting in EVERY}), 5)  # to compose a file takes longest
+FILES = random.Random(19).sample(
+    sorted({setting.file for setting in EVERY}), 5
+)  # to compose a file takes longest
 SAMPLE = random.Random(19).sample([(one, name) for one in EVERY if one.file in FILES for name in VALUES], 60)
 
 

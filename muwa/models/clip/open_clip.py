@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import tempfile
 import warnings
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from muwa.json_files import read_json
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
@@ -251,8 +251,8 @@ def _check_folder(name: str, folder: Path) -> None:
             "transformers' save_pretrained: model=clip_hf model.path=FOLDER."
         )
     try:
-        known = "model_cfg" in json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
+        known = "model_cfg" in read_json(config, dict, "the config that open_clip saves")
+    except ValueError as error:
         raise ValueError(f"model.name={name}: {config} is not JSON ({error})") from error
     if not known:
         raise ValueError(
