@@ -37,7 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from muwa import composition
 from muwa.command_line import CONF, adapted
 from muwa.data.addresses import hide
-from muwa.errors import one_line
+from muwa.errors import message_of
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
@@ -401,7 +401,7 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"muwa: {one_line(error)}", file=sys.stderr)
+        print(f"muwa: {message_of(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from muwa.errors import one_line
+from muwa.errors import message_of
 
 SUFFIX = ".draft"
 
@@ -66,7 +66,7 @@ def _raise_with_path(error: BaseException, path: Path) -> None:
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     if isinstance(error, SafetensorError):
-        raise OSError(f"{path}: could not be written ({one_line(error)})") from error
+        raise OSError(f"{path}: could not be written ({message_of(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:

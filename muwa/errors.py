@@ -1,14 +1,14 @@
-"""An error as one line for the terminal: where, what was found, what was wanted."""
+"""The message of an error, for the terminal."""
 
 from __future__ import annotations
 
 
-def one_line(error: BaseException) -> str:
-    """The error in one line. An error of the operating system gets the file and the reason, not its number.
+def message_of(error: BaseException) -> str:
+    """The message of an error. One of the operating system is given by file and reason, not by number.
 
-    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.safetensors"))
+    >>> message_of(FileNotFoundError(2, "No such file or directory", "a.safetensors"))
     'a.safetensors: No such file or directory'
-    >>> one_line(KeyError("a name"))
+    >>> message_of(KeyError("a name"))
     'a name'
     """
     if isinstance(error, OSError) and error.strerror:
@@ -18,5 +18,4 @@ def one_line(error: BaseException) -> str:
         return str(error.args[0])
     if isinstance(error, UnicodeError):
         return f"a text file that is not UTF-8 ({error}); want UTF-8"
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line) or type(error).__name__
+    return str(error) or type(error).__name__

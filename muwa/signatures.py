@@ -28,7 +28,7 @@ _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "mapping_type": "a mapping",
     "dict_type": "a mapping",
     "none_required": "null",
-    "too_short": "at least {min_length} of them",
+    "too_short": "a list that is not empty",
     "multiple_of": "a multiple of {multiple_of}",
     "list_type": "a list",
     "callable_type": "a part with a _target_",
@@ -128,7 +128,8 @@ def _wanted(detail: ErrorDetails) -> str:
     if detail["type"] == "is_instance_of":
         return _KINDS.get(detail.get("ctx", {}).get("class", ""), "a part with a _target_")
     words = _WORDS.get(detail["type"])
-    return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Input should be ")
+    limits = {key: f"{x:g}" if isinstance(x, float) else x for key, x in detail.get("ctx", {}).items()}
+    return words.format(**limits) if words else detail["msg"].removeprefix("Input should be ")
 
 
 @cache

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from muwa.cache.mark import checked
 from muwa.drafts import remove
-from muwa.errors import one_line
+from muwa.errors import message_of
 from muwa.json_files import read_json
 
 _WRITTEN = re.compile(r"[0-9a-f]{64}(\..*)?")  # an entry, its lock, its drafts
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         actions[args.command](args)
     except (ValueError, OSError) as error:
-        print(f"muwa.cache: {one_line(error)}", file=sys.stderr)
+        print(f"muwa.cache: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -127,7 +127,7 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
         ({"batch_size": 0}, "method.batch_size: got 0, want at least 1"),
         ({"sampling_steps": 0}, "method.sampling_steps: got 0, want at least 1"),
         ({"start_guidance": 0.5}, "method.start_guidance: got 0.5, want at least 1"),
-        ({"learning_rate": float("nan")}, "method.learning_rate: got nan, want a finite number"),
+        ({"learning_rate": float("nan")}, "method.learning_rate: got nan, want a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             esd(model, Run(store), **settings)
