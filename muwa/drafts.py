@@ -37,7 +37,7 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             draft.unlink()
-        _raise_with_path(error, path)
+        raise_with_path(error, path)
         raise
 
 
@@ -57,11 +57,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
-        _raise_with_path(error, path)
+        raise_with_path(error, path)
         raise
 
 
-def _raise_with_path(error: BaseException, path: Path) -> None:
+def raise_with_path(error: BaseException, path: Path) -> None:
     """Raise OSError with the path if a file could not be written: a full disk is an error without a name."""
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         raise OSError(error.errno, error.strerror, str(path)) from error

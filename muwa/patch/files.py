@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.drafts import draft_of, file_mode
+from muwa.drafts import draft_of, file_mode, raise_with_path
 from muwa.json_files import read_json
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import plain_names, read_tree
@@ -174,9 +174,9 @@ def rewrite_files(
 
     Raises:
         FileExistsError: `out` exists and is not empty.
+        ValueError: `out` lies in `base`, or `base` holds a pipe, a device or a link to nothing.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
+    check_out(base, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(out)
     left_out = {*dropped, *changes}  # the changed files are written one by one below
@@ -195,8 +195,22 @@ def rewrite_files(
         if out.is_dir():
             out.rmdir()
         os.replace(draft, out)
+    except (OSError, SafetensorError) as error:
+        raise_with_path(error, out)
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # there is one only if something failed
+
+
+def check_out(base: Path, out: Path) -> None:
+    """Raise if a copy of `base` cannot be written to the new folder `out`; see `rewrite_files`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
+    if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
+        raise ValueError(f"{out}: lies in {base}, which is copied; --out wants a folder elsewhere")
+    for path in base.rglob("*") if base.is_dir() else ():
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path}: not a regular file, so the folder cannot be copied; remove it")
 
 
 def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:
