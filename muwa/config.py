@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval
 from hydra import compose, initialize_config_dir
@@ -35,26 +35,40 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from muwa import multirun
+from muwa import composition, multirun
 from muwa.cli import help_page
 from muwa.command_line import CONF, OWN_CONF, adapted
 from muwa.data.addresses import hide
+from muwa.errors import message_of
 from muwa.report.status import DONE, FAILED, end_run
 from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
 from muwa.signatures import check, check_value
-from muwa.types.ranges import Positive, Seed, Share
+from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
+GROUPS = (*PARTS, "gradient_source", "layer_search", "classifier")
 RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
     "seed": Seed,
     "forget_target": Share,
-    "learning_rate": Positive,
+    "learning_rate": LearningRate,
     "checkpoint": Literal["best", "first"],
+    "name": Text,
+    "gradients": Text | None,
+    "paths.outputs": Text,
+    "paths.cache": Text,
+    "paths.data": Text,
+    "runtime.device": Device,
+    "whitening.damping": Positive,
+    "whitening.output_damping": Positive,
+    "whitening.input_power": Share,
+    "whitening.output_power": Share,
+    "questions": TextsByName,
     "runtime.threads": Annotated[int, Interval(ge=1, le=1024)] | None,
 }
 _HOME = re.compile(r"(|local-dir:)~(?=/|$)")
@@ -169,7 +183,10 @@ class Parts(Mapping[str, Any]):
     """
 
     def __init__(self, cfg: DictConfig):
-        _check_values(cfg)
+        try:
+            _check_values(cfg)
+        except OmegaConfBaseException as error:  # a reference to a key that does not exist
+            raise ValueError(_said(error, "config")) from error
         self._cfg = cfg
         self._made: dict[str, Any] = {}
 
@@ -202,7 +219,8 @@ def _check_values(cfg: DictConfig) -> None:
             f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
         )
     for key, annotation in RANGES.items():
-        check_value(key, annotation, OmegaConf.select(cfg, key))
+        value = OmegaConf.select(cfg, key)
+        check_value(key, annotation, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
@@ -210,6 +228,25 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"stages: got {list(cfg.stages)}, want curate or unlearn among them: nothing would be done"
         )
+    written = OmegaConf.to_container(cfg, resolve=False)
+    composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
+
+
+def _plain(cfg: DictConfig, group: str) -> Any:
+    """The settings of a group as plain values.
+
+    Raises:
+        ValueError: A value refers to one that does not exist, or that has no value. Names the key.
+    """
+    try:
+        return in_home(OmegaConf.to_container(cfg[group], resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(_said(error, group)) from error
+
+
+def _said(error: OmegaConfBaseException, where: str) -> str:
+    """The error in one line, with the key; or with `where`, if it knows none."""
+    return f"{error.full_key or where}: {str(error.msg).splitlines()[0]}, want a value"
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
@@ -219,7 +256,7 @@ def _instantiated(cfg: DictConfig, group: str) -> Any:
         ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
     """
     try:
-        return instantiate(in_home(OmegaConf.to_container(cfg[group], resolve=True)), _convert_="all")
+        return instantiate(_plain(cfg, group), _convert_="all")
     except InstantiationException as error:
         raise ValueError(
             f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
@@ -403,7 +440,7 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"muwa: {error}", file=sys.stderr)
+        print(f"muwa: {message_of(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from muwa.errors import message_of
+
 SUFFIX = ".draft"
 
 
@@ -30,9 +34,10 @@ def new_file(path: Path) -> Iterator[Path]:
         draft.chmod(file_mode())
         _flush(draft)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink()
+        raise_with_path(error, path)
         raise
 
 
@@ -58,9 +63,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             remove(former)
         else:
             os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        raise_with_path(error, path)
         raise
+
+
+def raise_with_path(error: BaseException, path: Path) -> None:
+    """Raise OSError with the path if a file could not be written: a full disk is an error without a name."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    if isinstance(error, SafetensorError):
+        raise OSError(f"{path}: could not be written ({message_of(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,13 @@ _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "mapping_type": "a mapping",
     "dict_type": "a mapping",
     "none_required": "null",
+    "too_short": "a list that is not empty",
+    "multiple_of": "a multiple of {multiple_of}",
+    "list_type": "a list",
+    "callable_type": "a part with a _target_",
 }
+_KINDS = {"Sequence": "a list", "Mapping": "a mapping"}
+_LONGEST = 100  # characters of a value in a message
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -75,7 +81,7 @@ def check_values(key: str, function: Callable[..., Any], keywords: Mapping[str, 
         ValueError: Names the key, the value and what is wanted.
     """
     for name, value in keywords.items():
-        if _is_plain(value) and (annotation := _annotation(function, name)) is not None:
+        if is_plain(value) and (annotation := _annotation(function, name)) is not None:
             check_value(f"{key}.{name}", annotation, value)
 
 
@@ -88,14 +94,42 @@ def check_value(key: str, annotation: Any, value: Any) -> None:
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:
-        wanted = dict.fromkeys(map(_wanted, error.errors(include_url=False)))
-        raise ValueError(f"{key}: got {value!r}, want {' or '.join(wanted)}") from error
+        details = error.errors(include_url=False)
+        wanted = " or ".join(dict.fromkeys(map(_wanted, details)))
+        places = {_place(value, detail["loc"]) for detail in details}
+        for name in places.pop() if len(places) == 1 else ():
+            key, value = f"{key}.{name}", value[name]
+        raise ValueError(f"{key}: got {_shown(value)}, want {wanted}") from error
+
+
+def _place(value: Any, location: tuple[int | str, ...]) -> tuple[Any, ...]:
+    """The keys and indices that lead to what does not fit. Pydantic puts the members of unions between."""
+    found: list[int | str] = []
+    for name in location:
+        inside = value if isinstance(value, Mapping) else dict(enumerate(value)) if _is_list(value) else {}
+        if name in inside:
+            value = inside[name]
+            found.append(name)
+    return tuple(found)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _wanted(detail: ErrorDetails) -> str:
     """What a value should be, in words: "at least 1"."""
+    if detail["type"] == "is_instance_of":
+        return _KINDS.get(detail.get("ctx", {}).get("class", ""), "a part with a _target_")
     words = _WORDS.get(detail["type"])
-    return words.format(**detail.get("ctx", {})) if words else detail["msg"].removeprefix("Input should be ")
+    limits = {key: f"{x:g}" if isinstance(x, float) else x for key, x in detail.get("ctx", {}).items()}
+    return words.format(**limits) if words else detail["msg"].removeprefix("Input should be ")
 
 
 @cache
@@ -120,10 +154,10 @@ def _adapter(annotation: Any) -> TypeAdapter:
         return TypeAdapter(Any)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value is as a config file gives it; objects that Python code hands over are not."""
     if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value.values()))
+    if _is_list(value):
+        return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float)

@@ -122,7 +122,7 @@ def test_an_added_key_that_no_function_takes_is_an_error(composed):
     ):
         config.build(composed("method=slug", "+method.rate=1"))
     with pytest.raises(
-        ValueError, match=r"method.layer_search: muwa.layer_search.bisection.ParetoBisect\(\) .*'depth'"
+        ValueError, match=r"^layer_search: muwa.layer_search.bisection.ParetoBisect\(\) .*'depth'"
     ):
         config.build(composed("+layer_search.depth=1"))
 

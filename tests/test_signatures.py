@@ -56,7 +56,7 @@ def test_what_fits_passes(changed):
     ({"share": float("nan")}, "group.share: got nan, want a finite number"),
     ({"step": float("inf")}, "group.step: got inf, want a finite number"),
     ({"step": "fast"}, "group.step: got 'fast', want a number"),
-    ({"names": 2880}, "group.names: got 2880, want a text or .*equence"),
+    ({"names": 2880}, "group.names: got 2880, want a text or a list"),
     ({"names": [1]}, r"group.names: got \[1\], want a text"),
     ({"texts": ["a"]}, r"group.texts: got \['a'\], want a mapping"),
     ({"inner": partial(Inner, count=-1)}, "group.inner.count: got -1, want at least 1"),

@@ -8,7 +8,6 @@ python -m muwa.cache clear ROOT [--stage gradients/forget]
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -25,6 +24,8 @@ from filelock import FileLock, Timeout
 
 from muwa.cache.mark import checked
 from muwa.drafts import remove
+from muwa.errors import message_of
+from muwa.json_files import read_json
 
 _WRITTEN = re.compile(r"[0-9a-f]{64}(\..*)?")  # an entry, its lock, its drafts
 
@@ -39,7 +40,10 @@ def _find(root: Path, key: str) -> dict[str, Any]:
     matches = [folder for folder in _entries(root) if folder.name.startswith(key)]
     if len(matches) != 1:
         raise ValueError(f"{key}: {len(matches)} entries under {root} begin with it, want one")
-    return json.loads((matches[0] / "key.json").read_text())["parts"]
+    parts = read_json(matches[0] / "key.json", dict, "the key of a cache entry").get("parts")
+    if not isinstance(parts, dict):
+        raise ValueError(f"{matches[0] / 'key.json'}: no parts in it, want the key of a cache entry")
+    return {name: str(value) for name, value in parts.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         actions[args.command](args)
     except (ValueError, OSError) as error:
-        print(f"muwa.cache: {error}", file=sys.stderr)
+        print(f"muwa.cache: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
 

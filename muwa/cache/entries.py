@@ -26,6 +26,7 @@ from muwa.fingerprint import file_digest
 from muwa.runtime.notices import notice
 from muwa.types import data, edit, gradients, metric, search
 
+FILES = ("key.json", "value.json", "value.safetensors")
 CHECKSUMS = "sha256"  # in key.json: file -> SHA-256 (hex) of its bytes
 
 # What reading a damaged entry raises, depending on which bytes are damaged.
@@ -45,9 +46,13 @@ def read_entry(folder: Path) -> tuple[bool, Any]:
     try:
         if not folder.exists():
             return False, None
+        if strange := [path.name for path in folder.iterdir() if path.name in FILES and not path.is_file()]:
+            raise ValueError(f"{strange[0]} is not a regular file")  # to read a pipe might never end
         about = json.loads((folder / "key.json").read_text())
         if about["key"] != folder.name:
             raise ValueError(f"it holds the value of {about['key'][:12]}")
+        if strange := [name for name in about[CHECKSUMS] if name not in FILES]:
+            raise ValueError(f"{strange[0]!r} is no file of an entry")
         for name, wanted in about[CHECKSUMS].items():
             if file_digest(folder / name) != wanted:
                 raise ValueError(f"{name} has other bytes than were written")

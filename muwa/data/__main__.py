@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.errors import message_of
 from muwa.runtime import stopping
 
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = find(args.files, spellings, columns, limit=args.limit, rows=rows)
         counts = write_list(args.out, found, columns)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"muwa.data: {error}", file=sys.stderr)
+        print(f"muwa.data: {message_of(error)}", file=sys.stderr)
         return 2
     for name in args.name:
         print(f"{name}: {counts.get(name, 0):,} pairs")

@@ -18,6 +18,7 @@ from typing import Any
 
 from muwa.data.folders import is_system
 from muwa.fingerprint import EncodedImage
+from muwa.json_files import parse_json
 from muwa.types.questions import Question
 
 BRIEF = "\nAnswer the question using a single word or phrase."
@@ -219,17 +220,14 @@ def _text(path: Path) -> str:
     """The content of a text file. Raises OSError if it is none: to read a pipe might never end."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there, or not a regular file")
-    return path.read_text(encoding="utf-8-sig")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        rows = json.loads(_text(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, dict):
-        raise ValueError(f"{path}: want questions by id, got a {type(rows).__name__}")
-    return rows
+    return parse_json(_text(path).encode(), str(path), dict, "questions by id")
 
 
 def _table(path: Path, wanted: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -19,7 +19,7 @@ from muwa.data.shards import expand
 from muwa.data.unlearncanvas import LAYOUT, PLAIN, Canvas, read_canvas
 from muwa.fingerprint import read_image
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
-from muwa.types.ranges import CountOrZero, Seed, Share
+from muwa.types.ranges import CountOrZero, Names, Rate, Seed, StyleTemplate, Template
 
 _NOTHING = "stages=[curate]: this task's forget set is a folder already, there is nothing to curate"
 Row = tuple[Path, str]  # an image and a name for it
@@ -42,7 +42,7 @@ class CanvasLimits:
 
     forget_pairs: CountOrZero | None
     retain_pairs: CountOrZero | None
-    judged: Share
+    judged: Rate
     probe_retain: CountOrZero
     eval_retain: CountOrZero
     probe_utility: CountOrZero
@@ -72,10 +72,10 @@ class ForgetStyleOrClass(TaskBuilder):
     all 20 images of a style and class. We keep some of these images for measuring.
     """
 
-    concept: str | int | Sequence[str | int]
-    style_template: str
-    class_template: str
-    prompt: str
+    concept: Names
+    style_template: Template
+    class_template: Template
+    prompt: StyleTemplate
     bare_captions: bool
     seed: Seed
     limits: CanvasLimits

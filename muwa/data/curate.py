@@ -25,12 +25,13 @@ from muwa.data.samples import ShardRules, check_broken, check_samples, decode, f
 from muwa.data.shards import expand, read_pairs, write_shard
 from muwa.drafts import write_text
 from muwa.fingerprint import image_digest
+from muwa.json_files import read_json
 from muwa.types.data import BAD_IMAGE, LOST, Broken, Pairs
+from muwa.types.ranges import Aliases
 
 SCHEMA = 2
 INDEX = ".index"  # the folder of caption indices in the folder of forget sets
 SHOWN = 10  # captions of each name in a preview
-Aliases = Mapping[str | int, Sequence[str]]  # name -> its other spellings; 2880 is a name, too
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no manifest.json in it, so it is not a finished forget set; write one: "
             "python launch.py stages=[curate] task.identity=NAME"
         )
-    return json.loads(path.read_text())
+    return read_json(path, dict, "the manifest of a forget set")
 
 
 def load_forget(folder: Path) -> Pairs:

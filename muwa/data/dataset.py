@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muwa.data.caption_key import caption_key
 from muwa.data.samples import ShardRules
-from muwa.types.ranges import Share
+from muwa.types.ranges import Files, Share, Text
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,16 @@ class Dataset:
         ValueError: `caption_key` is none of these.
     """
 
-    name: str
-    shards: str | Sequence[str]
-    retain: str | Sequence[str]
-    curated: str
-    forget: str | None
-    celeba: str
-    identities: str | None
-    frequent: str | None
-    canvas: str | None
-    images: str
+    name: Text
+    shards: Files
+    retain: Files
+    curated: Text
+    forget: Text | None
+    celeba: Text
+    identities: Text | None
+    frequent: Text | None
+    canvas: Text | None
+    images: Text
     utility: Share
     utility_probe: Share
     max_broken: Share

@@ -6,13 +6,14 @@ those, not a hundred shards.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from muwa.data import parquet
-from muwa.data.addresses import hide
+from muwa.data.addresses import hide, is_remote
 from muwa.data.samples import fold, match_names
 
 AT_ONCE = 10_000  # rows that are taken from DuckDB at a time
@@ -59,6 +60,10 @@ def find(
     Raises:
         ValueError: A file is missing, cannot be read, or lacks a column. The message says which.
     """
+    for file in files:
+        for path in map(Path, [] if is_remote(file) else glob.glob(file) or [file]):
+            if path.exists() and not path.is_file():  # to read a pipe might never end
+                raise ValueError(f"{path}: not a regular file, want a parquet file")
     left = dict.fromkeys(spellings, float("inf") if limit is None else limit)
     seen: set[tuple[str, str]] = set()
     wanted = pattern([one for some in spellings.values() for one in some])

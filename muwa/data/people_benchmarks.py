@@ -7,7 +7,6 @@ part ("forget", "retain", ...) -> questions, each with the person or thing that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Any
 from muwa.data.hub_tables import Row, image_bytes, read, shards, text_of
 from muwa.data.samples import fold
 from muwa.fingerprint import EncodedImage
+from muwa.json_files import read_json
 from muwa.types.questions import Question
 
 # The ends of MLLMU-Bench's own prompts.
@@ -241,12 +241,7 @@ def _conversation(row: Mapping[str, Any], where: str, images: Path, role: str) -
 
 
 def _json_rows(path: Path) -> list[Row]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: want a list of conversations, got a {type(rows).__name__}")
+    rows = read_json(path, list, "a list of conversations")
     return [(f"{path}: entry {i}", row) for i, row in enumerate(rows, 1)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from muwa.types.data import Broken
+from muwa.types.ranges import Text
 
 MINIATURE = Path(__file__).parent.parent / "miniature" / "prompts.csv"  # "miniature" stands for it
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
@@ -37,10 +38,10 @@ class Columns:
             instead, without its ending and with spaces for `_`. So does None if the file has no such column.
     """
 
-    prompt: str | None
-    seed: str | None
-    guidance: str | None
-    concept: str | None
+    prompt: Text | None
+    seed: Text | None
+    guidance: Text | None
+    concept: Text | None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, match_names
 from muwa.data.shards import expand
 from muwa.types.data import PROMPTS, Broken, Classes, LabelledImages, Pairs, PromptRow, Split, Task
-from muwa.types.ranges import CountOrZero, Share
+from muwa.types.ranges import CountOrZero, Rate, Seed, Text, Texts
 
 _NOTHING = "stages=[curate]: this task has prompts and no image-text pairs, there is nothing to curate"
 PER_PROMPT = 4  # pairs of the retain set that are read for each of their captions that is kept
@@ -36,7 +36,7 @@ class PromptLimits:
         probe_retain, eval_retain: Prompts to keep, of all concepts together.
     """
 
-    probe_share: Share
+    probe_share: Rate
     probe_forget: CountOrZero | None
     eval_forget: CountOrZero | None
     probe_retain: CountOrZero | None
@@ -76,14 +76,14 @@ class ForgetPrompts(TaskBuilder):
         FileNotFoundError: A file or a shard is missing.
     """
 
-    file: str | Sequence[str]
-    forget: str | Sequence[str] | None
-    keep: Sequence[str] | None
-    retain_file: str | Sequence[str] | None
-    probe_file: str | Sequence[str] | None
+    file: Text | Texts
+    forget: Text | Texts | None
+    keep: Sequence[Text] | None
+    retain_file: Text | Texts | None
+    probe_file: Text | Texts | None
     columns: Columns
     lines: bool
-    seed: int
+    seed: Seed
     limits: PromptLimits
 
     def check(self, dataset: Dataset) -> None:

@@ -12,7 +12,7 @@ from muwa.data.dataset import Dataset
 from muwa.data.labelled import labelled
 from muwa.fingerprint import EncodedImage
 from muwa.types.data import Classes, LabelledImages
-from muwa.types.ranges import CountOrZero, Share
+from muwa.types.ranges import CountOrZero, Rate
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Limits:
 
     forget_pairs: CountOrZero | None
     retain_pairs: CountOrZero | None
-    probe_share: Share
+    probe_share: Rate
     probe_retain: CountOrZero | None
     eval_retain: CountOrZero | None
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
-from muwa.data.curate import Aliases, Curated, Preview, curate, load_forget, mentions, preview
+from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
 from muwa.data.imagenet import check_folder, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
@@ -20,7 +20,7 @@ from muwa.data.shards import expand
 from muwa.data.splits import Limits, split_images, utility_images
 from muwa.fingerprint import EncodedImage
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
-from muwa.types.ranges import Seed
+from muwa.types.ranges import Aliases, Names, ObjectTemplates, Seed, Template
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class ForgetIdentities(TaskBuilder):
         FileNotFoundError: A folder or shard is missing. The message says what was looked for.
     """
 
-    identity: str | int | Sequence[str | int]
+    identity: Names
     aliases: Aliases
-    template: str
-    utility_templates: str
+    template: Template
+    utility_templates: ObjectTemplates
     bare_captions: bool
-    prompt: str
-    utility_prompt: str
+    prompt: Template
+    utility_prompt: Template
     seed: Seed
     limits: Limits
 
@@ -111,13 +111,13 @@ class ForgetObjects(TaskBuilder):
         ValueError, FileNotFoundError: As in `ForgetIdentities`.
     """
 
-    object: str | int | Sequence[str | int]
+    object: Names
     aliases: Aliases
-    template: str
-    utility_template: str
+    template: ObjectTemplates
+    utility_template: Template
     bare_captions: bool
-    prompt: str
-    utility_prompt: str
+    prompt: Template
+    utility_prompt: Template
     seed: Seed
     limits: Limits
 

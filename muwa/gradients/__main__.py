@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.errors import message_of
 from muwa.runtime import stopping, threads
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gradients = from_run(args.run, args.concept, trusted=args.trust, commands=args.trust_commands)
         write_gradients(args.file, gradients)
     except (ValueError, OSError) as error:
-        print(f"muwa.gradients: {error}", file=sys.stderr)
+        print(f"muwa.gradients: {message_of(error)}", file=sys.stderr)
         return 2
     print(f"{args.file}: {args.file.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from muwa.gradients.towers import moments_by_clip
 from muwa.models.base import check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import TextsByName
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -60,9 +61,9 @@ class AnswerGradients(GradientSource):
     Source: muwa's own. The paper takes both gradients on the CLIP.
     """
 
-    loss: str
-    wordings: Mapping[str, Sequence[str]]
-    retained: str
+    loss: Literal["log_probability", "margin"]
+    wordings: TextsByName
+    retained: Literal["described", "named"]
 
     def check(self, model: Editable, recipe: Recipe, run: Run) -> None:
         """Raise if a setting is out of range, the model answers no questions, or a gradient file is given.

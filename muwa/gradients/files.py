@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.drafts import new_file
+from muwa.json_files import parse_json
 from muwa.types.gradients import Gradients
 from muwa.weight_files.diagnosis import check_file
 
@@ -30,6 +32,24 @@ def write_gradients(path: Path, gradients: Gradients) -> None:
         save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
 
 
+def _about(text: str | None, path: Path) -> dict[str, Any]:
+    """What the metadata of a gradient file says.
+
+    Raises:
+        ValueError: It is not what `write_gradients` writes.
+    """
+    if text is None:
+        raise ValueError(
+            f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE"
+        )
+    wanted = "what muwa writes"
+    about = parse_json(text, f"gradients={path}: its metadata", dict, wanted)
+    counts = (about.get("n_forget"), about.get("n_retain"))
+    if not isinstance(about.get("origin"), dict) or not all(type(n) is int and n > 0 for n in counts):
+        raise ValueError(f"gradients={path}: its metadata has no origin or no counts, want {wanted}")
+    return about
+
+
 def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
     """Read a file that `write_gradients` wrote.
 
@@ -45,14 +65,10 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
         check_file(path, "gradients=")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()} if about else {}  # noqa: SIM118
+            about = _about((file.metadata() or {}).get(FORMAT), path)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
-    if not about:
-        raise ValueError(
-            f"gradients={path}: no muwa gradients in it; write one: python -m muwa.gradients export RUN FILE"
-        )
     if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
         lines = [
             f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}"

@@ -25,6 +25,7 @@ from muwa.gradients.files import read_gradients
 from muwa.gradients.losses import by_name
 from muwa.gradients.moments import clip_input_sums, clip_output_sums, minus
 from muwa.types.gradients import Gradients, Moments
+from muwa.types.ranges import Count, Loss, Seed
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -323,10 +324,10 @@ class MeanGradientSettings:
         seed: Seed for the order of the pairs.
     """
 
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
+    forget_loss: Loss
+    retain_loss: Loss
+    batch_size: Count
+    seed: Seed
 
     @property
     def recipe(self) -> Recipe:

@@ -31,6 +31,7 @@ from muwa.models.clip.layers import as_matrix, matrices
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.text_encoders import prompt_only
 from muwa.types.gradients import Gradients, Moments
+from muwa.types.ranges import Count
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -212,7 +213,7 @@ class PromptGradients(GradientSource):
     """
 
     anchor: str | None
-    stand_ins: int
+    stand_ins: Count
 
     @property
     def reads_pairs(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from muwa.models.vlm.question_answering import QuestionAnswering, questions
 from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import Aliases, Count, TextsByName
 from muwa.types.search import Search
 
 
@@ -43,10 +44,10 @@ class Answering(OutputSettings, LayerSearch):
     looks at answers afterwards.
     """
 
-    wordings: Mapping[str, Sequence[str]]
-    aliases: Mapping[str, Sequence[str]]
-    search_wordings: int
-    retain_pictures: int
+    wordings: TextsByName
+    aliases: Aliases
+    search_wordings: Count
+    retain_pictures: Count
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, the model answers no questions, or probe images are too few.

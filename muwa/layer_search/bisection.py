@@ -15,6 +15,7 @@ from muwa.models.base import Editable
 from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import Count, Positive
 from muwa.types.search import Evaluation, Layer, Search
 
 
@@ -87,9 +88,9 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
     - The rule "constrained" also looks at the kept rate of a step.
     """
 
-    first_step: float
-    max_evals: int
-    candidates: int | None
+    first_step: Positive
+    max_evals: Count
+    candidates: Count | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, or the model is not a CLIP.

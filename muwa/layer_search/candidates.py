@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from muwa.layer_search.bisection import ParetoBisect
 from muwa.layer_search.pareto import TOWERS, ScoredLayers
@@ -14,6 +14,7 @@ from muwa.models.base import Editable
 from muwa.run import Run
 from muwa.types.data import PROMPTS, Task
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import Criterion, Granularity, Tower
 from muwa.types.search import Evaluation, Layer
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def starting_points(
 
 
 def _best_of_clip(
-    granularity: str, clip: Clip, gradients: Gradients, task: Task, concept: str
+    granularity: Granularity, clip: Clip, gradients: Gradients, task: Task, concept: str
 ) -> list[tuple[str, float]]:
     """Search the CLIP of one encoder by zero-shot accuracy; nothing is generated.
 
@@ -86,7 +87,7 @@ def _best_of_clip(
     layers = {layer.name: layer for layer in clip.layers(granularity)}
     towers = [layer.tower for layer in layers.values()]
     names = len(task.probe.forget.classes.names)
-    search = clip_search(granularity, towers[0], "top5" if names > FEW_NAMES else "top1")
+    search = clip_search(granularity, cast(Tower, towers[0]), "top5" if names > FEW_NAMES else "top1")
     searched = search(clip, {"": gradients}, task, concept, run=Run())
     best: dict[str, Evaluation] = {}
     for row in searched.trace:
@@ -97,7 +98,7 @@ def _best_of_clip(
     return [(name, best[name].step / ratio(clip, gradients, layers[name])) for name in order]
 
 
-def clip_search(granularity: str, tower: str, criterion: str) -> ParetoBisect:
+def clip_search(granularity: Granularity, tower: Tower, criterion: Criterion) -> ParetoBisect:
     """The search of a CLIP that ranks the layers of one encoder.
 
     Its settings are the paper's: ten steps per layer, from 0.1 |theta| / |g_f|, and a step is feasible if no

@@ -17,6 +17,7 @@ from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
 from muwa.types.data import PROMPTS, Task
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import Count
 from muwa.types.search import Search
 
 
@@ -45,9 +46,9 @@ class Generation(OutputSettings, LayerSearch):
     """
 
     classifier: ClassifierLoader
-    pictures: int
-    retain_pictures: int
-    sampling_steps: int
+    pictures: Count
+    retain_pictures: Count
+    sampling_steps: Count
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if a setting is out of range or does not fit the model. Loads the classifier, which must know

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import MinLen
 
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.checks import check_one_kind_of_step
@@ -17,6 +20,7 @@ from muwa.models.base import Editable
 from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
+from muwa.types.ranges import Number, Step, Text, Texts
 from muwa.types.search import Search
 
 
@@ -32,9 +36,9 @@ class Grid(ZeroShotSettings, LayerSearch):
     The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
     """
 
-    layers: Sequence[str] | None
-    steps: Sequence[float] | None
-    relative_steps: Sequence[float] | None
+    layers: Texts | None
+    steps: Annotated[Sequence[Step], MinLen(1)] | None
+    relative_steps: Annotated[Sequence[Number], MinLen(1)] | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, a layer is unknown, or the model is not a CLIP.
@@ -85,9 +89,9 @@ class Fixed(ZeroShotSettings, LayerSearch):
     The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
     """
 
-    layer: str
-    step: float | None
-    relative_step: float | None
+    layer: Text
+    step: Step | None
+    relative_step: Number | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, the layer is unknown, or the model is not a CLIP.

@@ -16,6 +16,21 @@ from muwa.layer_search.checks import (
 from muwa.layer_search.choice import Acceptance
 from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import (
+    Count,
+    Criterion,
+    Factor,
+    Granularity,
+    NotNegative,
+    Number,
+    OutputRule,
+    PartialShare,
+    Positive,
+    Rate,
+    Start,
+    StepRule,
+    Towers,
+)
 
 STARTS = ("clip", "ratio", "gain")
 
@@ -38,13 +53,13 @@ class ZeroShotSettings:
         towers: The towers that are searched, in this order: "vision", "text" or both.
     """
 
-    granularity: str
-    rule: str | None
-    tolerance: float
-    stranger: float
-    target: float
-    criterion: str
-    towers: Sequence[str]
+    granularity: Granularity
+    rule: StepRule | None
+    tolerance: NotNegative
+    stranger: Number
+    target: PartialShare
+    criterion: Criterion
+    towers: Towers
 
     def acceptance(self, whitened: bool) -> Acceptance:
         """Which steps are feasible, and how one of the steps is chosen.
@@ -100,17 +115,17 @@ class OutputSettings:
             step so many times as long, as often as `confirmations` allows. None: there is no edit then.
     """
 
-    start: str | None
-    candidates: int | None
-    granularity: str
-    rule: str
-    tolerance: float
-    first_step: float
-    max_evals: int
-    forget_at_most: float
-    lost_at_most: float
-    confirmations: int
-    lengthen: float | None
+    start: Start | None
+    candidates: Count | None
+    granularity: Granularity
+    rule: OutputRule
+    tolerance: NotNegative
+    first_step: Positive
+    max_evals: Count
+    forget_at_most: Rate
+    lost_at_most: Rate
+    confirmations: Count
+    lengthen: Factor | None
 
     @property
     def acceptance(self) -> Acceptance:

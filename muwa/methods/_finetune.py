@@ -27,6 +27,7 @@ from muwa.models.clip.embeddings import pixel_batches
 from muwa.run import Run
 from muwa.types.data import Pairs, Split, Task
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, CountOrZero, LearningRate, NotNegative, Seed
 from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
@@ -151,13 +152,13 @@ class FineTuningSettings(SelectionSettings):
         patience, evals_per_epoch: See `Stops`.
     """
 
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    patience: int | None
-    evals_per_epoch: int
-    seed: int
+    epochs: Count
+    learning_rate: LearningRate
+    weight_decay: NotNegative
+    batch_size: Count
+    patience: CountOrZero | None
+    evals_per_epoch: Count
+    seed: Seed
 
     @property
     def schedule(self) -> Schedule:

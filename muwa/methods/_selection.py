@@ -13,6 +13,7 @@ from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator
 from muwa.run import Run
 from muwa.runtime.distributed import ALONE
 from muwa.types.data import Task
+from muwa.types.ranges import Criterion, PartialShare, SelectionRule
 from muwa.types.search import ALL_WEIGHTS, Candidate, Evaluation, LayerScore, Search
 
 RULES = ("best", "first")
@@ -56,9 +57,9 @@ class SelectionSettings:
         rule, criterion, target: See `Selection`.
     """
 
-    rule: str
-    criterion: str
-    target: float
+    rule: SelectionRule
+    criterion: Criterion
+    target: PartialShare
 
     @property
     def selection(self) -> Selection:

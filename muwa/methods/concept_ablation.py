@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from muwa.methods._prompts import ANCHORS, prompt_pairs
 from muwa.methods._unet import Training, check_unet_method, log_losses, train_weights, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention
+from muwa.types.ranges import Count, LearningRate, NotNegative, Seed, Text
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -61,14 +62,14 @@ class ConceptAblation(Method):
     - The key and the value of the start token have gradients like those of the other tokens.
     """
 
-    anchor: str | None
-    weights: str
-    iterations: int
-    learning_rate: float
-    batch_size: int
-    pictures: int
-    prior_weight: float
-    seed: int
+    anchor: Text | None
+    weights: Literal["cross-attn", "full"]
+    iterations: Count
+    learning_rate: LearningRate
+    batch_size: Count
+    pictures: Count
+    prior_weight: NotNegative
+    seed: Seed
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._unet import Training, check_unet_method, log_losses, train_weights, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser
+from muwa.types.ranges import Count, LearningRate, NotNegative, Scale, Seed
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -55,14 +56,14 @@ class ESD(Method):
     - The prompts of a name are the task's prompts and the bare name.
     """
 
-    variant: str
-    eta: float
-    iterations: int
-    learning_rate: float
-    batch_size: int
-    sampling_steps: int
-    start_guidance: float
-    seed: int
+    variant: Literal["x", "u"]
+    eta: NotNegative
+    iterations: Count
+    learning_rate: LearningRate
+    batch_size: Count
+    sampling_steps: Count
+    start_guidance: Scale
+    seed: Seed
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

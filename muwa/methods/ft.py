@@ -12,6 +12,7 @@ from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Loss
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -39,7 +40,7 @@ class FT(FineTuningSettings, Method):
     cosine schedule. We differ: eval mode, no augmentation, no warm-up.
     """
 
-    retain_loss: str
+    retain_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

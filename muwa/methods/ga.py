@@ -12,6 +12,7 @@ from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Loss
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -40,7 +41,7 @@ class GA(FineTuningSettings, Method):
     warm-up.
     """
 
-    forget_loss: str
+    forget_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -11,6 +11,7 @@ from muwa.methods._finetune import FineTuningSettings, ascent_and_descent, fine_
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Loss
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -40,8 +41,8 @@ class GAFT(FineTuningSettings, Method):
     no augmentation, no warm-up.
     """
 
-    forget_loss: str
-    retain_loss: str
+    forget_loss: Loss
+    retain_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -28,6 +28,7 @@ from muwa.models.clip.embeddings import Features, Tower, class_features
 from muwa.models.clip.layers import tower_of
 from muwa.run import Run
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Fractions, LearningRate, NotNegative, PartialShare, Seed
 from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
@@ -80,18 +81,18 @@ class LIP(SelectionSettings, Method):
     - The edit is chosen by `rule`; the authors take the last epoch that was not undone.
     """
 
-    pictures: int
-    confidence: float
-    dream_steps: int
-    noise: Sequence[float]
-    copies: int
-    layers: int
-    threshold: float
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    seed: int
+    pictures: Count
+    confidence: PartialShare
+    dream_steps: Count
+    noise: Fractions
+    copies: Count
+    layers: Count
+    threshold: PartialShare
+    epochs: Count
+    learning_rate: LearningRate
+    weight_decay: NotNegative
+    batch_size: Count
+    seed: Seed
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from muwa.data.prompts import prompts_with
@@ -20,6 +21,7 @@ from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_ea
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Count, Share, Templates
 from muwa.types.search import Candidate
 
 if TYPE_CHECKING:
@@ -59,9 +61,9 @@ class NullSpace(SelectionSettings, Method):
     does with the texts of retained classes is not implemented.
     """
 
-    templates: Sequence[str] | None
-    rank: int | None
-    strengths: Sequence[float]
+    templates: Templates | None
+    rank: Count | None
+    strengths: Annotated[Sequence[Share], MinLen(1)]
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

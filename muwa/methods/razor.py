@@ -26,6 +26,7 @@ from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features, pixel_batches
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Granularity, NotNegative, Positive, Share
 from muwa.types.search import BOTH_TOWERS, Candidate
 from muwa.types.short import short_repr
 
@@ -77,14 +78,14 @@ class RAZOR(SelectionSettings, MeanGradientSettings, Method):
     - Round 1 has no mismatch gradient, because nothing has changed yet.
     """
 
-    granularity: str
-    alpha: float
-    threshold: float
-    forget_weight: float
-    mismatch_weight: float
-    rounds: int
-    first_step: float
-    max_evals: int
+    granularity: Granularity
+    alpha: Share
+    threshold: Share
+    forget_weight: Positive
+    mismatch_weight: NotNegative
+    rounds: Count
+    first_step: Positive
+    max_evals: Count
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -18,6 +18,7 @@ from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
+from muwa.types.ranges import Share
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -52,7 +53,7 @@ class SalUn(FineTuningSettings, MeanGradientSettings, Method):
 
     uses_workers: ClassVar[bool] = True
 
-    share: float
+    share: Share
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -14,6 +14,7 @@ from muwa.layer_search.steps import add_edits, edit_of
 from muwa.methods.base import Method
 from muwa.types.data import PROMPTS
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Loss, Precision, Seed
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -41,12 +42,12 @@ class SlugSettings:
 
     layer_search: LayerSearch
     gradients: GradientSource
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
-    precision: str
-    micro_batch_size: int | None
+    forget_loss: Loss
+    retain_loss: Loss
+    batch_size: Count
+    seed: Seed
+    precision: Precision
+    micro_batch_size: Count | None
 
     @property
     def recipe(self) -> Recipe:

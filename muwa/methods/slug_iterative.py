@@ -21,6 +21,7 @@ from muwa.methods.slug import Slug
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, CountOrZero, Positive
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -51,9 +52,9 @@ class SlugIterative(SelectionSettings, MeanGradientSettings, Method):
     uses_workers: ClassVar[bool] = True
 
     layer_search: LayerSearch
-    step: float
-    rounds: int
-    patience: int
+    step: Positive
+    rounds: Count
+    patience: CountOrZero
 
     @property
     def slug(self) -> Slug:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Count, Granularity, Positive
 from muwa.types.search import BOTH_TOWERS, RELATIVE, Candidate
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ class SlugLayers(SelectionSettings, MeanGradientSettings, Method):
 
     uses_workers: ClassVar[bool] = True
 
-    pick: str
-    k: int | None
-    granularity: str
-    first_step: float
-    max_evals: int
+    pick: Literal["front", "importance", "alignment", "random", "all"]
+    k: Count | None
+    granularity: Granularity
+    first_step: Positive
+    max_evals: Count
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from muwa.gradients.subspaces import ProjectedGradients
 from muwa.methods.base import Method
 from muwa.methods.slug import Slug, SlugSettings
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Rate
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -39,9 +40,9 @@ class SlugSubspace(SlugSettings, Method):
 
     uses_workers: ClassVar[bool] = True
 
-    subspace: str
-    energy: float
-    rank: int | None
+    subspace: Literal["activations", "fisher", "gradient"]
+    energy: Rate
+    rank: Count | None
 
     @property
     def slug(self) -> Slug:

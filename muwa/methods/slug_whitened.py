@@ -12,6 +12,7 @@ from muwa.layer_search.steps import edit_of
 from muwa.methods.base import Method
 from muwa.methods.slug import Slug, SlugSettings, log_gradients
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Positive, Share
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -48,12 +49,12 @@ class SlugWhitened(SlugSettings, Method):
 
     uses_workers: ClassVar[bool] = True
 
-    damping: float
-    output_damping: float
-    input_power: float
-    output_power: float
+    damping: Positive
+    output_damping: Positive
+    input_power: Share
+    output_power: Share
     jointly: bool
-    rounds: int
+    rounds: Count
 
     @property
     def slug(self) -> Slug:

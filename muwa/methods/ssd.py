@@ -24,6 +24,7 @@ from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
+from muwa.types.ranges import Count, Fractions, Loss, Positive, Seed
 from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ class SSD(SelectionSettings, Method):
 
     uses_workers: ClassVar[bool] = True
 
-    alpha: float
-    strengths: Sequence[float] | None
-    forget_loss: str
-    retain_loss: str
-    batch_size: int
-    seed: int
+    alpha: Positive
+    strengths: Fractions | None
+    forget_loss: Loss
+    retain_loss: Loss
+    batch_size: Count
+    seed: Seed
 
     @property
     def recipe(self) -> Recipe:

@@ -17,6 +17,7 @@ from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_ea
 from muwa.methods.base import Method
 from muwa.models.base import Editable, check_observer
 from muwa.models.clip.embeddings import Features
+from muwa.types.ranges import Count, Fractions, LearningRate, Loss, NotNegative, Seed
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -52,13 +53,13 @@ class TaskArithmetic(SelectionSettings, Method):
     128 images. We fine-tune both towers on image-text pairs, and the loss is our choice.
     """
 
-    scales: Sequence[float] | None
-    forget_loss: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    seed: int
+    scales: Fractions | None
+    forget_loss: Loss
+    epochs: Count
+    learning_rate: LearningRate
+    weight_decay: NotNegative
+    batch_size: Count
+    seed: Seed
 
     @property
     def schedule(self) -> Schedule:

@@ -17,6 +17,7 @@ from muwa.methods._unet import check_unet_method, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import cross_attention
 from muwa.types.edit import Edit
+from muwa.types.ranges import NotNegative, Positive
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -57,9 +58,9 @@ class UCE(Method):
     """
 
     anchor: str
-    erase_scale: float
-    preserve_scale: float
-    lamb: float
+    erase_scale: Positive
+    preserve_scale: NotNegative
+    lamb: Positive
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from muwa.eval.images.classifiers import Classifier, classifier, timm_models
+from muwa.json_files import read_json
 from muwa.models.diffusion.image_classifier import ImageClassifier
+from muwa.types.ranges import Device, Text
 
 FOLDER = Path(__file__).parent / "classifier_weights"
 
 
-def load(*model_and_task: object, folder: str | None, device: str) -> ImageClassifier:
+def load(*model_and_task: object, folder: Text | None, device: Device) -> ImageClassifier:
     """Both classifiers: one for styles, one for people and objects (the domain "class").
 
     Args:
@@ -29,7 +30,7 @@ def load(*model_and_task: object, folder: str | None, device: str) -> ImageClass
         raise FileNotFoundError(
             f"classifier.folder={where}: no config.json; want a folder of muwa.miniature.train.classifier"
         )
-    about = json.loads((where / "config.json").read_text())
+    about = read_json(where / "config.json", dict, "the settings of a classifier")
 
     def one(domain: str) -> Callable[[], Classifier]:
         return partial(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from muwa.data.dataset import Dataset
 from muwa.miniature import data
 from muwa.runtime.progress import track
 from muwa.signatures import check_values
+from muwa.types.ranges import FieldsOf, Text
+
+_Settings = Annotated[Any, FieldsOf("muwa.data.dataset.Dataset")]
 
 
-def dataset(root: str, *, progress: bool, **settings: Any) -> Dataset:
+def dataset(
+    root: Text, *, progress: bool, **settings: Annotated[Any, FieldsOf("muwa.data.dataset.Dataset")]
+) -> Dataset:
     """The `Dataset` of these settings. The miniature is drawn to `root`/world if it is not there.
 
     Args:

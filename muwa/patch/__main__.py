@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from rich.table import Table
 
+from muwa.errors import message_of
 from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
 from muwa.patch.change import change
 from muwa.patch.lora import save_lora
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = change(args.patch, args.base, args.out, remove=remove, keep=args.keep_unedited)
             print("\n".join(done.lines(args.out, remove=remove)))
     except (ValueError, OSError, KeyError) as error:
-        print(f"muwa.patch: {error.args[0] if error.args else error}", file=sys.stderr)
+        print(f"muwa.patch: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
 

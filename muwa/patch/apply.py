@@ -14,6 +14,7 @@ a part of the model, or that use the names of the other library. It compares the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.drafts import new_file
+from muwa.json_files import parse_json
 from muwa.patch.weights import add_delta, equal, fingerprint_of_digests, tensor_digest, weights_fingerprint
 from muwa.types.edit import Edit, Move
 from muwa.types.short import short_repr
@@ -128,6 +130,17 @@ def check_patch(patch: Patch, where: str) -> None:
                 raise ValueError(f"{where}: {kind}/{name}: holds NaN or infinity; want finite numbers")
 
 
+def _move(fields: Mapping[str, Any]) -> Move:
+    """A move of the metadata. Raises TypeError if a field is missing, unknown or of another type."""
+    move = Move(**fields)
+    texts, numbers = (move.concept, move.tower, move.layer), (move.step, move.relative_norm)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("concept, tower and layer are texts")
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+        raise TypeError("step and relative_norm are finite numbers")
+    return move
+
+
 def read_patch(path: str | Path) -> Patch:
     """Read a patch file and check it whole.
 
@@ -155,10 +168,10 @@ def read_patch(path: str | Path) -> Patch:
     if unknown := [name for name in tensors if not name.startswith(("delta/", "base/"))]:
         raise ValueError(f"{path}: {unknown[0]}: want names that start with delta/ or base/")
     try:
-        about = json.loads(metadata[FORMAT])
-        moves = tuple(Move(**move) for move in about["moves"])
+        about = parse_json(metadata[FORMAT], f"{path}: its metadata", dict, "what muwa writes")
+        moves = tuple(_move(move) for move in about["moves"])
         fingerprint, story = str(about["base_fingerprint"]), dict(about["story"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: its metadata is not what muwa writes ({error!r})") from error
 
     def below(prefix: str) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from muwa.json_files import read_json
 from muwa.patch.apply import Patch
 
 
@@ -24,7 +24,7 @@ def results_of(patch: Patch, path: Path, *, required: bool) -> Mapping[str, Any]
             raise FileNotFoundError(f"--results {path}: no such file")
         return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path, dict, "the results.json of a run")
         moves, metrics = results["edit"]["moves"], results["metrics"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a results.json of muwa ({error!r})") from error

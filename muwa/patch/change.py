@@ -9,8 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from muwa.json_files import read_json
 from muwa.patch.apply import Patch, apply_patch, read_patch, remove_patch
-from muwa.patch.files import find_checkpoint, in_files, read_weights, rewrite_files, safetensors_name
+from muwa.patch.files import (
+    check_out,
+    find_checkpoint,
+    in_files,
+    read_weights,
+    rewrite_files,
+    safetensors_name,
+)
 from muwa.patch.folders import (
     Changes,
     changed_by_file,
@@ -69,6 +77,7 @@ def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Ou
         FileExistsError: `out` exists and is not empty.
     """
     patch = read_patch(path)
+    check_out(base, out)
     changes, partly = _required(patch, base, remove=remove)
     twins = find_twins(base, patch, changes, remove=remove)
     unedited = {**partly, **(twins.unedited if keep else {})}
@@ -167,7 +176,7 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, dict, "the record of muwa's patches")
         return list(found["patches"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a record of muwa's patches ({error})") from error

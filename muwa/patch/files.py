@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muwa.drafts import draft_of, file_mode
+from muwa.drafts import draft_of, file_mode, raise_with_path
+from muwa.json_files import read_json
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import plain_names, read_tree
 
@@ -51,7 +52,7 @@ def find_checkpoint(base: Path) -> list[Path]:
             )
         return [base]
     if (base / _INDEX).is_file():
-        names = sorted(set(json.loads((base / _INDEX).read_text())["weight_map"].values()))
+        names = _shards(base / _INDEX)
         if missing := [name for name in names if not (base / name).is_file()]:
             raise FileNotFoundError(
                 f"{base}: {_INDEX} names {missing[0]}, which is not there ({len(missing)} missing)"
@@ -64,6 +65,15 @@ def find_checkpoint(base: Path) -> list[Path]:
         return alone  # what `apply` writes for a single file
     there = sorted(path.name for path in base.iterdir())[:8] if base.is_dir() else "no such folder"
     raise FileNotFoundError(f"{base}: looked for {', '.join(_SINGLE)} or {_INDEX}, found {there}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index of shards lists, in its folder."""
+    listed = read_json(index, dict, "the index of a model's shards").get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else {None}
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index}: no file names in weight_map, want the index of a model's shards")
+    return sorted(map(str, names))
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -164,9 +174,9 @@ def rewrite_files(
 
     Raises:
         FileExistsError: `out` exists and is not empty.
+        ValueError: `out` lies in `base`, or `base` holds a pipe, a device or a link to nothing.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
+    check_out(base, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(out)
     left_out = {*dropped, *changes}  # the changed files are written one by one below
@@ -185,8 +195,22 @@ def rewrite_files(
         if out.is_dir():
             out.rmdir()
         os.replace(draft, out)
+    except (OSError, SafetensorError) as error:
+        raise_with_path(error, out)
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # there is one only if something failed
+
+
+def check_out(base: Path, out: Path) -> None:
+    """Raise if a copy of `base` cannot be written to the new folder `out`; see `rewrite_files`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
+    if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
+        raise ValueError(f"{out}: lies in {base}, which is copied; --out wants a folder elsewhere")
+    for path in base.rglob("*") if base.is_dir() else ():
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path}: not a regular file, so the folder cannot be copied; remove it")
 
 
 def _write_changed(path: Path, to: Path, changed: Mapping[str, Tensor]) -> None:

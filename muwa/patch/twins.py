@@ -7,7 +7,6 @@ libraries, or as single files of the whole pipeline. Who loads an unedited one h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pickle import UnpicklingError
 
 import torch
 
+from muwa.json_files import read_json
 from muwa.patch.apply import Patch
 from muwa.patch.files import safetensors_name
 from muwa.patch.folders import (
@@ -99,7 +99,7 @@ def _components(base: Path) -> set[str]:
     """The folders that a pipeline's index names."""
     if not is_pipeline(base):
         return set()
-    named = json.loads((base / "model_index.json").read_text())
+    named = read_json(base / "model_index.json", dict, "the index of a pipeline")
     return {name for name, kind in named.items() if isinstance(kind, list)}
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from muwa.drafts import write_text
 from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
 from muwa.report.record import answers
 from muwa.runtime.notices import notice
 from muwa.runtime.stopping import stage_of, word
+from muwa.types.ranges import Text
 from muwa.types.report import PATCH, Report
 
 # The figures that are sent: those of numbers. `examples` holds images and is not sent.
@@ -63,7 +64,7 @@ class Loggers:
 class Jsonl:
     """A file with one JSON line per event, written at once: "time" (UTC), "event" and the event's fields."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: Text):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._file = Path(path).open("a")  # noqa: SIM115  (closed by close)
 
@@ -108,12 +109,12 @@ class Wandb:
     def __init__(
         self,
         *,
-        project: str,
-        group: str | None,
-        name: str | None,
-        mode: str,
-        folder: str,
-        tags: Sequence[str],
+        project: Text,
+        group: Text | None,
+        name: Text | None,
+        mode: Literal["offline", "online", "disabled"],
+        folder: Text,
+        tags: Sequence[Text],
     ):
         self._folder = Path(folder)
         self._arguments: dict[str, Any] = {

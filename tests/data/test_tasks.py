@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import pytest
@@ -348,7 +349,7 @@ def test_wrong_requests_are_answered_before_anything_is_read(world, tmp_path):
         ValueError, match="Unknown name 'red_stag': not among the 3 names of .*objects. Nearest: red_star"
     ):
         objects(data, object="red_stag")
-    with pytest.raises(ValueError, match="no name to forget was given"):
+    with pytest.raises(ValueError, match=r"task.identity: got \[\], want .* a list that is not empty"):
         celeba(data, identity=[])
     with pytest.raises(FileNotFoundError, match="Expected layout"):
         celeba(dataset(world, tmp_path, celeba="nowhere"), identity="Ada_Fox")
@@ -448,13 +449,17 @@ def test_a_folder_of_validation_images_serves_as_utility_images(world, tmp_path)
     ("celeba", "template"), ("celeba", "prompt"), ("object", "utility_template"), ("object", "utility_prompt"),
 ])  # fmt: skip
 def test_a_prompt_without_a_place_for_the_name_is_refused(choice, setting):
-    task = config.part(f"task={choice}", **{setting: "a person"})
+    with pytest.raises(
+        ValueError, match=rf"task.{setting}: got 'a person', want a text with {{}} in it for the name"
+    ):
+        config.part(f"task={choice}", **{setting: "a person"})
+    record = dataclasses.replace(config.part(f"task={choice}"), **{setting: "a person"})
     with pytest.raises(ValueError, match=rf"task.{setting}: got 'a person', want {{}} in it for the name"):
-        task.check(None)
+        record.check(None)
 
 
 @pytest.mark.parametrize(("setting", "value", "wanted"), [
-    ("probe_share", 7, "at most 1"), ("probe_share", -0.5, "at least 0"), ("retain_pairs", -5, "at least 0"),
+    ("probe_share", 7, "less than 1"), ("probe_share", -0.5, "more than 0"), ("retain_pairs", -5, "at least 0"),
     ("retain_pairs", "abc", "a whole number"), ("forget_pairs", 1.5, "a whole number"), ("eval_retain", True, "a whole number"),
 ])  # fmt: skip
 def test_limits_out_of_range_are_named(setting, value, wanted):

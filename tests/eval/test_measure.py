@@ -4,9 +4,9 @@ from typing import ClassVar
 import pytest
 import tiny
 import tiny_vlm
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.eval.base import Measure
 from muwa.eval.clip.accuracy import Forget, Retain
 from muwa.eval.clip.calibration import Calibration

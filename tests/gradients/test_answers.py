@@ -7,9 +7,9 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.answer_losses import Dialogues, answer_gradient_sum, answer_moment_sums, in_wordings
 from muwa.gradients.answers import DESCRIBE
 from muwa.gradients.base import Recipe

@@ -6,8 +6,8 @@ from dataclasses import replace
 import tiny
 import tiny_sd
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.gradients.mean import ClipGradients
 from muwa.gradients.whitening import WhitenedGradients, Whitening
 from muwa.layer_search.evaluators.images import probe_requests

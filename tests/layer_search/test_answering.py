@@ -6,8 +6,8 @@ import pytest
 import tiny
 import tiny_vlm
 from layer_search.evaluators.test_answers import GRADIENTS, knowing
+from records import part
 
-from muwa.config import part
 from muwa.run import Run
 
 SMALL = {

@@ -2,8 +2,8 @@ import pytest
 import tiny
 import torch
 from layer_search.examples import random_gradients, whitened_gradients
+from records import part
 
-from muwa.config import part
 from muwa.layer_search.bisection import bisection, deepest, next_step
 from muwa.run import Run
 from muwa.types.gradients import Gradients

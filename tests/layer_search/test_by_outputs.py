@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 from layer_search.examples import pipeline, pipeline_gradients
+from records import part
 
-from muwa.config import part
 from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.evaluators.outputs import Hits, evaluation
 from muwa.layer_search.steps import candidate_of

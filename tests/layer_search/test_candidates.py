@@ -6,8 +6,8 @@ import pytest
 import tiny
 import tiny_sd
 from layer_search.examples import pipeline, pipeline_gradients, random_gradients
+from records import part
 
-from muwa.config import part
 from muwa.layer_search.candidates import StartingPoint, clip_search, starting_points
 from muwa.layer_search.pareto import scored_layers
 from muwa.layer_search.steps import ratio

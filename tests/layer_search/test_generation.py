@@ -7,8 +7,8 @@ import pytest
 import tiny
 import tiny_sd
 from layer_search.examples import pipeline, pipeline_gradients, remembering
+from records import part
 
-from muwa.config import part
 from muwa.fingerprint import fingerprint
 from muwa.run import Run
 

@@ -4,8 +4,8 @@ import pytest
 import tiny
 import torch
 from layer_search.examples import whitened_gradients
+from records import part
 
-from muwa.config import part
 from muwa.gradients.base import Recipe
 from muwa.gradients.mean import mean_gradients
 from muwa.layer_search.steps import edit_of

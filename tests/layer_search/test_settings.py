@@ -6,8 +6,8 @@ import pytest
 import tiny
 import tiny_vlm
 from layer_search.examples import pipeline
+from records import part
 
-from muwa.config import part
 from muwa.layer_search.choice import Acceptance
 
 ON_A_CLIP = (
@@ -27,7 +27,7 @@ def check(search: str, model, **settings):
     ({"criterion": "top3"}, "layer_search.criterion: got 'top3'"),
     ({"target": 1.5}, "layer_search.target: got 1.5, want a forget accuracy"),
     ({"tolerance": -1}, "layer_search.tolerance: got -1, want 0 or more standard errors"),
-    ({"stranger": float("nan")}, "layer_search.stranger: got nan, want a finite number"),
+    ({"stranger": float("nan")}, "layer_search.stranger: got nan, want a number of deviations"),
     ({"towers": ["visual"]}, r"layer_search.towers: got \['visual'\], want some of vision, text"),
     ({"granularity": "block"}, "layer_search.granularity: got 'block', want one of tensor, qkv, mlp, head"),
 ])  # fmt: skip

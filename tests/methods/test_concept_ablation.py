@@ -5,9 +5,9 @@ import pytest
 import tiny
 import tiny_sd
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods.base import make_edit
 from muwa.methods.concept_ablation import train
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention

@@ -5,9 +5,9 @@ import pytest
 import tiny
 import tiny_sd
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods.base import make_edit
 from muwa.methods.esd import away_from, train
 from muwa.models.diffusion.denoiser import Denoiser
@@ -127,7 +127,7 @@ def test_wrong_settings_stop_before_any_compute(model, tmp_path):
         ({"batch_size": 0}, "method.batch_size: got 0, want at least 1"),
         ({"sampling_steps": 0}, "method.sampling_steps: got 0, want at least 1"),
         ({"start_guidance": 0.5}, "method.start_guidance: got 0.5, want at least 1"),
-        ({"learning_rate": float("nan")}, "method.learning_rate: got nan, want a finite number"),
+        ({"learning_rate": float("nan")}, "method.learning_rate: got nan, want a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             esd(model, Run(store), **settings)

@@ -1,9 +1,9 @@
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.eval.measure import evaluate
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator, norm
 from muwa.run import Run

@@ -6,9 +6,9 @@ import naive
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods._edits import forget_pairs, retain_pairs
 from muwa.methods._finetune import MAX_LOGIT_SCALE, FineTuning, Phase, Schedule, Stops, fine_tuned_edit, tune
 from muwa.models.clip.embeddings import Features

@@ -1,8 +1,8 @@
 import naive
 import tiny
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods._edits import retain_pairs
 from muwa.run import Run
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import naive
 import pytest
 import tiny
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods._edits import forget_pairs
 from muwa.run import Run
 

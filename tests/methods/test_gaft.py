@@ -1,9 +1,9 @@
 import naive
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods._edits import forget_pairs, retain_pairs
 from muwa.methods._finetune import Phase, Schedule, _batches, tune
 from muwa.run import Run

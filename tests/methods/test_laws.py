@@ -15,12 +15,12 @@ import pytest
 import tiny
 import tiny_sd
 import tiny_vlm
+from records import part
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods.base import make_edit
 from muwa.models.clip.embeddings import Features
 from muwa.models.diffusion.image_generation import ImageGenerator

@@ -4,9 +4,9 @@ import naive
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods.base import make_edit
 from muwa.methods.lip import SyntheticImages, embedded, largest, lipschitz, scaled, smooth, synthesise
 from muwa.models.clip.embeddings import Tower, class_features

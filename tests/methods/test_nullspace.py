@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.methods.base import make_edit
 from muwa.methods.nullspace import directions, projected, projection
 from muwa.models.clip.embeddings import Features

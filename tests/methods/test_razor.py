@@ -4,9 +4,9 @@ import naive
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import Recipe
 from muwa.methods._edits import forget_pairs, retain_pairs
 from muwa.methods._evaluator import EditEvaluator

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.files import write_gradients
 from muwa.gradients.mean import mean_gradients
 from muwa.methods._edits import forget_pairs, retain_pairs

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.layer_search.choice import kept_error
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator
 from muwa.methods._selection import (

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.files import write_gradients
 from muwa.gradients.mean import mean_gradients

@@ -1,9 +1,9 @@
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import BatchLoss
 from muwa.gradients.mean import gradient_sum
 from muwa.methods.base import make_edit

@@ -1,9 +1,9 @@
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.layer_search.steps import step_deltas
 from muwa.methods.base import make_edit
 from muwa.methods.slug_layers import distinct, joint_deltas, ordered

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import Recipe
 from muwa.gradients.mean import ClipGradients
 from muwa.gradients.subspaces import ProjectedGradients

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 from methods.test_slug import two_names
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.mean import ClipGradients
 from muwa.gradients.whitening import WhitenedGradients, Whitening

@@ -2,9 +2,9 @@ import naive
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.gradients.base import BatchLoss
 from muwa.methods._edits import retain_pairs
 from muwa.methods.ssd import STRENGTHS, Importances, dampened, importance_sum, importances

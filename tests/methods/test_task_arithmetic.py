@@ -2,9 +2,9 @@ import naive
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.methods._edits import forget_pairs
 from muwa.methods.task_arithmetic import SCALES
 from muwa.run import Run

@@ -2,9 +2,9 @@ import pytest
 import tiny
 import tiny_sd
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.data.prompts import retain_prompts
 from muwa.library import load_clip
 from muwa.methods.base import make_edit

@@ -13,10 +13,11 @@ from muwa.eval.base import Measure
 from muwa.eval.statistics import share
 from muwa.fingerprint import digest, read_image
 from muwa.models.base import Editable, Observer
-from muwa.models.vlm.question_answering import QuestionAnswering, Wordings, check_wordings, questions
+from muwa.models.vlm.question_answering import QuestionAnswering, check_wordings, questions
 from muwa.types.data import Task
 from muwa.types.metric import Metric, NameRate, Reading
 from muwa.types.questions import Question
+from muwa.types.ranges import Aliases, CountOrZero, TextsByName
 
 COUNTED = "images asked about"
 GONE_AT = 0.05  # one answer of 20
@@ -92,10 +93,10 @@ class Answers(Measure):
 
     observes: ClassVar[type[Observer]] = QuestionAnswering
 
-    wordings: Wordings
-    aliases: Wordings
-    retain: int | None
-    utility: int | None
+    wordings: TextsByName
+    aliases: Aliases
+    retain: CountOrZero | None
+    utility: CountOrZero | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if the task cannot be asked about in these wordings."""

@@ -18,6 +18,7 @@ from muwa.models.vlm.question_answering import QuestionAnswering, Wordings, chec
 from muwa.types.data import Task
 from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
+from muwa.types.ranges import Aliases, TextsByName, TwoOrMore
 
 REWORDED: Wordings = MappingProxyType(
     {
@@ -108,9 +109,9 @@ class AnswerAttacks(Measure):
 
     observes: ClassVar[type[Observer]] = QuestionAnswering
 
-    wordings: Wordings
-    aliases: Wordings
-    hints: int
+    wordings: TextsByName
+    aliases: Aliases
+    hints: TwoOrMore
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if the task cannot be asked about in these wordings, or has too few names for a hint."""

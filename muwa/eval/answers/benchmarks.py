@@ -18,6 +18,7 @@ from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
 from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
+from muwa.types.ranges import Count, Text
 
 # The subtasks of MME that are about cognition; the others are about perception.
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -47,17 +48,17 @@ class Benchmarks(Measure):
 
     observes: ClassVar[type[Observer]] = QuestionAnswering
 
-    mme: str | None
-    mmbench: str | None
+    mme: Text | None
+    mmbench: Text | None
     circular: bool
-    gqa: str | None
-    gqa_images: str | None
-    scienceqa: str | None
-    scienceqa_images: str | None
-    pope: str | None
-    pope_images: str | None
+    gqa: Text | None
+    gqa_images: Text | None
+    scienceqa: Text | None
+    scienceqa_images: Text | None
+    pope: Text | None
+    pope_images: Text | None
     brief: bool
-    limit: int | None
+    limit: Count | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a file is missing or not of its format, or the limit is below 1. All files are read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torchmetrics.functional.text import rouge_score
 
@@ -19,6 +19,7 @@ from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.data import Task
 from muwa.types.metric import Metric, Reading
 from muwa.types.questions import Question
+from muwa.types.ranges import Count, Percent, Text
 
 TITLES = {"mllmu": "MLLMU-Bench", "clear": "CLEAR", "mlubench": "MLUBench"}
 WHOM = {  # part of a benchmark -> whom its questions are about
@@ -71,14 +72,14 @@ class PeopleBenchmarks(Measure):
 
     observes: ClassVar[type[Observer]] = QuestionAnswering
 
-    mllmu: str | None
-    mllmu_percent: int
-    clear: str | None
-    clear_percent: int
-    mlubench: str | None
-    mlubench_images: str | None
-    mlubench_task: str
-    limit: int | None
+    mllmu: Text | None
+    mllmu_percent: Percent
+    clear: Text | None
+    clear_percent: Percent
+    mlubench: Text | None
+    mlubench_images: Text | None
+    mlubench_task: Literal["TaskA", "TaskB", "TaskC", "TaskD"]
+    limit: Count | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a file is missing or not of its format, or the limit is below 1. All files are read."""

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features, Tower, image_features, prepared
 from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, JpegQuality, Seed, Share, Text
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -60,13 +62,13 @@ class Alterations(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    crop: float
-    blur: float
-    jpeg: int
-    noise: float
-    styles: Sequence[str]
-    others: int | None
-    seed: int
+    crop: Annotated[float, Interval(ge=0.05, le=1)]
+    blur: Share
+    jpeg: JpegQuality
+    noise: Share
+    styles: Sequence[Text]
+    others: Count | None
+    seed: Seed
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range or a style is unknown."""

@@ -17,6 +17,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count
 
 _SECTION = "Calibration"
 _RESAMPLES = 300  # for the interval of the calibration error
@@ -45,7 +46,7 @@ class Calibration(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    bins: int
+    bins: Count
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if `bins` is below 1."""

@@ -21,6 +21,7 @@ from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Positive, Text
 
 _SECTION = "A linear probe of the image features"
 
@@ -49,8 +50,8 @@ class LinearProbe(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    c: float
-    retrained: Sequence[str]
+    c: Positive
+    retrained: Sequence[Text]
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if `c` is not above 0, a side has no images, or a retrained model does not fit."""

@@ -23,6 +23,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import RATE, Metric, Reading
+from muwa.types.ranges import Count, Rate, Seed, TwoOrMore
 
 Array = np.ndarray
 # (known (n, k), whether members (n,), asked (m, k)) -> scores (m,)
@@ -73,10 +74,10 @@ class MembershipInference(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    folds: int
-    seeds: int
-    false_positives: float
-    seed: int
+    folds: TwoOrMore
+    seeds: Count
+    false_positives: Rate
+    seed: Seed
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a count is out of range, or a side has fewer than two images."""

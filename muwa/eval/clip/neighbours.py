@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Neighbours(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    by: str
+    by: Literal["pictures", "names"]
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if `by` is unknown."""

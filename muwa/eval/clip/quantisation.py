@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Quantisation(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    kinds: Sequence[str]
+    kinds: Sequence[Literal["int8", "int4", "bf16", "fp16"]]
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a kind of rounding is unknown."""

@@ -20,6 +20,7 @@ from muwa.models.clip.model import Clip
 from muwa.run import Run
 from muwa.types.data import Classes, LabelledImages, Pairs, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, LearningRate, NotNegative, Seed, TwoOrMore
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class Relearning(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    shots: Sequence[int]
+    shots: Sequence[Count]
     others: bool
-    steps: int
-    every: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    seed: int
+    steps: Count
+    every: Count
+    learning_rate: LearningRate
+    weight_decay: NotNegative
+    batch_size: TwoOrMore
+    seed: Seed
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range, or too few retain pairs are left for `others`."""

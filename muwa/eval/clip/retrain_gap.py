@@ -19,6 +19,7 @@ from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import LabelledImages, Task
 from muwa.types.metric import RATE, Metric, Reading
+from muwa.types.ranges import Text
 
 PARTS = {"forget": "images of the target", "retain": "images of other names", "utility": "unrelated images"}
 Difference = tuple[float, np.ndarray]  # (value, (RESAMPLES,) the value of each resample)
@@ -58,7 +59,7 @@ class RetrainGap(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    retrained: Sequence[str]
+    retrained: Sequence[Text]
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if fewer than two retrained models are there, or one does not fit the model or the task."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from muwa.eval.base import Measure
@@ -16,6 +17,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count
 
 _SECTION = "Retrieval of images and names"
 
@@ -43,7 +45,7 @@ class Retrieval(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    ks: Sequence[int]
+    ks: Annotated[Sequence[Count], MinLen(1)]
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a k is below 1."""

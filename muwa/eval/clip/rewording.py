@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, Seed, Template, Templates, TextsByName
 
 _SECTION = "In other words"
 _TEXTS = {
@@ -62,12 +63,12 @@ class Rewording(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    templates: Sequence[str]
-    sentences: Sequence[str]
-    typos: int
-    descriptions: Mapping[str, Sequence[str]]
-    others: int | None
-    seed: int
+    templates: Templates
+    sentences: Sequence[Template]
+    typos: Count
+    descriptions: TextsByName
+    others: Count | None
+    seed: Seed
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a prompt has no {}, a count is out of range, or a described name is not one to forget."""

@@ -18,6 +18,7 @@ from muwa.models.base import Editable, Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, Text
 
 SECTION = "SALMUBench"
 NO_CLASSES = Classes(("",), ("{}",))  # images are embedded without labels
@@ -56,8 +57,8 @@ class Salmu(Measure):
 
     observes: ClassVar[type[Observer]] = Features
 
-    folder: str | None
-    limit: int | None
+    folder: Text | None
+    limit: Count | None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a file is missing or not of its format, or the limit is below 1. All files are read."""

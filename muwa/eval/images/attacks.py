@@ -19,6 +19,16 @@ from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import (
+    Count,
+    CountOrZero,
+    Seed,
+    StyleTemplate,
+    StyleTemplates,
+    Template,
+    Templates,
+    Text,
+)
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
@@ -92,11 +102,11 @@ class Reworded(PromptAttack):
     label: ClassVar[str] = "in other words"
 
     classifier: ClassifierLoader
-    templates: Sequence[str]
-    style_templates: Sequence[str]
-    seeds: int
-    first_seed: int
-    cross: int | None
+    templates: Templates
+    style_templates: StyleTemplates
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
         """The images that are asked for."""
@@ -130,11 +140,11 @@ class Translated(PromptAttack):
     label: ClassVar[str] = "in other languages"
 
     classifier: ClassifierLoader
-    templates: Mapping[str, str]
-    style_templates: Mapping[str, str]
-    seeds: int
-    first_seed: int
-    cross: int | None
+    templates: Mapping[str, Template]
+    style_templates: Mapping[str, StyleTemplate]
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
         """The images that are asked for."""
@@ -163,9 +173,9 @@ class ManySeeds(PromptAttack):
     label: ClassVar[str] = "from other seeds"
 
     classifier: ClassifierLoader
-    seeds: int
-    first_seed: int
-    cross: int | None
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def requests(self, model: Diffusion, task: Task) -> list[ImageRequest]:
         """The images that are asked for."""
@@ -202,12 +212,12 @@ class Arithmetic(Measure):
     observes: ClassVar[type[Observer]] = ImageGenerator
 
     classifier: ClassifierLoader
-    contexts: Sequence[str]
-    style_contexts: Sequence[str]
-    stand_ins: Mapping[str, str]
-    seeds: int
-    first_seed: int
-    cross: int | None
+    contexts: Templates
+    style_contexts: StyleTemplates
+    stand_ins: Mapping[str, Text]
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the pipeline, the stand-ins or the classifier do not fit."""

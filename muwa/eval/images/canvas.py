@@ -15,6 +15,7 @@ from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, CountOrZero, Seed
 
 COUNTED = "generated images"
 GONE_AT = 0.05  # one image of 20
@@ -76,11 +77,11 @@ class Canvas(Measure):
     observes: ClassVar[type[Observer]] = ImageGenerator
 
     classifier: ClassifierLoader
-    seeds: int
-    forget_seeds: int
-    first_seed: int
-    retain: int | None
-    cross: int | None
+    seeds: Count
+    forget_seeds: Count
+    first_seed: Seed
+    retain: CountOrZero | None
+    cross: CountOrZero | None
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the classifier cannot be loaded, or has no label for a concept that is asked for."""

@@ -29,6 +29,7 @@ from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.run import Run
 from muwa.runtime.devices import check_device
 from muwa.types.data import PROMPTS, Classes, LabelledImages, Task
+from muwa.types.ranges import Device, Fractions, Number, Pixels, Template, Text, Texts
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class ZeroShot(ImageClassifier):
 def zero_shot(
     *model_and_task: object,
     clip: Callable[[], Clip],
-    labels: Mapping[str, Sequence[str]],
-    templates: Mapping[str, str],
+    labels: Mapping[str, Texts],
+    templates: Mapping[str, Template],
 ) -> ImageClassifier:
     """A given CLIP with given labels, by zero-shot classification.
 
@@ -157,7 +158,7 @@ def zero_shot(
     return ZeroShot(clip(), labels, templates)
 
 
-def pipeline_clip(model: Diffusion, task: Task, *, templates: Mapping[str, str]) -> ImageClassifier:
+def pipeline_clip(model: Diffusion, task: Task, *, templates: Mapping[str, Template]) -> ImageClassifier:
     """The pipeline's unedited CLIP, by zero-shot classification over the names of the task.
 
     It classifies any images that the pipeline generates, as well as that CLIP tells the names apart. An edit
@@ -211,7 +212,7 @@ def _each_once(*lists: Sequence[str]) -> tuple[str, ...]:
 
 
 def timm_models(
-    *model_and_task: object, domains: Mapping[str, Callable[[], Classifier]], device: str
+    *model_and_task: object, domains: Mapping[str, Callable[[], Classifier]], device: Device
 ) -> ImageClassifier:
     """Trained classifiers, one for each domain.
 
@@ -238,14 +239,14 @@ def timm_models(
 
 def classifier(
     *,
-    architecture: str,
+    architecture: Text,
     options: Mapping[str, Any],
-    checkpoint: str,
-    labels: Sequence[str] | str,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    source: str,
+    checkpoint: Text,
+    labels: Texts | Text,
+    size: Pixels,
+    mean: Sequence[Number],
+    std: Fractions,
+    source: Text,
 ) -> Classifier:
     """A timm model with the weights of a file, for the labels of one domain.
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from muwa.models.clip import open_clip
 from muwa.models.clip.embeddings import image_batch
 from muwa.models.clip.model import Clip
+from muwa.types.ranges import Device, Text
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
 
 
-def unedited_clip(model: Diffusion, *, name: str | None, pretrained: str | None, device: str) -> Clip:
+def unedited_clip(model: Diffusion, *, name: Text | None, pretrained: Text | None, device: Device) -> Clip:
     """A `ClipLoader`: the unedited CLIP of the pipeline's first text encoder, or a named one.
 
     Args:

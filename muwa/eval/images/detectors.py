@@ -31,6 +31,7 @@ from muwa.models.clip.embeddings import Tower, class_features
 from muwa.models.diffusion.image_classifier import ImageClassifier
 from muwa.run import Run
 from muwa.types.data import Classes, Task
+from muwa.types.ranges import Number, Seconds, Template, Text, Texts, TextsByName
 
 if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
@@ -196,10 +197,10 @@ def command(
     model: Diffusion,
     task: Task,
     *,
-    command: str | Sequence[str] | None,
-    concepts: Sequence[str] | None,
-    threshold: float,
-    timeout: float,
+    command: Text | Texts | None,
+    concepts: Texts | None,
+    threshold: Number,
+    timeout: Seconds,
 ) -> ImageClassifier:
     """A detector that is a program of the user. It is run when the first picture is scored, not before.
 
@@ -270,12 +271,7 @@ class TextLabels(ImageClassifier):
 
 
 def text_labels(
-    model: Diffusion,
-    task: Task,
-    *,
-    clip: Callable[[], Clip],
-    texts: Mapping[str, Sequence[str]] | None,
-    template: str,
+    model: Diffusion, task: Task, *, clip: Callable[[], Clip], texts: TextsByName | None, template: Template
 ) -> ImageClassifier:
     """A given CLIP with given texts for each concept.
 

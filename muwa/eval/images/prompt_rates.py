@@ -24,6 +24,7 @@ from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.types.data import PROMPTS, Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading, Sample
+from muwa.types.ranges import Count, Seed
 
 DETECTED = Reading(
     "fraction of images, generated from the file's prompts about the target, in which the target is detected",
@@ -84,8 +85,8 @@ class PromptRates(Measure):
     reads_prompts: ClassVar[bool] = True
 
     classifier: ClassifierLoader
-    seeds: int
-    first_seed: int
+    seeds: Count
+    first_seed: Seed
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the task has no prompts, or the detector does not know a name to forget."""

@@ -29,6 +29,7 @@ from muwa.run import Run
 from muwa.types.data import Classes, LabelledImages, Task
 from muwa.types.image_requests import ImageRequest, Prompts
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, CountOrZero, Seed, Texts, TwoOrMore
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
@@ -57,11 +58,11 @@ class ClipScore(Measure):
     observes: ClassVar[type[Observer]] = ImageGenerator
 
     clip: ClipLoader
-    prompts: Sequence[str] | None
-    seeds: int
-    first_seed: int
-    retain: int | None
-    cross: int | None
+    prompts: Texts | None
+    seeds: Count
+    first_seed: Seed
+    retain: CountOrZero | None
+    cross: CountOrZero | None
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the CLIP cannot be loaded."""
@@ -122,10 +123,10 @@ class Lookalike(Measure):
 
     classifier: ClassifierLoader
     clip: ClipLoader
-    nearest: int
-    seeds: int
-    first_seed: int
-    cross: int | None
+    nearest: Count
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the CLIP or the classifier cannot be loaded, or there is no label for a look-alike."""
@@ -188,12 +189,12 @@ class Distances(Measure):
 
     clip: ClipLoader
     feature: Callable[[], nn.Module] | None
-    seeds: int
-    first_seed: int
-    retain: int | None
-    cross: int | None
-    subset_size: int
-    seed: int
+    seeds: Count
+    first_seed: Seed
+    retain: CountOrZero | None
+    cross: CountOrZero | None
+    subset_size: TwoOrMore
+    seed: Seed
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if there are too few images, or the features cannot be loaded."""

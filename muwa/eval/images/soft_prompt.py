@@ -31,6 +31,7 @@ from muwa.run import Run
 from muwa.types.data import Pairs, Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric
+from muwa.types.ranges import Count, CountOrZero, LearningRate, Seed, Templates, Text
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
@@ -94,18 +95,18 @@ class SoftPrompt(Measure):
     observes: ClassVar[type[Observer]] = ImageGenerator
 
     classifier: ClassifierLoader
-    templates: Sequence[str]
-    style_templates: Sequence[str]
-    start: Mapping[str, str]
-    tokens: int
-    steps: int
-    batch: int
-    rate: float
-    examples: int
-    seed: int
-    seeds: int
-    first_seed: int
-    cross: int | None
+    templates: Templates
+    style_templates: Templates
+    start: Mapping[str, Text]
+    tokens: Count
+    steps: Count
+    batch: Count
+    rate: LearningRate
+    examples: Count
+    seed: Seed
+    seeds: Count
+    first_seed: Seed
+    cross: CountOrZero | None
 
     def check(self, model: Any, task: Task) -> None:
         """Raise if the pipeline, a setting, a prompt or the classifier does not fit."""

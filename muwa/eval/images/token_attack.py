@@ -25,6 +25,7 @@ from muwa.run import Run
 from muwa.types.data import PROMPTS, Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Reading
+from muwa.types.ranges import Count, CountOrZero, Seed
 
 if TYPE_CHECKING:
     from muwa.models.diffusion.model import Diffusion
@@ -57,13 +58,13 @@ class TokenSearch:
         seed: Seed for the first tokens, swaps, noise and timesteps.
     """
 
-    tokens: int
-    steps: int
-    batch: int
-    candidates: int
-    swaps: int
-    check_every: int
-    seed: int
+    tokens: Count
+    steps: Count
+    batch: Count
+    candidates: Count
+    swaps: Count
+    check_every: Count
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class TokenAttack(Measure):
     reads_prompts: ClassVar[bool] = True
 
     classifier: ClassifierLoader
-    prompts: int
-    first_seed: int
-    cross: int | None
+    prompts: Count
+    first_seed: Seed
+    cross: CountOrZero | None
     search: TokenSearch
 
     def check(self, model: Any, task: Task) -> None:

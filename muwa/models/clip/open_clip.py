@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -19,11 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from muwa.json_files import read_json
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.hub_access import cache_if_out_of_reach, out_of_reach
 from muwa.models.library_output import one_line, quietly
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
+from muwa.types.ranges import Device, Seed, Text
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
@@ -58,7 +59,7 @@ _UNREADABLE = (
 )
 
 
-def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
+def load(name: Text, pretrained: Text | None, *, device: Device, seed: Seed) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:
@@ -250,8 +251,8 @@ def _check_folder(name: str, folder: Path) -> None:
             "transformers' save_pretrained: model=clip_hf model.path=FOLDER."
         )
     try:
-        known = "model_cfg" in json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
+        known = "model_cfg" in read_json(config, dict, "the config that open_clip saves")
+    except ValueError as error:
         raise ValueError(f"model.name={name}: {config} is not JSON ({error})") from error
     if not known:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
+from muwa.json_files import read_json
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.model import COMPONENTS, ENCODERS, Diffusion, Sampling
 from muwa.models.diffusion.single_file import read_single_file
@@ -22,6 +22,7 @@ from muwa.models.pretrained import tried
 from muwa.patch.files import tensor_names
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
+from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Text
 from muwa.weight_files.components import weights_of
 from muwa.weight_files.reading import differences
 
@@ -33,15 +34,15 @@ CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of a tex
 
 
 def load(
-    path: str,
+    path: Text,
     *,
-    config: str | None,
+    config: Text | None,
     clips: Mapping[str, Callable[[], Clip]],
-    steps: int,
-    guidance: float,
-    size: int | None,
-    dtype: str,
-    device: str,
+    steps: Count,
+    guidance: Scale,
+    size: LatentPixels | None,
+    dtype: Dtype,
+    device: Device,
 ) -> Diffusion:
     """Load a pipeline and the CLIPs of its text encoders, in eval mode.
 
@@ -117,7 +118,7 @@ def _components(folder: Path, path: str, dtype: torch.dtype) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: A component has no whole weights, or a file is not what its name says.
     """
-    named = json.loads((folder / "model_index.json").read_text())
+    named = read_json(folder / "model_index.json", dict, "the index of a pipeline")
     there = [name for name in COMPONENTS if (named.get(name) or [None])[0]]
     weights = {name: weights_of(folder / name, "model.path") for name in there}
     variants = {name: one.variant for name, one in weights.items() if one.variant is not None}
@@ -149,7 +150,7 @@ def _index_of(path: str) -> Any:
         elif not Path(path).exists():
             with cache_if_out_of_reach(True), quietly():
                 file = Path(hf_hub_download(path, file.name))
-        return json.loads(file.read_text())
+        return read_json(file, dict, "the index of a pipeline")
     except (OSError, ValueError):  # the hub's errors are OSErrors; ValueErrors for a name that is no hub id
         return None
 
@@ -240,12 +241,7 @@ def check_folder(folder: Path) -> set[str]:
     if not index.is_file():
         there = sorted(path.name for path in folder.iterdir())[:8]
         raise FileNotFoundError(f"{folder}: no model_index.json, so no diffusers pipeline; found {there}")
-    try:
-        named = json.loads(index.read_text())
-    except ValueError as error:
-        raise ValueError(f"{index}: not JSON ({error})") from error
-    if not isinstance(named, dict):
-        raise ValueError(f"{index}: got a {type(named).__name__}, want an object that names the parts")
+    named = read_json(index, dict, "an object that names the parts")
     parts = {name for name, kind in named.items() if isinstance(kind, list) and kind[0]}
     code = [name for name in sorted(parts) if _has_own_code(folder, name, named[name][0])]
     if code:

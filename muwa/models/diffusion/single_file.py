@@ -22,6 +22,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig, CLIPTokenizer
 
+from muwa.json_files import read_json
 from muwa.patch.files import CKPT
 from muwa.patch.layouts import TEXT_PREFIXES, Section, sections
 
@@ -90,7 +91,7 @@ def read_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
         index = Path(folder, "model_index.json")
         if not index.is_file():
             raise FileNotFoundError(f"model.config={config}: no model_index.json, so no folder of configs")
-        kind = getattr(diffusers, json.loads(index.read_text())["_class_name"])
+        kind = _pipeline_class(index)
         options = {"safety_checker": None} if "safety_checker" in kind._optional_components else {}
         try:
             return kind.from_single_file(
@@ -102,6 +103,15 @@ def read_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
                 f"model.path={path}: cannot be loaded ({reason}). Its weights may not fit the configs "
                 f"{f'of {config}' if config else 'of Stable Diffusion 1, 2 or XL: give model.config=FOLDER'}"
             ) from error
+
+
+def _pipeline_class(index: Path) -> Any:
+    """The class of a pipeline that its index names."""
+    name = read_json(index, dict, "the index of a pipeline").get("_class_name")
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise ValueError(f"{index}: _class_name is {name!r}, want a pipeline of diffusers")
+    return kind
 
 
 def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:

@@ -24,6 +24,7 @@ from muwa.models.pretrained import check_code, check_complete, read_model, tried
 from muwa.models.vlm.model import TOWER, Vlm
 from muwa.patch import names
 from muwa.runtime.devices import check_device
+from muwa.types.ranges import Count, Device, Dtype, Text
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
 # The `model_type` of architectures that were tested whole -> what they are called.
@@ -42,7 +43,13 @@ WANTED = "config.json, model.safetensors and the processor's files"  # in a fold
 
 
 def load(
-    path: str, *, clip: Callable[[], Clip], tuned_tower: bool, max_new_tokens: int, dtype: str, device: str
+    path: Text,
+    *,
+    clip: Callable[[], Clip],
+    tuned_tower: bool,
+    max_new_tokens: Count,
+    dtype: Dtype,
+    device: Device,
 ) -> Vlm:
     """Load a model, its processor, and the CLIP that its vision tower was taken from, in eval mode.
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from muwa.types.data import LabelledImages, Split, Task
 from muwa.types.example import Example
 from muwa.types.questions import Question, Questions
+from muwa.types.ranges import Aliases
 
 if TYPE_CHECKING:
     from muwa.models.vlm.model import Vlm
     from muwa.run import Run
 
 Wordings = Mapping[str, Sequence[str]]  # kind of question -> its wordings; or a name -> its aliases
-NO_ALIASES: Wordings = MappingProxyType({})
+NO_ALIASES: Aliases = MappingProxyType({})
 EXAMPLES = 5  # questions per role in the report
 
 # The wordings of the report's examples.
@@ -78,7 +79,7 @@ def questions(
     split: Split,
     *,
     wordings: Wordings,
-    aliases: Wordings = NO_ALIASES,
+    aliases: Aliases = NO_ALIASES,
     forget: int | None = None,
     retain: int | None = None,
     utility: int | None = None,
@@ -100,6 +101,7 @@ def questions(
     """
     check_wordings(task, wordings)
     other = _other_kind(task)
+    spellings = {str(name): tuple(texts) for name, texts in aliases.items()}
     same_kind = (*split.forget.classes.names, *split.retain.classes.names)
     every: list[Question] = []
     for images, known, kind, role, count in (
@@ -109,8 +111,8 @@ def questions(
     ):
         for i in _spread(images, count):
             name = images.classes.names[images.labels[i]]
-            accepted = (name, *aliases.get(name, ()))
-            others = _others(known, aliases, accepted)
+            accepted = (name, *spellings.get(name, ()))
+            others = _others(known, spellings, accepted)
             every += [
                 Question(text, (images.images[i],), kind, role, accepted, others=others)
                 for text in wordings[kind]
@@ -138,7 +140,9 @@ def _other_kind(task: Task) -> str:
     return "object" if task.kind == "identity" else "identity"
 
 
-def _others(known: Sequence[str], aliases: Wordings, accepted: Sequence[str]) -> tuple[str, ...]:
+def _others(
+    known: Sequence[str], aliases: Mapping[str, Sequence[str]], accepted: Sequence[str]
+) -> tuple[str, ...]:
     """The known names and their aliases, each once, without the accepted ones."""
     every = (text for name in known for text in (name, *aliases.get(name, ())))
     return tuple(text for text in dict.fromkeys(every) if text not in accepted)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import tiny_vlm
+from records import part
 
-from muwa.config import part
 from muwa.eval.answers.accuracy import Answers, image_rate
 from muwa.eval.statistics import wilson
 from muwa.models.vlm.question_answering import QuestionAnswering, questions

@@ -7,8 +7,8 @@ import tiny
 import tiny_vlm
 from eval.answers.test_accuracy import Told, alike
 from PIL import Image
+from records import part
 
-from muwa.config import part
 from muwa.data.samples import decode
 from muwa.eval.answers.attacks import ALTERED, AnswerAttacks
 from muwa.models.vlm.question_answering import QuestionAnswering

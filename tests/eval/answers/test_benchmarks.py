@@ -7,8 +7,8 @@ import pytest
 import tiny
 from data.test_benchmarks import gqa, mmbench, mme, pope, scienceqa
 from eval.answers.test_accuracy import Told
+from records import part
 
-from muwa.config import part
 from muwa.eval.answers.benchmarks import Benchmarks
 
 

@@ -7,8 +7,8 @@ import tiny
 import tiny_vlm
 from data import hub
 from eval.answers.test_accuracy import Told
+from records import part
 
-from muwa.config import part
 from muwa.eval.answers.people import PeopleBenchmarks, score
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.run import Run

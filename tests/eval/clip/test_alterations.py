@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.data.samples import decode
 from muwa.eval.clip import alterations as module
 from muwa.eval.clip.alterations import altered, blurred, compressed, cropped, noisy, styled

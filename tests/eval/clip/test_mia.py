@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from records import part
 from scipy.stats import norm
 from sklearn.model_selection import StratifiedKFold
 
-from muwa.config import part
 from muwa.eval.clip.mia import (
     balanced_accuracy,
     forget_images,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.eval.clip.relearning import TuningSettings, _batches, reading, relearn, steps_until_back
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run

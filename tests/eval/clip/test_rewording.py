@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.eval.clip.accuracy import Retain
 from muwa.eval.clip.rewording import typo
 from muwa.models.clip.embeddings import Features

@@ -4,9 +4,9 @@ import statistics
 import pytest
 import tiny
 import torch
+from records import part
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.eval.clip.similarity import MatchedSimilarity, matrix
 from muwa.eval.measure import evaluate
 from muwa.models.clip.embeddings import Features

@@ -5,8 +5,8 @@ import painter
 import pytest
 import tiny_sd
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.eval.images import attacks
 from muwa.eval.images.attacks import distinct, forget_requests, generate_embedded, open_texts
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of

@@ -3,8 +3,8 @@ from types import MappingProxyType
 
 import painter
 import pytest
+from records import part
 
-from muwa.config import part
 from muwa.eval.images.canvas import Canvas
 from muwa.eval.statistics import wilson
 from muwa.models.diffusion.image_generation import ImageGenerator

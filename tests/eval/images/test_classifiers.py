@@ -9,10 +9,10 @@ import tiny
 import tiny_sd
 import torch
 from PIL import Image
+from records import part
 from safetensors.torch import save_file
 
 from muwa import config
-from muwa.config import part
 from muwa.eval.images.classifiers import classifier, task_labels, timm_models, zero_shot
 from muwa.eval.images.clips import embed
 from muwa.types.edit import Edit

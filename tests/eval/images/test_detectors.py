@@ -6,8 +6,8 @@ import time
 import painter
 import pytest
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.eval.images.clips import embed
 from muwa.eval.images.detectors import scores_of
 from muwa.library import load_clip

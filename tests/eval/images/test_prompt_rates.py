@@ -7,8 +7,8 @@ from types import MappingProxyType, SimpleNamespace
 import painter
 import pytest
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.eval.images.kept_prompts import KeptPrompts, judge_of
 from muwa.eval.measure import check_measures
 from muwa.fingerprint import digest

@@ -10,10 +10,10 @@ import tiny
 import tiny_sd
 import torch
 from PIL import Image
+from records import part
 from scipy import linalg
 from torch import nn
 
-from muwa.config import part
 from muwa.eval.images.clips import embed
 from muwa.eval.images.quality import nearest_names
 from muwa.models.clip.embeddings import Features

@@ -6,10 +6,10 @@ import tiny
 import tiny_sd
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from records import part
 from torch.nn import functional as F
 
 from muwa.cache.store import Store
-from muwa.config import part
 from muwa.eval.images import soft_prompt as module
 from muwa.eval.images.soft_prompt import Learning, in_place_of_markers, latents_of
 from muwa.models.diffusion.image_generation import ImageGenerator

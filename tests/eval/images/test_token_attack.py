@@ -7,8 +7,8 @@ import painter
 import pytest
 import tiny_sd
 import torch
+from records import part
 
-from muwa.config import part
 from muwa.eval.images.token_attack import Words, _Batches, _first, _gradient, _swaps, found_tokens
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.run import Run

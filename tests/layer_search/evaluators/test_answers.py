@@ -7,8 +7,8 @@ import tiny
 import tiny_vlm
 import torch
 from layer_search.examples import layer_of, random_gradients
+from records import part
 
-from muwa.config import part
 from muwa.eval.answers.matching import named
 from muwa.eval.statistics import wilson
 from muwa.layer_search.evaluators.answers import AnswerEvaluator

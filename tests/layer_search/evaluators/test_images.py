@@ -8,8 +8,8 @@ import tiny_sd
 import torch
 from layer_search.examples import OUT_PROJ, layer_of, pipeline, pipeline_gradients, remembering
 from PIL import Image
+from records import part
 
-from muwa.config import part
 from muwa.eval.statistics import wilson
 from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
 from muwa.layer_search.steps import edit_layers

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 from layer_search.examples import layer_of, random_gradients
+from records import part
 
-from muwa.config import part
 from muwa.eval.measure import evaluate
 from muwa.layer_search.choice import Acceptance
 from muwa.layer_search.evaluators.zero_shot import StepEvaluator, ZeroShotEvaluator

@@ -17,10 +17,10 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from records import part
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import muwa
-from muwa.config import part
 from muwa.models.diffusion.loading import check_kind
 
 PROMPTS = ("a photo of Kael Lindqvar", "A star image in neon style.")

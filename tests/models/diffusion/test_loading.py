@@ -6,11 +6,11 @@ import pytest
 import tiny_sd
 import torch
 from diffusers import DiffusionPipeline
+from records import part
 from safetensors.torch import load_file, save_file
 from weight_files.spoiled import SPOILED
 
 import muwa
-from muwa.config import part
 from muwa.models.diffusion.loading import MINIATURE
 from muwa.models.diffusion.model import Diffusion
 from muwa.types.image_requests import Prompts

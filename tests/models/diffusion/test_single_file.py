@@ -6,11 +6,11 @@ import single_files
 import tiny_sd
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from records import part
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import muwa
-from muwa.config import part
 from muwa.models.diffusion.single_file import clip_tokenizer, write_configs
 from muwa.patch import layouts, names
 from muwa.patch.__main__ import main

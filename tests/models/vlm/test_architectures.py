@@ -12,10 +12,10 @@ import transformers
 from models.vlm.test_loading import load
 from models.vlm.test_model import answered
 from PIL import Image
+from records import part
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from muwa.config import part
 from muwa.gradients.answer_losses import Dialogues, answer_gradient_sum
 from muwa.gradients.base import Recipe
 from muwa.models.vlm.loading import ARCHITECTURES, TOWERS
