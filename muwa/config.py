@@ -454,9 +454,13 @@ class OwnFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before a single run."""
-        if _is_named_by_time(config.hydra.run):
-            with read_write(config):
-                config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
+        with _ended_by_os_errors():
+            if _is_named_by_time(config.hydra.run):
+                with read_write(config):
+                    config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
+            (Path(config.hydra.run.dir) / (config.hydra.output_subdir or "")).mkdir(
+                parents=True, exist_ok=True
+            )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before a multirun, in the process that launches it.
@@ -464,11 +468,22 @@ class OwnFolder(Callback):
         Each run composes its config anew, from the overrides of the launching process.
         """
         if _is_named_by_time(config.hydra.sweep):
-            folder = str(claimed(Path(config.hydra.sweep.dir)))
+            with _ended_by_os_errors():
+                folder = str(claimed(Path(config.hydra.sweep.dir)))
             quoted = folder.replace("\\", "\\\\").replace("'", r"\'")
             with read_write(config), open_dict(config):
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+
+
+@contextmanager
+def _ended_by_os_errors() -> Iterator[None]:
+    """End with one line on stderr if a folder cannot be made. Hydra would end with a traceback."""
+    try:
+        yield
+    except OSError as error:
+        print(f"muwa: {message_of(error)}; want paths.outputs=FOLDER that can be written", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def _is_named_by_time(folder: DictConfig) -> bool:

@@ -10,7 +10,18 @@ def message_of(error: BaseException) -> str:
     'a.safetensors: No such file or directory'
     >>> message_of(KeyError("a name"))
     'a name'
+
+    Signs that steer a terminal, as a stranger's file may hold, are shown as escapes:
+
+    >>> message_of(ValueError("a\\x1b[2J"))
+    'a\\\\x1b[2J'
     """
+    text = _text_of(error)
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
+def _text_of(error: BaseException) -> str:
+    """The message of an error as it is."""
     if isinstance(error, OSError) and error.strerror:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([*files, error.strerror])

@@ -22,11 +22,11 @@ from muwa.data.samples import fold, match_names
 from muwa.data.shard_captions import NO_PLACE, NOWHERE, Captions, beside, captions_of, places_of
 from muwa.data.shards import iter_samples
 from muwa.drafts import write_text
-from muwa.fingerprint import digest, stamp
+from muwa.fingerprint import digest, file_digest, stamp
 from muwa.runtime.progress import track
 from muwa.types.data import DAMAGED_SHARD, Broken
 
-VERSION = "2"  # of the rows and of `fold`; another one makes every index anew
+VERSION = "3"  # of the rows and of `fold`; another one makes every index anew
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def _indexed(url: str, folder: Path, caption_key: str | None) -> IndexedShard:
         captions = captions_of(url, caption_key)
         _write(file, captions)
         rows = [[one.where, one.why, one.kind] for one in captions.faults]
-        record = {"captions": captions.digest, "faults": rows, "bytes": file.stat().st_size}
+        record = {"captions": captions.digest, "faults": rows, "file": file_digest(file)}
         if captions.final:
-            write_text(about, json.dumps(record))
+            write_text(about, json.dumps({**record, "sha256": _checksum(record)}))
     faults = tuple(Broken(*one) for one in record["faults"])
     return IndexedShard(url, caption_key, file, record["captions"], size, faults)
 
@@ -205,9 +205,15 @@ def _record(about: Path, file: Path) -> dict[str, Any] | None:
     """The JSON of a complete index; None if there is none, or one of its two files is damaged."""
     try:
         record = json.loads(about.read_text())
-        return record if record["bytes"] == file.stat().st_size else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = record.pop("sha256") == _checksum(record) and record["file"] == file_digest(file)
+        return record if whole else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record, as JSON."""
+    return digest([json.dumps(record, sort_keys=True)])
 
 
 def _write(path: Path, captions: Captions) -> None:

@@ -81,6 +81,9 @@ def read_celeba(folder: Path, *, identities: str | None, frequent: str | None) -
     identity_file = _identity_file(folder, identities)
     images = _Images(folder, given=identities is not None)
     shown, broken = _read_identities(identity_file)
+    if not shown:
+        why = f" ({broken[0].where}: {broken[0].why})" if broken else ""
+        raise ValueError(f"{identity_file}: no row names a person{why}; want rows `000001.jpg Jane_Doe`")
     spelling = one_spelling(list(shown.values()))
     files: dict[str, list[Path]] = {name: [] for name in spelling.values()}
     for image, person in shown.items():

@@ -165,8 +165,10 @@ def read_patch(path: str | Path) -> Patch:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if unknown := [name for name in tensors if not name.startswith(("delta/", "base/"))]:
-        raise ValueError(f"{path}: {unknown[0]}: want names that start with delta/ or base/")
+    if unknown := [
+        name for name in tensors if not name.isprintable() or not name.startswith(("delta/", "base/"))
+    ]:
+        raise ValueError(f"{path}: {unknown[0]!r}: want names that start with delta/ or base/")
     try:
         about = parse_json(metadata[FORMAT], f"{path}: its metadata", dict, "what muwa writes")
         moves = tuple(_move(move) for move in about["moves"])

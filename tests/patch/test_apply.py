@@ -374,7 +374,7 @@ DAMAGED = {
     "NaN": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"] * torch.nan}, "delta/visual.proj: holds NaN or inf"),
     "infinite": (lambda t: t | {f"base/{PROJ}": t[f"base/{PROJ}"] / 0}, "base/visual.proj: holds NaN or infinity"),
     "integers": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"].int()}, "got torch.int32, want floating point"),
-    "more": (lambda t: t | {"gamma/x": torch.ones(1)}, "gamma/x: want names that start with delta/ or base/"),
+    "more": (lambda t: t | {"gamma/x": torch.ones(1)}, "gamma/x.: want names that start with delta/ or base/"),
     "other base": (lambda t: t | {f"base/{PROJ}": t[f"base/{PROJ}"] + 1}, "damaged: its tensors are not those that w"),
     "other delta": (lambda t: t | {f"delta/{PROJ}": t[f"delta/{PROJ}"] * 2}, "damaged: its tensors are not those"),
 }  # fmt: skip
