@@ -37,7 +37,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from muwa import composition, multirun
+from muwa import multirun
 from muwa.cli import help_page
 from muwa.command_line import CONF, OWN_CONF, adapted
 from muwa.data.addresses import hide
@@ -46,7 +46,8 @@ from muwa.report.status import DONE, FAILED, end_run
 from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
-from muwa.signatures import check, check_value
+from muwa.settings import composition
+from muwa.settings.signatures import check, check_value
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from muwa.data.dataset import Dataset
 from muwa.miniature import data
 from muwa.runtime.progress import track
-from muwa.signatures import check_values
+from muwa.settings.signatures import check_values
 from muwa.types.ranges import FieldsOf, Text
 
 _Settings = Annotated[Any, FieldsOf("muwa.data.dataset.Dataset")]

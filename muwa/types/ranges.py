@@ -1,7 +1,7 @@
 """Types and ranges of settings, for the annotations of the records and loaders that a config makes.
 
-They are checked when a config is composed (`muwa.composition`). NaN and infinity are never accepted. Upper
-ends are far above what anybody uses: they keep float32 from overflowing and counts within 32 bits.
+They are checked when a config is composed (`muwa.settings.composition`). NaN and infinity are never accepted.
+Upper ends are far above what anybody uses: they keep float32 from overflowing and counts within 32 bits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check a composed config against the signatures of what it names, before anything is imported.
 
-`muwa.source_signatures` reads the signatures. Targets outside muwa are checked when they are imported
-(`muwa.signatures.check`).
+`muwa.settings.source_signatures` reads the signatures. Targets outside muwa are checked when they are
+imported (`muwa.settings.signatures.check`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muwa.signatures import check_value, is_plain
-from muwa.source_signatures import SourceSignature, source_signature
+from muwa.settings.signatures import check_value, is_plain
+from muwa.settings.source_signatures import SourceSignature, source_signature
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # "${whitening.damping}": the value stands at that key
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")

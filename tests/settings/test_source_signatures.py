@@ -10,7 +10,7 @@ import yaml
 from conftest import CONF
 from hydra.utils import get_object
 
-from muwa.source_signatures import Part, source_signature
+from muwa.settings.source_signatures import Part, source_signature
 from muwa.types.ranges import Count, Share
 
 

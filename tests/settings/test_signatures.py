@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from muwa.signatures import check
+from muwa.settings.signatures import check
 from muwa.types.ranges import Count, Share
 
 

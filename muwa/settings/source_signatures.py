@@ -1,7 +1,7 @@
 """The signature of a class or function of muwa, read from its source without importing its module.
 
 A module that imports torch takes seconds to import. Settings are checked before that, so that a wrong one is
-refused at once. `muwa.signatures` reads the same signatures from imported functions.
+refused at once. `muwa.settings.signatures` reads the same signatures from imported functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from muwa.types.ranges import FieldsOf
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 # Modules that annotations may name and that import nothing heavy.
 _LIGHT = ("typing", "collections.abc", "pathlib", "annotated_types", "muwa.types.ranges")
 

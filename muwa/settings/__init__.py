@@ -1,0 +1,1 @@
+"""Types and ranges of settings, checked before anything is imported."""
