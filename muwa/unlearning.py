@@ -22,6 +22,7 @@ from muwa.data.dataset import Dataset
 from muwa.data.image_files import manifest
 from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_measures, evaluate, fitting
+from muwa.fingerprint import file_digest
 from muwa.methods.base import Method, make_edit
 from muwa.models.base import Editable
 from muwa.patch.apply import write_patch
@@ -39,6 +40,7 @@ from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
 from muwa.types.report import PATCH, Report
+from muwa.types.verdict import Rules
 
 LIBRARIES = (
     "muwa",
@@ -179,13 +181,25 @@ def unlearn(
         after=after,
         edit=made.edit,
         task=task,
+        rules=Rules(**settings["verdict"]),
         similarity=similarity(model, edited, task, run),
         seconds={},
         cache=dict(run.store.events) if run.store else {},
         peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
-        provenance=provenance(model, task, settings),
+        provenance={
+            **provenance(model, task, settings),
+            "measures": list(measures),
+            "observer": model.observer.__name__,
+        },
         examples=observer.examples(observer_after, task),
         cost=cost(made, patch),
+        request=dict(settings["request"]),
+        edited={
+            "fingerprint": edited.fingerprint,
+            "weights": edited.patch_base(made.edit).weights_fingerprint,
+            "base": model.patch_base(made.edit).weights_fingerprint,
+            "patch": file_digest(patch),
+        },
     )
 
 

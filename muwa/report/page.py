@@ -11,13 +11,14 @@ from typing import Any
 from muwa.data.shards import image_ending
 from muwa.drafts import write_text
 from muwa.fingerprint import read_image
+from muwa.patch.card import RUN, base_metadata, card_text, run_entry
 from muwa.report import figures, samples
 from muwa.report.record import results
 from muwa.report.text import environment, rounded
 from muwa.report.verdicts import verdicts
 from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Metric
-from muwa.types.report import PATCH, Report
+from muwa.types.report import CARD, PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
 Makes = Callable[[], figures.Figure]  # makes a figure
@@ -40,6 +41,9 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     """
     record = results(report)
     write_text(report.folder / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    base = base_metadata(record["provenance"].get("model", {}).get("source", ""))
+    card = card_text([run_entry(record, list(report.edit.deltas))], RUN, base=base, files={})
+    write_text(report.folder / CARD, card)
     images = _images(report, show_forget=show_forget)
     forget_images = report.task.eval.forget.images[:FORGET_IMAGES] if show_forget else ()
     patch = report.folder / PATCH
