@@ -464,7 +464,7 @@ def _numbers(axis: Any, points: np.ma.MaskedArray, most: float) -> None:
         value = float(points[row, column])
         text = rounded(value, "+.0f" if value == round(value) else "+.1f")
         if text != "0":
-            colour = "#ffffff" if abs(value) > 0.6 * most else "#222222"
+            colour = "#ffffff" if abs(value) > 0.6 * most else "#111111"  # on a dark page too
             axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
 
 

@@ -47,11 +47,9 @@ def inline(figure: Figure, name: str, alt: str, *, whole: bool) -> Markup:
     root = ElementTree.fromstring(buffer.getvalue())
     for element in root.iter():
         _plain(element, name)
-    for child in [
-        *root.findall("metadata"),
-        *root.findall("defs"),
-    ]:  # a rule for the whole page is among them
-        root.remove(child)
+    for parent, tag in ((root, "metadata"), *((defs, "style") for defs in root.findall("defs"))):
+        for child in parent.findall(tag):  # the style would be one of the whole page
+            parent.remove(child)
     width = round(PIXELS * figure.get_figwidth())
     middle = float(root.attrib["viewBox"].split()[2]) * 0.55
     for element in root.iter("a"):

@@ -169,7 +169,7 @@ def _kept(report: Report) -> list[Finding]:
     allowed = f"{report.rules.kept_points:g} points"
     said = {
         GOOD: f"no more than {allowed} lost",
-        UNSURE: f"that no more than {allowed} were lost is not shown",
+        UNSURE: f"too few to show that no more than {allowed} were lost",
         BAD: f"more than {allowed} lost",
     }
     for name, metric in _of_role(report.after, "kept").items():
@@ -182,8 +182,11 @@ def _kept(report: Report) -> list[Finding]:
             ends = " to ".join(rounded(100 * end, "+.1f") for end in (change.low, change.high))
             points += f", 95 % interval {ends}"
         kind = kept_kind(before, metric, report.rules)
+        lost = change.value if metric.reading.better == "lower" else -change.value
+        over = kind == UNSURE and 100 * lost > report.rules.kept_points
+        end = f"that more than {allowed} were lost is likely, not shown" if over else said[kind]
         rates = f"{percent(before.value)} → {percent(metric.value)} % of {metric.n} {metric.reading.counted}"
-        found.append(Finding(kind, f"{metric.reading.label}: {rates} ({points}): {said[kind]}.", name))
+        found.append(Finding(kind, f"{metric.reading.label}: {rates} ({points}): {end}.", name))
     return found
 
 
