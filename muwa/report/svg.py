@@ -61,7 +61,10 @@ def inline(figure: Figure, name: str, alt: str, *, whole: bool) -> Markup:
         "aria-label": alt,
         "class": "figure whole" if whole else "figure",
     }
-    return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))  # texts are escaped by it
+    text = ElementTree.tostring(
+        root, encoding="unicode", short_empty_elements=False
+    )  # which escapes all texts
+    return Markup(text)
 
 
 def _plain(element: ElementTree.Element, name: str) -> None:
