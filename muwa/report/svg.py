@@ -61,10 +61,8 @@ def inline(figure: Figure, name: str, alt: str, *, whole: bool) -> Markup:
         "aria-label": alt,
         "class": "figure whole" if whole else "figure",
     }
-    text = ElementTree.tostring(
-        root, encoding="unicode", short_empty_elements=False
-    )  # which escapes all texts
-    return Markup(text)
+    # tostring escapes all texts
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
 def _plain(element: ElementTree.Element, name: str) -> None:
