@@ -39,7 +39,7 @@ from muwa.types.data import PROMPTS, Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
-from muwa.types.report import PATCH, Report
+from muwa.types.report import CARD, PATCH, Report
 from muwa.types.verdict import Rules
 
 LIBRARIES = (
@@ -140,7 +140,7 @@ def _run(
                 write_report(report, show_forget=settings["report"]["show_forget"])
     if report is not None:
         print("\n".join(one["text"] for one in verdicts(report)))
-    written = ["report.html", "results.json"] if report is not None and "report" in stages else []
+    written = ["report.html", CARD, "results.json"] if report is not None and "report" in stages else []
     files = ", ".join([*written, PATCH])
     print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
     return report.objective if report is not None else 0.0

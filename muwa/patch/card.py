@@ -206,6 +206,8 @@ def base_metadata(base: str | Path) -> dict[str, Any]:
     Reads README.md of a folder, or of a hub repository if it is in the hub's cache. Nothing is downloaded.
     """
     folder = Path(base)
+    if not str(base):
+        return {}
     if folder.is_dir():
         return card_metadata(folder / BASE_CARD if (folder / BASE_CARD).is_file() else folder / "README.md")
     try:

@@ -49,6 +49,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     base = base_metadata(record["provenance"].get("model", {}).get("source", ""))
     card = card_text([run_entry(record, list(report.edit.deltas))], RUN, base=base, files={})
     write_text(report.folder / CARD, card)
+    judged = verdict(report)
     forget_images = report.task.eval.forget.images[:FORGET_IMAGES] if show_forget else ()
     patch = report.folder / PATCH
     page = (
@@ -56,10 +57,10 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .get_template("report.html")
         .render(
             record=record,
-            verdict=verdict(report),
+            verdict=judged,
             words=WORDS,
             points=_points,
-            groups=grouped(metric_rows(report)),
+            groups=grouped(metric_rows(report.before, report.after, judged.kinds)),
             images=_images(report),
             samples=_samples(report, show_forget=show_forget),
             card=Markup(_html_of(card)),
@@ -192,11 +193,16 @@ def _html_of(card: str) -> str:
     return str(reader.render(card.split("\n---\n", 1)[1].split("\n", 3)[3]))
 
 
-def metric_rows(report: Report) -> list[dict[str, Any]]:
-    """One row per metric for the page's table; rates in per cent, their changes in points."""
-    before, judged = report.before, verdict(report).kinds
+def metric_rows(
+    before: Mapping[str, Metric], after: Mapping[str, Metric], kinds: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One row per metric for the page's table; rates in per cent, their changes in points.
+
+    Args:
+        kinds: `Verdict.kinds`.
+    """
     rows = []
-    for name, metric in report.after.items():
+    for name, metric in after.items():
         unit = metric.reading.unit
         scale = 100 if unit == RATE else 1
         change = change_of(before[name], metric)
@@ -209,7 +215,7 @@ def metric_rows(report: Report) -> list[dict[str, Any]]:
                 "change": shown,
                 "change_interval": _ends(change.low, change.high, 100, unit, "+") if unit == RATE else "",
                 "interval": _ends(metric.low, metric.high, scale, unit),
-                "judged": judged.get(name, ""),
+                "judged": kinds.get(name, ""),
                 "n": metric.n,
                 "better": metric.reading.better,
                 "reads": metric.reading.text,

@@ -1,10 +1,12 @@
 """The card is parsed as Markdown and, on the report's page, as HTML: what a stranger wrote stays text."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra.utils import get_object
 from markdown_it import MarkdownIt
 
 from muwa.patch.apply import Patch
@@ -12,6 +14,7 @@ from muwa.patch.card import (
     FOLDER,
     HUB,
     RUN,
+    TEMPLATES,
     base_metadata,
     card_metadata,
     card_text,
@@ -21,6 +24,8 @@ from muwa.patch.card import (
     told,
 )
 from muwa.types.edit import Move
+
+ROOT = Path(__file__).parents[2]
 
 PATCH = Patch(
     {"a": torch.ones(2)},
@@ -261,6 +266,7 @@ def test_results_of_earlier_versions_make_a_card():
 def test_the_metadata_of_the_base_is_read_from_its_own_card(tmp_path):
     assert base_metadata(tmp_path) == {}
     assert base_metadata("the miniature") == {}
+    assert base_metadata("") == {}  # not the folder that muwa runs in
     assert base_metadata("org/nowhere-at-all") == {}
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlibrary_name: open_clip\nother: 1\n---\n# x")
     assert base_metadata(tmp_path) == {"license": "mit", "library_name": "open_clip"}
@@ -268,3 +274,19 @@ def test_the_metadata_of_the_base_is_read_from_its_own_card(tmp_path):
     assert base_metadata(tmp_path) == {"license": "openrail", "id": "org/x"}  # README.md is muwa's card then
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     assert card_metadata(tmp_path / "README.md") == {}
+
+
+def test_what_is_called_not_measured_can_be_measured():
+    """Every check is a measure of conf/eval, and every kind of output is one that a model gives."""
+    checks = yaml.safe_load((TEMPLATES / "checks.yaml").read_text())
+    measures = {
+        name: get_object(node["_target_"]).observes.__name__
+        for path in (ROOT / "conf/eval").glob("*.yaml")
+        for name, node in yaml.safe_load(path.read_text()).items()
+        if name != "defaults"
+    }
+    assert len(measures) > 20
+    for observer, found in checks.items():
+        for name in found["not_measured"]:
+            assert measures[name] == observer
+        assert found["limits"]
