@@ -167,7 +167,11 @@ def _scores(
         [s.alignment for s in scores.values()], [s.importance for s in scores.values()], s=16, c="#c2c2c2"
     )
     hover(
-        dots, [f"{n}: importance {s.importance:.3g}, alignment {s.alignment:.3f}" for n, s in scores.items()]
+        dots,
+        [
+            f"{short(n)}: importance {s.importance:.3g}, alignment {s.alignment:.3f}"
+            for n, s in scores.items()
+        ],
     )
     x, y = [scores[name].alignment for name in front], [scores[name].importance for name in front]
     axis.plot(x, y, "-o", color=colour, markersize=5, linewidth=1.2)
