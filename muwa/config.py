@@ -70,6 +70,8 @@ RANGES = {  # of the settings at the root; what a group's settings may be stands
     "whitening.input_power": Share,
     "whitening.output_power": Share,
     "questions": TextsByName,
+    "verdict.kept_points": Annotated[float, Interval(ge=0, le=100)],
+    "verdict.forget_high": Share,
     "runtime.threads": Annotated[int, Interval(ge=1, le=1024)] | None,
 }
 _HOME = re.compile(r"(|local-dir:)~(?=/|$)")
@@ -111,6 +113,24 @@ class ReportSettings:
 
 
 @dataclass
+class VerdictSettings:
+    """The thresholds of the verdict (`muwa.types.verdict.Rules`)."""
+
+    kept_points: float = MISSING
+    forget_high: float = MISSING
+
+
+@dataclass
+class RequestSettings:
+    """Who asked whom, for the card. Free text, never required."""
+
+    id: str | None = None
+    operator: str | None = None
+    date: str | None = None
+    basis: str | None = None
+
+
+@dataclass
 class Root:
     """muwa/conf/config.yaml's schema: a misspelt key is an error that gives its full name."""
 
@@ -125,6 +145,8 @@ class Root:
     runtime: Runtime = field(default_factory=Runtime)
     curate: CurateSettings = field(default_factory=CurateSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
+    verdict: VerdictSettings = field(default_factory=VerdictSettings)
+    request: RequestSettings = field(default_factory=RequestSettings)
     model: Any = MISSING
     dataset: Any = MISSING
     task: Any = MISSING

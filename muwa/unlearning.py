@@ -22,6 +22,7 @@ from muwa.data.dataset import Dataset
 from muwa.data.image_files import manifest
 from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_measures, evaluate, fitting
+from muwa.fingerprint import file_digest
 from muwa.methods.base import Method, make_edit
 from muwa.models.base import Editable
 from muwa.patch.apply import write_patch
@@ -40,9 +41,10 @@ from muwa.types.data import PROMPTS, Task
 from muwa.types.edit import Edit
 from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
-from muwa.types.report import PATCH, Report
+from muwa.types.report import CARD, PATCH, Report
 from muwa.types.short import short_repr
 from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT
+from muwa.types.verdict import Rules
 
 LIBRARIES = (
     "muwa",
@@ -147,7 +149,7 @@ def _run(
     end_display()
     if report is not None:
         print_outcome(report)
-    written = ["report.html", "results.json"] if report is not None and "report" in stages else []
+    written = ["report.html", CARD, "results.json"] if report is not None and "report" in stages else []
     files = ", ".join([*written, PATCH])
     print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
     return report.objective if report is not None else 0.0
@@ -195,12 +197,24 @@ def unlearn(
         edit=made.edit,
         task=task,
         similarity=matrices,
+        rules=Rules(**settings["verdict"]),
         seconds={},
         cache=dict(run.store.events) if run.store else {},
         peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
-        provenance=provenance(model, task, settings),
+        provenance={
+            **provenance(model, task, settings),
+            "measures": list(measures),
+            "observer": model.observer.__name__,
+        },
         examples=observer.examples(observer_after, task),
         cost=cost(made, patch),
+        request=dict(settings["request"]),
+        edited={
+            "fingerprint": edited.fingerprint,
+            "weights": edited.patch_base(made.edit).weights_fingerprint,
+            "base": model.patch_base(made.edit).weights_fingerprint,
+            "patch": file_digest(patch),
+        },
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from muwa.types.data import LabelledImages
-from muwa.types.metric import RATE, Metric, NameRate, Reading
+from muwa.types.metric import RATE, Change, Metric, NameRate, Outcomes, Reading
 
 RESAMPLES = 1000
 Array = np.ndarray
@@ -38,7 +38,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def paired_change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
+def paired_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
     """(Change of a rate, its 95 % interval: low, high), for the same samples before and after.
 
         after - before = (n01 - n10) / n
@@ -47,7 +47,8 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float,
     10 does not show that none of a million would.
 
     Args:
-        before, after: (n,) each, n > 0; sample i is the same in both.
+        before, after: (n,) each, n > 0, in [0, 1]; sample i is the same in both. A sample is a hit (1) or a
+            miss (0), or the rate of several tries on it.
 
     Source: Newcombe (Statistics in Medicine 17, 1998, 2635-2650), method 10: Wilson's intervals of both
     rates, joined by the correlation phi of the pairs, with his continuity correction.
@@ -55,23 +56,53 @@ def paired_change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float,
     >>> [round(x, 3) for x in paired_change([True] * 10, [False] * 10)]
     [-1.0, -1.0, -0.607]
     """
-    n = len(before)
-    pairs = list(zip(before, after, strict=True))
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
-    lost, new = pairs.count((True, False)), pairs.count((False, True))
-    rates = ((both + new) / n, (both + lost) / n)
-    (low, high), (low_before, high_before) = wilson(both + new, n), wilson(both + lost, n)
-    product = (both + lost) * (new + neither) * (both + new) * (lost + neither)
-    cross = both * neither - lost * new
+    x, y = np.asarray(before, float), np.asarray(after, float)
+    n, first, last = len(x), x.sum(), y.sum()
+    (low, high), (low_before, high_before) = wilson(last, n), wilson(first, n)
+    cross = n * (x @ y) - first * last  # of hits and misses: n11 n00 - n10 n01
+    product = (n * (x @ x) - first**2) * (n * (y @ y) - last**2)
     phi = 0.0
-    if product:
+    if product > 1e-9:
         phi = (max(cross - n / 2, 0) if cross > 0 else cross) / math.sqrt(product)
+    rates = last / n, first / n
     down, up = rates[0] - low, high - rates[0]
     down_before, up_before = rates[1] - low_before, high_before - rates[1]
-    change = rates[0] - rates[1]
+    change = float(rates[0] - rates[1])
     below = math.sqrt(max(0.0, down**2 - 2 * phi * down * up_before + up_before**2))
     above = math.sqrt(max(0.0, up**2 - 2 * phi * up * down_before + down_before**2))
     return change, max(-1.0, change - below), min(1.0, change + above)
+
+
+def change_of(before: Metric, after: Metric) -> Change:
+    """How an edit changed a rate, with its 95 % interval.
+
+    If both metrics have their outcomes, the same samples are compared (`paired_change`). A mean over groups
+    is also resampled by group, since samples of one group change together; the interval holds both. Without
+    outcomes the two rates count as independent:
+
+        low = change - sqrt((after - low_after)^2 + (high_before - before)^2), and the reverse for high
+
+    Source of the last: Newcombe (Statistics in Medicine 17, 1998, 873-890), method 10.
+
+    >>> change_of(Metric(0.5, 4, 0.2, 0.8), Metric(0.5, 4, 0.1, 0.9)).paired
+    False
+    """
+    value = after.value - before.value
+    one, other = before.outcomes, after.outcomes
+    if one is not None and other is not None and one.hits and len(one.hits) == len(other.hits):
+        ends = [*paired_change(one.hits, other.hits)[1:]]
+        places = {group: i for i, group in enumerate(dict.fromkeys(one.groups))}
+        if len(places) > 1:
+            place = np.array([places[group] for group in one.groups])
+            sums = np.bincount(place, np.subtract(other.hits, one.hits))
+            each = sums / np.bincount(place)
+            ends += interval(counts(len(each)) @ each / len(each))
+        return Change(value, min(*ends, value), max(*ends, value), paired=True)
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return Change(value, None, None, paired=False)
+    below = math.hypot(after.value - after.low, before.high - before.value)
+    above = math.hypot(after.high - after.value, before.value - before.low)
+    return Change(value, max(-1.0, value - below), min(1.0, value + above), paired=False)
 
 
 def share(rates: Tensor, reading: Reading) -> Metric:
@@ -85,7 +116,7 @@ def share(rates: Tensor, reading: Reading) -> Metric:
     """
     mean = rates.double().mean().item() if len(rates) else 0.0
     low, high = wilson(mean * len(rates), len(rates))
-    return Metric(mean, len(rates), low, high, reading)
+    return Metric(mean, len(rates), low, high, reading, outcomes=Outcomes(tuple(rates.tolist())))
 
 
 def by_name(hits: Sequence[float], names: Sequence[str]) -> dict[str, NameRate]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from muwa.json_files import read_json
 from muwa.patch.apply import Patch, apply_patch, read_patch, remove_patch
+from muwa.patch.card import patch_entry, read_results
 from muwa.patch.files import (
     check_out,
     find_checkpoint,
@@ -28,6 +30,7 @@ from muwa.patch.folders import (
     required_parts,
     stored_names,
 )
+from muwa.patch.readme import replaced, write_readme
 from muwa.patch.twins import find_twins
 
 RECORD = "muwa_patch.json"  # the record in an edited folder
@@ -62,7 +65,8 @@ def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Ou
     """Copy `base` to the new folder `out` with a patch applied or removed.
 
     `out` appears complete or not at all. An edited folder holds a record, `muwa_patch.json`: the patch, and
-    what was edited, left out or kept unedited.
+    what was edited, left out or kept unedited. Its README.md is the unlearning card (`muwa.patch.card`), with
+    what results.json beside the patch tells of the run.
 
     Args:
         path: The patch file.
@@ -91,7 +95,10 @@ def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Ou
     )
     record = _record(base, path, patch, outcome, remove=remove)
     added = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} if record else {}
-    rewrite_files(base, out, written, {*dropped, base / RECORD}, added)
+    edited = _has_card(base)
+    card = partial(write_readme, base=base, patches=record["patches"] if record else (), edited=edited)
+    left = {*dropped, base / RECORD, *replaced(base, edited=edited)}
+    rewrite_files(base, out, written, left, added, card)
     return outcome
 
 
@@ -151,19 +158,28 @@ def _record(base: Path, path: Path, patch: Patch, outcome: Outcome, *, remove: b
     identity = hashlib.sha256(path.read_bytes()).hexdigest()
     patches = [one for one in before if one["sha256"] != identity]
     if not remove:
-        moves = [asdict(move) for move in patch.moves]
         patches.append(
             {
-                "sha256": identity,
-                "base_fingerprint": patch.base_fingerprint,
-                "moves": moves,
-                "story": dict(patch.provenance),
+                **patch_entry(patch, identity, _run(patch, path)),
                 "edited": list(outcome.edited),
                 "left_out": dict(outcome.left_out),
                 "unedited": dict(outcome.unedited),
             }
         )
-    return {"format": _FORMAT, "patches": patches} if patches else None
+    return {"format": _FORMAT, "card": True, "patches": patches} if patches else None
+
+
+def _run(patch: Patch, path: Path) -> dict[str, Any] | None:
+    """What results.json beside a patch file tells of its run; None if there is none, or it is another's."""
+    try:
+        return read_results(patch, path.with_name("results.json"), required=False)
+    except (ValueError, OSError):
+        return None
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether README.md of a folder is an unlearning card: folders of earlier versions have a record only."""
+    return bool(_read_record(folder).get("card", False))
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
@@ -172,11 +188,15 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: The record cannot be read.
     """
+    return list(_read_record(folder)["patches"])
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
-        return []
+        return {"patches": []}
     try:
         found = read_json(path, dict, "the record of muwa's patches")
-        return list(found["patches"])
+        return {**found, "patches": list(found["patches"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a record of muwa's patches ({error})") from error

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -164,6 +164,7 @@ def rewrite_files(
     changes: Mapping[Path, Mapping[str, Tensor]],
     dropped: Collection[Path] = (),
     added: Mapping[str, str] = MappingProxyType({}),
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """As `rewrite`, for any weight files of a folder, at any depth.
 
@@ -171,6 +172,7 @@ def rewrite_files(
         changes: Weight file of `base` -> its changed tensors by name.
         dropped: Files and folders of `base` to leave out of `out`.
         added: File name -> text of files to write into `out` too.
+        finish: Called last with the folder, before it takes the name `out`.
 
     Raises:
         FileExistsError: `out` exists and is not empty.
@@ -192,6 +194,7 @@ def rewrite_files(
             _write_changed(path, (draft / relative).with_name(safetensors_name(path)), tensors)
         for name, text in added.items():
             (draft / name).write_text(text, encoding="utf-8")
+        finish(draft)
         if out.is_dir():
             out.rmdir()
         os.replace(draft, out)

@@ -31,8 +31,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as hub_logging
 
 from muwa.drafts import new_file
+from muwa.fingerprint import file_digest
 from muwa.patch.apply import read_patch
-from muwa.patch.card import card_text, results_of
+from muwa.patch.card import HUB, card_text, patch_entry, read_results
 from muwa.types.report import PATCH
 
 _ERRORS = (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, HTTPError)
@@ -61,9 +62,11 @@ def push(path: Path, target: str, *, base_model: str | None, private: bool, resu
         OSError: The hub refused or could not be reached; says why in one line, without the token.
     """
     patch = read_patch(path)
-    measured = results_of(patch, results or path.with_name("results.json"), required=results is not None)
+    run = read_results(patch, results or path.with_name("results.json"), required=results is not None)
     licence = _licence(base_model) if base_model else None
-    text = card_text(patch, target, measured, base_model=base_model, licence=licence)
+    hub_id = base_model if base_model and not Path(base_model).is_dir() else None
+    entry = patch_entry(patch, file_digest(path), run)
+    text = card_text([entry], HUB, base={"id": hub_id, "license": licence}, files={}, target=target)
     with tempfile.TemporaryDirectory() as draft:
         shutil.copyfile(path, Path(draft, PATCH))
         Path(draft, "README.md").write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
@@ -31,7 +32,8 @@ MISSING = "#c9c9c9"  # a cell of a matrix that was not measured
 TOWER_COLOURS = {"vision": BLUE, "text": ORANGE}
 SIZE = "‖Δθ‖ / ‖θ‖, %"  # how far a step went
 _LAYERS = 12  # the most layers in a figure of gains
-_BARS = 16  # the most rates in one figure; of more, those under the report's first heading are shown
+_CELLS = 2500  # the most cells of a matrix that have a text each: more would make a page of megabytes
+_BARS = 8  # the most rates in one figure; of more, those under the report's first heading are shown
 
 # Rates of a search by the name that its evaluations give them: name, label, colour, line style.
 SEARCH_RATES = (
@@ -94,6 +96,18 @@ def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
     return figure, axes
 
 
+def hover(artist: Any, texts: Sequence[str]) -> None:
+    """Give each point or cell of a collection, or one bar, the text that shows where the mouse rests on it.
+
+    matplotlib writes such texts as links, which `muwa.report.svg.inline` turns into titles.
+    A PNG ignores them.
+    """
+    if hasattr(artist, "set_urls"):
+        artist.set_urls(list(texts))
+    else:
+        artist.set_url(texts[0])
+
+
 def pareto(search: Search) -> Figure:
     """Importance against alignment of every layer, one panel per tower.
 
@@ -102,7 +116,7 @@ def pareto(search: Search) -> Figure:
     towers = list(dict.fromkeys(score.tower for score in search.scores.values()))
     towers.sort(key=[*TOWER_COLOURS, *towers].index)
     figure, axes = blank(5.2 * len(towers), 4.4, 1, len(towers))
-    chosen = _edited(search)
+    chosen = edited_layers(search)
     for axis, tower in zip(axes.flat, towers, strict=True):
         mine = {name: s for name, s in search.scores.items() if s.tower == tower and s.importance > 0}
         front = sorted((name for name in search.front if name in mine), key=lambda name: mine[name].alignment)
@@ -118,12 +132,14 @@ def gains(search: Search) -> Figure:
     gain = {name: score.gain for name, score in search.scores.items() if score.gain}
     names = sorted(gain, key=lambda name: -gain[name])[:_LAYERS]
     tried = {name for row in search.trace for name in (*row.candidate.names, *row.candidate.layers.values())}
-    chosen = _edited(search)
+    chosen = edited_layers(search)
     figure, axes = blank(7.2, 0.8 + 0.28 * len(names))
     axis = axes[0, 0]
     for place, name in enumerate(names):
         colour = TOWER_COLOURS.get(search.scores[name].tower, GREEN)
-        axis.barh(place, gain[name], color=colour, alpha=1.0 if name in tried else 0.35)
+        (bar,) = axis.barh(place, gain[name], color=colour, alpha=1.0 if name in tried else 0.35)
+        state = "edited" if name in chosen else "tried" if name in tried else "not tried"
+        hover(bar, [f"{name}: gain {gain[name]:.3g}, {state}"])
     labels = [f"{search.scores[name].tower} {short(name)}" for name in names]
     axis.set_yticks(range(len(names)), labels, fontsize=8)
     for label, name in zip(axis.get_yticklabels(), names, strict=True):
@@ -133,7 +149,7 @@ def gains(search: Search) -> Figure:
     return figure
 
 
-def _edited(search: Search) -> set[str]:
+def edited_layers(search: Search) -> set[str]:
     """The names of the layers that the chosen step edits; empty if no step was chosen."""
     if search.chosen is None:
         return set()
@@ -145,8 +161,15 @@ def _scores(
     axis: Any, scores: Mapping[str, LayerScore], front: Sequence[str], chosen: set[str], colour: str
 ) -> None:
     """One panel of `pareto`: the layers of one tower."""
-    axis.scatter(
+    dots = axis.scatter(
         [s.alignment for s in scores.values()], [s.importance for s in scores.values()], s=16, c="#c2c2c2"
+    )
+    hover(
+        dots,
+        [
+            f"{short(n)}: importance {s.importance:.3g}, alignment {s.alignment:.3f}"
+            for n, s in scores.items()
+        ],
     )
     x, y = [scores[name].alignment for name in front], [scores[name].importance for name in front]
     axis.plot(x, y, "-o", color=colour, markersize=5, linewidth=1.2)
@@ -230,7 +253,15 @@ def _steps(axis: Any, search: Search, places: Sequence[int]) -> None:
     x = [size(search.trace[i]) for i in order]
     for _, label, colour, style, rates in search_rates(search):
         y = [100 * rates[i] for i in order]
-        axis.plot(x, y, style, color=colour, linewidth=1.3, marker="o", markersize=2.5, label=label)
+        axis.plot(x, y, style, color=colour, linewidth=1.3, label=label)
+        dots = axis.scatter(x, y, s=9, color=colour)
+        hover(
+            dots,
+            [
+                f"{label} {rounded(rate, '.1f')} % at a size of {at:.3g} %"
+                for at, rate in zip(x, y, strict=True)
+            ],
+        )
     feasible = [size(search.trace[i]) for i in order if search.trace[i].feasible]
     if feasible:
         axis.axvspan(min(feasible), max(x) * 1.05, color=GREEN, alpha=0.07, linewidth=0)
@@ -264,6 +295,7 @@ def similarity(
     for axis, values, title in zip(axes.flat, every, ("before", "after"), strict=True):
         image = axis.imshow(values, vmin=every.min(), vmax=every.max(), cmap="viridis")
         axis.grid(False)
+        _cells(axis, names, names, values, f"mean cosine {{:.3f}} {title}".format)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(names)), names if axis is axes.flat[0] else [""] * len(names), fontsize=7)
@@ -275,6 +307,20 @@ def similarity(
                 tick.set_fontweight("bold")
     figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, label="mean cosine")
     return figure
+
+
+def _cells(
+    axis: Any, rows: Sequence[str], columns: Sequence[str], values: Any, text: Callable[[float], str]
+) -> None:
+    """Texts for the cells of a matrix, as `hover`: the row's name, the column's name, and `text(value)`."""
+    places = [(row, column) for row in range(len(rows)) for column in range(len(columns))]
+    if len(places) > _CELLS:
+        return
+    cells = PatchCollection(
+        [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in places], facecolor="#00000000"
+    )
+    hover(cells, [f"{rows[row]} × {columns[column]}: {text(values[row][column])}" for row, column in places])
+    axis.add_collection(cells, autolim=False)
 
 
 def rates_of(metrics: Mapping[str, Metric]) -> list[str]:
@@ -295,9 +341,10 @@ def bars(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Figure:
     for shift, metrics, colour, label in ((0.19, before, GREY, "before"), (-0.19, after, BLUE, "after")):
         values = [100 * metrics[name].value for name in names]
         places = np.arange(len(names))[::-1] + shift
-        axis.barh(places, values, height=0.34, color=colour, label=label)
-        for place, value, name in zip(places, values, names, strict=True):
+        drawn = axis.barh(places, values, height=0.34, color=colour, label=label)
+        for bar, place, value, name in zip(drawn, places, values, names, strict=True):
             metric = metrics[name]
+            hover(bar, [f"{name} {label}: {rounded(value, '.1f')} % of {metric.n}"])
             low = 100 * (metric.low if metric.low is not None else metric.value)
             high = 100 * (metric.high if metric.high is not None else metric.value)
             axis.plot([low, high], [place, place], color="#333333", linewidth=1)
@@ -385,6 +432,7 @@ def harm(
     targets = {columns[column] for _, column in np.argwhere(forgotten)}
     for label in axis.get_xticklabels():
         label.set_color(RED if label.get_text() in targets else "#333333")
+    _cells(axis, rows, columns, np.where(forgotten, np.nan, points), _points_lost)
     for row, column in np.argwhere(forgotten):
         axis.add_patch(_hatched((column - 0.5, row - 0.5)))
     if cell > 0.3:
@@ -397,6 +445,12 @@ def harm(
     bar.set_label("change of the name's\naccuracy, points", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _points_lost(value: float) -> str:
+    return (
+        f"{rounded(value, '+.1f')} points" if np.isfinite(value) else "no change of another name was measured"
+    )
 
 
 def _hatched(corner: tuple[float, float], **style: Any) -> Rectangle:
@@ -412,7 +466,7 @@ def _numbers(axis: Any, points: np.ma.MaskedArray, most: float) -> None:
         value = float(points[row, column])
         text = rounded(value, "+.0f" if value == round(value) else "+.1f")
         if text != "0":
-            colour = "#ffffff" if abs(value) > 0.6 * most else "#222222"
+            colour = "#ffffff" if abs(value) > 0.6 * most else "#111111"  # on a dark page too
             axis.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
 
 

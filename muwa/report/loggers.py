@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from muwa.drafts import write_text
-from muwa.report.machine_paths import command_without_folders, last_folders, without_folders
+from muwa.report.machine_paths import command_without_folders, last_folders, without_folders, without_request
 from muwa.report.record import answers
 from muwa.runtime.notices import notice
 from muwa.runtime.stopping import stage_of, word
@@ -91,7 +91,7 @@ class Wandb:
     A run's folder is one run in W&B: its id is kept in the folder (`run_id`), so a run that was preempted, or
     is repeated in its folder, goes on in the same W&B run. A run that `wandb agent` starts has the id that
     the agent gives it. W&B is told no folder of this machine: no executable, no cache, no home. In offline
-    mode its file holds none, either.
+    mode its file holds none, either. Nor is it told who asked to forget (the settings of `request`).
 
     It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
     step. At the end it receives the metrics before and after with their intervals, the cost, the plots
@@ -168,7 +168,9 @@ class Wandb:
                 self._arguments["id"] = run_id(self._folder)
             self._run = wandb.init(**self._arguments, settings=settings)
         if event == "config":
-            shown = {**without_folders(row), "command": command_without_folders(row.get("command", ""))}
+            told = {key: value for key, value in row.items() if key != "request"}  # not who asked
+            command = command_without_folders(without_request(row.get("command", "")))
+            shown = {**without_folders(told), "command": command}
             self._run.config.update(shown, allow_val_change=True)
         elif event == "gradients":
             rows = [[name, norm["forget"], norm["retain"]] for name, norm in row["norms"].items()]

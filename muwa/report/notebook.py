@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,17 @@ class Comparison:
 
     before: Mapping[str, Metric]
     after: Mapping[str, Metric]
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unequal := sorted(set(self.before) ^ set(self.after)):
             raise ValueError(f"{', '.join(unequal)}: measured on one model only; evaluate both with one list")
 
     def __repr__(self) -> str:
-        return as_text(metrics_table(self.before, self.after, self.after))
+        return as_text(metrics_table(self.before, self.after, self.after, self.kinds))
 
     def _repr_html_(self) -> str:
-        return _html("", metric_rows(self.before, self.after))
+        return _html("", metric_rows(self.before, self.after, self.kinds))
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ class FinishedRun:
     def comparison(self) -> Comparison:
         """Its metrics before and after the edit."""
         metrics = self.results["metrics"]
-        return Comparison(
-            *({name: _metric(one) for name, one in metrics[when].items()} for when in ("before", "after"))
+        before, after = (
+            {name: _metric(one) for name, one in metrics[when].items()} for when in ("before", "after")
         )
+        return Comparison(before, after, self.results.get("verdict", {}).get("kinds", {}))
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self.comparison!r}\n{self.folder / 'report.html'}"
 
     def _repr_html_(self) -> str:
-        rows = metric_rows(self.comparison.before, self.comparison.after)
+        rows = metric_rows(self.comparison.before, self.comparison.after, self.comparison.kinds)
         return _html(self._title(), rows, str(self.folder / "report.html"))
 
     def _title(self) -> str:

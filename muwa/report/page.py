@@ -5,24 +5,30 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
 from muwa.data.shards import image_ending
 from muwa.drafts import write_text
+from muwa.eval.statistics import change_of
 from muwa.fingerprint import read_image
-from muwa.report import figures, samples
+from muwa.patch.card import RUN, WORDS, base_metadata, card_text, run_entry
+from muwa.report import alt, figures, samples
+from muwa.report.drawn import Drawn, draw
 from muwa.report.record import results
 from muwa.report.text import environment, rounded
-from muwa.report.verdicts import verdicts
+from muwa.report.verdicts import verdict
 from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Metric
-from muwa.types.report import PATCH, Report
+from muwa.types.report import CARD, PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
 Makes = Callable[[], figures.Figure]  # makes a figure
 
-PIXELS = 96  # pixels of the page per inch of a figure
 SAMPLES = 300  # samples whose scores the page lists
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
@@ -40,7 +46,10 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     """
     record = results(report)
     write_text(report.folder / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    images = _images(report, show_forget=show_forget)
+    base = base_metadata(record["provenance"].get("model", {}).get("source", ""))
+    card = card_text([run_entry(record, list(report.edit.deltas))], RUN, base=base, files={})
+    write_text(report.folder / CARD, card)
+    judged = verdict(report)
     forget_images = report.task.eval.forget.images[:FORGET_IMAGES] if show_forget else ()
     patch = report.folder / PATCH
     page = (
@@ -48,9 +57,13 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .get_template("report.html")
         .render(
             record=record,
-            verdicts=verdicts(report),
-            groups=grouped(metric_rows(report.before, report.after)),
-            images=images,
+            verdict=judged,
+            words=WORDS,
+            points=_points,
+            groups=grouped(metric_rows(report.before, report.after, judged.kinds)),
+            images=_images(report),
+            samples=_samples(report, show_forget=show_forget),
+            card=Markup(_html_of(card)),
             forget_images=[_embed(read_image(image)) for image in forget_images],
             searches=[steps_table(search) for search in report.edit.searches if search.trace],
             step_heading=step_heading(report.edit),
@@ -63,45 +76,71 @@ def write_report(report: Report, *, show_forget: bool) -> None:
     write_text(report.folder / "report.html", page)
 
 
-def _images(report: Report, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
-    """Kind of figure -> its figures for the page: `source`, `width` in pixels, and `title`.
+def _images(report: Report) -> dict[str, list[Drawn]]:
+    """Kind of figure -> its figures for the page.
 
     Each figure is saved as <kind>.png. Several of a kind have titles, and numbers in their file names.
     """
-    embedded: dict[str, list[dict[str, Any]]] = {}
-    for kind, makers in _figures(report, show_forget=show_forget).items():
+    drawn: dict[str, list[Drawn]] = {}
+    for kind, makers in _figures(report).items():
         several = len(makers) > 1
-        for i, (title, make) in enumerate(makers):
-            path = report.folder / "figures" / (f"{kind}_{i + 1}.png" if several else f"{kind}.png")
-            figure = figures.try_save(make, path)
-            if figure is None:
-                continue
-            source, width = _embed(path.read_bytes()), round(PIXELS * figure.get_figwidth())
-            image = {"source": source, "width": width, "title": title if several else ""}
-            embedded.setdefault(kind, []).append(image)
-    return embedded
+        for i, (title, seen, make) in enumerate(makers):
+            name = f"{kind}_{i + 1}" if several else kind
+            found = draw(make, report.folder / "figures" / f"{name}.png", seen, whole=False)
+            if found is not None:
+                drawn.setdefault(kind, []).append(replace(found, title=title if several else ""))
+    return drawn
 
 
-def _figures(report: Report, *, show_forget: bool) -> dict[str, list[tuple[str, Makes]]]:
-    """Kind of figure -> (title, what makes it) of each figure: one per search, or one in all."""
-    made: dict[str, list[tuple[str, Makes]]] = {}
+def _figures(report: Report) -> dict[str, list[tuple[str, str, Makes]]]:
+    """Kind of figure -> (title, what is seen, what makes it) of each: one per search, or one in all."""
+    made: dict[str, list[tuple[str, str, Makes]]] = {}
     for search in report.edit.searches:
+        title = search.concept
         if any(score.gain for score in search.scores.values()):
-            made.setdefault("gains", []).append((search.concept, partial(figures.gains, search)))
+            made.setdefault("gains", []).append((title, alt.gains(search), partial(figures.gains, search)))
         elif search.scores:
-            made.setdefault("pareto", []).append((search.concept, partial(figures.pareto, search)))
+            made.setdefault("pareto", []).append((title, alt.pareto(search), partial(figures.pareto, search)))
         if search.trace:
-            made.setdefault("trace", []).append((search.concept, partial(figures.trace, search)))
+            made.setdefault("trace", []).append((title, alt.trace(search), partial(figures.trace, search)))
     if figures.rates_of(report.before):
-        made["metrics"] = [("", partial(figures.bars, report.before, report.after))]
+        seen = alt.bars(report.before, report.after)
+        made["metrics"] = [("", seen, partial(figures.bars, report.before, report.after))]
     if report.similarity:
         s: Any = report.similarity
-        made["similarity"] = [
-            ("", partial(figures.similarity, s["names"], s["before"], s["after"], report.task.names))
-        ]
-    if shown := samples.with_images(report.examples):
-        made["examples"] = [("", partial(samples.sheet, shown, show_forget=show_forget))]
+        matrices = (s["names"], s["before"], s["after"], report.task.names)
+        made["similarity"] = [("", alt.similarity(*matrices), partial(figures.similarity, *matrices))]
     return made
+
+
+def _samples(report: Report, *, show_forget: bool) -> list[dict[str, Any]]:
+    """The sheet of samples: role by role, each prompt with its image before and after.
+
+    The same sheet is saved as figures/examples.png. Images of the forget set are None unless they are shown.
+    """
+    shown = samples.with_images(report.examples)
+    if not shown:
+        return []
+    make = partial(samples.sheet, shown, show_forget=show_forget)
+    figures.try_save(make, report.folder / "figures" / "examples.png")
+    return [
+        {
+            "role": role,
+            "heading": heading,
+            "pairs": [
+                {
+                    "prompt": one.prompt,
+                    "images": None
+                    if role == "forget" and not show_forget
+                    else [_embed(samples.png(image)) for image in (one.before, one.after)],
+                }
+                for one in shown
+                if one.role == role
+            ],
+        }
+        for role, heading in samples.HEADINGS.items()
+        if any(one.role == role for one in shown)
+    ]
 
 
 def _embed(image: bytes) -> str:
@@ -137,23 +176,46 @@ def steps_table(search: Search) -> dict[str, Any]:
     return {"concept": search.concept, "heading": STEPS.get(unit, unit), "rates": labels, "rows": rows}
 
 
-def metric_rows(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """One row per metric for the page's table; rates in per cent, their changes in points."""
+def _points(change: float) -> str:
+    """A change of a rate in percentage points; what rounds to zero has no sign."""
+    return rounded(100 * change, "+.1f")
+
+
+def _html_of(card: str) -> str:
+    """A card as HTML, without its metadata and title. No markup and no link comes out of its texts."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader.disable(["link", "image", "autolink", "html_inline", "html_block"])
+    reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table class="card">\n')
+    reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    reader.add_render_rule("th_open", lambda *_: '<th scope="col">')
+    reader.add_render_rule("heading_open", lambda self, tokens, i, *_: f"<h{int(tokens[i].tag[1]) + 1}>")
+    reader.add_render_rule("heading_close", lambda self, tokens, i, *_: f"</h{int(tokens[i].tag[1]) + 1}>\n")
+    return str(reader.render(card.split("\n---\n", 1)[1].split("\n", 3)[3]))
+
+
+def metric_rows(
+    before: Mapping[str, Metric], after: Mapping[str, Metric], kinds: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One row per metric for the page's table; rates in per cent, their changes in points.
+
+    Args:
+        kinds: `Verdict.kinds`.
+    """
     rows = []
     for name, metric in after.items():
         unit = metric.reading.unit
         scale = 100 if unit == RATE else 1
+        change = change_of(before[name], metric)
         shown = _number(scale * (metric.value - before[name].value), unit, "+")
-        interval = ""
-        if metric.low is not None and metric.high is not None:
-            interval = f"{_number(scale * metric.low, unit)} – {_number(scale * metric.high, unit)}"
         rows.append(
             {
                 "name": name,
                 "before": _value(before[name]),
                 "after": _value(metric),
                 "change": shown,
-                "interval": interval,
+                "change_interval": _ends(change.low, change.high, 100, unit, "+") if unit == RATE else "",
+                "interval": _ends(metric.low, metric.high, scale, unit),
+                "judged": kinds.get(name, ""),
                 "n": metric.n,
                 "better": metric.reading.better,
                 "reads": metric.reading.text,
@@ -169,6 +231,13 @@ def _kind(change: float, better: str) -> str:
     if change == 0 or better not in ("higher", "lower"):
         return "flat"
     return "good" if (change > 0) == (better == "higher") else "worse"
+
+
+def _ends(low: float | None, high: float | None, scale: int, unit: str, sign: str = "") -> str:
+    """An interval; empty if there is none."""
+    if low is None or high is None:
+        return ""
+    return f"{_number(scale * low, unit, sign)} to {_number(scale * high, unit, sign)}"
 
 
 def _value(metric: Metric) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from muwa.eval.statistics import change_of
 from muwa.report.detections import detections, sample_rows
+from muwa.report.verdicts import verdict
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
-from muwa.types.metric import Metric
+from muwa.types.metric import RATE, Metric
 from muwa.types.report import Report
 from muwa.types.search import Search
 
@@ -40,6 +42,10 @@ def results(report: Report) -> dict[str, Any]:
         "search": [_search(search) for search in searches],
         "similarity": dict(report.similarity),
         "said": answers(report.examples),
+        "changes": changes(report.before, report.after),
+        "verdict": verdict(report).record(),
+        "request": dict(report.request),
+        "edited": dict(report.edited),
         "detections": detections(report.before, report.after),
         "samples": sample_rows(report.before, report.after),
         "task": sizes(report.task),
@@ -50,6 +56,15 @@ def results(report: Report) -> dict[str, Any]:
         "cost": dict(report.cost),
         "provenance": dict(report.provenance),
         "broken_by_kind": dict(Counter(sample.kind for sample in report.task.broken).most_common()),
+    }
+
+
+def changes(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> dict[str, Any]:
+    """Metric -> the change of each rate: `value`, `low`, `high` (95 %) and `paired`."""
+    return {
+        name: asdict(change_of(before[name], metric))
+        for name, metric in after.items()
+        if metric.reading.unit == RATE
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from muwa.report import figures
@@ -17,12 +19,27 @@ HEADINGS = {
     "retain": "Retain set: others of the same kind",
     "utility": "Utility set: everything else",
 }
+PIXELS = 224  # the largest side of an image on a page
 LINES, WIDTH = 2, 22  # lines of a prompt above its column, and letters per line
 
 
 def with_images(examples: Sequence[Example]) -> tuple[Example, ...]:
     """The examples whose outputs are images."""
     return tuple(one for one in examples if isinstance(one.before, Tensor))
+
+
+def png(image: str | Tensor) -> bytes:
+    """An image (3, h, w) uint8 as PNG, made smaller if it is larger than a page needs.
+
+    Args:
+        image: The output of an example of `with_images`.
+    """
+    assert isinstance(image, Tensor)
+    picture = Image.fromarray(_rgb(image))
+    picture.thumbnail((PIXELS, PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
 
 
 def sheet(examples: Sequence[Example], *, show_forget: bool) -> figures.Figure:

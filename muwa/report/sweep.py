@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,13 @@ from filelock import FileLock
 
 from muwa.data.addresses import hide
 from muwa.drafts import write_text
+from muwa.patch.card import WORDS
 from muwa.report import figures
+from muwa.report.drawn import draw
+from muwa.report.heat import heat
 from muwa.report.runs import REPEATED, Results, SweptRun
 from muwa.report.status import DONE, status_of
-from muwa.report.sweep_page import write_page
+from muwa.report.sweep_page import Pictures, write_page
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
@@ -54,11 +58,12 @@ def _write(folder: Path) -> None:
     write_text(folder / "sweep.csv", text.getvalue())
     finished = [run for run in runs if run.results]
     results = [run.results for run in finished]
+    figure = None
     if _of_role(results, "forgotten") and _of_role(results, "kept"):
-        figures.try_save(partial(_figure, finished), folder / "sweep.png")
+        seen = f"One dot per run: how much is still recognised against what was lost. {headline(runs)}"
+        figure = draw(partial(_figure, finished), folder / "sweep.png", seen, whole=False)
     harms = harm.harms(finished)
-    if harms:
-        harm.write(folder, harms)
+    drawn = harm.write(folder, harms) if harms else []
     write_page(
         folder,
         runs,
@@ -66,7 +71,7 @@ def _write(folder: Path) -> None:
         results=outcomes(finished),
         summary=summary(runs),
         headline=headline(runs),
-        harms=harms,
+        pictures=Pictures(figure, tuple(zip(harms, drawn, strict=True)), heat(results)),
     )
     for table in TABLES:
         if table.applies(finished):
@@ -89,7 +94,8 @@ def outcomes(finished: Sequence[SweptRun]) -> list[str]:
         return []
     names = [f"after {name}" for name in forgotten] + [f"change {name}" for name in kept]
     shared = [f"after {name}" for name in results[0]["metrics"]["after"]]
-    return [*(names or shared), "objective"]
+    judged = ["verdict"] if all(found.get("verdict") for found in results) else []
+    return [*judged, *(names or shared), "objective"]
 
 
 def read_runs(folder: Path) -> list[SweptRun]:
@@ -141,6 +147,8 @@ def row_of(run: SweptRun) -> dict[str, Any]:
         return row
     found = run.results
     before, after, edit = found["metrics"]["before"], found["metrics"]["after"], found["edit"]
+    if judged := found.get("verdict"):
+        row["verdict"] = WORDS[judged["kind"]]
     row |= {
         "names": ", ".join(found["task"]["names"]),
         "tower": edit["tower"],
@@ -183,6 +191,9 @@ def headline(runs: Sequence[SweptRun]) -> str:
     """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates."""
     done = [run.results for run in runs if run.results]
     text = f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs are done."
+    judged = Counter(WORDS[found["verdict"]["kind"]] for found in done if found.get("verdict"))
+    if judged:
+        text += f" Verdicts: {', '.join(f'{word.lower()} {n}' for word, n in judged.most_common())}."
     names = _of_role(done, "forgotten")
     if names:
         forgot = sum(_forgot(found, names) for found in done)
@@ -259,7 +270,14 @@ def _figure(finished: Sequence[SweptRun]) -> figures.Figure:
     for i, name in enumerate(kept):
         colour = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.GREY)[i % 4]
         changes = [_points(found, name) for found in done]
-        axis.scatter(still, changes, c=colour, marker="os^D"[i % 4], s=34, alpha=0.8, label=name)
+        dots = axis.scatter(still, changes, c=colour, marker="os^D"[i % 4], s=34, alpha=0.8, label=name)
+        figures.hover(
+            dots,
+            [
+                f"run {run.name}: {name} {point:+.2f} points"
+                for run, point in zip(finished, changes, strict=True)
+            ],
+        )
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, 104)
     source = f"{'highest of ' if len(forget) > 1 else 'from '}{', '.join(forget)}"

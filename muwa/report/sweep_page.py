@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.image import imread
-
 from muwa.drafts import write_text
+from muwa.patch.card import WORDS
+from muwa.report.drawn import Drawn
 from muwa.report.figures import short
+from muwa.report.heat import Heat
 from muwa.report.runs import REPEATED, SweptRun
 from muwa.report.status import FAILED, STOPPED
-from muwa.report.tables.harm import Harm, figure_files, sentences
+from muwa.report.tables.harm import Harm, sentences
 from muwa.report.text import environment, rounded
 
-DOTS_PER_PIXEL = 150 / 96  # of a figure
 _LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole text on hover
 _FOLDED = 12  # a setting with more values than this is folded under "By setting"
 _DIGITS = 3  # of a number in a cell; more where two numbers of a column would look alike
@@ -36,6 +36,21 @@ class Cell:
     link: str = ""
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What the page shows besides its tables.
+
+    Args:
+        outcomes: Forgetting against keeping, of all runs.
+        harms: Who harms whom, with the figure of each.
+        heat: Who came out how.
+    """
+
+    outcomes: Drawn | None
+    harms: tuple[tuple[Harm, Drawn | None], ...]
+    heat: Heat | None
+
+
 def write_page(
     folder: Path,
     runs: Sequence[SweptRun],
@@ -44,9 +59,9 @@ def write_page(
     results: Sequence[str],
     summary: Mapping[str, str],
     headline: str,
-    harms: Sequence[Harm],
+    pictures: Pictures,
 ) -> None:
-    """Write sweep.html. Figures that were drawn lie in `folder` already.
+    """Write sweep.html.
 
     Args:
         rows: `muwa.report.sweep.row_of` of each run.
@@ -58,7 +73,7 @@ def write_page(
     named = [key for key in swept if key in REPEATED and key != "seed"]
     names = named or [name for name in ("names",) if name in every]
     lead = ["run", "status", *(key for key in ("why",) if key in every), *names]
-    edit = [name for name in ("layer", "step") if name in every]
+    edit = [name for name in ("layer", "step", "relative_norm") if name in every]
     main = [*lead, *results, *(key for key in swept if key not in named), *edit]
     page = (
         environment()
@@ -67,15 +82,11 @@ def write_page(
             name=folder.parent.parent.name,
             count=len(rows),
             headline=headline,
-            figure=picture(folder / "sweep.png"),
+            figure=pictures.outcomes,
+            heat=pictures.heat,
             harms=[
-                {
-                    "title": harm.title,
-                    "sentences": sentences(harm),
-                    "image": picture(path),
-                    "metric": harm.metric,
-                }
-                for harm, path in zip(harms, figure_files(folder, harms), strict=True)
+                {"title": harm.title, "sentences": sentences(harm), "figure": figure, "metric": harm.metric}
+                for harm, figure in pictures.harms
             ],
             settings=by_setting(runs, rows, results),
             results=results,
@@ -87,14 +98,6 @@ def write_page(
         )
     )
     write_text(folder / "sweep.html", page)
-
-
-def picture(path: Path) -> dict[str, Any] | None:
-    """A figure for the page, with its width in pixels of the page; None if there is no such file."""
-    if not path.is_file():
-        return None
-    width = round(imread(path).shape[1] / DOTS_PER_PIXEL)
-    return {"source": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", "width": width}
 
 
 def by_setting(
@@ -128,13 +131,15 @@ def by_setting(
 
 
 def mean_and_deviation(values: Sequence[Any]) -> str:
-    """Mean ± sample standard deviation of numbers; how many are true, of truth values.
+    """Mean ± sample standard deviation of numbers; how many of each, of truth values and texts.
 
     >>> mean_and_deviation([0.5, 1.0]), mean_and_deviation([2]), mean_and_deviation([True, False])
     ('0.75 ± 0.35', '2', '1 of 2')
     """
     if values and all(isinstance(value, bool) for value in values):
         return f"{sum(values)} of {len(values)}"
+    if values and all(isinstance(value, str) for value in values):
+        return ", ".join(f"{text} {count}" for text, count in Counter(values).most_common())
     numbers = [value for value in values if isinstance(value, int | float)]
     if not numbers:
         return ""
@@ -155,6 +160,8 @@ def cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[Cell]]:
 def _cell(column: str, value: Any, text: str) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no", style="" if value else "worse")
+    if column == "verdict":
+        return Cell(str(value), style=next((kind for kind, word in WORDS.items() if word == value), ""))
     if column == "run":
         return Cell(str(value), link=f"{value}/report.html")
     style = "num" if _number(value) is not None else "worse" if value in (FAILED, STOPPED) else ""

@@ -18,16 +18,28 @@ from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
 from muwa.report.sweep import headline, outcomes, read_runs, row_of
 from muwa.report.sweep_page import cells
-from muwa.report.verdicts import is_gone, verdicts
+from muwa.report.verdicts import verdict
 from muwa.types.metric import Metric
-from muwa.types.report import PATCH, Report
+from muwa.types.report import CARD, PATCH, Report
+from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE
 
 log = logging.getLogger(__name__)
 WIDE = 200  # columns where there is no terminal: no cell is cut
 RUNS = 40  # rows of a sweep's table; the rest are in sweep.html
 MOVES = 5  # edited layers that are named
-FILES = {"report": "report.html", "card": "card.md", "patch": PATCH}  # in the order in which they are named
-STYLES = {"good": "green", "bad": "red", "note": ""}
+FILES = {"report": "report.html", "card": CARD, "patch": PATCH}  # in the order in which they are named
+STYLES = {GOOD: "green", UNSURE: "yellow", BAD: "red", NOTE: ""}
+VERDICTS = {  # (role of a metric, what was judged) -> in a word or two
+    ("forgotten", GOOD): "forgotten",
+    ("forgotten", UNSURE): "not shown",
+    ("forgotten", BAD): "still recognised",
+    ("kept", GOOD): "kept",
+    ("kept", UNSURE): "not shown",
+    ("kept", BAD): "lost some",
+    ("attack", GOOD): "withstood",
+    ("attack", UNSURE): "not shown",
+    ("attack", BAD): "brought back",
+}
 
 
 def print_outcome(report: Report) -> None:
@@ -63,13 +75,15 @@ def _print(shown: RenderableType, stream: TextIO) -> None:
 
 
 def _outcome(report: Report) -> Iterator[RenderableType]:
-    """The first verdict and all bad ones, the table of the verdicts' metrics, the layers, the files."""
-    for i, one in enumerate(verdicts(report)):
-        if i == 0 or one["kind"] == "bad":
-            yield Text(one["text"], style=STYLES[one["kind"]])
+    """The headline of the verdict and what failed, the table of the judged metrics, layers and files."""
+    found = verdict(report)
+    yield Text(found.headline, style=STYLES[found.kind])
+    for one in found.findings:
+        if one.kind == BAD:
+            yield Text(one.text, style=STYLES[BAD])
     judged = [name for name, metric in report.after.items() if metric.reading.role and metric.reading.label]
     if judged:
-        yield metrics_table(report.before, report.after, judged)
+        yield metrics_table(report.before, report.after, judged, found.kinds)
     if others := len(report.after) - len(judged):
         what = f"{others} more metric{'s' * (others > 1)}"
         yield Text(f"{what}; what each of them means: report.html", style="dim")
@@ -83,34 +97,28 @@ def _outcome(report: Report) -> Iterator[RenderableType]:
             yield Text(f"{what:<7} {report.folder / name}", no_wrap=True, overflow="ignore")
 
 
-def metrics_table(before: Mapping[str, Metric], after: Mapping[str, Metric], names: Collection[str]) -> Table:
-    """One row for each metric of `names`, with its verdict in a word or two."""
+def metrics_table(
+    before: Mapping[str, Metric],
+    after: Mapping[str, Metric],
+    names: Collection[str],
+    kinds: Mapping[str, str],
+) -> Table:
+    """One row for each metric of `names`, with its verdict in a word or two.
+
+    Args:
+        kinds: `Verdict.kinds`; empty if nobody judged.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("metric", "", "before", "after", "change", "95 % interval", "n", "verdict"):
         right = heading in ("before", "after", "change", "n")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in metric_rows(before, after):
+    for row in metric_rows(before, after, kinds):
         if (name := row["name"]) in names:
-            word, style = _word(before[name], after[name])
+            word = VERDICTS.get((after[name].reading.role, row["judged"]), "")
             numbers = (row["before"], row["after"], row["change"], row["interval"], str(row["n"]))
-            table.add_row(name, after[name].reading.label, *numbers, Text(word, style=style))
+            shown = Text(word, style=STYLES.get(row["judged"], ""))
+            table.add_row(name, after[name].reading.label, *numbers, shown)
     return table
-
-
-def _word(before: Metric, after: Metric) -> tuple[str, str]:
-    """The verdict on a metric in a word or two, and its style."""
-    reading = after.reading
-    if reading.better == "neither":
-        return "", ""
-    if reading.role in ("forgotten", "attack"):
-        gone = is_gone(after.value, reading.better, reading.gone_at)
-        words = {"forgotten": ("forgotten", "still recognised"), "attack": ("withstood", "brought back")}
-        return (words[reading.role][0], "green") if gone else (words[reading.role][1], "red")
-    if reading.role == "kept":
-        inside = after.low is not None and after.high is not None and after.low <= before.value <= after.high
-        better = (after.value >= before.value) == (reading.better == "higher")
-        return ("kept", "green") if inside or better else ("lost some", "yellow")
-    return "", ""
 
 
 def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:

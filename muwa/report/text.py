@@ -53,3 +53,22 @@ def rounded(value: float, spec: str) -> str:
     """
     text = format(value, spec)
     return text if text.strip("+-0.,") else text.lstrip("+-")
+
+
+def percent(rate: float) -> str:
+    """A rate in [0, 1] in per cent, without its unit: one decimal where it is not a whole number.
+
+    >>> percent(1.0), percent(0.98548), percent(-0.0001)
+    ('100', '98.5', '0')
+    """
+    return rounded(100 * rate, ".1f").removesuffix(".0")
+
+
+def percent_interval(low: float, high: float, n: int) -> str:
+    """An interval of a rate in per cent. Of fewer than 100 samples, one is more than a point: no decimals.
+
+    >>> percent_interval(0.0, 0.3244, 8), percent_interval(0.9738, 0.9938, 792)
+    ('0 to 32', '97.4 to 99.4')
+    """
+    ends = (rounded(100 * end, ".0f" if n < 100 else ".1f") for end in (low, high))
+    return " to ".join(ends)

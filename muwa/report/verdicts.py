@@ -1,32 +1,81 @@
-"""The outcome of a run in sentences, made from the readings of its metrics (`muwa.types.metric.Reading`)."""
+"""The outcome of a run in sentences: is the target forgotten, and is the rest kept?
+
+The rules are those of `muwa.types.verdict.Rules`, and what each metric is about stands in its reading
+(`muwa.types.metric.Reading`). Page, card, console and sweep all say what `verdict` says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from muwa.report.text import rounded
-from muwa.types.metric import Metric, still_recognised
+from muwa.eval.statistics import change_of
+from muwa.report.text import percent, percent_interval, rounded
+from muwa.types.metric import RATE, Metric, still_recognised
 from muwa.types.report import Report
+from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE, Finding, Rules, Verdict, worst
 
 HARDLY_KNOWN = 0.2  # at this rate or below, the unedited model hardly knows the target
 _ROUNDING = 1e-9  # 1 - 19/20 comes out slightly above 0.05 and must still count as 5 %
+_OPENINGS = {  # (target, kept) -> the first words of the headline
+    (GOOD, GOOD): "Forgotten, and the rest is kept.",
+    (GOOD, UNSURE): "Forgotten; that the rest is kept is not shown.",
+    (GOOD, BAD): "Forgotten, but the rest is not kept.",
+    (GOOD, NOTE): "Forgotten; whether the rest is kept was not measured.",
+    (UNSURE, GOOD): "That it is forgotten is not shown; the rest is kept.",
+    (UNSURE, UNSURE): "Neither that it is forgotten nor that the rest is kept is shown.",
+    (UNSURE, BAD): "That it is forgotten is not shown, and the rest is not kept.",
+    (UNSURE, NOTE): "That it is forgotten is not shown; whether the rest is kept was not measured.",
+    (BAD, GOOD): "Not forgotten; the rest is kept.",
+    (BAD, UNSURE): "Not forgotten; that the rest is kept is not shown.",
+    (BAD, BAD): "Not forgotten, and the rest is not kept.",
+    (BAD, NOTE): "Not forgotten; whether the rest is kept was not measured.",
+    (NOTE, GOOD): "Whether it is forgotten was not measured; the rest is kept.",
+    (NOTE, UNSURE): "Whether it is forgotten was not measured; that the rest is kept is not shown.",
+    (NOTE, BAD): "Whether it is forgotten was not measured; the rest is not kept.",
+    (NOTE, NOTE): "Nothing was measured.",
+}
+UNCHANGED = "The model is unchanged."
+
+
+def verdict(report: Report) -> Verdict:
+    """Judge a run.
+
+    The target is forgotten (good) if each rate of role "forgotten" is at most its `gone_at` and the interval
+    ends at `rules.forget_high` or below; it is not (bad) if the interval lies above `gone_at`. The rest is
+    kept (good) if the interval of each change of a labelled rate of role "kept" lies above a loss of
+    `rules.kept_points`; it is not (bad) if the interval lies below. In between, nothing is shown (unsure).
+    The whole is as good as its worst part. An attack that brings the target back, a target that was hardly
+    known, and a part that was not measured make it unsure.
+
+    The order of the findings: warnings, target, kept, attacks.
+    """
+    forgotten = _forgotten(report) if report.edit.moves else []
+    kept, attacks = _kept(report), _attacks(report)
+    warnings, unknown = _search_warnings(report), _hardly_known(report)
+    target, rest = (worst(tuple(one.kind for one in part)) for part in (forgotten, kept))
+    opening = _OPENINGS[target, rest] if report.edit.moves else UNCHANGED
+    if any(one.kind == BAD for one in attacks) and target == GOOD:
+        opening += " An attack brings it back."
+    main, others = (forgotten[0].text, forgotten[1:]) if forgotten else ("", [])
+    findings = [*warnings, *unknown, *others, *kept, *attacks]
+    whole = [target, rest, worst(tuple(one.kind for one in warnings))]
+    whole += [UNSURE] if unknown or NOTE in (target, rest) else []
+    whole += [UNSURE for one in attacks if one.kind != GOOD and one.kind != NOTE]
+    judged = {one.metric: one.kind for one in (*forgotten, *kept, *attacks) if one.metric}
+    kind = worst(tuple(whole)) if report.edit.moves else BAD
+    return Verdict(kind, f"{opening} {main}".rstrip(), tuple(findings), report.rules, judged)
 
 
 def verdicts(report: Report) -> list[dict[str, str]]:
-    """The outcome in words, one sentence per entry.
-
-    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label;
-    metrics of role "detail" are clauses of the first target sentence. The rates of target and attacks are
-    those at which the target is still recognised, whichever direction of the metric is better.
+    """`verdict` as sentences: the headline, then the findings.
 
     Returns:
-        [{"kind": "good" | "bad" | "note", "text": ...}].
+        [{"kind": "good" | "unsure" | "bad" | "note", "text": ...}].
     """
-    found = [*_search_warnings(report), *_hardly_known(report)]
-    if report.edit.moves:  # an unchanged model forgot nothing, and a warning says so already
-        found += _forgotten(report)
-    found += _kept(report) + _attacks(report)
-    return found or [_verdict("note", "Nothing was measured.")]
+    found = verdict(report)
+    return [
+        {"kind": one.kind, "text": one.text} for one in (Finding(found.kind, found.headline), *found.findings)
+    ]
 
 
 def is_gone(value: float, better: str, gone_at: float) -> bool:
@@ -40,68 +89,120 @@ def is_gone(value: float, better: str, gone_at: float) -> bool:
     return still_recognised(value, better) <= gone_at + _ROUNDING
 
 
-def _search_warnings(report: Report) -> list[dict[str, str]]:
+def target_kind(metric: Metric, rules: Rules) -> str:
+    """Whether a rate of role "forgotten" or "attack" shows that the target is gone."""
+    low, high = _still(metric)
+    if is_gone(metric.value, metric.reading.better, metric.reading.gone_at):
+        return GOOD if high is not None and high <= rules.forget_high + _ROUNDING else UNSURE
+    return UNSURE if low is not None and low <= metric.reading.gone_at + _ROUNDING else BAD
+
+
+def kept_kind(before: Metric, after: Metric, rules: Rules) -> str:
+    """Whether a rate of role "kept" shows that no more than the allowed points were lost."""
+    change = change_of(before, after)
+    gain = -1 if after.reading.better == "lower" else 1  # the sign of a change for the better
+    if change.low is None or change.high is None:
+        return UNSURE
+    low, high = sorted((gain * change.low, gain * change.high))
+    allowed = -rules.kept_points / 100
+    if low >= allowed - _ROUNDING:
+        return GOOD
+    return BAD if high < allowed else UNSURE
+
+
+def _still(metric: Metric) -> tuple[float | None, float | None]:
+    """The interval of the rate at which the target is still recognised."""
+    if metric.low is None or metric.high is None:
+        return None, None
+    if metric.reading.better == "higher":
+        return 1 - metric.high, 1 - metric.low
+    return metric.low, metric.high
+
+
+def _search_warnings(report: Report) -> list[Finding]:
     """A warning for each search that chose no step, or one that is not feasible."""
     found = []
     for search in report.edit.searches:
         if search.chosen is None:
             text = f"No step was found for {search.concept}, so the model is unchanged for it. {search.why}"
-            found.append(_verdict("bad", text))
+            found.append(Finding(BAD, text))
         elif not search.trace[search.chosen].feasible:
             text = f"The step taken for {search.concept} was not feasible on the probe images. {search.why}"
-            found.append(_verdict("bad", text))
+            found.append(Finding(BAD, text))
     return found
 
 
-def _hardly_known(report: Report) -> list[dict[str, str]]:
+def _hardly_known(report: Report) -> list[Finding]:
     """A warning if the unedited model hardly knows the target."""
     main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
     if not main or main[0].still_recognised > HARDLY_KNOWN:
         return []
-    rate = f"{_percent(main[0].still_recognised)} of {main[0].n} {main[0].reading.counted}"
+    rate = f"{percent(main[0].still_recognised)} % of {main[0].n} {main[0].reading.counted}"
     text = f"The unedited model hardly knows {_names(report)} ({rate}): what follows shows little."
-    return [_verdict("bad", text)]
+    return [Finding(UNSURE, text)]
 
 
-def _forgotten(report: Report) -> list[dict[str, str]]:
+def _forgotten(report: Report) -> list[Finding]:
     """A sentence for each metric of role "forgotten"; the details follow the first as clauses."""
-    found: list[dict[str, str]] = []
-    details = [f"{_percent(m.value)} {m.reading.label}" for m in _of_role(report.after, "detail").values()]
+    found: list[Finding] = []
+    details = [f"{percent(m.value)} % {m.reading.label}" for m in _of_role(report.after, "detail").values()]
     for name, metric in _of_role(report.after, "forgotten").items():
-        gone = _is_gone(metric)
+        reading = metric.reading
+        gone = is_gone(metric.value, reading.better, reading.gone_at)
         verb = f"{'are' if len(report.task.names) > 1 else 'is'} {'no longer' if gone else 'still'}"
-        change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
         clauses = "; " + ", ".join(details) if details and not found else ""
-        text = f"{_names(report)} {verb} {metric.reading.label}: {change}{clauses}."
-        found.append(_verdict("good" if gone else "bad", text))
-        if gone and metric.reading.caveat:
-            found.append(_verdict("note", metric.reading.caveat))
+        kind = target_kind(metric, report.rules)
+        if not gone and kind == UNSURE:
+            clauses += f"; at most {percent(reading.gone_at)} % counts as forgotten"
+        elif gone and kind == UNSURE:
+            clauses += f"; too few to show less than {percent(report.rules.forget_high)} %"
+        text = f"{_names(report)} {verb} {reading.label}: {_change(report.before[name], metric)}{clauses}."
+        found.append(Finding(kind, text, name))
+        if gone and reading.caveat:
+            found.append(Finding(NOTE, reading.caveat))
     return found
 
 
-def _kept(report: Report) -> list[dict[str, str]]:
-    """A sentence for each metric of role "kept", with its change in percentage points."""
+def _kept(report: Report) -> list[Finding]:
+    """A sentence for each rate of role "kept", with its change in percentage points."""
     found = []
+    allowed = f"{report.rules.kept_points:g} points"
+    said = {
+        GOOD: f"no more than {allowed} lost",
+        UNSURE: f"too few to show that no more than {allowed} were lost",
+        BAD: f"more than {allowed} lost",
+    }
     for name, metric in _of_role(report.after, "kept").items():
+        if metric.reading.unit != RATE:
+            continue
         before = report.before[name]
-        points = rounded(100 * (metric.value - before.value), "+.1f")
-        rates = f"{_percent(before.value)} → {_percent(metric.value)}"
-        found.append(_verdict("note", f"{metric.reading.label}: {rates} ({points} points, n = {metric.n})."))
+        change = change_of(before, metric)
+        points = f"{rounded(100 * change.value, '+.1f')} points"
+        if change.low is not None and change.high is not None:
+            ends = " to ".join(rounded(100 * end, "+.1f") for end in (change.low, change.high))
+            points += f", 95 % interval {ends}"
+        kind = kept_kind(before, metric, report.rules)
+        lost = change.value if metric.reading.better == "lower" else -change.value
+        over = kind == UNSURE and 100 * lost > report.rules.kept_points
+        end = f"that more than {allowed} were lost is likely, not shown" if over else said[kind]
+        rates = f"{percent(before.value)} → {percent(metric.value)} % of {metric.n} {metric.reading.counted}"
+        found.append(Finding(kind, f"{metric.reading.label}: {rates} ({points}): {end}.", name))
     return found
 
 
-def _attacks(report: Report) -> list[dict[str, str]]:
+def _attacks(report: Report) -> list[Finding]:
     """A sentence for each metric of role "attack"."""
     found = []
     for name, metric in _of_role(report.after, "attack").items():
-        change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted}"
-        kind = "note" if metric.reading.better == "neither" else "good" if _is_gone(metric) else "bad"
-        found.append(_verdict(kind, f"Attack ({metric.reading.label}): {change}."))
+        kind = NOTE if metric.reading.better == "neither" else target_kind(metric, report.rules)
+        text = f"Attack ({metric.reading.label}): {_change(report.before[name], metric)}."
+        found.append(Finding(kind, text, name))
     return found
 
 
 def _of_role(metrics: Mapping[str, Metric], role: str) -> dict[str, Metric]:
-    return {name: m for name, m in metrics.items() if m.reading.role == role and m.reading.label}
+    """The metrics with this role that have a label, and samples."""
+    return {name: m for name, m in metrics.items() if m.reading.role == role and m.reading.label and m.n}
 
 
 def _names(report: Report) -> str:
@@ -109,16 +210,10 @@ def _names(report: Report) -> str:
 
 
 def _change(before: Metric, after: Metric) -> str:
-    return f"{_percent(before.still_recognised)} → {_percent(after.still_recognised)}"
-
-
-def _is_gone(metric: Metric) -> bool:
-    return is_gone(metric.value, metric.reading.better, metric.reading.gone_at)
-
-
-def _percent(rate: float) -> str:
-    return f"{rounded(100 * rate, '.1f')} %"
-
-
-def _verdict(kind: str, text: str) -> dict[str, str]:
-    return {"kind": kind, "text": text}
+    """The rates at which the target is recognised: before → after, n, and the interval after."""
+    rates = f"{percent(before.still_recognised)} → {percent(after.still_recognised)} %"
+    counted = f"of {after.n} {after.reading.counted}"
+    low, high = _still(after)
+    if low is None or high is None:
+        return f"{rates} {counted}"
+    return f"{rates} {counted} (95 % interval {percent_interval(low, high, after.n)} %)"

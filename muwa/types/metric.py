@@ -83,6 +83,37 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """The single samples behind a rate, in an order that does not depend on the model.
+
+    Args:
+        hits: (n,) the rate of each sample, in [0, 1]: 1 is a hit, 0 a miss.
+        groups: (n,) what each sample is about. The rate is then the mean over groups of each group's mean;
+            empty: the mean over samples.
+    """
+
+    hits: tuple[float, ...]
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """How an edit changed a rate.
+
+    Args:
+        value: After minus before, in [-1, 1].
+        low, high: Its 95 % interval; None if none is defined.
+        paired: Whether the interval compares the same samples before and after. If not, it treats the two
+            rates as independent, which makes it wider.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    paired: bool
+
+
+@dataclass(frozen=True)
 class Metric:
     """A measured value and how to read it.
 
@@ -94,6 +125,8 @@ class Metric:
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
         by_name: Name -> its own rate, for a rate over the images of several names; empty for other metrics.
         samples: Where they are kept: the samples behind it, in an order that does not depend on the model.
+        outcomes: The single hits and misses behind a rate, for the change by an edit; None where they were
+            not kept. They are not in results.json and do not count when metrics are compared.
     """
 
     value: float
@@ -104,6 +137,7 @@ class Metric:
     capped: bool = False
     by_name: Mapping[str, NameRate] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    outcomes: Outcomes | None = field(default=None, compare=False, repr=False)
 
     __repr__ = short_repr
 

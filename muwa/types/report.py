@@ -11,8 +11,10 @@ from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.metric import Metric
 from muwa.types.short import short_repr
+from muwa.types.verdict import Rules
 
 PATCH = "patch.safetensors"  # the name of a run's patch in its folder
+CARD = "card.md"  # the name of its unlearning card
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Report:
 
     Args:
         before, after: The metrics of the unedited and of the edited model.
+        rules: The thresholds of the verdict.
         similarity: The similarity matrices (`muwa.pipeline.similarity`).
         seconds: Stage -> seconds.
         cache: Cache stage -> "hit", "miss" or "partial".
         examples: The same prompts or questions, with the outputs of both models.
         cost: What the method cost: seconds, memory, training pairs and more (`muwa.pipeline.cost`).
+        request: Who asked whom, and when, as the user wrote it: "id", "operator", "date", "basis".
+        edited: Digests (SHA-256, hex): "fingerprint" of the edited model; "base" and "weights" of the weights
+            that the patch is bound to, before and after the edit; "patch" of the patch file.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Report:
     after: Mapping[str, Metric]
     edit: Edit
     task: Task
+    rules: Rules
     similarity: Mapping[str, object]
     seconds: Mapping[str, float]
     cache: Mapping[str, str]
@@ -42,6 +49,8 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+    request: Mapping[str, str | None] = field(default_factory=dict)
+    edited: Mapping[str, str] = field(default_factory=dict)
 
     __repr__ = short_repr
 

@@ -8,6 +8,7 @@ from muwa.eval.statistics import (
     RESAMPLES,
     area,
     caught,
+    change_of,
     counts,
     interleaved,
     mean,
@@ -19,7 +20,7 @@ from muwa.eval.statistics import (
     spread,
     wilson,
 )
-from muwa.types.metric import Metric, Reading
+from muwa.types.metric import Metric, Outcomes, Reading
 
 READING = Reading("r", better="lower", unit="auc", section="s")
 
@@ -177,3 +178,42 @@ def test_a_change_of_nothing_is_no_surer_than_its_samples():
         pytest.approx(-0.7935, abs=5e-5),
         pytest.approx(0.7935, abs=5e-5),
     )
+
+
+def test_several_tries_on_a_sample_are_paired_by_their_rates():
+    """Two of three wordings are right before, one after, for each of 6 images: Pearson's phi is undefined, so 0."""
+    change, low, high = paired_change([2 / 3] * 6, [1 / 3] * 6)
+    (l1, u1), (l2, u2) = bounds(2, 6), bounds(4, 6)
+    assert change == pytest.approx(-1 / 3)
+    assert low == pytest.approx(-1 / 3 - ((1 / 3 - l1) ** 2 + (u2 - 2 / 3) ** 2) ** 0.5)
+    assert high == pytest.approx(-1 / 3 + ((u1 - 1 / 3) ** 2 + (2 / 3 - l2) ** 2) ** 0.5)
+
+
+def of(hits, groups=()):
+    return Metric(
+        sum(hits) / len(hits), len(hits), 0.1, 0.9, outcomes=Outcomes(tuple(map(float, hits)), tuple(groups))
+    )
+
+
+def test_the_change_of_a_mean_over_names_is_no_surer_than_its_names():
+    """One of four names loses all of its 20 images, the others none: resampled names lose 0 to 75 %."""
+    groups = [name for name in "abcd" for _ in range(20)]
+    before, after = of([1] * 80, groups), of([0] * 20 + [1] * 60, groups)
+    plain = change_of(of([1] * 80), of([0] * 20 + [1] * 60))
+    change = change_of(before, after)
+    assert (change.value, change.paired) == (-0.25, True)
+    assert (plain.low, plain.high) == pytest.approx(paired_change([1] * 80, [0] * 20 + [1] * 60)[1:])
+    assert change.low == -0.75
+    assert change.high == 0.0
+    assert change.low < plain.low < plain.high < change.high
+
+
+def test_without_the_same_samples_a_change_joins_two_independent_intervals():
+    """0.8 (0.6 to 0.9) to 0.5 (0.3 to 0.6): -0.3, down by sqrt(0.2^2 + 0.1^2), up by sqrt(0.1^2 + 0.2^2)."""
+    before, after = Metric(0.8, 9, 0.6, 0.9), Metric(0.5, 8, 0.3, 0.6)
+    change = change_of(before, after)
+    assert (change.value, change.paired) == (pytest.approx(-0.3), False)
+    assert (change.low, change.high) == (pytest.approx(-0.3 - 0.05**0.5), pytest.approx(-0.3 + 0.05**0.5))
+    assert change_of(of([1, 0]), of([1, 0, 1])).paired is False  # other samples
+    assert change_of(Metric(0.8, 9), after).low is None
+    assert change_of(Metric(1.0, 9, 0.0, 1.0), Metric(0.0, 9, 0.0, 1.0)).low == -1.0  # never below -1

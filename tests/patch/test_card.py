@@ -1,39 +1,247 @@
+"""The card is parsed as Markdown and, on the report's page, as HTML: what a stranger wrote stays text."""
+
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hydra.utils import get_object
+from markdown_it import MarkdownIt
 
 from muwa.patch.apply import Patch
-from muwa.patch.card import card_text, results_of
+from muwa.patch.card import (
+    FOLDER,
+    HUB,
+    RUN,
+    TEMPLATES,
+    base_metadata,
+    card_metadata,
+    card_text,
+    escaped,
+    patch_entry,
+    read_results,
+    told,
+)
 from muwa.types.edit import Move
+
+ROOT = Path(__file__).parents[2]
 
 PATCH = Patch(
     {"a": torch.ones(2)},
     {"a": torch.zeros(2)},
     "f" * 64,
     (Move("Ada Fox", "text", "a", 2.0, 0.25),),
-    {"task": "style"},
+    {"task": "identity", "names": ["Ada Fox"], "model": "tiny", "method": "muwa.methods.slug"},
 )
+ODD = "<script>x</script> **b** [a](http://e.org) | `c` ![i](d) www.e.org x@e.org\n# head"
+
+
+def results(**changed):
+    """A results.json: 0 of 8 after the edit, 7 of 10 others before and 6 of 10 after."""
+    reading = {"unit": "rate", "reads": "fraction", "label": "words", "capped": False}
+    forget = {**reading, "better": "lower", "role": "forgotten", "n": 8}
+    kept = {**reading, "better": "higher", "role": "kept", "n": 10}
+    return {
+        "edit": {"moves": [{"concept": "Ada Fox", "tower": "text", "layer": "a", "step": 2.0, "relative_norm": 0.25}]},
+        "metrics": {
+            "before": {
+                "forget/top1": {**forget, "value": 1.0, "low": 0.676, "high": 1.0},
+                "retain/top1": {**kept, "value": 0.7, "low": 0.4, "high": 0.9},
+            },
+            "after": {
+                "forget/top1": {**forget, "value": 0.0, "low": 0.0, "high": 0.324},
+                "retain/top1": {**kept, "value": 0.6, "low": 0.3, "high": 0.8},
+            },
+        },
+        "changes": {"retain/top1": {"value": -0.0004, "low": -0.2, "high": 0.1, "paired": True}},
+        "verdict": {
+            "kind": "unsure",
+            "headline": "Forgotten.",
+            "findings": [{"kind": "unsure", "text": "The other names.", "metric": "retain/top1"}],
+            "rules": {"kept_points": 5.0, "forget_high": 0.5},
+            "kinds": {"forget/top1": "good", "retain/top1": "unsure"},
+        },
+        "request": {"id": "17", "operator": "Example Ltd", "date": None, "basis": None},
+        "edited": {"weights": "b" * 64, "fingerprint": "c" * 64},
+        "cost": {"parameters": 65536},
+        "provenance": {"measures": ["forget", "retain", "neighbours"], "observer": "Features"},
+        **changed,
+    }  # fmt: skip
+
+
+def card(place=RUN, run=None, *, base=None, files=None, patch=PATCH):
+    """The card of the patch, without its metadata."""
+    run = told(results()) if run is None else run
+    text = card_text([patch_entry(patch, "d" * 64, run)], place, base=base or {}, files=files or {})
+    return text.split("\n---\n", 1)[1]
+
+
+def cells(text, first):
+    """The cells of the rows of all tables whose first cell is `first`, as plain text."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    rows, row = [], []
+    for token in tokens:
+        if token.type == "tr_open":
+            row = []
+        elif token.type == "inline":
+            row.append("".join(child.content for child in token.children))
+        elif token.type == "tr_close":
+            rows.append(row)
+            row = []
+    return [row for row in rows if row[0] == first]
+
+
+def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
+    text = card()
+    assert cells(text, "Request") == [["Request", "17"]]
+    assert cells(text, "Carried out by") == [["Carried out by", "Example Ltd"]]
+    assert cells(text, "Date") == [["Date", "not stated"]]
+    assert cells(text, "To be forgotten") == [["To be forgotten", "Ada Fox (identity)"]]
+    assert cells(text, "Size of the change")[0][1].startswith("25.0 % of the layer's own size")
+    assert cells(text, "Numbers changed") == [["Numbers changed", "65,536"]]
+    assert cells(text, "SHA-256 of the patch") == [["SHA-256 of the patch", "d" * 64]]
+    assert cells(text, "Fingerprint of the base's weights") == [
+        ["Fingerprint of the base's weights", "f" * 64]
+    ]
+    assert cells(text, "Fingerprint of the edited weights") == [
+        ["Fingerprint of the edited weights", "b" * 64]
+    ]
+    assert cells(text, "Method") == [["Method", "slug"]]
+    assert cells(text, "forget/top1") == [
+        [
+            "forget/top1",
+            "fraction",
+            "100.0 % (67.6 to 100.0)",
+            "0.0 % (0.0 to 32.4)",
+            "",
+            "8",
+            "lower",
+            "Shown",
+        ]
+    ]
+    assert cells(text, "retain/top1") == [
+        ["retain/top1", "fraction", "70.0 % (40.0 to 90.0)", "60.0 % (30.0 to 80.0)",
+         "0.0 points (-20.0 to +10.0)", "10", "higher", "Not shown"]
+    ]  # fmt: skip
+    assert "**Not shown. Forgotten.**" in text
+    assert "- Not shown: The other names." in text
+    assert "up to 32 of 100 cases, 8 samples could all miss it" in text
+
+
+def test_what_was_not_measured_is_what_the_run_left_out():
+    text = card()
+    assert "whether another wording of the name" in text
+    assert "whether people or things that look alike" not in text  # neighbours was measured
+    assert "How few steps it takes was not measured here." in text
+    measured = told(results(provenance={"measures": ["rewording", "relearning"], "observer": "Features"}))
+    text = card(run=measured)
+    assert "whether another wording of the name" not in text
+    assert "How few steps it took is in the table above." in text
+    assert "from memory" not in text
+    told_by_words = told(results(provenance={"measures": [], "observer": "QuestionAnswering"}))
+    assert "it may still answer from memory" in card(run=told_by_words)
+    drawn = told(results(provenance={"measures": [], "observer": "ImageGenerator"}))
+    assert "Soft prompt:" in card(run=drawn)
 
 
 def test_a_card_without_results_says_so():
-    text = card_text(PATCH, "org/x", None, base_model=None, licence=None)
-    assert text.startswith("---\nlibrary_name: muwa\n")
-    assert "base_model" not in text
-    assert "license" not in text
-    assert "The run's results were not given with the patch." in text
-    assert "- Layer for Ada Fox: `a` (text), step 2, relative norm 0.2500" in text
-    assert f"- Fingerprint of the base: `{'f' * 64}`" in text
+    text = card_text([patch_entry(PATCH, "d" * 64, None)], HUB, base={}, files={}, target="org/x")
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["library_name"] == "muwa"
+    assert not {"base_model", "license"} & set(metadata)
+    assert "The run's results were not given with the patch" in text
+    assert "- anything: the results of the run are not known" in text
+    assert "python -m muwa.patch pull org/x --out patch.safetensors" in text
+
+
+def test_the_hub_is_not_told_who_asked():
+    text = card(HUB)
+    assert "Example Ltd" not in text
+    assert "The request" not in text
+    assert "Example Ltd" in card(FOLDER)
+
+
+def test_a_folders_card_names_its_files_and_the_licence_of_the_base():
+    base = {
+        "license": "openrail",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "id": "org/base",
+    }
+    entry = {**patch_entry(PATCH, "d" * 64, None), "unedited": {"old|.bin": "why"}}
+    text = card_text([entry], FOLDER, base=base, files={"model.safetensors": "e" * 64})
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert {key: metadata[key] for key in ("license", "library_name", "pipeline_tag", "base_model")} == {
+        "license": "openrail", "library_name": "diffusers", "pipeline_tag": "text-to-image", "base_model": "org/base",
+    }  # fmt: skip
+    assert cells(text, "model.safetensors") == [["model.safetensors", "e" * 64]]
+    assert "openrail, as the base's own card says (org/base)" in text
+    assert "**Unedited copies of the weights are in this folder: `old¦.bin`" in text
+    on_the_hub = card_text([entry], HUB, base=base, files={}, target="x")
+    assert yaml.safe_load(on_the_hub.split("---")[1])["library_name"] == "muwa"
+
+
+def test_two_patches_have_a_part_each():
+    other = Patch(
+        PATCH.deltas, PATCH.base, "0" * 64, (Move("Bo Hill", "text", "b", 1.0, 0.1),), {"names": ["Bo Hill"]}
+    )
+    entries = [patch_entry(PATCH, "d" * 64, None), patch_entry(other, "e" * 64, None)]
+    text = card_text(entries, FOLDER, base={}, files={})
+    assert "# Unlearning card: Ada Fox, Bo Hill" in text
+    assert text.index("# Patch 1 of 2: Ada Fox") < text.index("# Patch 2 of 2: Bo Hill")
+    assert text.count("## Known limits") == 1
+
+
+@pytest.mark.parametrize("field", ["id", "operator", "date", "basis"])
+def test_free_text_is_text(field):
+    """In Markdown: no HTML, no link, no image, no emphasis, no heading, no new row or cell."""
+    plain = card()
+    text = card(run=told(results(request={field: ODD})))
+    reader = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table")
+
+    def shape(card):
+        kinds = [token.type for token in reader.parse(card)]
+        inner = [child.type for token in reader.parse(card) for child in token.children or ()]
+        return kinds, sorted(set(inner))
+
+    assert shape(text) == shape(plain)
+    label = {"id": "Request", "operator": "Carried out by", "date": "Date", "basis": "Legal or other basis"}[
+        field
+    ]
+    assert cells(text, label) == [[label, " ".join(ODD.split())]]
+
+
+def test_names_layers_and_verdicts_are_text_too():
+    odd = Patch(
+        PATCH.deltas, PATCH.base, "f" * 64, (Move(ODD, "text", "`a`|<b>", 2.0, 0.25),), {"names": [ODD]}
+    )
+    run = told(results())
+    run["verdict"]["headline"] = ODD
+    for place in (RUN, FOLDER, HUB):
+        text = card(place, run, patch=odd)
+        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+        for tag in ("<script", "<b>", "<a ", "<img"):
+            assert tag not in html
+
+
+def test_escapes_by_hand():
+    assert escaped("a_b *c* $x$ ~d~") == r"a\_b \*c\* \$x\$ \~d\~"
+    assert escaped("http://e.org, www.e.org, x@e.org") == r"http\://e.org, www\.e.org, x\@e.org"
+    assert escaped("a‮b\x00\tc") == "ab c"  # no letters that turn the text around
+    assert escaped(None) == "not stated"
+    assert escaped("GDPR, article 17 (1) - b.") == "GDPR, article 17 (1) - b."
 
 
 def test_results_of_another_edit_are_refused(tmp_path):
     path = tmp_path / "results.json"
-    assert results_of(PATCH, path, required=False) is None
+    assert read_results(PATCH, path, required=False) is None
     with pytest.raises(FileNotFoundError, match="--results .*results.json: no such file"):
-        results_of(PATCH, path, required=True)
+        read_results(PATCH, path, required=True)
     for text, message in (
         ("{", "not a results.json of muwa"),
         ("{}", "not a results.json of muwa"),
+        ("[]", "not a results.json of muwa"),
         (
             json.dumps({"metrics": {}, "edit": {"moves": []}}),
             "the results are of another edit than the patch's",
@@ -41,7 +249,44 @@ def test_results_of_another_edit_are_refused(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            results_of(PATCH, path, required=False)
-    move = {"concept": "Ada Fox", "tower": "text", "layer": "a", "step": 2.0}
-    path.write_text(json.dumps({"metrics": {"after": {}}, "edit": {"moves": [move]}}))
-    assert results_of(PATCH, path, required=False) == {"after": {}}
+            read_results(PATCH, path, required=False)
+    path.write_text(json.dumps(results()))
+    assert read_results(PATCH, path, required=False) == told(results())
+
+
+def test_results_of_earlier_versions_make_a_card():
+    old = {
+        "edit": results()["edit"],
+        "metrics": {"before": {}, "after": {"forget/top1": {"value": 0.0, "n": 8, "better": "lower"}}},
+    }
+    text = card(run=told(old))
+    assert cells(text, "forget/top1") == [["forget/top1", "", "", "0.0 %", "", "8", "lower", ""]]
+
+
+def test_the_metadata_of_the_base_is_read_from_its_own_card(tmp_path):
+    assert base_metadata(tmp_path) == {}
+    assert base_metadata("the miniature") == {}
+    assert base_metadata("") == {}  # not the folder that muwa runs in
+    assert base_metadata("org/nowhere-at-all") == {}
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nlibrary_name: open_clip\nother: 1\n---\n# x")
+    assert base_metadata(tmp_path) == {"license": "mit", "library_name": "open_clip"}
+    (tmp_path / "README.base.md").write_text("---\nlicense: openrail\nbase_model: org/x\n---\n")
+    assert base_metadata(tmp_path) == {"license": "openrail", "id": "org/x"}  # README.md is muwa's card then
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert card_metadata(tmp_path / "README.md") == {}
+
+
+def test_what_is_called_not_measured_can_be_measured():
+    """Every check is a measure of conf/eval, and every kind of output is one that a model gives."""
+    checks = yaml.safe_load((TEMPLATES / "checks.yaml").read_text())
+    measures = {
+        name: get_object(node["_target_"]).observes.__name__
+        for path in (ROOT / "conf/eval").glob("*.yaml")
+        for name, node in yaml.safe_load(path.read_text()).items()
+        if name != "defaults"
+    }
+    assert len(measures) > 20
+    for observer, found in checks.items():
+        for name in found["not_measured"]:
+            assert measures[name] == observer
+        assert found["limits"]

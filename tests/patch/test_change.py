@@ -221,7 +221,7 @@ def test_nothing_in_a_pipelines_folder_brings_the_forgotten_back_unsaid(sd, mode
         f"left out: {k} ({v})" for k, v in left.items()
     }
     assert relative(sd) - relative(tmp_path / "out") == {*left, ".git/lfs/1234"} - {".git"}
-    assert relative(tmp_path / "out") - relative(sd) == {"muwa_patch.json"}
+    assert relative(tmp_path / "out") - relative(sd) == {"muwa_patch.json", "README.base.md"}
     (record,) = read_record(tmp_path / "out")
     assert (record["left_out"], record["unedited"]) == (left, {})
     assert uneditable(tmp_path / "p", sd) == left
@@ -258,7 +258,7 @@ def test_variants_with_other_weights_are_left_out_or_kept_on_request(sd, model, 
     assert "text_encoder/pytorch_model.bin" in relative(tmp_path / "out")  # not edited, so no danger
     assert run("apply", tmp_path / "p", sd, tmp_path / "kept", "--keep-unedited") == 0
     assert f"UNEDITED: {other} ({why})" in capsys.readouterr().out
-    assert relative(tmp_path / "kept") == relative(sd) | {"muwa_patch.json"}
+    assert relative(tmp_path / "kept") == relative(sd) | {"muwa_patch.json", "README.base.md"}
     assert read_record(tmp_path / "kept")[0]["unedited"][other] == why
     assert run("remove", tmp_path / "p", tmp_path / "kept", tmp_path / "back") == 0
     assert all((tmp_path / "back" / name).read_bytes() == (sd / name).read_bytes() for name in relative(sd))
@@ -337,6 +337,7 @@ def test_a_pickled_file_without_a_safetensors_twin_becomes_one(tmp_path):
         "open_clip_model.safetensors",
         "model.safetensors",
         "muwa_patch.json",
+        "README.md",
     }
     found = load_file(tmp_path / "out/model.safetensors")["visual_projection.weight"]
     assert torch.equal(found, (clip.weights["visual.proj"] + step.deltas["visual.proj"]).T)

@@ -51,11 +51,11 @@ def run(command, patch, on, out):
 
 
 def files(folder):
-    """Name -> bytes of all files but the record of the patch (test_change.py)."""
+    """Name -> bytes of all files but the record of the patch (test_change.py) and its card (test_readme.py)."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "muwa_patch.json"
+        if path.is_file() and path.name not in ("muwa_patch.json", "README.md")
     }
 
 

@@ -91,7 +91,7 @@ def test_a_patch_goes_to_the_hub_and_comes_back(server, patch, tmp_path):
         "muwa",
     )
     assert "machine-unlearning" in card.data.tags
-    for text in ("forget Ada Fox", "| forget/top1 | 0.975 | 0.025 | 0.000 to 0.088 | 40 | lower |", "`visual.proj`",
+    for text in ("# Unlearning card: Ada Fox", "| `forget/top1` |  | 97.5 % (0.0 to 8.8) | 2.5 % (0.0 to 8.8) |", "`visual.proj`",
                  "patch pull org/forgot", "apply patch.safetensors org/base", "remove patch.safetensors"):  # fmt: skip
         assert text in card.text
     code, out, err = command(

@@ -8,6 +8,9 @@ from muwa.types.edit import Edit, Move
 from muwa.types.metric import Metric, Reading
 from muwa.types.report import Report
 from muwa.types.search import LAMBDA, NOTHING_EDITED, Candidate, Evaluation, LayerScore, Search
+from muwa.types.verdict import Rules
+
+RULES = Rules(kept_points=5.0, forget_high=0.5)
 
 # Readings as the metrics of the three families have them.
 FIRST_GUESS = Reading(
@@ -84,6 +87,7 @@ def report(folder, *, chosen=1, after=0.0):
         },
         edit=Edit({}, moves, (search,)),
         task=tiny.task(),
+        rules=RULES,
         similarity={
             "names": list(tiny.NAMES[:2]),
             "n": [2, 1],

@@ -85,12 +85,16 @@ def test_a_folder_is_one_run_also_when_it_is_repeated(tmp_path):
     """Preempted and started again, or run again in its folder: two offline files of one id, which `wandb sync` merges."""
     for attempt in range(2):
         logger = Wandb(project="p", group="mine", name=None, mode="offline", folder=str(tmp_path), tags=[])
-        logger.log("config", {"seed": attempt, "command": f"python launch.py seed={attempt}"})
+        command = f"python launch.py seed={attempt} 'request.operator=Example Ltd'"
+        asked = {"id": "17", "operator": "Example Ltd"}
+        logger.log("config", {"seed": attempt, "command": command, "request": asked})
         logger.close(None)
         records = settled_records(tmp_path)
         (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         assert run.run_id == (tmp_path / "wandb_id.txt").read_text() == run_id(tmp_path)
         assert run.run_group == "mine"
+        assert f"seed={attempt}" in str(records)
+        assert "Example Ltd" not in str(records)  # W&B is not told who asked
         if not attempt:
             time.sleep(1.1)  # wandb names the folder of an attempt by the second
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2

@@ -37,7 +37,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
     found = results(report(tmp_path))
     assert list(found) == [
         "schema", "name", "objective", "metrics", "edit", "front", "scores", "trace", "search", "similarity", "said",
-        "detections", "samples", "task", "broken", "seconds", "cache", "peak_memory_bytes", "cost", "provenance",
+        "changes", "verdict", "request", "edited", "detections", "samples", "task", "broken", "seconds", "cache", "peak_memory_bytes", "cost", "provenance",
         "broken_by_kind",
     ]  # fmt: skip
     metric, step, search = found["metrics"]["before"]["forget/top1"], found["trace"][0], found["search"][0]
@@ -64,9 +64,8 @@ def test_every_key_of_schema_1_is_there(tmp_path):
 
 def test_newer_fields_stand_beside_them(tmp_path):
     made = report(tmp_path)
-    found = results(
-        replace(made, after={**made.after, "forget/ua": Metric(100.0, 4, reading=UA, capped=True)})
-    )
+    ua = {"forget/ua": Metric(1.0, 4, reading=UA, capped=True)}
+    found = results(replace(made, before={**made.before, **ua}, after={**made.after, **ua}))
     assert {
         key: found["metrics"]["after"]["forget/ua"][key] for key in ("unit", "role", "gone_at", "capped")
     } == {"unit": "rate", "role": "forgotten", "gone_at": 0.05, "capped": True}
@@ -97,3 +96,20 @@ def test_answers_are_the_examples_in_words(tmp_path):
     }
     assert answers((IMAGE, TEXT)) == [said]
     assert results(replace(report(tmp_path), examples=(TEXT, IMAGE)))["said"] == [said]
+
+
+def test_the_change_of_each_rate_the_verdict_and_the_request_are_kept(tmp_path):
+    """90 to 88 %, each 60 to 100: independent, so -2 - sqrt(28^2 + 10^2) and -2 + sqrt(12^2 + 30^2) points."""
+    asked = {"id": "17", "operator": None, "date": None, "basis": None}
+    found = results(replace(report(tmp_path), request=asked, edited={"patch": "d" * 64}))
+    change = found["changes"]["retain/top1"]
+    assert (round(change["value"], 9), change["paired"]) == (-0.02, False)
+    assert (round(change["low"], 4), round(change["high"], 4)) == (-0.3173, 0.3031)
+    assert set(found["changes"]) == {"forget/top1", "retain/top1"}
+    assert found["verdict"]["kind"] == "unsure"
+    assert found["verdict"]["rules"] == {"kept_points": 5.0, "forget_high": 0.5}
+    assert (found["request"], found["edited"]) == (asked, {"patch": "d" * 64})
+    cosine = Metric(0.2, 2, reading=replace(UA, unit="cosine", role="", label=""))
+    made = report(tmp_path)
+    both = {"before": {**made.before, "c": cosine}, "after": {**made.after, "c": cosine}}
+    assert "c" not in results(replace(made, **both))["changes"]  # no rate

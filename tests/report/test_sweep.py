@@ -71,7 +71,7 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     )
     page = (tmp_path / "sweep.html").read_text()
     assert "-4 ± 2.8" in page
-    assert "data:image/png;base64," in page
+    assert '<svg viewBox="0 0 518.4 302.4"' in page  # 7.2 x 4.2 inches
     assert not list(tmp_path.glob("*.draft"))
 
 
@@ -167,4 +167,4 @@ def test_results_of_earlier_versions_are_shown_without_changes(tmp_path):
     assert (old["after retain/top1"], old["change retain/top1"]) == ("0.88", "")
     assert round(float(new["change retain/top1"]), 6) == -2
     assert headline(read_runs(tmp_path)) == "2 of 2 runs are done."
-    assert "data:image/png" not in (tmp_path / "sweep.html").read_text()
+    assert "<svg" not in (tmp_path / "sweep.html").read_text()

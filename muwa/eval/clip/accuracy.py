@@ -14,8 +14,8 @@ from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import by_name, counts, rate_interval, wilson
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import LabelledImages, Task
-from muwa.types.metric import Metric, Reading
+from muwa.types.data import Classes, LabelledImages, Task
+from muwa.types.metric import Metric, Outcomes, Reading
 
 _TOP_K = {1: "the model's first guess", 5: "among the model's first five guesses"}
 
@@ -102,14 +102,26 @@ class Utility(Measure):
 def accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
     """Top-k accuracy: the mean over names, with the interval of `over_names`; n is the number of images."""
     hits, labels = _hits(features, images, k)
-    return Metric(*over_names(hits, labels), reading)
+    return Metric(*over_names(hits, labels), reading, outcomes=outcomes(hits, labels, images.classes))
 
 
 def named_accuracy(features: Features, images: LabelledImages, k: int, reading: Reading) -> Metric:
     """`accuracy` with the accuracy of each name."""
     hits, labels = _hits(features, images, k)
-    names = [images.classes.names[label] for label in images.labels]
-    return Metric(*over_names(hits, labels), reading, by_name=by_name(hits.tolist(), names))
+    each = outcomes(hits, labels, images.classes)
+    rates = by_name(each.hits, each.groups)
+    return Metric(*over_names(hits, labels), reading, by_name=rates, outcomes=each)
+
+
+def outcomes(hits: Tensor, labels: Tensor, classes: Classes) -> Outcomes:
+    """The single hits behind an accuracy, grouped by the name of their images.
+
+    Args:
+        hits: (n,) bool.
+        labels: (n,) the index of each image's name in `classes`.
+    """
+    names = tuple(classes.names[label] for label in labels.tolist())
+    return Outcomes(tuple(hits.double().tolist()), names)
 
 
 def _hits(features: Features, images: LabelledImages, k: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muwa.eval.base import Measure
-from muwa.eval.clip.accuracy import over_names
+from muwa.eval.clip.accuracy import outcomes, over_names
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.statistics import interval, resamples
 from muwa.models.base import Editable, Observer
@@ -23,6 +23,7 @@ from muwa.types.metric import Metric, Reading
 GROUPS = ("nearest", "near", "middle", "far", "farthest")
 BY = ("pictures", "names")
 _SECTION = "Look-alikes"
+LOOK_ALIKES = "Look-alikes (the fifth of the other names nearest to it)"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ class Neighbours(Measure):
                 f'fraction of held-out images recognised, for names in the group "{group}" of '
                 f"{len(GROUPS)} groups by similarity to the target"
             )
-            reading = Reading(text, section=_SECTION)
-            metrics[f"neighbours/{group}"] = Metric(*over_names(hits[inside], labels[inside]), reading)
+            nearest = group == GROUPS[0]
+            reading = Reading(
+                text, section=_SECTION, role="kept" if nearest else "", label=LOOK_ALIKES if nearest else ""
+            )
+            mine, their = hits[inside], labels[inside]
+            each = outcomes(mine, their, images.classes)
+            metrics[f"neighbours/{group}"] = Metric(*over_names(mine, their), reading, outcomes=each)
         rise = surprise(features, images) - surprise(unedited, images)
         harm = torch.stack([rise[labels == name].mean() for name in names]) if len(names) else torch.zeros(0)
         return metrics | {"neighbours/correlation": correlation(similarity, harm)}

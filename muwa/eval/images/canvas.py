@@ -14,7 +14,7 @@ from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
-from muwa.types.metric import Metric, Reading
+from muwa.types.metric import Metric, Outcomes, Reading
 from muwa.types.ranges import Count, CountOrZero, Seed
 
 COUNTED = "generated images"
@@ -140,4 +140,5 @@ def hit_rate(hits: Sequence[bool], reading: Reading) -> Metric:
     0.5
     """
     low, high = wilson(sum(hits), len(hits))
-    return Metric(sum(hits) / len(hits) if hits else 0.0, len(hits), low, high, reading)
+    value = sum(hits) / len(hits) if hits else 0.0
+    return Metric(value, len(hits), low, high, reading, outcomes=Outcomes(tuple(map(float, hits))))

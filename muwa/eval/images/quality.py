@@ -145,6 +145,7 @@ class Lookalike(Measure):
             f"fraction of images of the retained names most similar to the target ({', '.join(names)}) "
             "recognised as such",
             role="kept",
+            label="Look-alikes, generated and recognised",
             counted=COUNTED,
         )
         return {"retain/lookalike": hit_rate(hits, reading)}

@@ -15,6 +15,7 @@ import numpy as np
 
 from muwa.drafts import write_text
 from muwa.report import figures
+from muwa.report.drawn import Drawn, draw
 from muwa.report.runs import Results, SweptRun, Variant, variant_of
 from muwa.report.text import csv_cell, rounded
 from muwa.types.metric import still_recognised
@@ -165,8 +166,12 @@ def _percent(rate: float) -> str:
     return f"{rounded(100 * rate, '.1f')} %"
 
 
-def write(folder: Path, made: Sequence[Harm]) -> None:
-    """Write harm.csv (the matrices), harm_pairs.csv (one row per pair, with n), and each matrix's figure."""
+def write(folder: Path, made: Sequence[Harm]) -> list[Drawn | None]:
+    """Write harm.csv (the matrices), harm_pairs.csv (one row per pair, with n), and each matrix's figure.
+
+    Returns:
+        The figures for the page; None where one could not be drawn.
+    """
     names = list(dict.fromkeys(name for harm in made for name in harm.names))
     matrix: list[list[object]] = [["method", "forgotten", *map(csv_cell, names)]]
     long: list[list[object]] = [["method", *_LONG]]
@@ -183,8 +188,10 @@ def write(folder: Path, made: Sequence[Harm]) -> None:
     files = figure_files(folder, made)
     for path in {*folder.glob("harm.png"), *folder.glob("harm_*.png")} - {*files}:
         path.unlink()  # of a time when the sweep had fewer methods
-    for path, harm in zip(files, made, strict=True):
-        figures.try_save(partial(figure, harm), path)
+    return [
+        draw(partial(figure, harm), path, f"Heat map of changes. {' '.join(sentences(harm))}", whole=True)
+        for path, harm in zip(files, made, strict=True)
+    ]
 
 
 def figure_files(folder: Path, made: Sequence[Harm]) -> list[Path]:

@@ -49,7 +49,7 @@ def test_plain_transformers_answers_as_the_edited_model(base, patch, tmp_path) -
     plain = Vlm(model, processor, tiny.clip().edited(edit()), max_new_tokens=6, source="plain transformers")
     assert torch.equal(answered(plain, asked()), answered(own, asked()))
     before, after = files(base), files(tmp_path / "edited")
-    assert after.keys() - before.keys() == {"muwa_patch.json"}
+    assert after.keys() - before.keys() == {"muwa_patch.json", "README.md"}
     assert not before.keys() - after.keys()
     changed = [name for name in before if before[name] != after[name]]
     assert changed  # only the shards that hold q, k or v of the one layer
