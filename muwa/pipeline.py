@@ -1,7 +1,8 @@
 """One run: check names and data -> curate -> unlearn, eval and report (`muwa.unlearning`).
 
-The setting `stages` says which of them run. This module and what it imports do
-without torch, whose import takes seconds: bad input that can be found without it is refused at once.
+The setting `stages` says which of them run. With eval alone, what a model carries is measured. This module
+and what it imports do without torch, whose import takes seconds: bad input that can be found without it is
+refused at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from muwa.data.base import TaskBuilder
@@ -27,7 +29,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`muwa.unlearning.objective`); 0 if `unlearn` or `eval` is not among the stages.
+        The objective (`muwa.unlearning.objective`); 0 if `eval` is not among the stages.
 
     Raises:
         ValueError, FileNotFoundError: Bad input. Unknown names, missing folders and missing shards are
@@ -37,8 +39,13 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     dataset: Dataset = parts["dataset"]()
     if settings["curate"]["dry_run"]:
         stages = ["curate"]
-    if "unlearn" in stages:
-        task.check(dataset)
+    only_eval = "eval" in stages and not {"curate", "unlearn"} & {*stages}
+    if "unlearn" in stages or only_eval:
+        for patch in settings["patches"]:
+            if not Path(patch).is_file():
+                raise FileNotFoundError(f"patches: {patch}: no such patch file")
+        if not only_eval or f"task.{task.names_setting}" in settings["given"]:
+            task.check(dataset)
         threads.wait_briefly()
         parts = dict(parts)  # makes and checks all parts; this imports torch
     seconds: dict[str, float] = {}
@@ -46,7 +53,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         started = time.perf_counter()
         _curate(task, dataset, settings["runtime"]["progress"], dry_run=settings["curate"]["dry_run"])
         seconds["curate"] = time.perf_counter() - started
-    if "unlearn" not in stages:
+    if "unlearn" not in stages and not only_eval:
         return 0.0
     from muwa import unlearning
 

@@ -50,11 +50,15 @@ def _list(place: Path) -> None:
     if not ledger.requests:
         print(f"{place}: carries no patch that a record tells of")
         return
-    checked = "its record fits the weights" if ledger.weights else "its record is of an earlier version and cannot be checked"
+    checked = (
+        "its record fits the weights"
+        if ledger.weights
+        else "its record is of an earlier version and cannot be checked"
+    )
     print(f"{place}: {len(ledger.requests)} patches; {checked}")
     for number, one in enumerate(ledger.requests, 1):
         print(f"{number:3}  {', '.join(one.names) or '(no names)'}")
-        made_on = f"made on {len(one.made_on)} earlier patches" if one.made_on else "made on the original"
+        made_on = f"made after {len(one.made_on)} others" if one.made_on else "made on the original"
         facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
         print(f"     {' · '.join(fact for fact in facts if fact)}")
         print(f"     sha256 {one.sha256}")
@@ -79,7 +83,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> None:
     """Join patches into a file; or, if the last of them is a model, put them on it."""
     *first, last = args.patches
-    if last.is_file() and is_patch(last) or not last.exists():
+    if (last.is_file() and is_patch(last)) or not last.exists():
         save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
         return
     if not first:

@@ -1,4 +1,4 @@
-"""Put patches on a model's files, or take one off: the weights, other weight files beside them, the record."""
+"""Put patches on a model's files, or take one off: the weights, other files with weights, the record."""
 
 from __future__ import annotations
 
@@ -158,7 +158,9 @@ def _putting(given: Sequence[Given], ledger: Ledger, add: bool) -> tuple[Rewrite
     if len(given) == 1 and not (add and first.request.made_on and not carried):
         return putting_on(first.patch), lambda weights: apply_patch(weights, first.patch)
     if carried:
-        raise ValueError(f"wrong base: the patches were made for other weights than those of the record. {ADD}")
+        raise ValueError(
+            f"wrong base: the patches were made for other weights than those of the record. {ADD}"
+        )
     return _from_origin(given)
 
 
@@ -215,8 +217,8 @@ def _origin_rows(given: Sequence[Given], tensors: Sequence[Deltas]) -> dict[str,
             wanted = {sha for one in given if name in one.patch.deltas for sha in one.request.made_on}
             missing = sorted(sha[:12] for sha in wanted - {one.request.sha256 for one in given})
             raise ValueError(
-                f"{name}: the given patches were made on weights that carried other patches, so none holds its "
-                f"original. Give these patches too (remove: --others): {', '.join(missing) or 'the first ones'}"
+                f"{name}: the given patches were made on weights that carried others, so none holds its "
+                f"original. Give these too (remove: --others): {', '.join(missing) or 'the first ones'}"
             )
     return {name: rows[name] for some in tensors for name in some}
 
@@ -299,7 +301,9 @@ def _all_of(weights: Mapping[str, Tensor], rewrite: Rewrite) -> Mapping[str, Ten
         KeyError: One is missing.
     """
     if missing := [name for name in rewrite.base if name not in weights]:
-        raise KeyError(f"these weights have no {missing[0]} ({len(missing)} of the patch's tensors are missing)")
+        raise KeyError(
+            f"these weights have no {missing[0]} ({len(missing)} of the patch's tensors are missing)"
+        )
     return weights
 
 
@@ -377,7 +381,7 @@ def _row(one: Given, outcome: Outcome, weights: Mapping[str, str]) -> dict[str, 
     """What the record holds of a patch."""
     about = asdict(one.request) | {"when": _now()}
     return about | {
-        "moves": [asdict(move) for move in one.patch.moves],
+        "layers": list(one.request.layers),
         "story": dict(one.patch.provenance),
         "edited": list(outcome.edited),
         "left_out": dict(outcome.left_out),

@@ -21,6 +21,7 @@ from muwa.patch.apply import FORMAT as PATCH_FORMAT
 from muwa.patch.apply import STATE, Patch, origin_of
 from muwa.patch.files import read_file
 from muwa.patch.weights import fingerprint_of_digests, is_weight, tensor_digest
+from muwa.types.edit import Move
 from muwa.types.request import Request
 
 RECORD = "muwa_patch.json"
@@ -60,8 +61,8 @@ class Ledger:
             if found != wanted:
                 what = f"has the fingerprint {found[:12]}" if found else "is not there"
                 raise ValueError(
-                    f"{self.path}: does not fit the weights: {name} {what}, the record says {wanted[:12]}. They "
-                    "were changed after the patch; delete the record to take them as they are"
+                    f"{self.path}: does not fit the weights: {name} {what}, the record says {wanted[:12]}. "
+                    "They were changed after the patch; delete the record to take them as they are"
                 )
 
 
@@ -123,7 +124,7 @@ def _request_of_row(row: Mapping[str, Any]) -> Request:
         task=row.get("task", story.get("task", "")),
         names=tuple(row.get("names", story.get("names", concepts))),
         method=row.get("method", story.get("method", "")),
-        layers=tuple(row.get("layers", dict.fromkeys(move["layer"] for move in row["moves"]))),
+        moves=tuple(Move(**move) for move in row["moves"]),
         tensors=tuple(row.get("tensors", ())),
         when=row.get("when", ""),
     )
@@ -143,7 +144,7 @@ def request_of(patch: Patch, sha256: str) -> Request:
         task=_only({one.get("task", "") for one in made}),
         names=tuple(given or dict.fromkeys(move.concept for move in patch.moves)),
         method=_only({one.get("method", "") for one in made}),
-        layers=tuple(dict.fromkeys(move.layer for move in patch.moves)),
+        moves=patch.moves,
         tensors=tuple(patch.deltas),
     )
 
@@ -180,7 +181,9 @@ def tensor_keys(tensors: Iterable[str]) -> frozenset[str]:
     """Names by which the tensors of two patches can be compared, whichever library's names they have."""
     keys: set[str] = set()
     for name in tensors:
-        component, slash, inner = name.rpartition("/") if name.startswith(names.ENCODERS[1]) else ("", "", name)
+        component, slash, inner = (
+            name.rpartition("/") if name.startswith(names.ENCODERS[1]) else ("", "", name)
+        )
         try:
             full = [inner] if names.is_full_name(inner) else names.hf_names(inner)
         except KeyError:

@@ -110,7 +110,8 @@ def _not_on(where: str, count: int, different: str) -> str:
     if count == 1:
         return f"the patch is not on {where}: the tensors it touches are not its base plus its delta"
     return (
-        f"these {count} patches are not on {where} in this order: {different} is not its base plus their deltas"
+        f"these {count} patches are not on {where} in this order: {different} is not its base plus their "
+        "deltas"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from muwa.report.detections import detections, sample_rows
+from muwa.report.requests import request_rows
 from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
@@ -49,6 +50,7 @@ def results(report: Report) -> dict[str, Any]:
         "peak_memory_bytes": report.peak_memory_bytes,
         "cost": dict(report.cost),
         "provenance": dict(report.provenance),
+        "requests": request_rows(report),
         "broken_by_kind": dict(Counter(sample.kind for sample in report.task.broken).most_common()),
     }
 

@@ -15,9 +15,10 @@ _ROUNDING = 1e-9  # 1 - 19/20 comes out slightly above 0.05 and must still count
 def verdicts(report: Report) -> list[dict[str, str]]:
     """The outcome in words, one sentence per entry.
 
-    Order: warnings, target, kept, attacks. A metric gives a sentence if its reading has a role and a label;
-    metrics of role "detail" are clauses of the first target sentence. The rates of target and attacks are
-    those at which the target is still recognised, whichever direction of the metric is better.
+    Order: warnings, target, earlier requests, kept, attacks. A metric gives a sentence if its reading has a
+    role and a label; metrics of role "detail" are clauses of the first target sentence. The rates of target
+    and attacks are those at which the target is still recognised, whichever direction of the metric is
+    better.
 
     Returns:
         [{"kind": "good" | "bad" | "note", "text": ...}].
@@ -25,7 +26,7 @@ def verdicts(report: Report) -> list[dict[str, str]]:
     found = [*_search_warnings(report), *_hardly_known(report)]
     if report.edit.moves:  # an unchanged model forgot nothing, and a warning says so already
         found += _forgotten(report)
-    found += _kept(report) + _attacks(report)
+    found += _earlier(report) + _kept(report) + _attacks(report)
     return found or [_verdict("note", "Nothing was measured.")]
 
 
@@ -56,7 +57,8 @@ def _search_warnings(report: Report) -> list[dict[str, str]]:
 def _hardly_known(report: Report) -> list[dict[str, str]]:
     """A warning if the unedited model hardly knows the target."""
     main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
-    if not main or main[0].still_recognised > HARDLY_KNOWN:
+    unknown = "base" in report.provenance and report.provenance["base"] is None
+    if not main or unknown or main[0].still_recognised > HARDLY_KNOWN:
         return []
     rate = f"{_percent(main[0].still_recognised)} of {main[0].n} {main[0].reading.counted}"
     text = f"The unedited model hardly knows {_names(report)} ({rate}): what follows shows little."
@@ -76,6 +78,19 @@ def _forgotten(report: Report) -> list[dict[str, str]]:
         found.append(_verdict("good" if gone else "bad", text))
         if gone and metric.reading.caveat:
             found.append(_verdict("note", metric.reading.caveat))
+    return found
+
+
+def _earlier(report: Report) -> list[dict[str, str]]:
+    """A sentence for each metric of role "earlier": whether what was forgotten before still is."""
+    found = []
+    for name, metric in _of_role(report.after, "earlier").items():
+        who = ", ".join(metric.by_name) or "all that was forgotten before"
+        change = f"{_change(report.before[name], metric)} on {metric.n} {metric.reading.counted} of {who}"
+        gone = _is_gone(metric)
+        state = "stay forgotten" if gone else "are not all forgotten"
+        text = f"Forgotten so far: earlier requests {state} ({metric.reading.label}): {change}."
+        found.append(_verdict("good" if gone else "bad", text))
     return found
 
 

@@ -10,6 +10,7 @@ from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.metric import Metric
+from muwa.types.request import Request
 
 PATCH = "patch.safetensors"  # the name of a run's patch in its folder
 
@@ -25,6 +26,8 @@ class Report:
         cache: Cache stage -> "hit", "miss" or "partial".
         examples: The same prompts or questions, with the outputs of both models.
         cost: What the method cost: seconds, memory, training pairs and more (`muwa.pipeline.cost`).
+        requests: The requests that the model carried before this run; without the stage unlearn, all that it
+            carries.
     """
 
     name: str
@@ -41,3 +44,4 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+    requests: tuple[Request, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from muwa.types.edit import Move
+
 
 @dataclass(frozen=True)
 class Request:
@@ -19,7 +21,7 @@ class Request:
             not known.
         names: What was forgotten.
         method: The module of the method; "" if it is not known.
-        layers: The edited layers.
+        moves: The layers and steps of the edit.
         tensors: The names of the edited tensors in the patch.
         when: When the patch was put on the weights (UTC, ISO 8601); "" if it is not known.
     """
@@ -31,9 +33,14 @@ class Request:
     task: str
     names: tuple[str, ...]
     method: str
-    layers: tuple[str, ...]
+    moves: tuple[Move, ...]
     tensors: tuple[str, ...]
     when: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The edited layers, each once."""
+        return tuple(dict.fromkeys(move.layer for move in self.moves))
 
     @property
     def title(self) -> str:

@@ -22,6 +22,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.library_output import one_line, quietly
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
@@ -80,8 +81,11 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
     _check(name, pretrained)
     check_device(device)
     file = _local_weights(name, pretrained)
+    folder = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
+    place = folder or file
+    requests = requests_on(place) if place else ()
     if file is not None:
-        check_file(file, "" if name.startswith("local-dir:") else "model.pretrained=")
+        check_file(file, "" if folder else "model.pretrained=")
     _warn_of_activation(name, pretrained)
     with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(seed)
@@ -96,7 +100,7 @@ def load(name: str, pretrained: str | None, *, device: str, seed: int) -> Clip:
             _fit(model, file, name)
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
-    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained))
+    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained), requests=requests)
 
 
 def _create(name: str, pretrained: str | None, device: str, **options: Any) -> tuple[Any, Compose]:

@@ -20,8 +20,10 @@ from muwa.models.clip.model import Clip
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
+from muwa.models.shipped import set_aside
 from muwa.models.vlm.model import TOWER, Vlm
 from muwa.patch import names
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
@@ -69,9 +71,15 @@ def load(
     _complete(processor, model.config)
     model.to(device)
     source, its_clip = f"transformers {path}", clip()
+    requests = () if path == "miniature" else requests_on(path)
+    shipped = {}
     if tuned_tower:
         its_clip = _with_own_tower(its_clip, model, source)
-    return Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source)
+    elif requests:
+        tower = {name: p for name, p in model.named_parameters() if f"{TOWER}." in name}
+        shipped = set_aside(tower, its_clip, requests)
+    vlm = Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source, requests=requests)
+    return vlm.shipped(shipped) if shipped else vlm
 
 
 def _with_own_tower(clip: Clip, model: Any, source: str) -> Clip:
