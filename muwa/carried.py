@@ -8,15 +8,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from muwa.data.base import TaskBuilder
-from muwa.data.dataset import Dataset
 from muwa.data.samples import fold
-from muwa.patch.carrying import Carrying
 from muwa.signatures import check
-from muwa.types.data import Task
 
 if TYPE_CHECKING:
+    from muwa.data.base import TaskBuilder
+    from muwa.data.dataset import Dataset
     from muwa.models.base import Editable
+    from muwa.patch.carrying import Carrying
+    from muwa.types.data import Task
 
 log = logging.getLogger(__name__)
 

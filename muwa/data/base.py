@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self
 
-from muwa.data.curate import Curated, Preview
+from muwa.data.curate import Curated, Preview, mentions
 from muwa.data.dataset import Dataset
 from muwa.data.earlier import set_apart
 from muwa.types.data import Task
@@ -50,7 +50,8 @@ class TaskBuilder(Protocol):
         Args:
             earlier: Those names.
         """
-        return set_apart(self(dataset, progress=progress), earlier, {})
+        task = self(dataset, progress=progress)
+        return set_apart(task, earlier, mentions(task.retain, earlier, {}))
 
     def forgetting(self, names: Sequence[str]) -> Self:
         """The same settings for other names to forget.

@@ -138,7 +138,7 @@ class ForgetStyleOrClass(TaskBuilder):
             broken=(*images.broken, *broken_pairs),
             prompts=(self.prompt,),
         )
-        return set_apart(task, earlier, {})
+        return set_apart(task, earlier, mentions(retain, earlier, {}))
 
     def _forget_set(self, images: _Images, name: str, measured: int) -> Pairs:
         """The pairs of a name: the images after the first `measured`."""

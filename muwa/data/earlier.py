@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from muwa.data.curate import Aliases, mentions
 from muwa.data.samples import fold
 from muwa.types.data import LabelledImages, PromptRow, Split, Task
 
 
-def set_apart(task: Task, earlier: Sequence[str], aliases: Aliases) -> Task:
+def set_apart(task: Task, earlier: Sequence[str], mentioned: Collection[int]) -> Task:
     """The same task after `earlier` was forgotten.
 
     The retain pairs that mention an earlier name are left out. Its images leave the forget, retain and
@@ -18,14 +17,14 @@ def set_apart(task: Task, earlier: Sequence[str], aliases: Aliases) -> Task:
 
     Args:
         earlier: Names that were forgotten before. One that the task is to forget again is no earlier name.
-        aliases: Name -> its other spellings in captions.
+        mentioned: Indices of the retain pairs whose caption has one of these names
+            (`muwa.data.curate.mentions`).
     """
     again = {fold(name) for name in task.names}
     names = [name for name in dict.fromkeys(earlier) if fold(name) not in again]
     if not names:
         return task
     keys = {fold(name) for name in names}
-    mentioned = mentions(task.retain, names, aliases) if len(task.retain) else ()
     return replace(
         task,
         mentions=tuple(sorted({*task.mentions, *mentioned})),

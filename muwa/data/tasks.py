@@ -97,7 +97,7 @@ class ForgetIdentities(TaskBuilder):
         )
         utility = utility_images(objects, dataset, self.seed)
         task = _task(self, dataset, "identity", names, images, utility, [*missing, *broken], progress)
-        return set_apart(task, earlier, self.aliases)
+        return set_apart(task, earlier, mentions(task.retain, earlier, self.aliases))
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
         """Only write the forget sets; nothing but the shards is read."""
@@ -178,7 +178,7 @@ class ForgetObjects(TaskBuilder):
         utility = utility_images(faces, dataset, self.seed)
         broken = [*_missing_faces(people, dataset), *broken, *broken_faces]
         task = _task(self, dataset, "object", names, images, utility, broken, progress)
-        return set_apart(task, earlier, self.aliases)
+        return set_apart(task, earlier, mentions(task.retain, earlier, self.aliases))
 
     def _faces(self, people: CelebA, dataset: Dataset) -> tuple[LabelledImages, list[Broken]]:
         """(Faces of frequent people, a random share chosen by `seed`; the broken ones among them)."""

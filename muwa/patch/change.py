@@ -26,6 +26,7 @@ from muwa.patch.ledger import (
     RECORD,
     Ledger,
     checked_ledger,
+    components,
     file_digest,
     file_fingerprint,
     read_ledger,
@@ -131,6 +132,11 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
                 f"{on.index(one.request.sha256) + 1} of {len(ledger.requests)}"
             )
     rewrite, whole = _putting(given, ledger, add)
+    if rewrite.unchecked and not ledger.requests and not _is_whole(base, rewrite):
+        raise ValueError(
+            f"{base}: {min(rewrite.unchecked)} cannot be checked, as the patches were made on weights that "
+            "carried others, which hold its original; put those on first"
+        )
     always = on_top([one.patch for one in given])
     changes, partly = _required(base, rewrite, whole)
     known = [ledger.path.parent / name for name in ledger.weights or {}]
@@ -167,17 +173,21 @@ def _putting(given: Sequence[Given], ledger: Ledger, add: bool) -> tuple[Rewrite
 def _from_origin(given: Sequence[Given]) -> tuple[Rewrite, Whole]:
     """Put several patches on weights that carry none.
 
+    A tensor whose original none of the patches holds is not checked; that of a whole checkpoint is, by the
+    fingerprint of all weights.
+
     Raises:
-        ValueError: The patches were made for different original weights, or the original of a tensor is in
-            none of them.
+        ValueError: The patches were made for different original weights.
     """
-    origins = {one.request.origin for one in given}
-    if len(origins) != 1:
-        shown = ", ".join(sorted(one[:12] or "unknown" for one in origins))
-        raise ValueError(f"the patches were made for {len(origins)} different bases: {shown}")
-    rewrite = reordered(
-        _origin_rows(given, [one.patch.deltas for one in given]), (), [one.patch for one in given]
-    )
+    origins = {one.request.origin for one in given if one.request.origin}
+    bound = {components(one.request.tensors) for one in given}
+    if len(origins) > 1 and len(bound) == 1:
+        shown = ", ".join(sorted(one[:12] for one in origins))
+        raise ValueError(f"the patches were made for {len(origins)} different bases: {shown}. {ADD}")
+    shapes = {name: tensor for one in given for name, tensor in one.patch.base.items()}
+    rows = _origin_rows(given)
+    rewrite = reordered({**shapes, **rows}, (), [one.patch for one in given])
+    rewrite = replace(rewrite, unchecked=frozenset(shapes.keys() - rows.keys()))
 
     def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found, wanted = weights_fingerprint(weights), given[0].request.origin
@@ -191,16 +201,10 @@ def _from_origin(given: Sequence[Given]) -> tuple[Rewrite, Whole]:
     return rewrite, whole
 
 
-def _origin_rows(given: Sequence[Given], tensors: Sequence[Deltas]) -> dict[str, Tensor]:
-    """The tensors of the original weights that some patches edit, as the given patches hold them.
+def _origin_rows(given: Sequence[Given]) -> dict[str, Tensor]:
+    """Name -> tensor of the original weights, as far as the given patches hold it.
 
     A patch holds the original of a tensor if no patch that it was made on edits that tensor.
-
-    Args:
-        tensors: Mappings whose names are wanted.
-
-    Raises:
-        ValueError: None of the given patches holds the original of a tensor. Says which patches to give too.
     """
     rows: dict[str, Tensor] = {}
     for one in given:
@@ -212,15 +216,25 @@ def _origin_rows(given: Sequence[Given], tensors: Sequence[Deltas]) -> dict[str,
         for name, tensor in one.patch.base.items():
             if not tensor_keys([name]) & touched:
                 rows.setdefault(name, tensor)
-    for name in (name for some in tensors for name in some):
+    return rows
+
+
+def _originals(given: Sequence[Given], wanted: Deltas) -> dict[str, Tensor]:
+    """`_origin_rows` of the tensors `wanted`.
+
+    Raises:
+        ValueError: None of the given patches holds one of them. Says which patches to give too.
+    """
+    rows = _origin_rows(given)
+    for name in wanted:
         if name not in rows:
-            wanted = {sha for one in given if name in one.patch.deltas for sha in one.request.made_on}
-            missing = sorted(sha[:12] for sha in wanted - {one.request.sha256 for one in given})
+            needed = {sha for one in given if name in one.patch.deltas for sha in one.request.made_on}
+            missing = sorted(sha[:12] for sha in needed - {one.request.sha256 for one in given})
             raise ValueError(
                 f"{name}: the given patches were made on weights that carried others, so none holds its "
-                f"original. Give these too (remove: --others): {', '.join(missing) or 'the first ones'}"
+                f"original. Give these too: --others PATCH ...: {', '.join(missing) or 'the first ones'}"
             )
-    return {name: rows[name] for some in tensors for name in some}
+    return {name: rows[name] for name in wanted}
 
 
 def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Outcome:
@@ -277,7 +291,7 @@ def _taking_off(
         )
     order = [files[one.sha256] for one in ledger.requests if one in beside or one not in rest]
     order = order or [mine]
-    rows = _origin_rows(every, [mine.patch.deltas])
+    rows = _originals(every, mine.patch.deltas)
     stay = [one.patch for one in order if one is not mine]
     rewrite = reordered(rows, [one.patch for one in order], stay)
 
@@ -307,9 +321,14 @@ def _all_of(weights: Mapping[str, Tensor], rewrite: Rewrite) -> Mapping[str, Ten
     return weights
 
 
+def _is_whole(base: Path, rewrite: Rewrite) -> bool:
+    """Whether files hold a whole model under the names of the patches: then all weights can be checked."""
+    return not is_pipeline(base) and not has_other_names(find_checkpoint(base), rewrite.base)
+
+
 def _required(base: Path, rewrite: Rewrite, whole: Whole) -> tuple[Changes, dict[Path, str]]:
     """(The changes of the weights that the patch must fit, files with averaged weights it does not fit)."""
-    if not is_pipeline(base) and not has_other_names(find_checkpoint(base), rewrite.base):
+    if _is_whole(base, rewrite):
         return in_files(base, whole(read_weights(base))), {}
     changes: Changes = {}
     partly: dict[Path, str] = {}

@@ -26,18 +26,18 @@ class Rewrite:
     """A change of some tensors.
 
     Args:
-        base: Name -> the tensor without any patch, for every tensor that changes. Only its shape counts if
-            the change is not `checked`.
+        base: Name -> the tensor without any patch, for every tensor that changes. Only its shape counts for
+            those that are `unchecked`.
         on: The deltas of each patch that the tensors have, in the order in which they were put on.
         wanted: The deltas of each patch that they are to have.
-        checked: Whether the tensors must be `base` with the patches `on`. If not, `on` is empty, and the
-            wanted deltas are added to whatever is there: the caller knows what it is.
+        unchecked: Names of tensors that need not be `base`. Then `on` is empty, and the wanted deltas are
+            added to whatever is there: the caller knows what it is.
     """
 
     base: Deltas
     on: tuple[Deltas, ...] = ()
     wanted: tuple[Deltas, ...] = ()
-    checked: bool = True
+    unchecked: frozenset[str] = frozenset()
 
     def _mapped(self, change: Callable[[Deltas], Deltas]) -> Rewrite:
         on, wanted = (tuple(change(one) for one in some) for some in (self.on, self.wanted))
@@ -45,7 +45,9 @@ class Rewrite:
 
     def of(self, component: str) -> Rewrite:
         """The part of one component of a pipeline, with names in it."""
-        return self._mapped(lambda some: names.by_component(some).get(component, {}))
+        mapped = self._mapped(lambda some: names.by_component(some).get(component, {}))
+        inner = names.by_component(dict.fromkeys(self.unchecked)).get(component, {})  # type: ignore[arg-type]
+        return replace(mapped, unchecked=frozenset(inner))
 
     def only(self, name: str) -> Rewrite:
         """The part of one tensor."""
@@ -53,7 +55,9 @@ class Rewrite:
 
     def with_full_names(self) -> Rewrite:
         """The same with a CLIP's full names (`muwa.patch.names.to_full_names`)."""
-        return self._mapped(names.to_full_names)
+        mapped = self._mapped(names.to_full_names)
+        free = names.to_full_names({name: self.base[name] for name in self.unchecked if name in self.base})
+        return replace(mapped, unchecked=frozenset(free))
 
     @property
     def takes_off(self) -> bool:
@@ -72,8 +76,6 @@ class Rewrite:
             ValueError: `current` is not the base with the patches `on`; or the wanted patches are on it
                 already.
         """
-        if not self.checked:
-            return {name: _with(current[name], name, self.wanted) for name in self.base}
         base = {name: self._rounded(name, current[name]) for name in self.base}
         now = {name: _with(tensor, name, self.on) for name, tensor in base.items()}
         then = {name: _with(tensor, name, self.wanted) for name, tensor in base.items()}
@@ -94,6 +96,8 @@ class Rewrite:
 
         It is the cast that gives `current` with the patches `on`; without one, the direct cast.
         """
+        if name in self.unchecked:
+            return current
         casts = [self.base[name].to(dtype).to(current.dtype) for dtype in (current.dtype, *HALVES)]
         return next((x for x in casts if equal(current, _with(x, name, self.on))), casts[0])
 
@@ -123,7 +127,7 @@ def putting_on(patch: Patch) -> Rewrite:
 def on_top(patches: Sequence[Patch]) -> Rewrite:
     """Put patches on weights that are known to be right for them."""
     shapes = {name: tensor for patch in patches for name, tensor in patch.base.items()}
-    return Rewrite(shapes, wanted=tuple(patch.deltas for patch in patches), checked=False)
+    return Rewrite(shapes, wanted=tuple(patch.deltas for patch in patches), unchecked=frozenset(shapes))
 
 
 def taking_off(patch: Patch) -> Rewrite:

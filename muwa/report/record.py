@@ -50,8 +50,8 @@ def results(report: Report) -> dict[str, Any]:
         "peak_memory_bytes": report.peak_memory_bytes,
         "cost": dict(report.cost),
         "provenance": dict(report.provenance),
-        "requests": request_rows(report),
         "broken_by_kind": dict(Counter(sample.kind for sample in report.task.broken).most_common()),
+        "requests": request_rows(report),
     }
 
 
