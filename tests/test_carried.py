@@ -51,9 +51,9 @@ def story(service):
 def test_the_second_request_keeps_the_first_forgotten_and_says_so(story):
     _patches, _folders, (one, two) = story
     after = two["metrics"]["after"]
-    assert (
-        after["forget/top1"]["value"] == after["earlier/top1"]["value"] == after["so_far/top1"]["value"] == 0
-    )
+    assert max(after[f"{what}/top1"]["value"] for what in ("forget", "earlier", "so_far")) <= LITTLE
+    both = (after["forget/top1"]["value"] + after["earlier/top1"]["value"]) / 2
+    assert after["so_far/top1"]["value"] == pytest.approx(both)
     assert set(after["earlier/top1"]["by_name"]) == {KAEL}
     assert set(after["so_far/top1"]["by_name"]) == {KAEL, EDDA}
     assert KAEL not in after["retain/top1"]["by_name"]
@@ -125,6 +125,7 @@ def test_an_edited_folder_is_measured_with_and_without_its_base(story, service, 
     assert compared["metrics"]["after"] == alone["metrics"]["after"]
 
 
+@pytest.mark.slow
 def test_a_third_request_goes_on_from_patches_in_memory(story, service):
     run, _ = service
     patches, _, _ = story
@@ -139,7 +140,6 @@ def test_a_third_request_goes_on_from_patches_in_memory(story, service):
     (["stages=[eval]", "task=object", "patches=[{patch}]"], "want patches of the kind object, .*some of the kind identity"),
     (["base={{name: miniature}}"], r"base: is for stages=\[eval\]"),
     (["stages=[eval]", "patches=[{patch}]", "base={{nmae: miniature}}"], "base: .*unexpected keyword argument 'nmae'"),
-    (["patches=[{patch}]", "model=clip_vit_b32", "model.pretrained=null"], "wrong base"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused(overrides, message, story, service):
     run, _ = service

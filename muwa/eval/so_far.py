@@ -12,22 +12,24 @@ SECTION = "Forgotten so far"
 
 
 def so_far(
-    what: str, reading: Reading, about: str, rate: Callable[[frozenset[str], Reading], Metric]
+    what: str, reading: Reading, rate: Callable[[frozenset[str], Reading], Metric]
 ) -> dict[str, Metric]:
     """`earlier/<what>` and `so_far/<what>`: a rate of the target, for earlier names and for all together.
 
     Args:
         what: What is measured: "top1", "ua", "answered".
         reading: How the rate of the names to forget now is read.
-        about: What is counted, for a sentence: "held-out images of".
         rate: Roles ("forget", "earlier") and a reading -> the rate over them, with that of each name.
     """
     earlier = replace(
-        reading, text=f"the same of {about} names that were forgotten before", role="earlier", section=SECTION
+        reading,
+        text=f"{reading.text} (target: the names that were forgotten before)",
+        role="earlier",
+        section=SECTION,
     )
     every = replace(
         earlier,
-        text=f"the same of {about} all names that were to be forgotten so far",
+        text=f"{reading.text} (target: all names that were to be forgotten so far)",
         role="",
         in_objective=False,
         label="",

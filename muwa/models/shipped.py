@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def set_aside(
-    parameters: Mapping[str, nn.Parameter], clip: Clip, requests: Sequence[Request]
+    parameters: Mapping[str, nn.Parameter], clip: Clip, requests: Sequence[Request], component: str
 ) -> dict[str, Tensor]:
     """Put the CLIP's own tensors in place of those that patches edited, and return the edited ones.
 
@@ -32,11 +32,14 @@ def set_aside(
     Args:
         parameters: All parameters of the tower in the larger model.
         clip: The CLIP without the patches.
+        component: The component that the tower is, as the names of the patches call it; the only tower counts
+            as "text_encoder".
 
     Returns:
         Name in `parameters` -> the tensor with the patches.
     """
-    edited = tensor_keys(name for one in requests for name in one.tensors)
+    every = dict.fromkeys((name for one in requests for name in one.tensors), torch.empty(0))
+    edited = tensor_keys(names.by_component(every).get(component, ()))
     shipped: dict[str, Tensor] = {}
     original: dict[str, Tensor] = {}
     for name, weight in clip.weights.items():

@@ -15,14 +15,14 @@ def test_two_metrics_of_which_the_objective_counts_one():
         return Metric(0.5, 2, reading=reading)
 
     reading = Reading("x", "lower", role="forgotten", in_objective=True, label="named")
-    found = so_far("answered", reading, "questions about", rate)
+    found = so_far("answered", reading, rate)
     assert list(found) == ["earlier/answered", "so_far/answered"]
     assert asked == [{"earlier"}, {"forget", "earlier"}]
     earlier, every = (metric.reading for metric in found.values())
     assert (earlier.role, earlier.in_objective, earlier.label) == ("earlier", True, "named")
     assert (every.role, every.in_objective, every.label) == ("", False, "")
     assert earlier.section == every.section == "Forgotten so far"
-    assert every.text == "the same of questions about all names that were to be forgotten so far"
+    assert every.text == "x (target: all names that were to be forgotten so far)"
 
 
 def test_a_clip_is_measured_on_earlier_names_one_by_one_and_together():

@@ -5,9 +5,11 @@ import shutil
 
 import chained
 import pytest
+import tiny_sd
 from safetensors.torch import load_file, save_file
 
 from muwa import config
+from muwa.library import load_clip
 from muwa.patch.__main__ import main
 from muwa.patch.ledger import RECORD
 
@@ -72,3 +74,38 @@ def test_other_changes_than_those_of_the_record_are_refused_as_before(shipped, t
     (folder / RECORD).unlink()
     with pytest.raises(ValueError, match=r"the miniature is not the (text_encoder|vision tower) of"):
         load(family, path=str(folder))
+
+
+def test_the_second_text_encoder_of_xl_is_taken_up_too(tmp_path):
+    model = tiny_sd.xl()
+    model.pipeline.save_pretrained(tmp_path / "base")
+    second = "text_encoder_2/transformer.resblocks.0.mlp.c_fc.weight"
+    paths, states = chained.chain(tmp_path, model, [second], [second, DEEP])
+    for i, path in enumerate(paths):
+        on = tmp_path / (f"on{i}" if i else "base")
+        assert main(["apply", str(path), str(on), "--out", str(tmp_path / f"on{i + 1}")]) == 0
+    clips = {"text_encoder": load_clip, "text_encoder_2": tiny_sd.second_clip}
+    found = load("sdxl", path=str(tmp_path / "on2"), clips=clips, dtype="fp32")
+    assert [len(one.made_on) for one in found.requests] == [0, 1]
+    for name, clip in found.clips.items():
+        assert clip.weights_fingerprint == states[-1].clips[name].weights_fingerprint
+        assert found.unedited.clips[name].weights_fingerprint == model.clips[name].weights_fingerprint
+
+
+def test_a_clip_knows_its_requests_from_its_folder_or_beside_its_file(tmp_path):
+    from muwa.models.clip.open_clip import MINIATURE
+
+    (path,), _ = chained.chain(tmp_path, load_clip(), [DEEP])
+    assert main(["apply", str(path), str(MINIATURE), "--out", str(tmp_path / "folder")]) == 0
+    folder = load("clip", name=f"local-dir:{tmp_path / 'folder'}")
+    assert [one.names for one in folder.requests] == [("Ada Fox",)]
+    assert load("clip").requests == ()
+    random = load_clip("ViT-S-32-alt", None)
+    file = tmp_path / "own.safetensors"
+    save_file(dict(random.weights), file)
+    (path,), (state,) = chained.chain(tmp_path, random, [DEEP])
+    assert main(["apply", str(path), str(file), "--out", str(tmp_path / "file")]) == 0
+    found = load("clip", name="ViT-S-32-alt", pretrained=str(tmp_path / "file" / file.name))
+    assert found.weights_fingerprint == state.weights_fingerprint
+    assert [one.names for one in found.requests] == [("Ada Fox",)]
+    assert load("clip", name="ViT-S-32-alt", pretrained=str(file)).requests == ()

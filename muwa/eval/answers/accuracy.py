@@ -134,10 +134,7 @@ class Answers(Measure):
         if task.eval.earlier:
             reading = replace(ANSWERED["forget"], caveat="")
             metrics |= so_far(
-                "answered",
-                reading,
-                "questions about",
-                lambda roles, reading: rate(roles, answers_rightly, reading),
+                "answered", reading, lambda roles, reading: rate(roles, answers_rightly, reading)
             )
         return metrics
 

@@ -54,7 +54,7 @@ class Forget(Measure):
         }
         for k, reading in readings.items() if task.eval.earlier else ():
             rate = partial(_accuracy_with, features, task.eval, k)
-            metrics |= so_far(f"top{k}", reading, "held-out images of", rate)
+            metrics |= so_far(f"top{k}", reading, rate)
         return metrics
 
 

@@ -109,12 +109,7 @@ class Canvas(Measure):
             "retain/cra": rate(frozenset({"cross"}), True, CROSS_DOMAIN),
         }
         if any(one.role == "earlier" for one in requests):
-            metrics |= so_far(
-                "ua",
-                UNLEARNING,
-                "images generated from prompts for",
-                lambda r, reading: rate(r, False, reading),
-            )
+            metrics |= so_far("ua", UNLEARNING, lambda r, reading: rate(r, False, reading))
         return metrics
 
     def earlier(self, task: Task) -> list[ImageRequest]:

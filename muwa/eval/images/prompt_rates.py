@@ -124,7 +124,6 @@ class PromptRates(Measure):
             metrics |= so_far(
                 "detected",
                 DETECTED,
-                "images of prompts about",
                 lambda roles, reading: rate([one for r in sorted(roles) for one in parts[r]], reading),
             )
         if kept:

@@ -90,7 +90,7 @@ def load(
         f"{name}/{key}": tensor
         for name in (encoders if requests else [])
         for key, tensor in set_aside(
-            dict(getattr(pipeline, name).named_parameters()), loaded[name], requests
+            dict(getattr(pipeline, name).named_parameters()), loaded[name], requests, name
         ).items()
     }
     model = Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source, requests=requests)

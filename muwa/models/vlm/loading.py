@@ -77,7 +77,7 @@ def load(
         its_clip = _with_own_tower(its_clip, model, source)
     elif requests:
         tower = {name: p for name, p in model.named_parameters() if f"{TOWER}." in name}
-        shipped = set_aside(tower, its_clip, requests)
+        shipped = set_aside(tower, its_clip, requests, names.ENCODERS[0])
     vlm = Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source, requests=requests)
     return vlm.shipped(shipped) if shipped else vlm
 
