@@ -25,6 +25,7 @@ from bench.common import ROOT
 from bench.requests import drawn, markdown
 
 HERE = Path(__file__).parents[1]
+ROUNDING = 1e-9  # 1 - 0.95 is slightly above 0.05
 MINIATURE = Path(muwa.__file__).parent / "miniature"
 
 
@@ -141,7 +142,11 @@ def cells(title: str, found: dict[str, Any], about: Family, made: dict[str, Any]
     before, after = found["metrics"]["before"], found["metrics"]["after"]
     rates = after[forget]["by_name"]
     known = {name: 1 - one["value"] if about.higher else one["value"] for name, one in rates.items()}
-    back = [f"{name} {100 * rate:.0f} %" for name, rate in known.items() if rate > after[forget]["gone_at"]]
+    back = [
+        f"{name} {100 * rate:.0f} %"
+        for name, rate in known.items()
+        if rate > after[forget]["gone_at"] + ROUNDING
+    ]
     mean = sum(known.values()) / len(known)
     lost = [100 * (before[key]["value"] - after[key]["value"]) for key in (retain, utility)]
     edit = (

@@ -165,15 +165,19 @@ def measure(
     observer, shipped = original.observe(run), model.observe(run)
     before = evaluate(observer, task, measures)
     after = evaluate(shipped, task, measures)
+    _log_metrics(run, before, after)
+    peak = peak_memory(settings["runtime"]["device"])
+    size = sum(Path(patch).stat().st_size for patch in settings["patches"])
     about = dict(original.about()) if carrying.original else None
     report = _report(settings, carrying.edit, task, before, after)
     return replace(
         report,
         similarity=similarity(original, model, task, run),
         cache=dict(run.store.events) if run.store else {},
-        peak_memory_bytes=peak_memory(settings["runtime"]["device"]),
+        peak_memory_bytes=peak,
         provenance=provenance(model, task, settings) | {"base": about},
         examples=observer.examples(shipped, task),
+        cost=cost(EditWithCost(carrying.edit, 0.0, peak), size),
         requests=carrying.requests,
     )
 
@@ -231,8 +235,7 @@ def unlearn(
     edited = model.edited(made.edit)
     observer_after = edited.observe(run)
     after = evaluate(observer_after, task, measures)
-    for when, metrics in (("before", before), ("after", after)):
-        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
+    _log_metrics(run, before, after)
     return replace(
         _report(settings, made.edit, task, before, after),
         similarity=similarity(model, edited, task, run),
@@ -240,7 +243,7 @@ def unlearn(
         peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
         provenance=provenance(model, task, settings),
         examples=observer.examples(observer_after, task),
-        cost=cost(made, patch),
+        cost=cost(made, patch.stat().st_size),
         requests=carrying.requests,
     )
 
@@ -266,8 +269,17 @@ def _make(method: Method, model: Editable, task: Task, run: Run, device: str) ->
     return EditWithCost(edit, seconds, peak_memory(device))
 
 
-def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
-    """What the method cost.
+def _log_metrics(run: Run, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> None:
+    """Log the values of all metrics, those before the edit first."""
+    for when, metrics in (("before", before), ("after", after)):
+        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
+
+
+def cost(made: EditWithCost, size: int) -> dict[str, float]:
+    """What the method cost; nothing but the size of the patches where no edit was made.
+
+    Args:
+        size: The size of the patch file, in bytes.
 
     Returns:
         "seconds"; "peak_memory_bytes"; "bytes" of the patch file; "parameters", the number of weights that
@@ -277,7 +289,7 @@ def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
     return {
         "seconds": made.seconds,
         "peak_memory_bytes": made.peak_memory,
-        "bytes": patch.stat().st_size,
+        "bytes": size,
         "parameters": changed,
         "samples": made.edit.samples,
     }
