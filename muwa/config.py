@@ -141,6 +141,8 @@ class Root:
     learning_rate: float = MISSING
     checkpoint: str = MISSING
     gradients: str | None = None
+    patches: list[str] = field(default_factory=list)
+    base: Any = None
     paths: Paths = field(default_factory=Paths)
     runtime: Runtime = field(default_factory=Runtime)
     curate: CurateSettings = field(default_factory=CurateSettings)
@@ -247,12 +249,14 @@ def _check_values(cfg: DictConfig) -> None:
     unknown = [stage for stage in cfg.stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages: got {unknown[0]!r}, want some of {', '.join(STAGES)}")
-    if not {"curate", "unlearn"} & {*cfg.stages}:
+    if not {"curate", "unlearn", "eval"} & {*cfg.stages}:
         raise ValueError(
-            f"stages: got {list(cfg.stages)}, want curate or unlearn among them: nothing would be done"
+            f"stages: got {list(cfg.stages)}, want curate, unlearn or eval among them: nothing would be done"
         )
     written = OmegaConf.to_container(cfg, resolve=False)
     composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
+    if cfg.base and "unlearn" in cfg.stages:
+        raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 
 
 def _plain(cfg: DictConfig, group: str) -> Any:
@@ -380,7 +384,13 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """The whole config as plain values, with the `command` of this run, for provenance and dashboards."""
     plain = in_home(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(plain, dict)
-    return {**{str(key): value for key, value in plain.items()}, "command": _command()}
+    return {**{str(key): value for key, value in plain.items()}, "command": _command(), "given": _given()}
+
+
+def _given() -> list[str]:
+    """The settings that the command line gives, by their keys ("task.identity")."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [word.partition("=")[0].lstrip("+~") for word in words]
 
 
 def _command() -> str:

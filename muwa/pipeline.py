@@ -1,7 +1,8 @@
 """One run: check names and data -> curate -> unlearn, eval and report (`muwa.unlearning`).
 
-The setting `stages` says which of them run. This module and what it imports do
-without torch, whose import takes seconds: bad input that can be found without it is refused at once.
+The setting `stages` says which of them run. With eval alone, what a model carries is measured. This module
+and what it imports do without torch, whose import takes seconds: bad input that can be found without it is
+refused at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from muwa.data.base import TaskBuilder
@@ -17,7 +19,7 @@ from muwa.runtime import progress as shown
 from muwa.runtime import threads
 from muwa.runtime.notices import recorded_notices
 from muwa.runtime.ranks import is_worker
-from muwa.types.stages import AFTER, BEFORE, CURATE, EDIT, LIBRARIES, LOAD, OPEN, REPORT
+from muwa.types.stages import AFTER, BEFORE, CURATE, EDIT, LIBRARIES, LOAD, OPEN, REPORT, only_measures
 
 
 @recorded_notices()
@@ -31,7 +33,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         settings: The whole config as plain values.
 
     Returns:
-        The objective (`muwa.unlearning.objective`); 0 if `unlearn` or `eval` is not among the stages.
+        The objective (`muwa.unlearning.objective`); 0 if `eval` is not among the stages.
 
     Raises:
         ValueError, FileNotFoundError: Bad input. Unknown names, missing folders and missing shards are
@@ -40,13 +42,17 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     stages, task = settings["stages"], parts["task"]
     if settings["curate"]["dry_run"]:
         stages = ["curate"]
+    only_eval = only_measures(stages)
+    computes = "unlearn" in stages or only_eval
     progress = settings["runtime"]["progress"] and not is_worker()
     with shown.stages(_names(stages), show=progress):
         with shown.stage(OPEN):
             dataset: Dataset = parts["dataset"]()
-            if "unlearn" in stages:
-                task.check(dataset)
-        if "unlearn" in stages:
+            if computes:
+                _check_patches(settings["patches"])
+                if not only_eval or f"task.{task.names_setting}" in settings["given"]:
+                    task.check(dataset)
+        if computes:
             with shown.stage(LIBRARIES):
                 threads.wait_briefly()
                 parts = dict(parts)  # makes and checks all parts; this imports torch
@@ -57,24 +63,37 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
             with shown.stage(CURATE):
                 _curate(task, dataset, progress, dry_run=settings["curate"]["dry_run"])
             seconds["curate"] = time.perf_counter() - started
-        if "unlearn" not in stages:
+        if not computes:
             return 0.0
         return unlearning.run(parts, dataset, settings, seconds)
 
 
 def _names(stages: Sequence[str]) -> list[str]:
     """What a run shows that it does, in order."""
+    computes = "unlearn" in stages or only_measures(stages)
+    measures = computes and "eval" in stages
     of_a_run = {
         OPEN: True,
-        LIBRARIES: "unlearn" in stages,
+        LIBRARIES: computes,
         CURATE: "curate" in stages,
-        LOAD: "unlearn" in stages,
-        BEFORE: {"unlearn", "eval"} <= {*stages},
+        LOAD: computes,
+        BEFORE: measures,
         EDIT: "unlearn" in stages,
-        AFTER: {"unlearn", "eval"} <= {*stages},
-        REPORT: {"unlearn", "eval", "report"} <= {*stages},
+        AFTER: measures,
+        REPORT: measures and ("report" in stages or only_measures(stages)),
     }
     return [name for name, happens in of_a_run.items() if happens]
+
+
+def _check_patches(paths: Sequence[str]) -> None:
+    """Raise if a file of the setting `patches` is missing.
+
+    Raises:
+        FileNotFoundError: Names the file.
+    """
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"patches: {path}: no such patch file")
 
 
 def _curate(task: TaskBuilder, dataset: Dataset, progress: bool, *, dry_run: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from muwa.cache.store import Store
+from muwa.carried import task_of, with_original
 from muwa.data.addresses import redacted
 from muwa.data.dataset import Dataset
 from muwa.data.image_files import manifest
@@ -25,8 +26,10 @@ from muwa.eval.measure import check_measures, evaluate, fitting
 from muwa.fingerprint import file_digest
 from muwa.methods.base import Method, make_edit
 from muwa.models.base import Editable
-from muwa.patch.apply import write_patch
+from muwa.patch.apply import STATE, write_patch
+from muwa.patch.carrying import Carrying, carry
 from muwa.patch.change import uneditable
+from muwa.patch.ledger import state_of
 from muwa.report.loggers import Loggers
 from muwa.report.page import write_report
 from muwa.report.terminal import print_outcome
@@ -43,7 +46,7 @@ from muwa.types.finite import check_finite
 from muwa.types.metric import Metric
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.short import short_repr
-from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT
+from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT, only_measures
 from muwa.types.verdict import Rules
 
 LIBRARIES = (
@@ -122,41 +125,110 @@ def _run(
     reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
     started = time.perf_counter() - sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main
+    only_eval = only_measures(stages)
     with stage(LOAD):
-        model: Editable = parts["model"]()
+        carrying = carry(parts["model"](), settings["patches"])
+        model = carrying.model
         for clip in model.clips.values():
             check_finite(clip.weights, f"{model.source}: weight")
+        if only_eval:
+            carrying = with_original(carrying, parts["model"], settings["base"])
         with manifest(Path(dataset.curated) / ".images.parquet"):
-            task: Task = parts["task"](dataset, progress=progress)
+            task = task_of(carrying, parts["task"], dataset, settings, progress)
     seconds["data"] = time.perf_counter() - started
     file = Path(settings["gradients"]) if settings["gradients"] else None
     store = Store(Path(settings["paths"]["cache"]))
     services = Run(store, distributed=distributed, progress=progress, gradient_file=file)
     if not distributed.is_main:
-        make_edit(parts["method"], model, task, services)
+        if not only_eval:
+            make_edit(parts["method"], model, task, services)
         return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", redacted(dict(settings)))
-        report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
+        services = services.logging_to(loggers.log)
+        made = measure if only_eval else unlearn
+        report = made(parts, settings, carrying, task, services)
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started
         if report is not None:
             about = {**report.provenance, "warnings": list(notices)}
             report = loggers.report = replace(report, seconds=seconds, provenance=about)
-            if "report" in stages:
+            written = "report" in stages or only_eval
+            if written:
                 with stage(REPORT):
                     write_report(report, show_forget=settings["report"]["show_forget"])
     end_display()
     if report is not None:
         print_outcome(report)
-    written = ["report.html", CARD, "results.json"] if report is not None and "report" in stages else []
-    files = ", ".join([*written, PATCH])
+    pages = ["report.html", CARD, "results.json"] if report is not None and written else []
+    files = ", ".join([*pages, *([] if only_eval else [PATCH])])
     print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
     return report.objective if report is not None else 0.0
 
 
+def measure(
+    parts: Mapping[str, Any], settings: Mapping[str, Any], carrying: Carrying, task: Task, run: Run
+) -> Report:
+    """Measure the unedited model and the model as it was shipped. No edit is made, no patch is written."""
+    model, original = carrying.model, carrying.original or carrying.model
+    measures = fitting(model, parts["eval"])
+    check_measures(model, task, measures)
+    with stage(BEFORE):
+        observer = original.observe(run)
+        before = evaluate(observer, task, measures)
+    with stage(AFTER):
+        shipped = model.observe(run)
+        after = evaluate(shipped, task, measures)
+    _log_metrics(run, before, after)
+    peak = peak_memory(settings["runtime"]["device"])
+    size = sum(Path(patch).stat().st_size for patch in settings["patches"])
+    about = dict(original.about()) if carrying.original else None
+    report = _report(settings, carrying.edit, task, before, after)
+    return replace(
+        report,
+        similarity=similarity(original, model, task, run),
+        cache=dict(run.store.events) if run.store else {},
+        peak_memory_bytes=peak,
+        provenance={
+            **provenance(model, task, settings),
+            "measures": list(measures),
+            "observer": model.observer.__name__,
+            "base": about,
+        },
+        examples=observer.examples(shipped, task),
+        cost=cost(EditWithCost(carrying.edit, 0.0, peak), size),
+        requests=carrying.requests,
+        edited={"fingerprint": model.fingerprint},
+    )
+
+
+def _report(
+    settings: Mapping[str, Any],
+    edit: Edit,
+    task: Task,
+    before: Mapping[str, Metric],
+    after: Mapping[str, Metric],
+) -> Report:
+    """A report with what was measured."""
+    return Report(
+        name=settings["name"],
+        folder=Path(settings["paths"]["run"]),
+        objective=objective(before, after),
+        before=before,
+        after=after,
+        edit=edit,
+        task=task,
+        similarity={},
+        seconds={},
+        cache={},
+        peak_memory_bytes=0,
+        rules=Rules(**settings["verdict"]),
+        request=dict(settings["request"]),
+    )
+
+
 def unlearn(
-    parts: Mapping[str, Any], settings: Mapping[str, Any], model: Editable, task: Task, run: Run
+    parts: Mapping[str, Any], settings: Mapping[str, Any], carrying: Carrying, task: Task, run: Run
 ) -> Report | None:
     """Check everything, measure, make the edit, write the patch, and measure again.
 
@@ -166,6 +238,7 @@ def unlearn(
         The report; None without the stage `eval`.
     """
     device, folder = settings["runtime"]["device"], Path(settings["paths"]["run"])
+    model = carrying.model
     measures = fitting(model, parts["eval"]) if "eval" in settings["stages"] else {}
     check_measures(model, task, measures)
     parts["method"].check(model, task, run)
@@ -176,9 +249,13 @@ def unlearn(
     patch = folder / PATCH
     with stage(EDIT):
         made = _make(parts["method"], model, task, run, device)
-        origin = patch_provenance(parts["method"], model, task)
-        write_patch(patch, made.edit, model.patch_base(made.edit), origin)
-        _name_unedited(patch, settings["model"].get("path"))
+        base = model.patch_base(made.edit)
+        about = patch_provenance(parts["method"], model, task)
+        if carrying.requests:
+            about[STATE] = state_of(carrying.requests, made.edit.deltas, base.weights_fingerprint)
+        write_patch(patch, made.edit, base, about)
+        if not carrying.requests:
+            _name_unedited(patch, settings["model"].get("path"))
     if "eval" not in settings["stages"]:
         return None
     with stage(AFTER):
@@ -186,19 +263,10 @@ def unlearn(
         observer_after = edited.observe(run)
         after = evaluate(observer_after, task, measures)
         matrices = similarity(model, edited, task, run)
-    for when, metrics in (("before", before), ("after", after)):
-        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
-    return Report(
-        name=settings["name"],
-        folder=folder,
-        objective=objective(before, after),
-        before=before,
-        after=after,
-        edit=made.edit,
-        task=task,
+    _log_metrics(run, before, after)
+    return replace(
+        _report(settings, made.edit, task, before, after),
         similarity=matrices,
-        rules=Rules(**settings["verdict"]),
-        seconds={},
         cache=dict(run.store.events) if run.store else {},
         peak_memory_bytes=max(earlier, made.peak_memory, peak_memory(device)),
         provenance={
@@ -207,12 +275,12 @@ def unlearn(
             "observer": model.observer.__name__,
         },
         examples=observer.examples(observer_after, task),
-        cost=cost(made, patch),
-        request=dict(settings["request"]),
+        cost=cost(made, patch.stat().st_size),
+        requests=carrying.requests,
         edited={
             "fingerprint": edited.fingerprint,
             "weights": edited.patch_base(made.edit).weights_fingerprint,
-            "base": model.patch_base(made.edit).weights_fingerprint,
+            "base": base.weights_fingerprint,
             "patch": file_digest(patch),
         },
     )
@@ -239,8 +307,17 @@ def _make(method: Method, model: Editable, task: Task, run: Run, device: str) ->
     return EditWithCost(edit, seconds, peak_memory(device))
 
 
-def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
-    """What the method cost.
+def _log_metrics(run: Run, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> None:
+    """Log the values of all metrics, those before the edit first."""
+    for when, metrics in (("before", before), ("after", after)):
+        run.log("metrics", {"when": when, **{name: metric.value for name, metric in metrics.items()}})
+
+
+def cost(made: EditWithCost, size: int) -> dict[str, float]:
+    """What the method cost; nothing but the size of the patches where no edit was made.
+
+    Args:
+        size: The size of the patch file, in bytes.
 
     Returns:
         "seconds"; "peak_memory_bytes"; "bytes" of the patch file; "parameters", the number of weights that
@@ -250,7 +327,7 @@ def cost(made: EditWithCost, patch: Path) -> dict[str, float]:
     return {
         "seconds": made.seconds,
         "peak_memory_bytes": made.peak_memory,
-        "bytes": patch.stat().st_size,
+        "bytes": size,
         "parameters": changed,
         "samples": made.edit.samples,
     }
@@ -291,7 +368,8 @@ def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> floa
     """What a sweep minimises: how much of the target is still recognised plus how much of the rest was lost.
 
     0 is perfect. It is a sum over the metrics with `reading.in_objective`: the rate at which the target is
-    still recognised (role "forgotten") and the drop of the rate, if it dropped (role "kept").
+    still recognised (role "forgotten"), the drop of the rate, if it dropped (role "kept"), and the rise of
+    the rate at which earlier names are recognised (role "earlier").
     """
     total = 0.0
     for name, metric in after.items():
@@ -300,6 +378,8 @@ def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> floa
             total += metric.still_recognised
         elif reading.in_objective and reading.role == "kept":
             total += max(0.0, before[name].value - metric.value)
+        elif reading.in_objective and reading.role == "earlier":
+            total += max(0.0, metric.still_recognised - before[name].still_recognised)
     return total
 
 

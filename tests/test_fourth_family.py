@@ -31,6 +31,7 @@ from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.gradients import Gradients
 from muwa.types.metric import Metric, Reading
+from muwa.types.request import Request
 from muwa.types.search import NOTHING_EDITED, RELATIVE, Evaluation, Layer, Search
 
 ROOT = Path(__file__).parent.parent
@@ -73,11 +74,17 @@ class Retriever(Content):
     """Names people in images: the vision tower of a CLIP, and an index of name embeddings that never changes."""
 
     observer: ClassVar[type[Names]] = Names
+    requests: ClassVar[tuple[Request, ...]] = ()  # it is never loaded with patches
 
     def __init__(self, clip: Clip, names: tuple[str, ...], source: str, index: Tensor | None = None):
         self.clip = clip.restricted(frozenset(name for name in clip.weights if name.startswith("visual")))
         self.names, self.source = names, source
         self.index = Features(clip, Run()).classes(Classes(names, ("{}.",))) if index is None else index
+
+    @property
+    def unedited(self) -> "Retriever":
+        """The retriever as it was loaded."""
+        return Retriever(self.clip.unedited, self.names, self.source, self.index)
 
     @property
     def clips(self) -> dict[str, Clip]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 
 from muwa.data.base import TaskBuilder
 from muwa.data.curate import Curated, Preview, mentions
 from muwa.data.dataset import Dataset
+from muwa.data.earlier import known, set_apart
 from muwa.data.labelled import decodable
 from muwa.data.retain import read_retain
 from muwa.data.samples import find_names
@@ -72,6 +74,9 @@ class ForgetStyleOrClass(TaskBuilder):
     all 20 images of a style and class. We keep some of these images for measuring.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("style", "class")
+    names_setting: ClassVar[str] = "concept"
+
     concept: Names
     style_template: Template
     class_template: Template
@@ -96,24 +101,33 @@ class ForgetStyleOrClass(TaskBuilder):
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
+        return self.after((), dataset, progress=progress)
+
+    def forgetting(self, names: Sequence[str]) -> Self:
+        """The same settings for other styles or classes."""
+        return replace(self, concept=list(names))
+
+    def after(self, earlier: Sequence[str], dataset: Dataset, *, progress: bool = False) -> Task:
+        """The task on a model that has forgotten other styles or classes before."""
         canvas, kind, names = self._canvas(dataset)
         images = _Images(canvas, kind, self, dataset)
-        measured = {name: images.measured(name) for name in names}
+        before = known(earlier, images.classes.names, names)
+        measured = {name: images.measured(name) for name in (*names, *before)}
         forget = {name: self._forget_set(images, name, len(measured[name])) for name in names}
-        others = [name for name in images.classes.names if name not in names]
+        others = [name for name in images.classes.names if name not in measured]
         probe = Split(
-            images.labelled([row for name in names for row in measured[name][::2]], images.classes),
+            images.labelled([row for rows in measured.values() for row in rows[::2]], images.classes),
             images.retain(others, 0, self.limits.probe_retain),
             images.labelled(images.utility(others, for_probe=True), images.other_classes),
         )
         report = Split(
-            images.labelled([row for name in names for row in measured[name][1::2]], images.classes),
+            images.labelled([row for rows in measured.values() for row in rows[1::2]], images.classes),
             images.retain(others, self.limits.probe_retain, self.limits.eval_retain),
             images.labelled(images.utility(others, for_probe=False), images.other_classes),
         )
         limit = self.limits.retain_pairs
         retain, broken_pairs = read_retain(dataset.retain, dataset.rules, limit=limit, progress=progress)
-        return Task(
+        task = Task(
             kind=kind,
             names=names,
             forget=forget,
@@ -124,6 +138,7 @@ class ForgetStyleOrClass(TaskBuilder):
             broken=(*images.broken, *broken_pairs),
             prompts=(self.prompt,),
         )
+        return set_apart(task, earlier, mentions(retain, earlier, {}))
 
     def _forget_set(self, images: _Images, name: str, measured: int) -> Pairs:
         """The pairs of a name: the images after the first `measured`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -76,6 +77,9 @@ class ForgetPrompts(TaskBuilder):
         FileNotFoundError: A file or a shard is missing.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = (PROMPTS,)
+    names_setting: ClassVar[str] = "forget"
+
     file: Text | Texts
     forget: Text | Texts | None
     keep: Sequence[Text] | None
@@ -121,6 +125,10 @@ class ForgetPrompts(TaskBuilder):
             broken=tuple(broken),
             prompts=(),
         )
+
+    def forgetting(self, names: Sequence[str]) -> Self:
+        """The same settings for other concepts."""
+        return replace(self, forget=list(names))
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
         """Raises: there is nothing to curate."""

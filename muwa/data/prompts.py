@@ -55,6 +55,35 @@ def image_requests(
     ]
 
 
+def earlier_requests(task: Task, split: Split, *, seeds: Sequence[int]) -> list[ImageRequest]:
+    """The prompts of names that the model has forgotten already, with every seed; role "earlier".
+
+    Kinds "identity" and "object" have the prompt of their kind; "style" and "class" one prompt for each name
+    of the utility set; "prompts" the rows of the split.
+    """
+    if task.kind == PROMPTS:
+        rows = rows_of(split, "earlier")
+        return [
+            ImageRequest(row.text, seed, "class", one, "earlier", row.guidance)
+            for row, seed in product(rows, seeds)
+            for one in row.concepts
+        ]
+    requests = []
+    for images in split.earlier:
+        same = images.classes.names == split.forget.classes.names
+        names = dict.fromkeys(images.classes.names[label] for label in images.labels)
+        for name in names:
+            if task.kind in ("style", "class"):
+                other = "class" if task.kind == "style" else "style"
+                domain, beside = (task.kind, other) if same else (other, task.kind)
+                crossed = _names(task, split, "utility" if same else "retain")
+                texts = [task.prompts[0].format(**{domain: name, beside: one}) for one in crossed]
+            else:
+                domain, texts = "class", [task.prompts[0 if same else 1].format(name)]
+            requests += [ImageRequest(text, s, domain, name, "earlier") for text in texts for s in seeds]
+    return requests
+
+
 def _file_requests(task: Task, split: Split, seeds: Sequence[int], retain: int | None) -> list[ImageRequest]:
     """The rows of a split, those to forget first, each with every seed."""
     rows = [*rows_of(split, "forget"), *spread(rows_of(split, "retain"), retain)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from muwa.data.base import TaskBuilder
 from muwa.data.celeba import CelebA, read_celeba
 from muwa.data.curate import Curated, Preview, curate, load_forget, mentions, preview
 from muwa.data.dataset import Dataset
+from muwa.data.earlier import known, set_apart
 from muwa.data.imagenet import check_folder, class_names, read_folder
 from muwa.data.labelled import decodable, labelled
 from muwa.data.retain import read_retain
@@ -48,6 +50,9 @@ class ForgetIdentities(TaskBuilder):
         FileNotFoundError: A folder or shard is missing. The message says what was looked for.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("identity",)
+    names_setting: ClassVar[str] = "identity"
+
     identity: Names
     aliases: Aliases
     template: Template
@@ -68,12 +73,21 @@ class ForgetIdentities(TaskBuilder):
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
+        return self.after((), dataset, progress=progress)
+
+    def forgetting(self, names: Sequence[str]) -> Self:
+        """The same settings for other people."""
+        return replace(self, identity=list(names))
+
+    def after(self, earlier: Sequence[str], dataset: Dataset, *, progress: bool = False) -> Task:
+        """The task on a model that has forgotten other people or objects before."""
         people = _read_people(dataset)
         names = find_names(self.identity, people.names, _names_of(people, dataset))
         missing = _missing_faces(people, dataset)
-        others = [name for name in people.frequent if name not in names]
+        before = [n for n in known(earlier, people.names, names) if len(people.files.get(n, ())) > 1]
+        others = [name for name in people.frequent if name not in (*names, *before)]
         classes = Classes(people.names, (self.template,))
-        images = split_images(people.files, classes, names, others, self.limits, self.seed)
+        images = split_images(people.files, classes, [*names, *before], others, self.limits, self.seed)
         objects, broken = read_folder(
             Path(dataset.images),
             templates=templates(self.utility_templates),
@@ -82,7 +96,8 @@ class ForgetIdentities(TaskBuilder):
             max_broken=dataset.max_broken,
         )
         utility = utility_images(objects, dataset, self.seed)
-        return _task(self, dataset, "identity", names, images, utility, [*missing, *broken], progress)
+        task = _task(self, dataset, "identity", names, images, utility, [*missing, *broken], progress)
+        return set_apart(task, earlier, mentions(task.retain, earlier, self.aliases))
 
     def curate(self, dataset: Dataset, *, progress: bool = False) -> Curated:
         """Only write the forget sets; nothing but the shards is read."""
@@ -111,6 +126,9 @@ class ForgetObjects(TaskBuilder):
         ValueError, FileNotFoundError: As in `ForgetIdentities`.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("object",)
+    names_setting: ClassVar[str] = "object"
+
     object: Names
     aliases: Aliases
     template: ObjectTemplates
@@ -132,6 +150,14 @@ class ForgetObjects(TaskBuilder):
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
+        return self.after((), dataset, progress=progress)
+
+    def forgetting(self, names: Sequence[str]) -> Self:
+        """The same settings for other objects."""
+        return replace(self, object=list(names))
+
+    def after(self, earlier: Sequence[str], dataset: Dataset, *, progress: bool = False) -> Task:
+        """The task on a model that has forgotten other objects or people before."""
         objects, broken = read_folder(
             Path(dataset.images),
             templates=templates(self.template),
@@ -144,13 +170,15 @@ class ForgetObjects(TaskBuilder):
         files: dict[str, list[EncodedImage]] = {}
         for image, label in zip(objects.images, objects.labels, strict=True):
             files.setdefault(classes.names[label], []).append(image)
-        others = [name for name in classes.names if name not in names]
-        images = split_images(files, classes, names, others, self.limits, self.seed)
+        before = [n for n in known(earlier, classes.names, names) if len(files.get(n, ())) > 1]
+        others = [name for name in classes.names if name not in (*names, *before)]
+        images = split_images(files, classes, [*names, *before], others, self.limits, self.seed)
         people = _read_people(dataset)
         faces, broken_faces = self._faces(people, dataset)
         utility = utility_images(faces, dataset, self.seed)
         broken = [*_missing_faces(people, dataset), *broken, *broken_faces]
-        return _task(self, dataset, "object", names, images, utility, broken, progress)
+        task = _task(self, dataset, "object", names, images, utility, broken, progress)
+        return set_apart(task, earlier, mentions(task.retain, earlier, self.aliases))
 
     def _faces(self, people: CelebA, dataset: Dataset) -> tuple[LabelledImages, list[Broken]]:
         """(Faces of frequent people, a random share chosen by `seed`; the broken ones among them)."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from muwa.layer_search.choice import kept_error, kept_rate
-from muwa.layer_search.evaluators.zero_shot import rates
+from muwa.layer_search.evaluators.zero_shot import EARLIER, rates, sets_of
 from muwa.models.clip.embeddings import Features, Tower, class_features, image_features
 from muwa.models.clip.layers import tower_of
 from muwa.run import Run
@@ -31,7 +31,8 @@ class EditEvaluator:
 
     def __init__(self, features: Features, probe: Split, *, criterion: str, target: float, step_unit: str):
         self.features, self._criterion, self._target, self._step_unit = features, criterion, target, step_unit
-        self._images = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
+        self._images = sets_of(probe)
+        self._earlier = 1.0  # the most that earlier names may be recognised
         self._classes: dict[str, Classes] = {
             some.classes.fingerprint: some.classes for some in self._images.values()
         }
@@ -46,7 +47,13 @@ class EditEvaluator:
 
     def before(self) -> Evaluation:
         """Evaluate the unedited model."""
-        return self({}, 0, 0.0, NOTHING_EDITED)
+        first = self({}, 0, 0.0, NOTHING_EDITED)
+        self._earlier = max(self._target, self._earlier_rate(first.metrics))
+        return first
+
+    def _earlier_rate(self, measured: Mapping[str, float]) -> float:
+        """The rate at which earlier names are recognised; 0 if there are none."""
+        return measured.get(f"{EARLIER}_{self._criterion}", 0.0)
 
     def __call__(
         self, deltas: Mapping[str, Tensor], iteration: int, step: float, candidate: Candidate = WHOLE_MODEL
@@ -74,7 +81,7 @@ class EditEvaluator:
             step,
             self._step_unit,
             relative_norm=norm(deltas) / size if deltas else 0.0,
-            feasible=forgotten <= self._target,
+            feasible=forgotten <= self._target and self._earlier_rate(measured) <= self._earlier,
             forgotten=forgotten,
             kept=kept_rate(retain, utility),
             kept_error=kept_error(retain, utility, self._counts),

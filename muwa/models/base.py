@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from muwa.run import Run
     from muwa.types.data import Task
     from muwa.types.edit import Edit
+    from muwa.types.request import Request
 
 
 class Weighted(Protocol):
@@ -62,9 +63,19 @@ class Editable(Protocol):
 
     Attributes:
         source: Where the weights came from, for messages: a name, a file or a folder.
+        requests: The requests that the loaded weights carry, by the record beside them
+            (`muwa.patch.ledger.requests_on`); none for original weights.
     """
 
     source: str
+    requests: tuple[Request, ...]
+
+    @property
+    def unedited(self) -> Self:
+        """The same model with the weights that it was loaded with.
+
+        Where the weights carry requests and their originals are known, it has the originals.
+        """
 
     @property
     def observer(self) -> type[Observer]:

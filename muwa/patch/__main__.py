@@ -1,7 +1,10 @@
-"""Apply a patch to a checkpoint, remove it, join several patches, or show one.
+"""Put patches on a model, take one off, list and verify them, join several, or show one.
 
 python -m muwa.patch apply PATCH BASE --out DIR        # BASE: a checkpoint, or the folder of a model
-python -m muwa.patch remove PATCH EDITED --out DIR     # the base again, bit for bit
+python -m muwa.patch add PATCH EDITED --out DIR        # on top of the patches that are on it
+python -m muwa.patch remove PATCH EDITED --out DIR [--others PATCH ...]   # the others stay, bit for bit
+python -m muwa.patch list EDITED                       # which patches it carries
+python -m muwa.patch verify EDITED --base BASE PATCH ...   # is it base + these patches, bit for bit?
 python -m muwa.patch add PATCH PATCH ... --out FILE    # several as one
 python -m muwa.patch show PATCH
 python -m muwa.patch push PATCH ORG/NAME               # to the Hugging Face Hub, with a model card
@@ -27,8 +30,10 @@ from rich.table import Table
 
 from muwa.errors import message_of
 from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
-from muwa.patch.change import change
+from muwa.patch.change import put_on, take_off
+from muwa.patch.ledger import checked_ledger, is_patch
 from muwa.patch.lora import save_lora
+from muwa.patch.verify import verify
 
 WIDE = 250  # columns in a pipe: no name is cut
 
@@ -51,6 +56,54 @@ def _show(path: Path, patch: Patch) -> None:
     console.print_json(json.dumps(patch.provenance))
 
 
+def _list(place: Path) -> None:
+    """Print the requests that weights carry, after the record was checked."""
+    ledger = checked_ledger(place)
+    if not ledger.requests:
+        print(f"{place}: carries no patch that a record tells of")
+        return
+    checked = (
+        "its record fits the weights"
+        if ledger.weights
+        else "its record is of an earlier version and cannot be checked"
+    )
+    print(f"{place}: {len(ledger.requests)} patches; {checked}")
+    for number, one in enumerate(ledger.requests, 1):
+        print(f"{number:3}  {', '.join(one.names) or '(no names)'}")
+        made_on = f"made after {len(one.made_on)} others" if one.made_on else "made on the original"
+        facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
+        print(f"     {' · '.join(fact for fact in facts if fact)}")
+        print(f"     sha256 {one.sha256}")
+    for row in ledger.removed:
+        print(f"     taken off {row['when']}: sha256 {row['sha256']}")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Print whether a folder is the base with the patches. Returns the exit code: 0 or 1."""
+    base, *more = args.base
+    paths = [*args.patches, *more]
+    verdict = verify(args.folder, base, paths)
+    for line in verdict.notes:
+        print(f"  {line}")
+    for line in verdict.differs:
+        print(f"  DIFFERS: {line}")
+    what = f"{base} + {len(paths)} patches, bit for bit ({verdict.tensors} tensors)"
+    print(f"{args.folder}: is {'not ' if verdict.differs else ''}{what}")
+    return 1 if verdict.differs else 0
+
+
+def _add(args: argparse.Namespace) -> None:
+    """Join patches into a file; or, if the last of them is a model, put them on it."""
+    *first, last = args.patches
+    if (last.is_file() and is_patch(last)) or not last.exists():
+        save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
+        return
+    if not first:
+        raise ValueError(f"{last}: want a patch before the model: add PATCH MODEL --out DIR")
+    done = put_on(first, last, args.out, keep=args.keep_unedited, add=True)
+    print("\n".join(done.lines(args.out, remove=False)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,14 +119,22 @@ def _parser() -> argparse.ArgumentParser:
             help="a checkpoint file; an open_clip, Hugging Face or diffusers folder",
         )
         command.add_argument("--out", type=Path, required=True, help="a new folder")
-        command.add_argument(
-            "--keep-unedited",
-            action="store_true",
-            help="copy weight files that cannot be edited too, though they bring back what was forgotten",
-        )
+        _keep_unedited(command)
+        if name == "remove":
+            command.add_argument(
+                "--others", type=Path, nargs="+", default=[], help="the patches that stay on the same tensors"
+            )
     add = commands.add_parser("add")
-    add.add_argument("patches", type=Path, nargs="+")
-    add.add_argument("--out", type=Path, required=True, help="the joined patch file")
+    add.add_argument("patches", type=Path, nargs="+", help="patches, to join; or patches, then a model")
+    add.add_argument("--out", type=Path, required=True, help="the joined patch file; or a new folder")
+    _keep_unedited(add)
+    commands.add_parser("list").add_argument("place", metavar="edited", type=Path)
+    check = commands.add_parser("verify")
+    check.add_argument("folder", metavar="edited", type=Path)
+    check.add_argument("patches", metavar="patch", type=Path, nargs="*")
+    check.add_argument(
+        "--base", type=Path, nargs="+", required=True, help="the unedited model; patches may follow it"
+    )
     lora = commands.add_parser("lora")
     lora.add_argument("patch", type=Path)
     lora.add_argument("--rank", type=int, required=True, help="of every layer's two factors")
@@ -92,6 +153,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keep_unedited(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--keep-unedited",
+        action="store_true",
+        help="copy weight files that cannot be edited too, though they bring back what was forgotten",
+    )
+
+
 def _hub(args: argparse.Namespace) -> None:
     """Run `push` or `pull`. The hub's client is imported here, for it is slow to start."""
     from muwa.patch import hub
@@ -106,27 +175,38 @@ def _hub(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns the exit code: 0, or 2 for a wrong input."""
+    """Command line. Returns the exit code: 0, 1 if `verify` finds a difference, 2 for a wrong input."""
     args = _parser().parse_args(argv)
     try:
-        if args.command == "show":
-            _show(args.patch, read_patch(args.patch))
-        elif args.command in ("push", "pull"):
-            _hub(args)
-        elif args.command == "lora":
-            print(f"{args.out}: a LoRA of rank {args.rank}; relative Frobenius error of each layer's delta:")
-            for layer, error in save_lora(args.out, read_patch(args.patch), args.rank).items():
-                print(f"  {error:.4f}  {layer}")
-        elif args.command == "add":
-            save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
-        else:
-            remove = args.command == "remove"
-            done = change(args.patch, args.base, args.out, remove=remove, keep=args.keep_unedited)
-            print("\n".join(done.lines(args.out, remove=remove)))
+        if args.command == "verify":
+            return _verify(args)
+        _run(args)
     except (ValueError, OSError, KeyError) as error:
         print(f"muwa.patch: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run any command but `verify`."""
+    if args.command == "show":
+        _show(args.patch, read_patch(args.patch))
+    elif args.command == "list":
+        _list(args.place)
+    elif args.command in ("push", "pull"):
+        _hub(args)
+    elif args.command == "lora":
+        print(f"{args.out}: a LoRA of rank {args.rank}; relative Frobenius error of each layer's delta:")
+        for layer, error in save_lora(args.out, read_patch(args.patch), args.rank).items():
+            print(f"  {error:.4f}  {layer}")
+    elif args.command == "add":
+        _add(args)
+    elif args.command == "apply":
+        done = put_on([args.patch], args.base, args.out, keep=args.keep_unedited, add=False)
+        print("\n".join(done.lines(args.out, remove=False)))
+    else:
+        done = take_off(args.patch, args.base, args.out, others=args.others)
+        print("\n".join(done.lines(args.out, remove=True)))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from muwa.models.base import Weighted
 
 FORMAT = "muwa.patch/1"
+STATE = "state"  # in a patch's provenance: which patches the weights carried that it was made on
+# Said wherever a patch does not fit weights that carry others.
+ADD = (
+    "To put a patch on top of others: python -m muwa.patch add PATCH MODEL --out DIR. To join patches of one "
+    "base: python -m muwa.patch add PATCH PATCH --out FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -213,8 +219,7 @@ def apply_patch(weights: Mapping[str, Tensor], patch: Patch) -> dict[str, Tensor
         reason = f"these weights have no {missing[0]}"
     raise ValueError(
         f"wrong base: its fingerprint is {fingerprint[:12]}, the patch was made for "
-        f"{patch.base_fingerprint[:12]} ({reason}). "
-        "To put several patches on one base, join them first: python -m muwa.patch add"
+        f"{patch.base_fingerprint[:12]} ({reason}). {ADD}"
     )
 
 
@@ -257,21 +262,36 @@ def _is_applied(weights: Mapping[str, Tensor], patch: Patch) -> bool:
     )
 
 
+def origin_of(patch: Patch) -> str:
+    """The fingerprint of a patch's base without the patches that this base carried; "" if it is not known."""
+    return str(patch.provenance.get(STATE, {}).get("origin", patch.base_fingerprint))
+
+
 def add_patches(patches: Sequence[Patch]) -> Patch:
     """Join patches made for the same base. Deltas of the same tensor are added.
 
+    A patch may also have been made on the base with others of them. The sum of deltas is rounded once, so
+    that it may differ from the patches one after the other in the last bit.
+
     Raises:
-        ValueError: The patches were made for different bases.
+        ValueError: The patches were made for different bases, or on a patch that is not among them.
     """
-    bases = {patch.base_fingerprint for patch in patches}
+    bases = {origin_of(patch) for patch in patches}
     if len(bases) != 1:
-        shown = ", ".join(sorted(base[:12] for base in bases))
-        raise ValueError(f"the patches were made for {len(bases)} different bases: {shown}")
+        shown = ", ".join(sorted(base[:12] or "unknown" for base in bases))
+        raise ValueError(f"the patches were made for {len(bases)} different bases: {shown}. {ADD}")
     deltas: dict[str, Tensor] = {}
     base: dict[str, Tensor] = {}
     for patch in patches:
+        before = patch.provenance.get(STATE, {}).get("patches", ())
+        edited = {name for one in before for name in one["tensors"]}
         for name, delta in patch.deltas.items():
             deltas[name] = deltas[name] + delta if name in deltas else delta
-        base |= patch.base
+        base |= {name: tensor for name, tensor in patch.base.items() if name not in edited}
+    if missing := [name for name in deltas if name not in base]:
+        raise ValueError(
+            f"{missing[0]}: none of the patches holds its original: they were made on weights that carried "
+            "others. Give these too"
+        )
     moves = tuple(move for patch in patches for move in patch.moves)
     return Patch(deltas, base, bases.pop(), moves, {"added": [dict(patch.provenance) for patch in patches]})

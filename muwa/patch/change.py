@@ -1,18 +1,19 @@
-"""Apply or remove a patch: the weights that it must fit, the other weight files beside them, the record."""
+"""Put patches on a model's files, or take one off: the weights, other files with weights, the record."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from muwa.json_files import read_json
-from muwa.patch.apply import Patch, apply_patch, read_patch, remove_patch
-from muwa.patch.card import patch_entry, read_results
+from torch import Tensor
+
+from muwa.patch import names
+from muwa.patch.apply import ADD, STATE, Patch, apply_patch, read_patch, remove_patch
+from muwa.patch.card import read_results
 from muwa.patch.files import (
     check_out,
     find_checkpoint,
@@ -30,11 +31,25 @@ from muwa.patch.folders import (
     required_parts,
     stored_names,
 )
+from muwa.patch.ledger import (
+    RECORD,
+    Ledger,
+    checked_ledger,
+    components,
+    file_digest,
+    file_fingerprint,
+    read_ledger,
+    request_of,
+    tensor_keys,
+    text_of,
+)
 from muwa.patch.readme import replaced, write_readme
+from muwa.patch.rewrite import Deltas, Rewrite, on_top, putting_on, reordered, taking_off
 from muwa.patch.twins import find_twins
+from muwa.patch.weights import weights_fingerprint
+from muwa.types.request import Request
 
-RECORD = "muwa_patch.json"  # the record in an edited folder
-_FORMAT = "muwa.patch.record/1"
+Whole = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # all tensors of a checkpoint -> the changed ones
 
 
 @dataclass(frozen=True)
@@ -61,45 +76,321 @@ class Outcome:
         return said
 
 
-def change(path: Path, base: Path, out: Path, *, remove: bool, keep: bool) -> Outcome:
-    """Copy `base` to the new folder `out` with a patch applied or removed.
+@dataclass(frozen=True)
+class Given:
+    """A patch file, and what it says of the request that it met."""
 
-    `out` appears complete or not at all. An edited folder holds a record, `muwa_patch.json`: the patch, and
-    what was edited, left out or kept unedited. Its README.md is the unlearning card (`muwa.patch.card`), with
-    what results.json beside the patch tells of the run.
+    path: Path
+    patch: Patch
+    request: Request
 
-    Args:
-        path: The patch file.
-        base: A checkpoint file, or the folder of a model or pipeline.
-        keep: Also copy weight files that hold the edited tensors and cannot be edited.
+
+def read_given(paths: Sequence[Path]) -> list[Given]:
+    """Read patch files. If they have names of both libraries, all get full names.
 
     Raises:
-        ValueError: The file is not a patch; `base` is not its base; the patch is applied already (with
-            `remove`: is not applied); or other tensors were changed too.
+        ValueError, FileNotFoundError: As `muwa.patch.apply.read_patch`.
+    """
+    read = [(path, read_patch(path)) for path in paths]
+    given = [Given(path, patch, request_of(patch, file_digest(path))) for path, patch in read]
+    clips = [n for _, patch in read for n in patch.deltas if not n.startswith(("unet/", "vae/"))]
+    if len({names.is_full_name(name.rpartition("/")[2]) for name in clips}) < 2:
+        return given
+    return [
+        replace(one, patch=replace(one.patch, deltas=_full(one.patch.deltas), base=_full(one.patch.base)))
+        for one in given
+    ]
+
+
+def _full(tensors: Deltas) -> Deltas:
+    """Tensors of a patch under full names, whatever their component."""
+    out: dict[str, Tensor] = {}
+    for component, some in names.by_component(tensors).items():
+        if component in names.ENCODERS:
+            full = names.to_full_names(some)
+            out |= {names.delta_key(component, name): tensor for name, tensor in full.items()}
+        else:
+            out |= {f"{component}/{name}": tensor for name, tensor in some.items()}
+    return out
+
+
+def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: bool) -> Outcome:
+    """Copy `base` to the new folder `out` with patches put on, and write its record.
+
+    `out` appears complete or not at all. README.md of a folder becomes the unlearning card
+    (`muwa.patch.card`), with what results.json beside each patch tells of its run.
+
+    Args:
+        paths: Patch files; several are put on in this order.
+        base: A checkpoint file, or the folder of a model or pipeline.
+        keep: Also copy weight files that hold the edited tensors and cannot be edited.
+        add: Whether the weights may carry other patches than those that the given ones were made on. They
+            must have been made for the same original weights.
+
+    Raises:
+        ValueError: A file is not a patch; `base` is not its base; the patch is applied already; or the
+            record of `base` does not fit its weights.
         KeyError: A tensor to edit is missing.
         FileNotFoundError: There are no weights. The message lists what was looked for.
         FileExistsError: `out` exists and is not empty.
     """
-    patch = read_patch(path)
     check_out(base, out)
-    changes, partly = _required(patch, base, remove=remove)
-    twins = find_twins(base, patch, changes, remove=remove)
+    given, ledger = read_given(paths), checked_ledger(base)
+    for place, one in enumerate(given):
+        on = [*(old.sha256 for old in ledger.requests), *(other.request.sha256 for other in given[:place])]
+        if one.request.sha256 in on:
+            raise ValueError(
+                f"the patch is applied already: {base} carries {one.path} as request "
+                f"{on.index(one.request.sha256) + 1} of {len(ledger.requests)}"
+            )
+    rewrite, whole = _putting(given, ledger, add)
+    if rewrite.unchecked and not ledger.requests and not _is_whole(base, rewrite):
+        raise ValueError(
+            f"{base}: {min(rewrite.unchecked)} cannot be checked, as the patches were made on weights that "
+            "carried others, which hold its original; put those on first"
+        )
+    always = on_top([one.patch for one in given])
+    changes, partly = _required(base, rewrite, whole)
+    known = [ledger.path.parent / name for name in ledger.weights or {}]
+    twins = find_twins(base, rewrite, changes, known, always)
     unedited = {**partly, **(twins.unedited if keep else {})}
     dropped = {} if keep else twins.unedited
     written = {**changes, **{file: t for file, t in twins.changes.items() if file not in dropped}}
-    outcome = Outcome(
-        sum(map(len, written.values())),
-        tuple(sorted(_written_name(file, base) for file, tensors in written.items() if tensors)),
-        {_relative(file, base): why for file, why in sorted(dropped.items())},
-        {_relative(file, base): why for file, why in sorted(unedited.items())},
-    )
-    record = _record(base, path, patch, outcome, remove=remove)
-    added = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} if record else {}
-    edited = _has_card(base)
-    card = partial(write_readme, base=base, patches=record["patches"] if record else (), edited=edited)
-    left = {*dropped, base / RECORD, *replaced(base, edited=edited)}
-    rewrite_files(base, out, written, left, added, card)
+    outcome = _outcome(base, written, dropped, unedited)
+    weights = _weights_after(base, written, ledger, dropped)
+    rows = [*ledger.rows, *(_row(one, outcome, weights) for one in given)]
+    text = text_of(rows, weights, ledger.removed)
+    _write(base, out, written, dropped, ledger, rows, text)
     return outcome
+
+
+def _write(
+    base: Path,
+    out: Path,
+    written: Changes,
+    dropped: Mapping[Path, str],
+    ledger: Ledger,
+    rows: Sequence[Mapping[str, Any]],
+    record: str | None,
+) -> None:
+    """Write the folder `out`: the changed weights, the record if there is one, the card."""
+    left = {*dropped, base / RECORD, *replaced(base, edited=ledger.card)}
+    card = partial(write_readme, base=base, patches=rows, edited=ledger.card)
+    rewrite_files(base, out, written, left, {} if record is None else {RECORD: record}, card)
+
+
+def _putting(given: Sequence[Given], ledger: Ledger, add: bool) -> tuple[Rewrite, Whole]:
+    """(The change that puts patches on, the same for a whole checkpoint)."""
+    first, patches = given[0], [one.patch for one in given]
+    carried = [one.sha256 for one in ledger.requests]
+    origins = {one.origin for one in ledger.requests} - {""}
+    same_origin = bool(carried) and all(one.request.origin in origins for one in given)
+    if same_origin and (add or list(first.request.made_on) == carried):
+        rewrite = on_top(patches)
+        return rewrite, lambda weights: rewrite.new_values(_all_of(weights, rewrite), "the checkpoint")
+    if len(given) == 1 and not (add and first.request.made_on and not carried):
+        return putting_on(first.patch), lambda weights: apply_patch(weights, first.patch)
+    if carried:
+        raise ValueError(
+            f"wrong base: the patches were made for other weights than those of the record. {ADD}"
+        )
+    return _from_origin(given)
+
+
+def _from_origin(given: Sequence[Given]) -> tuple[Rewrite, Whole]:
+    """Put several patches on weights that carry none.
+
+    A tensor whose original none of the patches holds is not checked; that of a whole checkpoint is, by the
+    fingerprint of all weights.
+
+    Raises:
+        ValueError: The patches were made for different original weights.
+    """
+    origins = {one.request.origin for one in given if one.request.origin}
+    bound = {components(one.request.tensors) for one in given}
+    if len(origins) > 1 and len(bound) == 1:
+        shown = ", ".join(sorted(one[:12] for one in origins))
+        raise ValueError(f"the patches were made for {len(origins)} different bases: {shown}. {ADD}")
+    shapes = {name: tensor for one in given for name, tensor in one.patch.base.items()}
+    rows = _origin_rows(given)
+    rewrite = reordered({**shapes, **rows}, (), [one.patch for one in given])
+    rewrite = replace(rewrite, unchecked=frozenset(shapes.keys() - rows.keys()))
+
+    def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found, wanted = weights_fingerprint(weights), given[0].request.origin
+        new = rewrite.new_values(_all_of(weights, rewrite), "the checkpoint")
+        if found != wanted:
+            raise ValueError(
+                f"wrong base: its fingerprint is {found[:12]}, the patches were made for {wanted[:12]}. {ADD}"
+            )
+        return new
+
+    return rewrite, whole
+
+
+def _origin_rows(given: Sequence[Given]) -> dict[str, Tensor]:
+    """Name -> tensor of the original weights, as far as the given patches hold it.
+
+    A patch holds the original of a tensor if no patch that it was made on edits that tensor.
+    """
+    rows: dict[str, Tensor] = {}
+    for one in given:
+        touched = {
+            key
+            for before in one.patch.provenance.get(STATE, {}).get("patches", ())
+            for key in tensor_keys(before["tensors"])
+        }
+        for name, tensor in one.patch.base.items():
+            if not tensor_keys([name]) & touched:
+                rows.setdefault(name, tensor)
+    return rows
+
+
+def _originals(given: Sequence[Given], wanted: Deltas) -> dict[str, Tensor]:
+    """`_origin_rows` of the tensors `wanted`.
+
+    Raises:
+        ValueError: None of the given patches holds one of them. Says which patches to give too.
+    """
+    rows = _origin_rows(given)
+    for name in wanted:
+        if name not in rows:
+            needed = {sha for one in given if name in one.patch.deltas for sha in one.request.made_on}
+            missing = sorted(sha[:12] for sha in needed - {one.request.sha256 for one in given})
+            raise ValueError(
+                f"{name}: the given patches were made on weights that carried others, so none holds its "
+                f"original. Give these too: --others PATCH ...: {', '.join(missing) or 'the first ones'}"
+            )
+    return {name: rows[name] for name in wanted}
+
+
+def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Outcome:
+    """Copy `base` to the new folder `out` without one of its patches.
+
+    The tensors are computed again from the original ones, with the patches that stay. So they are what these
+    give alone, bit for bit.
+
+    Args:
+        path: The patch to take off.
+        others: Files of other patches. Those that edit the same tensors are needed.
+
+    Raises:
+        ValueError: The patch is not on `base`, another patch is needed, or other tensors were changed too.
+        KeyError, FileNotFoundError, FileExistsError: As in `put_on`.
+    """
+    check_out(base, out)
+    every = read_given([path, *(other for other in others if other.resolve() != path.resolve())])
+    mine, ledger = every[0], checked_ledger(base)
+    rest = [one for one in ledger.requests if one.sha256 != mine.request.sha256]
+    if ledger.requests and len(rest) == len(ledger.requests):
+        on = "; ".join(one.title for one in rest)
+        raise ValueError(f"the patch is not on {base}: its record does not name {path}. It names {on}")
+    rewrite, whole = _taking_off(mine, every, ledger, rest)
+    changes, _ = _required(base, rewrite, whole)
+    known = [ledger.path.parent / name for name in ledger.weights or {}]
+    twins = find_twins(base, rewrite, changes, known, rewrite)
+    written = {**changes, **twins.changes}
+    outcome = _outcome(base, written, {}, {})
+    weights = _weights_after(base, written, ledger, ())
+    rows = [row for row in ledger.rows if row["sha256"] != mine.request.sha256]
+    removed = [*ledger.removed, {"sha256": mine.request.sha256, "when": _now()}]
+    _write(base, out, written, {}, ledger, rows, text_of(rows, weights, removed) if rows else None)
+    return outcome
+
+
+def _taking_off(
+    mine: Given, every: Sequence[Given], ledger: Ledger, rest: Sequence[Request]
+) -> tuple[Rewrite, Whole]:
+    """(The change that takes a patch off, the same for a whole checkpoint)."""
+    keys = tensor_keys(mine.patch.deltas)
+    beside = [one for one in rest if not one.tensors or tensor_keys(one.tensors) & keys]
+    chained = bool(mine.patch.provenance.get(STATE, {}).get("patches"))
+    if not beside and not chained:
+        rewrite = taking_off(mine.patch)
+        if not rest:
+            return rewrite, lambda weights: remove_patch(weights, mine.patch)
+        return rewrite, lambda weights: rewrite.new_values(_all_of(weights, rewrite), "the checkpoint")
+    files = {one.request.sha256: one for one in every}
+    if missing := [one.title for one in beside if one.sha256 not in files]:
+        raise ValueError(
+            f"{mine.path}: other patches edit the same tensors, which are computed again without this one. "
+            f"Give them too: --others PATCH ...: {'; '.join(missing)}"
+        )
+    order = [files[one.sha256] for one in ledger.requests if one in beside or one not in rest]
+    order = order or [mine]
+    rows = _originals(every, mine.patch.deltas)
+    stay = [one.patch for one in order if one is not mine]
+    rewrite = reordered(rows, [one.patch for one in order], stay)
+
+    def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        new = rewrite.new_values(_all_of(weights, rewrite), "the checkpoint")
+        found = weights_fingerprint({**weights, **new})
+        if not rest and mine.request.origin and found != mine.request.origin:
+            raise ValueError(
+                f"something else was changed too: without the patch the fingerprint is {found[:12]}, the "
+                f"base's is {mine.request.origin[:12]}"
+            )
+        return new
+
+    return rewrite, whole
+
+
+def _all_of(weights: Mapping[str, Tensor], rewrite: Rewrite) -> Mapping[str, Tensor]:
+    """`weights`, if they have all tensors of a change.
+
+    Raises:
+        KeyError: One is missing.
+    """
+    if missing := [name for name in rewrite.base if name not in weights]:
+        raise KeyError(
+            f"these weights have no {missing[0]} ({len(missing)} of the patch's tensors are missing)"
+        )
+    return weights
+
+
+def _is_whole(base: Path, rewrite: Rewrite) -> bool:
+    """Whether files hold a whole model under the names of the patches: then all weights can be checked."""
+    return not is_pipeline(base) and not has_other_names(find_checkpoint(base), rewrite.base)
+
+
+def _required(base: Path, rewrite: Rewrite, whole: Whole) -> tuple[Changes, dict[Path, str]]:
+    """(The changes of the weights that the patch must fit, files with averaged weights it does not fit)."""
+    if _is_whole(base, rewrite):
+        return in_files(base, whole(read_weights(base))), {}
+    changes: Changes = {}
+    partly: dict[Path, str] = {}
+    for part in required_parts(base, rewrite):
+        for file, tensors in changed_by_file(part).items():
+            changes.setdefault(file, {}).update(tensors)
+    files = list(changes)
+    for part in [] if is_pipeline(base) else parts_of(files, stored_names(files), None, rewrite):
+        if part.section.average:
+            try:
+                averaged = changed_by_file(part)
+            except (KeyError, ValueError):
+                partly[files[0]] = "its averaged weights (model_ema) are others than the patch was made for"
+                continue
+            for file, tensors in averaged.items():
+                changes[file].update(tensors)
+    return changes, {} if rewrite.takes_off else partly
+
+
+def expected_changes(base: Path, paths: Sequence[Path]) -> tuple[Changes, dict[Path, str]]:
+    """(The tensors that `base` has with some patches put on, files that hold them and cannot be edited).
+
+    Args:
+        base: Weights that carry none of the patches.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: As in `put_on`.
+    """
+    given = read_given(paths)
+    if not given:
+        return {}, {}
+    rewrite, whole = _putting(given, Ledger(base / RECORD), add=True)
+    changes, partly = _required(base, rewrite, whole)
+    twins = find_twins(base, rewrite, changes, (), rewrite)
+    return {**changes, **twins.changes}, {**partly, **twins.unedited}
 
 
 def uneditable(path: Path, base: Path) -> dict[str, str]:
@@ -107,96 +398,79 @@ def uneditable(path: Path, base: Path) -> dict[str, str]:
 
     Args:
         path: The patch file.
-        base: The folder of the model that it was made for.
+        base: The folder of the model that it was made for; it carries no patch.
 
     Returns:
-        File, relative to the folder -> why it cannot be edited. `change` leaves these out of its copy.
+        File, relative to the folder -> why it cannot be edited. `put_on` leaves these out of its copy.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: See `change`.
+        ValueError, KeyError, FileNotFoundError: See `put_on`.
     """
-    patch = read_patch(path)
-    changes, partly = _required(patch, base, remove=False)
-    found = {**find_twins(base, patch, changes, remove=False).unedited, **partly}
+    _, found = expected_changes(base, [path])
     return {_relative(file, base): why for file, why in sorted(found.items())}
 
 
-def _required(patch: Patch, base: Path, *, remove: bool) -> tuple[Changes, dict[Path, str]]:
-    """(The changes of the weights that the patch must fit, files with averaged weights it does not fit)."""
-    if not is_pipeline(base) and not has_other_names(find_checkpoint(base), patch.deltas):
-        changed = remove_patch if remove else apply_patch
-        return in_files(base, changed(read_weights(base), patch)), {}
-    changes: Changes = {}
-    partly: dict[Path, str] = {}
-    for part in required_parts(base, patch):
-        for file, tensors in changed_by_file(part, remove=remove).items():
-            changes.setdefault(file, {}).update(tensors)
-    files = list(changes)
-    for part in [] if is_pipeline(base) else parts_of(files, stored_names(files), None, patch):
-        if part.section.average:
-            try:
-                averaged = changed_by_file(part, remove=remove)
-            except (KeyError, ValueError):
-                partly[files[0]] = "its averaged weights (model_ema) are others than the patch was made for"
-                continue
-            for file, tensors in averaged.items():
-                changes[file].update(tensors)
-    return changes, {} if remove else partly
+def _outcome(
+    base: Path, written: Changes, dropped: Mapping[Path, str], unedited: Mapping[Path, str]
+) -> Outcome:
+    return Outcome(
+        sum(map(len, written.values())),
+        tuple(sorted(written_name(file, base) for file, tensors in written.items() if tensors)),
+        {_relative(file, base): why for file, why in sorted(dropped.items())},
+        {_relative(file, base): why for file, why in sorted(unedited.items())},
+    )
+
+
+def _weights_after(
+    base: Path, written: Changes, ledger: Ledger, dropped: Mapping[Path, str] | tuple[()]
+) -> dict[str, str]:
+    """Edited file -> fingerprint of its weights after the change; files that an earlier patch edited too."""
+    left = {written_name(file, base) for file in dropped}
+    weights = {name: value for name, value in (ledger.weights or {}).items() if name not in left}
+    changed = {file: tensors for file, tensors in written.items() if tensors}
+    return weights | {written_name(file, base): file_fingerprint(file, t) for file, t in changed.items()}
 
 
 def _relative(path: Path, base: Path) -> str:
     return path.relative_to(base).as_posix() if base.is_dir() else path.name
 
 
-def _written_name(path: Path, base: Path) -> str:
+def written_name(path: Path, base: Path) -> str:
+    """The name that a changed weight file of `base` has in the folder that is written."""
     return _relative(path.with_name(safetensors_name(path)), base)
 
 
-def _record(base: Path, path: Path, patch: Patch, outcome: Outcome, *, remove: bool) -> dict[str, Any] | None:
-    """The record of the folder that is written; None if no patch is left on it."""
-    before = read_record(base)
-    identity = hashlib.sha256(path.read_bytes()).hexdigest()
-    patches = [one for one in before if one["sha256"] != identity]
-    if not remove:
-        patches.append(
-            {
-                **patch_entry(patch, identity, _run(patch, path)),
-                "edited": list(outcome.edited),
-                "left_out": dict(outcome.left_out),
-                "unedited": dict(outcome.unedited),
-            }
-        )
-    return {"format": _FORMAT, "card": True, "patches": patches} if patches else None
+def _row(one: Given, outcome: Outcome, weights: Mapping[str, str]) -> dict[str, Any]:
+    """What the record holds of a patch."""
+    about = asdict(one.request) | {"when": _now()}
+    if run := _run(one):
+        about["run"] = run
+    return about | {
+        "layers": list(one.request.layers),
+        "story": dict(one.patch.provenance),
+        "edited": list(outcome.edited),
+        "left_out": dict(outcome.left_out),
+        "unedited": dict(outcome.unedited),
+        "weights": {name: weights[name] for name in outcome.edited},
+    }
 
 
-def _run(patch: Patch, path: Path) -> dict[str, Any] | None:
+def _run(one: Given) -> dict[str, Any] | None:
     """What results.json beside a patch file tells of its run; None if there is none, or it is another's."""
     try:
-        return read_results(patch, path.with_name("results.json"), required=False)
+        return read_results(one.patch, one.path.with_name("results.json"), required=False)
     except (ValueError, OSError):
         return None
 
 
-def _has_card(folder: Path) -> bool:
-    """Whether README.md of a folder is an unlearning card: folders of earlier versions have a record only."""
-    return bool(_read_record(folder).get("card", False))
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """The patches on an edited folder, in the order in which they were applied; none without a record.
+    """What the record of an edited folder says of each patch, in order; none without a record.
 
     Raises:
         ValueError: The record cannot be read.
     """
-    return list(_read_record(folder)["patches"])
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.is_file():
-        return {"patches": []}
-    try:
-        found = read_json(path, dict, "the record of muwa's patches")
-        return {**found, "patches": list(found["patches"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a record of muwa's patches ({error})") from error
+    return [dict(row) for row in read_ledger(folder).rows]

@@ -16,10 +16,9 @@ from pathlib import Path
 from torch import Tensor
 
 from muwa.patch import names
-from muwa.patch.apply import Patch
 from muwa.patch.files import find_checkpoint, read_tensors, tensor_names
 from muwa.patch.layouts import Section, sections, unet_names
-from muwa.patch.weights import HALVES, add_delta, equal
+from muwa.patch.rewrite import Rewrite
 from muwa.types.short import short_repr
 
 _WEIGHTS = re.compile(
@@ -61,18 +60,17 @@ def _full_names(clip_names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Part:
-    """One set of weight files, and the part of a patch that is for one component in them.
+    """One set of weight files, and the part of a change that is for one component in them.
 
     Args:
         files: One file, or the shards of one set of weights.
         section: The component in the files, and the names of its tensors there.
-        deltas, base: That component's part of the patch, by the names in the patch.
+        rewrite: That component's part of the change, by the names in the patches.
     """
 
     files: Files
     section: Section
-    deltas: Mapping[str, Tensor]
-    base: Mapping[str, Tensor]
+    rewrite: Rewrite
 
     __repr__ = short_repr
 
@@ -87,8 +85,8 @@ class Part:
         return self.section.component in names.ENCODERS
 
 
-def required_parts(base: Path, patch: Patch) -> list[Part]:
-    """The parts of a pipeline's folder, or of a checkpoint with other names, that the patch must fit.
+def required_parts(base: Path, rewrite: Rewrite) -> list[Part]:
+    """The parts of a pipeline's folder, or of a checkpoint with other names, that the patches must fit.
 
     Of a component with several variants it is the plain one, which is loaded if nothing else is asked for.
 
@@ -98,13 +96,15 @@ def required_parts(base: Path, patch: Patch) -> list[Part]:
             for.
     """
     if is_pipeline(base):
-        chosen = {one: variants(base / one)[0][0] for one in names.by_component(patch.deltas)}
+        chosen = {one: variants(base / one)[0][0] for one in names.by_component(rewrite.base)}
         return [
-            part for one, files in chosen.items() for part in parts_of(files, stored_names(files), one, patch)
+            part
+            for one, files in chosen.items()
+            for part in parts_of(files, stored_names(files), one, rewrite)
         ]
     files = find_checkpoint(base)
-    parts = [p for p in parts_of(files, stored_names(files), None, patch) if not p.section.average]
-    if missing := set(names.by_component(patch.deltas)) - {part.section.component for part in parts}:
+    parts = [p for p in parts_of(files, stored_names(files), None, rewrite) if not p.section.average]
+    if missing := set(names.by_component(rewrite.base)) - {part.section.component for part in parts}:
         raise KeyError(
             f"{base}: holds no {', '.join(sorted(missing))}, which the patch edits; give the pipeline's "
             "folder, or the single file of the whole pipeline"
@@ -117,8 +117,8 @@ def stored_names(files: Files) -> list[str]:
     return [name for path in files for name in tensor_names(path)]
 
 
-def parts_of(files: Files, stored: Iterable[str], component: str | None, patch: Patch) -> list[Part]:
-    """What each component of a patch could change in weight files.
+def parts_of(files: Files, stored: Iterable[str], component: str | None, rewrite: Rewrite) -> list[Part]:
+    """What each component of a change could change in weight files.
 
     Args:
         stored: The names of all tensors in the files.
@@ -126,18 +126,18 @@ def parts_of(files: Files, stored: Iterable[str], component: str | None, patch: 
             one component may be any component's.
     """
     stored = list(stored)
-    deltas, bases = names.by_component(patch.deltas), names.by_component(patch.base)
+    components = list(names.by_component(rewrite.base))
     found = [] if component else sections(stored)
     if not found:
         ldm, inner = unet_names(stored), {name: name for name in stored}
         found = [
             Section(one, ldm if one == "unet" and "conv_in.weight" in ldm else inner)
-            for one in ([component] if component else deltas)
+            for one in ([component] if component else components)
         ]
     return [
-        Part(files, section, deltas[section.component], bases[section.component])
+        Part(files, section, rewrite.of(section.component))
         for section in found
-        if section.component in deltas
+        if section.component in components
     ]
 
 
@@ -177,17 +177,16 @@ def variants(folder: Path) -> tuple[list[Files], Files]:
     return sets, [path for files in beside for path in files]
 
 
-def changed_by_file(part: Part, *, remove: bool) -> Changes:
-    """The changed tensors of a part, with the patch applied or removed.
+def changed_by_file(part: Part) -> Changes:
+    """The changed tensors of a part.
 
     Raises:
-        KeyError: The files lack a tensor that the patch edits.
-        ValueError: A tensor is not the patch's base; or the patch is applied already (with `remove`: is not
-            applied).
+        KeyError: The files lack a tensor that is to be changed.
+        ValueError: As `Rewrite.new_values`.
     """
     path_of = {name: path for path in part.files for name in tensor_names(path)}
     file_name = part.section.stored
-    deltas, base, name_of = _located(part)
+    rewrite, name_of = _located(part)
     wanted = {file_name[name] for name in name_of.values()}
     values = {
         name: tensor
@@ -197,12 +196,9 @@ def changed_by_file(part: Part, *, remove: bool) -> Changes:
     stored = {name: values[file_name[name]] for name in name_of.values()}
     renamed = any(name != own for name, own in name_of.items())
     if part.clip and renamed and names.is_open_clip(stored):  # one stored tensor may hold q, k and v
-        new = names.write_back(
-            _new_values(names.to_full_names(stored), deltas, base, remove, part.where), stored
-        )
+        new = names.write_back(rewrite.new_values(names.to_full_names(stored), part.where), stored)
     else:
-        current = {name: stored[name_of[name]] for name in deltas}
-        changed = _new_values(current, deltas, base, remove, part.where)
+        changed = rewrite.new_values({name: stored[name_of[name]] for name in rewrite.base}, part.where)
         new = {name_of[name]: tensor for name, tensor in changed.items()}
     out: Changes = {}
     for name, tensor in new.items():
@@ -210,76 +206,33 @@ def changed_by_file(part: Part, *, remove: bool) -> Changes:
     return out
 
 
-def _located(part: Part) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, str]]:
-    """(Deltas, base tensors, name in the patch -> name in the section), under full names if they differ.
+def _located(part: Part) -> tuple[Rewrite, Mapping[str, str]]:
+    """(The change, name in it -> name in the section), under full names if they differ.
 
     Raises:
         KeyError: The section lacks a tensor.
     """
-    there = part.section.stored
-    if all(name in there for name in part.deltas):
-        return part.deltas, part.base, {name: name for name in part.deltas}
+    there, edited = part.section.stored, part.rewrite.base
+    if all(name in there for name in edited):
+        return part.rewrite, {name: name for name in edited}
     try:
         if part.clip:
-            deltas = names.to_full_names(part.deltas)
-            return deltas, names.to_full_names(part.base), names.target_names_of(deltas, there)
+            full = part.rewrite.with_full_names()
+            return full, names.target_names_of(full.base, there)
     except KeyError as error:
         raise KeyError(f"{part.where}: {error.args[0]}") from None
-    missing = [name for name in part.deltas if name not in there]
+    missing = [name for name in edited if name not in there]
     raise KeyError(
         f"{part.where}: {missing[0]}: not in this model ({len(missing)} of the patch's tensors are missing)"
     )
 
 
 def holds_some(part: Part) -> bool:
-    """Whether the files of a part have any of the tensors that the patch edits, whatever their values."""
-    for name in part.deltas:
-        one = Part(part.files, part.section, {name: part.deltas[name]}, {name: part.base[name]})
+    """Whether the files of a part have any of the tensors that are to be changed, whatever their values."""
+    for name in part.rewrite.base:
         try:
-            _located(one)
+            _located(Part(part.files, part.section, part.rewrite.only(name)))
         except (KeyError, ValueError):
             continue
         return True
     return False
-
-
-def _new_values(
-    current: Mapping[str, Tensor],
-    deltas: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    remove: bool,
-    where: str,
-) -> dict[str, Tensor]:
-    """The base's tensors with the deltas (with `remove`, without them), in the dtype of `current`.
-
-    `current` may be the base rounded to half precision, as `muwa.patch.weights.same_bits` allows.
-
-    Raises:
-        ValueError: `current` is neither the base nor the base plus the deltas; or the patch is applied
-            already (with `remove`: is not applied).
-    """
-    rounded = {name: _rounded(base[name], current[name], deltas[name], remove) for name in deltas}
-    edited = {name: add_delta(rounded[name], delta) for name, delta in deltas.items()}
-    different = [name for name in deltas if not equal(current[name], rounded[name])]
-    applied = all(equal(current[name], edited[name]) for name in deltas)
-    if remove and not applied:
-        raise ValueError(
-            f"the patch is not on {where}: the tensors it touches are not its base plus its delta"
-        )
-    if not remove and different:
-        if applied:
-            raise ValueError(f"the patch is applied already: {where} is its base plus its delta")
-        raise ValueError(
-            f"wrong base: {len(different)} of the {len(deltas)} tensors to edit differ in {where} from those "
-            f"the patch was made for ({different[0]})"
-        )
-    return rounded if remove else edited
-
-
-def _rounded(base: Tensor, current: Tensor, delta: Tensor, remove: bool) -> Tensor:
-    """`base` cast to the dtype of `current`: directly, or via the half precision that gives `current`.
-
-    With `remove`, it is the cast that gives `current` when the delta is added.
-    """
-    casts = [base.to(dtype).to(current.dtype) for dtype in (current.dtype, *HALVES)]
-    return next((x for x in casts if equal(current, add_delta(x, delta) if remove else x)), casts[0])

@@ -16,7 +16,6 @@ from pickle import UnpicklingError
 import torch
 
 from muwa.json_files import read_json
-from muwa.patch.apply import Patch
 from muwa.patch.files import safetensors_name
 from muwa.patch.folders import (
     Changes,
@@ -27,6 +26,7 @@ from muwa.patch.folders import (
     parts_of,
     stored_names,
 )
+from muwa.patch.rewrite import Rewrite
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Formats that hold weights and that muwa does not write.
@@ -63,18 +63,22 @@ class Twins:
     unedited: dict[Path, str] = field(default_factory=dict)
 
 
-def find_twins(base: Path, patch: Patch, edited: Collection[Path], *, remove: bool) -> Twins:
-    """Look through a model's folder for other files that hold the tensors which a patch edits.
+def find_twins(
+    base: Path, rewrite: Rewrite, edited: Collection[Path], known: Collection[Path], always: Rewrite
+) -> Twins:
+    """Look through a model's folder for other files that hold the tensors which are to be changed.
 
-    A component of a pipeline that the patch does not edit is not looked at.
+    A component of a pipeline that is not changed is not looked at.
 
     Args:
         base: The folder of a model. Anything else has no twins.
+        rewrite: The change. If it takes a patch off, files that do not have the patch are left as they are.
         edited: The weight files that are changed already.
-        remove: Whether the patch is to be removed; then a file that does not have it is left as it is.
+        known: Files that have the same patches as the weights, by the record of the folder.
+        always: The change of those files.
     """
     twins = Twins()
-    if not base.is_dir() or not patch.deltas:
+    if not base.is_dir() or not rewrite.base:
         return twins
     for name in _HISTORY:
         if (base / name).is_dir():
@@ -83,16 +87,16 @@ def find_twins(base: Path, patch: Patch, edited: Collection[Path], *, remove: bo
     for files in _sets(base, twins.unedited):
         inside = [name for name in files[0].relative_to(base).parts[:-1] if name in components]
         component = inside[-1] if inside else None
-        if set(files) & set(edited) or (component and component not in _edited_components(patch)):
+        if set(files) & set(edited) or (component and component not in _edited_components(rewrite)):
             continue
-        _look_at(files, component, patch, twins, remove=remove)
-    if remove:
+        _look_at(files, component, always if set(files) <= set(known) else rewrite, twins)
+    if rewrite.takes_off:
         twins.unedited.clear()
     return twins
 
 
-def _edited_components(patch: Patch) -> set[str]:
-    return {name.partition("/")[0] if "/" in name else "text_encoder" for name in patch.deltas}
+def _edited_components(rewrite: Rewrite) -> set[str]:
+    return {name.partition("/")[0] if "/" in name else "text_encoder" for name in rewrite.base}
 
 
 def _components(base: Path) -> set[str]:
@@ -116,17 +120,17 @@ def _sets(base: Path, without: Mapping[Path, str]) -> Iterator[Files]:
     yield from shards.values()
 
 
-def _look_at(files: Files, component: str | None, patch: Patch, twins: Twins, *, remove: bool) -> None:
+def _look_at(files: Files, component: str | None, rewrite: Rewrite, twins: Twins) -> None:
     """Add one set of files to `twins`, if it holds the edited tensors."""
     suffix = files[0].suffix
-    smallest = min(delta.numel() for delta in patch.deltas.values())
+    smallest = min(tensor.numel() for tensor in rewrite.base.values())
     if sum(path.stat().st_size for path in files) < smallest / 2:  # too small even at four bits a number
         return
     if suffix == ".safetensors" or (suffix in PICKLED and _can_become_safetensors(files)):
-        changes, reason = _fitted(files, component, patch, remove=remove)
+        changes, reason = _fitted(files, component, rewrite)
         twins.changes |= changes
     elif suffix in PICKLED:
-        reason = _pickled(files, component, patch)
+        reason = _pickled(files, component, rewrite)
     else:
         reason = FOREIGN.get(suffix)
     if reason:
@@ -145,19 +149,19 @@ def _stem(path: Path) -> str:
     return match["stem"] + match["suffix"] if match else path.name
 
 
-def _fitted(files: Files, component: str | None, patch: Patch, *, remove: bool) -> tuple[Changes, str | None]:
+def _fitted(files: Files, component: str | None, rewrite: Rewrite) -> tuple[Changes, str | None]:
     """(The changed tensors of safetensors files, why some of the edited tensors cannot be changed there)."""
     changes: Changes = {}
     reasons: list[str] = []
     try:
-        parts = parts_of(files, stored_names(files), component, patch)
+        parts = parts_of(files, stored_names(files), component, rewrite)
     except ValueError:
         return {}, UNREADABLE if files[0].suffix in PICKLED else "cannot be read"
     for part in parts:
         if not holds_some(part):
             continue
         try:
-            for path, tensors in changed_by_file(part, remove=remove).items():
+            for path, tensors in changed_by_file(part).items():
                 changes.setdefault(path, {}).update(tensors)
         except (KeyError, ValueError):
             which = "averaged weights" if part.section.average else "weights"
@@ -165,7 +169,7 @@ def _fitted(files: Files, component: str | None, patch: Patch, *, remove: bool) 
     return changes, "; ".join(reasons) or None
 
 
-def _pickled(files: Files, component: str | None, patch: Patch) -> str | None:
+def _pickled(files: Files, component: str | None, rewrite: Rewrite) -> str | None:
     """Why pickled files are a danger; None if they cannot hold the edited tensors."""
     stored: set[str] = set()
     for path in files:
@@ -175,5 +179,5 @@ def _pickled(files: Files, component: str | None, patch: Patch) -> str | None:
             return UNREADABLE
         tree = tree.get("state_dict", tree) if isinstance(tree, dict) else {}
         stored |= {str(name).removeprefix("module.") for name in tree}
-    held = [part for part in parts_of(files, stored, component, patch) if holds_some(part)]
+    held = [part for part in parts_of(files, stored, component, rewrite) if holds_some(part)]
     return "pickled weights with the original tensors" if held else None

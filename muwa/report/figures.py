@@ -41,6 +41,7 @@ SEARCH_RATES = (
     ("forget_top1", "forget top-1", RED, ":"),
     ("retain_top1", "retain top-1", BLUE, "-"),
     ("utility_top1", "utility top-1", GREEN, "-"),
+    ("earlier_top1", "forgotten before, top-1", "#8a5cc2", ":"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from muwa.eval.statistics import change_of
 from muwa.report.detections import detections, sample_rows
+from muwa.report.requests import request_rows
 from muwa.report.verdicts import verdict
 from muwa.types.data import Task
 from muwa.types.edit import Edit
@@ -56,6 +57,7 @@ def results(report: Report) -> dict[str, Any]:
         "cost": dict(report.cost),
         "provenance": dict(report.provenance),
         "broken_by_kind": dict(Counter(sample.kind for sample in report.task.broken).most_common()),
+        "requests": request_rows(report),
     }
 
 

@@ -47,21 +47,22 @@ def verdict(report: Report) -> Verdict:
     The whole is as good as its worst part. An attack that brings the target back, a target that was hardly
     known, and a part that was not measured make it unsure.
 
-    The order of the findings: warnings, target, kept, attacks.
+    The order of the findings: warnings, target, earlier requests, kept, attacks. An earlier request is judged
+    as the target is.
     """
     forgotten = _forgotten(report) if report.edit.moves else []
-    kept, attacks = _kept(report), _attacks(report)
+    earlier, kept, attacks = _earlier(report), _kept(report), _attacks(report)
     warnings, unknown = _search_warnings(report), _hardly_known(report)
     target, rest = (worst(tuple(one.kind for one in part)) for part in (forgotten, kept))
     opening = _OPENINGS[target, rest] if report.edit.moves else UNCHANGED
     if any(one.kind == BAD for one in attacks) and target == GOOD:
         opening += " An attack brings it back."
     main, others = (forgotten[0].text, forgotten[1:]) if forgotten else ("", [])
-    findings = [*warnings, *unknown, *others, *kept, *attacks]
-    whole = [target, rest, worst(tuple(one.kind for one in warnings))]
+    findings = [*warnings, *unknown, *others, *earlier, *kept, *attacks]
+    whole = [target, rest, *(worst(tuple(one.kind for one in part)) for part in (warnings, earlier))]
     whole += [UNSURE] if unknown or NOTE in (target, rest) else []
     whole += [UNSURE for one in attacks if one.kind != GOOD and one.kind != NOTE]
-    judged = {one.metric: one.kind for one in (*forgotten, *kept, *attacks) if one.metric}
+    judged = {one.metric: one.kind for one in (*forgotten, *earlier, *kept, *attacks) if one.metric}
     kind = worst(tuple(whole)) if report.edit.moves else BAD
     return Verdict(kind, f"{opening} {main}".rstrip(), tuple(findings), report.rules, judged)
 
@@ -135,7 +136,8 @@ def _search_warnings(report: Report) -> list[Finding]:
 def _hardly_known(report: Report) -> list[Finding]:
     """A warning if the unedited model hardly knows the target."""
     main = [m for m in report.before.values() if m.reading.role == "forgotten" and m.reading.in_objective]
-    if not main or main[0].still_recognised > HARDLY_KNOWN:
+    unknown = "base" in report.provenance and report.provenance["base"] is None
+    if not main or unknown or main[0].still_recognised > HARDLY_KNOWN:
         return []
     rate = f"{percent(main[0].still_recognised)} % of {main[0].n} {main[0].reading.counted}"
     text = f"The unedited model hardly knows {_names(report)} ({rate}): what follows shows little."
@@ -160,6 +162,19 @@ def _forgotten(report: Report) -> list[Finding]:
         found.append(Finding(kind, text, name))
         if gone and reading.caveat:
             found.append(Finding(NOTE, reading.caveat))
+    return found
+
+
+def _earlier(report: Report) -> list[Finding]:
+    """A sentence for each metric of role "earlier": whether what was forgotten before still is."""
+    found = []
+    for name, metric in _of_role(report.after, "earlier").items():
+        who = ", ".join(metric.by_name) or "all that was forgotten before"
+        gone = is_gone(metric.value, metric.reading.better, metric.reading.gone_at)
+        state = "stay forgotten" if gone else "are not all forgotten"
+        change = _change(report.before[name], metric)
+        text = f"Forgotten so far ({who}): earlier requests {state}: {metric.reading.label}: {change}."
+        found.append(Finding(target_kind(metric, report.rules), text, name))
     return found
 
 

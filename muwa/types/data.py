@@ -152,7 +152,7 @@ class PromptRow(Content):
     Args:
         text: The prompt.
         concepts: The concepts that it is about; a prompt that is kept may have none.
-        role: "forget" or "retain".
+        role: "forget", "retain", or "earlier" (about a concept that the model has forgotten already).
         seed: The seed that the file gives; None: whoever generates chooses one.
         guidance: The weight of classifier-free guidance that the file gives; None is the model's own.
     """
@@ -178,20 +178,31 @@ class Split(Content):
         retain: Images of other names of the same kind (other people, other styles).
         utility: Images of another kind (objects, where people are forgotten).
         prompts: Rows of a prompt file. The three sets are empty then.
+        earlier: Images of names that the model has forgotten already, for each kind of name a set of its own.
+            None of them is in the other sets.
     """
 
     forget: LabelledImages
     retain: LabelledImages
     utility: LabelledImages
     prompts: tuple[PromptRow, ...] = ()
+    earlier: tuple[LabelledImages, ...] = ()
 
     __repr__ = short_repr
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the three sets, and of the prompts if there are any."""
+        """Digest of the three sets, and of the prompts and the earlier names if there are any."""
         sets = [self.forget.fingerprint, self.retain.fingerprint, self.utility.fingerprint]
-        return digest([*sets, *(row.fingerprint for row in self.prompts)])
+        earlier = ["earlier", *(one.fingerprint for one in self.earlier)] if self.earlier else []
+        return digest([*sets, *(row.fingerprint for row in self.prompts), *earlier])
+
+    @property
+    def earlier_names(self) -> list[str]:
+        """The names that have earlier images or prompts, each once."""
+        images = (one.classes.names[label] for one in self.earlier for label in one.labels)
+        rows = (name for row in self.prompts if row.role == "earlier" for name in row.concepts)
+        return list(dict.fromkeys((*images, *rows)))
 
 
 @dataclass(frozen=True)
@@ -211,6 +222,9 @@ class Task(Content):
         prompts: Prompts for image generation. Kinds "identity" and "object" have two, with {} for the name:
             one for a name of that kind, one for a name of the utility set. "style" and "class" have one, with
             {style} and {class}. "prompts" has none: its splits have the rows of a file.
+        earlier: Names that the model has forgotten already. They are not retained: `mentions` has their pairs
+            too, and the splits keep their images apart. A name is listed even if there is nothing to measure
+            it on.
     """
 
     kind: str
@@ -222,6 +236,7 @@ class Task(Content):
     eval: Split
     broken: tuple[Broken, ...] = ()
     prompts: tuple[str, ...] = ("a photo of {}", "a photo of a {}")
+    earlier: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
@@ -231,7 +246,8 @@ class Task(Content):
         pairs = [self.forget[name].fingerprint for name in self.names]
         mentions = ",".join(map(str, self.mentions))
         parts = [self.kind, *self.names, *pairs, self.retain.fingerprint, mentions, *self.prompts]
-        return digest([*parts, self.probe.fingerprint, self.eval.fingerprint])
+        earlier = ["earlier", *self.earlier] if self.earlier else []
+        return digest([*parts, self.probe.fingerprint, self.eval.fingerprint, *earlier])
 
     def retain_pairs(self) -> Pairs:
         """The retain set without the pairs that mention a forgotten name."""

@@ -10,6 +10,7 @@ from muwa.types.data import Task
 from muwa.types.edit import Edit
 from muwa.types.example import Example
 from muwa.types.metric import Metric
+from muwa.types.request import Request
 from muwa.types.short import short_repr
 from muwa.types.verdict import Rules
 
@@ -32,6 +33,8 @@ class Report:
         request: Who asked whom, and when, as the user wrote it: "id", "operator", "date", "basis".
         edited: Digests (SHA-256, hex): "fingerprint" of the edited model; "base" and "weights" of the weights
             that the patch is bound to, before and after the edit; "patch" of the patch file.
+        requests: The requests that the model carried before this run; without the stage unlearn, all that it
+            carries.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Report:
     cost: Mapping[str, float] = field(default_factory=dict)
     request: Mapping[str, str | None] = field(default_factory=dict)
     edited: Mapping[str, str] = field(default_factory=dict)
+    requests: tuple[Request, ...] = ()
 
     __repr__ = short_repr
 

@@ -4,6 +4,7 @@ import torch
 from records import part
 
 from muwa.cache.store import Store
+from muwa.data.earlier import set_apart
 from muwa.eval.measure import evaluate
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator, norm
 from muwa.run import Run
@@ -72,3 +73,18 @@ def test_the_relative_norm_is_of_the_model_or_of_the_tensors_that_change():
 
 def test_the_norm_is_of_all_tensors_together():
     assert norm({"a": torch.tensor([3.0]), "b": torch.tensor([[0.0, 4.0]])}) == 5.0
+
+
+def test_an_edit_that_brings_an_earlier_name_back_is_not_feasible():
+    model = tiny.clip()
+    probe = set_apart(tiny.task(), tiny.NAMES[1:5], (1, 2, 3, 4)).probe
+    evaluate_edit = evaluator(model, probe, Run(), target=0.0)
+    before = evaluate_edit.before()
+    deltas = random_deltas(model, ["text_projection"])
+    seen = set()
+    for size in (0.0, -4.0, -2.0, 1.0, 2.0, 4.0):
+        row = evaluate_edit({name: size * delta for name, delta in deltas.items()}, 1, size)
+        stays = row.metrics["earlier_top1"] <= before.metrics["earlier_top1"]
+        seen.add(stays)
+        assert row.feasible == (row.metrics["forget_top1"] == 0 and stays)
+    assert seen == {True, False}

@@ -267,7 +267,7 @@ def test_a_second_patch_on_an_edited_model_is_refused_with_how_to_join_them(tmp_
     for i in range(2):
         write_patch(tmp_path / str(i), edit(model, NAMES[i : i + 1], seed=i), model)
     edited = {**model.weights, **apply_patch(model.weights, read_patch(tmp_path / "0"))}
-    with pytest.raises(ValueError, match="wrong base: .* join them first: python -m muwa.patch add"):
+    with pytest.raises(ValueError, match="wrong base: .* python -m muwa.patch add PATCH MODEL --out DIR"):
         apply_patch(edited, read_patch(tmp_path / "1"))
 
 

@@ -38,7 +38,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
     assert list(found) == [
         "schema", "name", "objective", "metrics", "edit", "front", "scores", "trace", "search", "similarity", "said",
         "changes", "verdict", "request", "edited", "detections", "samples", "task", "broken", "seconds", "cache", "peak_memory_bytes", "cost", "provenance",
-        "broken_by_kind",
+        "broken_by_kind", "requests",
     ]  # fmt: skip
     metric, step, search = found["metrics"]["before"]["forget/top1"], found["trace"][0], found["search"][0]
     assert list(metric)[:6] == ["value", "n", "low", "high", "better", "reads"]

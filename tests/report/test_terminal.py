@@ -40,7 +40,9 @@ def test_a_run_ends_with_one_table_the_layer_and_the_paths(tmp_path, capsys):
         "retain/top1": ["The other names", "90.0 %", "88.0 %", "-2.0", "60.0 to 100.0", "7", "not shown"],
     }
     lines = said.splitlines()
-    assert lines[0].startswith("Neither that it is forgotten nor that the rest is kept is shown. Ada Fox is no longer")
+    assert lines[0].startswith(
+        "Neither that it is forgotten nor that the rest is kept is shown. Ada Fox is no longer"
+    )
     assert lines[0].endswith("2 held-out images (95 % interval 0 to 70 %); too few to show less than 50 %.")
     assert "edited  visual.proj (vision), by 20.0 % of its norm, for " in said
     assert lines[-2:] == [f"report  {folder}/report.html", f"patch   {folder}/{PATCH}"]

@@ -10,6 +10,7 @@ import torch
 
 from muwa.eval.answers.matching import is_right, verdict
 from muwa.eval.base import Measure
+from muwa.eval.so_far import so_far
 from muwa.eval.statistics import share
 from muwa.fingerprint import digest, read_image
 from muwa.models.base import Editable, Observer
@@ -77,6 +78,8 @@ class Answers(Measure):
     Two more rates are measured on the forget set. `forget/refused`: the model says that it does not know.
     `forget/wrong_name`: it gives another name. The remaining answers describe the image, or are gibberish.
 
+    If names were forgotten before: `earlier/answered` and `so_far/answered` (`muwa.eval.so_far`).
+
     Args:
         wordings: "identity" and "object" -> the questions.
         aliases: Name -> other answers that count as the name.
@@ -111,11 +114,12 @@ class Answers(Measure):
             aliases=self.aliases,
             retain=self.retain,
             utility=self.utility,
+            earlier=None,
         )
         answers = list(zip(asked, observer.ask(asked), strict=True))
 
-        def rate(role: str, is_hit: Callable[[str, Question], bool], reading: Reading) -> Metric:
-            about = [(one, answer) for one, answer in answers if one.role == role]
+        def rate(roles: frozenset[str], is_hit: Callable[[str, Question], bool], reading: Reading) -> Metric:
+            about = [(one, answer) for one, answer in answers if one.role in roles]
             hits, asked = [is_hit(answer, one) for one, answer in about], [one for one, _ in about]
             return replace(image_rate(hits, asked, reading), by_name=_by_name(hits, asked))
 
@@ -123,11 +127,17 @@ class Answers(Measure):
             return lambda answer, one: verdict(answer, one.accepted, one.others) == wanted
 
         metrics = {
-            f"{role}/answered": rate(role, answers_rightly, reading) for role, reading in ANSWERED.items()
+            f"{role}/answered": rate(frozenset({role}), answers_rightly, reading)
+            for role, reading in ANSWERED.items()
         }
-        return metrics | {
-            f"forget/{what}": rate("forget", was(what), reading) for what, reading in INSTEAD.items()
-        }
+        forget = frozenset({"forget"})
+        metrics |= {f"forget/{what}": rate(forget, was(what), reading) for what, reading in INSTEAD.items()}
+        if task.eval.earlier:
+            reading = replace(ANSWERED["forget"], caveat="")
+            metrics |= so_far(
+                "answered", reading, lambda roles, reading: rate(roles, answers_rightly, reading)
+            )
+        return metrics
 
 
 def answers_rightly(answer: str, question: Question) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
+from muwa.eval.so_far import sets_with, so_far
 from muwa.eval.statistics import by_name, counts, rate_interval, wilson
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
-from muwa.types.data import Classes, LabelledImages, Task
+from muwa.types.data import Classes, LabelledImages, Split, Task
 from muwa.types.metric import Metric, Outcomes, Reading
 
 _TOP_K = {1: "the model's first guess", 5: "among the model's first five guesses"}
@@ -23,6 +25,8 @@ _TOP_K = {1: "the model's first guess", 5: "among the model's first five guesses
 @dataclass(frozen=True)
 class Forget(Measure):
     """`forget/top1`, `forget/top5`: forget images, recognised among all names. Lower is better.
+
+    If names were forgotten before: `earlier/top1`, `so_far/top1` and the same with top5 (`muwa.eval.so_far`).
 
     The search computes the same rates on the probe images (`muwa.layer_search.evaluators.zero_shot.rates`).
 
@@ -45,9 +49,13 @@ class Forget(Measure):
             )
             for k, label in _TOP_K.items()
         }
-        return {
+        metrics = {
             f"forget/top{k}": named_accuracy(features, images, k, reading) for k, reading in readings.items()
         }
+        for k, reading in readings.items() if task.eval.earlier else ():
+            rate = partial(_accuracy_with, features, task.eval, k)
+            metrics |= so_far(f"top{k}", reading, rate)
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,20 @@ def outcomes(hits: Tensor, labels: Tensor, classes: Classes) -> Outcomes:
     """
     names = tuple(classes.names[label] for label in labels.tolist())
     return Outcomes(tuple(hits.double().tolist()), names)
+
+
+def _accuracy_with(
+    features: Features, split: Split, k: int, roles: frozenset[str], reading: Reading
+) -> Metric:
+    """`named_accuracy` of the sets with these roles together, whatever their classes."""
+    hits: list[Tensor] = []
+    names: list[str] = []
+    for images in sets_with(split, roles):
+        hits.append(_hits(features, images, k)[0])
+        names += [images.classes.names[label] for label in images.labels]
+    labels = torch.tensor([list(dict.fromkeys(names)).index(name) for name in names])
+    every = torch.cat(hits)
+    return Metric(*over_names(every, labels), reading, by_name=by_name(every.tolist(), names))
 
 
 def _hits(features: Features, images: LabelledImages, k: int) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from muwa.data.prompts import image_requests
+from muwa.data.prompts import earlier_requests, image_requests
 from muwa.eval.base import Measure
+from muwa.eval.so_far import so_far
 from muwa.eval.statistics import by_name, wilson
 from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import ClassifierLoader
@@ -56,7 +57,7 @@ class Canvas(Measure):
         CRA = hits / images of names of the other kind
 
     A hit is an image whose first classifier guess is the name that was asked for. Higher is better for all
-    three.
+    three. If names were forgotten before: `earlier/ua` and `so_far/ua` (`muwa.eval.so_far`).
 
     Args:
         classifier: Loads the classifier, which chooses among all its labels of a request's domain.
@@ -91,23 +92,32 @@ class Canvas(Measure):
     def __call__(self, observer: ImageGenerator, task: Task) -> dict[str, Metric]:
         """See the class."""
         classifier = self.classifier(observer.model, task)
-        requests = self.requests(classifier.limited(task))
+        requests = [*self.requests(classifier.limited(task)), *filter(classifier.knows, self.earlier(task))]
         hits = observer.hits(requests, classifier)
 
-        def rate(role: str, wanted: bool, reading: Reading) -> Metric:
+        def rate(roles: frozenset[str], wanted: bool, reading: Reading) -> Metric:
             mine = [
                 (hit == wanted, one.concept)
                 for hit, one in zip(hits, requests, strict=True)
-                if one.role == role
+                if one.role in roles
             ]
             counted = [hit for hit, _ in mine]
             return replace(hit_rate(counted, reading), by_name=by_name(counted, [name for _, name in mine]))
 
-        return {
-            "forget/ua": rate("forget", False, UNLEARNING),
-            "retain/ira": rate("retain", True, IN_DOMAIN),
-            "retain/cra": rate("cross", True, CROSS_DOMAIN),
+        metrics = {
+            "forget/ua": rate(frozenset({"forget"}), False, UNLEARNING),
+            "retain/ira": rate(frozenset({"retain"}), True, IN_DOMAIN),
+            "retain/cra": rate(frozenset({"cross"}), True, CROSS_DOMAIN),
         }
+        if any(one.role == "earlier" for one in requests):
+            metrics |= so_far("ua", UNLEARNING, lambda r, reading: rate(r, False, reading))
+        return metrics
+
+    def earlier(self, task: Task) -> list[ImageRequest]:
+        """The images of names that were forgotten before: as many of each as of a name to forget."""
+        styles = task.kind in ("style", "class")
+        count = self.seeds if styles else self.forget_seeds
+        return earlier_requests(task, task.eval, seeds=range(self.first_seed, self.first_seed + count))
 
     def requests(self, task: Task) -> list[ImageRequest]:
         """The images that are asked for."""

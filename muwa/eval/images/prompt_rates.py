@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from muwa.data.prompts import image_requests, kept_label, rows_of
+from muwa.data.prompts import earlier_requests, image_requests, kept_label, rows_of
 from muwa.eval.base import Measure
 from muwa.eval.images.canvas import COUNTED, GONE_AT, hit_rate
 from muwa.eval.images.kept_prompts import judge_of
+from muwa.eval.so_far import so_far
 from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import (
     ClassifierLoader,
@@ -118,9 +119,21 @@ class PromptRates(Measure):
             for name in task.names:
                 mine = [one for one in samples if one.concept == name]
                 metrics[f"detected/{name.replace(' ', '_')}"] = rate(mine, OF_CONCEPT)
+        if about := list(filter(judge.knows, self.earlier(task))):
+            before = scored(observer.generate(prompts_of(about)), about, judge)
+            parts = {"forget": samples, "earlier": before}
+            metrics |= so_far(
+                "detected",
+                DETECTED,
+                lambda roles, reading: rate([one for r in sorted(roles) for one in parts[r]], reading),
+            )
         if kept:
             metrics |= self._kept(images[kept], [requests[i] for i in kept], judge, task)
         return metrics
+
+    def earlier(self, task: Task) -> list[ImageRequest]:
+        """The images of concepts that were forgotten before."""
+        return earlier_requests(task, task.eval, seeds=range(self.first_seed, self.first_seed + self.seeds))
 
     def _kept(
         self, images: Tensor, requests: Sequence[ImageRequest], judge: ImageClassifier, task: Task

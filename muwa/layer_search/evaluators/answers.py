@@ -52,6 +52,7 @@ class AnswerEvaluator:
                 aliases=search.aliases,
                 retain=retained,
                 utility=search.retain_pictures - retained,
+                earlier=None,
             )
             for confirm in (False, True)
         }
@@ -62,7 +63,8 @@ class AnswerEvaluator:
 
     def before(self) -> Evaluation:
         """Evaluate the unedited model with the wordings of the search, not those of a confirmation."""
-        return self._evaluation(self._model, self._hits_before(False), NOTHING_EDITED, 0.0, 0.0)
+        hits = self._hits_before(False)
+        return self._evaluation(self._model, hits, NOTHING_EDITED, 0.0, 0.0, hits)
 
     def __call__(
         self, layers: Mapping[str, Layer], step: float, *, confirm: bool = False
@@ -81,8 +83,10 @@ class AnswerEvaluator:
         edit = edit_layers(self._model, self._gradients, layers, step, unit=RELATIVE, concept=self._concept)
         edited = self._model.edited(edit)
         hits = self._hits(edited, confirm)
-        row = self._evaluation(edited, hits, candidate_of(layers), step, edit.moves[0].relative_norm)
-        return row, hits.lost(self._hits_before(confirm))
+        before = self._hits_before(confirm)
+        size = edit.moves[0].relative_norm
+        row = self._evaluation(edited, hits, candidate_of(layers), step, size, before)
+        return row, hits.lost(before)
 
     def _hits_before(self, confirm: bool) -> Hits:
         if confirm not in self._before:
@@ -99,7 +103,7 @@ class AnswerEvaluator:
         return Hits(right, [one.role for one in asked], [one.accepted[0] for one in asked])
 
     def _evaluation(
-        self, model: Vlm, hits: Hits, candidate: Candidate, step: float, size: float
+        self, model: Vlm, hits: Hits, candidate: Candidate, step: float, size: float, before: Hits
     ) -> Evaluation:
         features = Features(model.clip, self._run).images(self._images)
         cosines = torch.einsum("nd,kd->nk", features, self._text)
@@ -111,4 +115,5 @@ class AnswerEvaluator:
             forget_at_most=self._search.forget_at_most,
             forget_top5=hits.rate("forget"),
             closeness=cosines[torch.arange(len(cosines)), self._own].mean().item(),
+            before=before,
         )

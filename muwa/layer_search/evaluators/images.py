@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from muwa.data.prompts import image_requests
+from muwa.data.prompts import earlier_requests, image_requests
 from muwa.eval.images.kept_prompts import judge_of
 from muwa.layer_search.evaluators.outputs import Hits, evaluation
 from muwa.layer_search.steps import candidate_of, edit_layers
@@ -48,7 +48,13 @@ class ImageEvaluator:
         self._classifier, self._names = judge_of(search.classifier, model, task), task.names
         self.confirmation = f"{model.sampling.steps} sampling steps, fresh seeds"
         known = self._classifier.limited(task)
-        self._requests = {fresh: probe_requests(search, known, fresh=fresh) for fresh in (False, True)}
+        self._requests = {
+            fresh: [
+                *probe_requests(search, known, fresh=fresh),
+                *filter(self._classifier.knows, probe_earlier(search, task, fresh=fresh)),
+            ]
+            for fresh in (False, True)
+        }
         self._before: dict[bool, Hits] = {}
         self._texts = model.clip.encode("text", model.clip.tokenize(list(task.names))).detach().cpu()
 
@@ -88,7 +94,8 @@ class ImageEvaluator:
     ) -> tuple[Evaluation, Hits]:
         images = self._generate(model, confirm)
         hits = self._hits(images, confirm, 1)
-        forget = [(i, one.concept) for i, one in enumerate(self._requests[confirm]) if one.role == "forget"]
+        requests = self._requests[confirm]
+        forget = [(i, one.concept) for i, one in enumerate(requests) if one.role == "forget"]
         row = evaluation(
             hits,
             candidate,
@@ -97,6 +104,7 @@ class ImageEvaluator:
             forget_at_most=self._search.forget_at_most,
             forget_top5=self._hits(images, confirm, 5).rate("forget"),
             closeness=self._cosine(images[[i for i, _ in forget]], [concept for _, concept in forget]),
+            before=self._hits_before(confirm) if any(one.role == "earlier" for one in requests) else None,
         )
         return row, hits
 
@@ -110,7 +118,8 @@ class ImageEvaluator:
         """Whether the requested concept is among the classifier's first `k` guesses for each image."""
         requests = self._requests[confirm]
         right = recognised(images, requests, self._classifier, k)
-        return Hits(right, [ROLES[one.role] for one in requests], [one.concept for one in requests])
+        roles = [one.role if one.role == "earlier" else ROLES[one.role] for one in requests]
+        return Hits(right, roles, [one.concept for one in requests])
 
     @torch.inference_mode()
     def _cosine(self, images: Tensor, concepts: Sequence[str]) -> float:
@@ -146,6 +155,17 @@ def probe_requests(search: Generation, task: Task, *, fresh: bool) -> list[Image
         same = {(one.text, one.seed) for one in retain}
         cross = [one for one in cross if (one.text, one.seed) in same]
     return [*forget, *retain, *_evenly(cross, unrelated)]
+
+
+def probe_earlier(search: Generation, task: Task, *, fresh: bool) -> list[ImageRequest]:
+    """The image requests of each step for names that were forgotten before.
+
+    There are as many as for a name to forget, but at least two for each name.
+    """
+    first = search.pictures if fresh else 0
+    every = earlier_requests(task, task.probe, seeds=range(first, first + search.pictures))
+    names = {one.concept for one in every}
+    return _evenly(every, max(search.pictures, 2 * len(names)))
 
 
 def _evenly(requests: Sequence[ImageRequest], count: int) -> list[ImageRequest]:

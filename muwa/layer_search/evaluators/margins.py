@@ -72,7 +72,7 @@ def margins_of(
     """The margins of a forget, a retain and a utility set, from embeddings.
 
     Args:
-        probe: "forget", "retain" and "utility" -> the images.
+        probe: "forget", "retain" and "utility" -> the images; other sets are not looked at.
         images: The same keys -> (n, d) embeddings of these images.
         prompts: Fingerprint of `Classes` -> (names, d), its zero-shot classifier.
     """

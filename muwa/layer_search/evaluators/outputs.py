@@ -16,7 +16,8 @@ class Hits:
 
     Args:
         right: One value per output.
-        roles: Which set each output is about: "forget", "retain" or "utility". As many as `right`.
+        roles: Which set each output is about: "forget", "retain", "utility", or "earlier" (names that the
+            model has forgotten already). As many as `right`.
         names: The name that each output is about, as many as `right`. Empty: all are about one name.
     """
 
@@ -37,6 +38,24 @@ class Hits:
                 found.setdefault(name, []).append(right)
         return list(found.values())
 
+    def still_forgotten(self, before: Hits, forget_at_most: float) -> bool:
+        """Whether each earlier name is recognised no more often than before, or rarely enough.
+
+        Args:
+            before: The outputs of the unedited model for the same requests or questions.
+            forget_at_most: The most that the upper end of the 95 % interval of its rate may be.
+        """
+        counts: dict[str, list[tuple[bool, bool]]] = {}
+        names = self.names or [""] * len(self.right)
+        for right, was, role, name in zip(self.right, before.right, self.roles, names, strict=True):
+            if role == "earlier":
+                counts.setdefault(name, []).append((right, was))
+        return all(
+            sum(right for right, _ in mine) <= sum(was for _, was in mine)
+            or wilson(sum(right for right, _ in mine), len(mine))[1] <= forget_at_most
+            for mine in counts.values()
+        )
+
     def rate(self, role: str) -> float:
         """The fraction of right outputs in one set, in [0, 1]; 0 for an empty set.
 
@@ -55,7 +74,8 @@ class Hits:
             after the edit, among the outputs of both sets that were right before it.
         """
         rows = zip(self.right, before.right, self.roles, strict=True)
-        lost = [not right for right, was_right, role in rows if was_right and role != "forget"]
+        kept = ("retain", "utility")
+        lost = [not right for right, was_right, role in rows if was_right and role in kept]
         return wilson(sum(lost), len(lost))[1]
 
 
@@ -68,6 +88,7 @@ def evaluation(
     forget_at_most: float,
     forget_top5: float,
     closeness: float,
+    before: Hits | None = None,
 ) -> Evaluation:
     """The evaluation of one step; its iteration is 0 until the search numbers it.
 
@@ -81,6 +102,7 @@ def evaluation(
         forget_top5: The forget top-5 accuracy where the classifier ranks its guesses, else the forget
             accuracy.
         closeness: How close the forget outputs still are to their name (a mean cosine).
+        before: The outputs of the unedited model, if there are earlier names: they must stay forgotten.
     """
     retain, utility = hits.rate("retain"), hits.rate("utility")
     metrics: dict[str, float] = {
@@ -89,6 +111,9 @@ def evaluation(
         "forget_cosine": closeness,
         "retain_top1": retain,
     }
+    if hits.of("earlier"):
+        metrics["earlier_top1"] = hits.rate("earlier")
+    stays = before is None or hits.still_forgotten(before, forget_at_most)
     n, n_utility = len(hits.of("retain")), len(hits.of("utility"))
     kept, error = retain, (retain * (1 - retain) / max(n, 1)) ** 0.5
     if n_utility:
@@ -100,7 +125,8 @@ def evaluation(
         step=step,
         step_unit=RELATIVE,
         relative_norm=size,
-        feasible=all(wilson(sum(one), len(one))[1] <= forget_at_most for one in hits.of_each_name()),
+        feasible=stays
+        and all(wilson(sum(one), len(one))[1] <= forget_at_most for one in hits.of_each_name()),
         forgotten=hits.rate("forget"),
         kept=kept,
         kept_error=error,

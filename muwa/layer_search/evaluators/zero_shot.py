@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from muwa.types.gradients import Gradients
 
 
+EARLIER = "earlier"  # the start of the keys of sets with names that the model has forgotten already
+
+
+def sets_of(probe: Split) -> dict[str, LabelledImages]:
+    """The sets of a split that rates are measured on, by name; each kind of earlier names is a set."""
+    sets = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
+    return sets | {f"{EARLIER}{i}": some for i, some in enumerate(probe.earlier)}
+
+
+def earlier_limit(before: Mapping[str, float], acceptance: Acceptance) -> tuple[str, float]:
+    """(A rate of earlier names, the most that it may be): the target, or what it is before the step."""
+    key = f"{EARLIER}_{acceptance.criterion}"
+    return key, max(acceptance.target, before[key])
+
+
+def stays_forgotten(rates: Mapping[str, float], limit: tuple[str, float] | None) -> bool:
+    """Whether a step keeps the earlier names forgotten (`earlier_limit`); None: there are none."""
+    return limit is None or rates[limit[0]] <= limit[1]
+
+
 class StepEvaluator:
     """Tries steps along the forget gradient, one layer at a time, and collects the evaluations.
 
@@ -54,6 +74,7 @@ class StepEvaluator:
         self._concept, self._acceptance = concept, acceptance
         self._counts = len(probe.retain), len(probe.utility)
         self._margins = self._zero_shot.margins() if acceptance.rule == "margin" else None
+        self._earlier = earlier_limit(self._zero_shot(), acceptance) if probe.earlier else None
         self._current: tuple[Layer, Callable[[float], Tensor]] | None = None
         self.trace: list[Evaluation] = []
 
@@ -99,7 +120,7 @@ class StepEvaluator:
             step=step,
             step_unit=LAMBDA,
             relative_norm=size,
-            feasible=forgotten <= self._acceptance.target and clear,
+            feasible=forgotten <= self._acceptance.target and clear and stays_forgotten(rates, self._earlier),
             forgotten=forgotten,
             kept=kept_rate(retain, utility),
             kept_error=kept_error(retain, utility, self._counts),
@@ -122,7 +143,7 @@ class ZeroShotEvaluator:
 
     def __init__(self, features: Features, probe: Split, layers: Sequence[Layer]):
         self._clip, self._features, self._layers = features.model, features, layers
-        self._probe = {"forget": probe.forget, "retain": probe.retain, "utility": probe.utility}
+        self._probe = sets_of(probe)
         self._classes: dict[str, Classes] = {
             some.classes.fingerprint: some.classes for some in self._probe.values()
         }
@@ -194,23 +215,29 @@ def rates(
     The report's forget rates, on other images, are `muwa.eval.clip.accuracy.Forget`.
 
     Args:
-        probe: "forget", "retain" and "utility" -> the images.
+        probe: The sets of images, by the keys of `sets_of`.
         images: The same keys -> (n, d) embeddings of these images.
         prompts: Fingerprint of `Classes` -> (names, d), its zero-shot classifier: one embedding per name.
 
     Returns:
         forget_top1, forget_top5, forget_cosine (the mean cosine of a forget image to its own name),
-        retain_top1 and utility_top1. A rate of no images is 0.
+        retain_top1 and utility_top1. A rate of no images is 0. If there are earlier names: earlier_top1 and
+        earlier_top5, over all their images.
     """
     values = {}
+    earlier: dict[int, list[Tensor]] = {1: [], 5: []}
     for name, some in probe.items():
         features, classifier = images[name], prompts[some.classes.fingerprint]
         labels = torch.tensor(some.labels, dtype=torch.long)
+        if name.startswith(EARLIER):
+            for k, hits in earlier.items():
+                hits.append(top_k(features, classifier, labels, k))
+            continue
         values[f"{name}_top1"] = _mean(top_k(features, classifier, labels, 1))
         if name == "forget":
             values["forget_top5"] = _mean(top_k(features, classifier, labels, 5))
             values["forget_cosine"] = _mean(own_cosine(features, classifier, labels))
-    return values
+    return values | {f"{EARLIER}_top{k}": _mean(torch.cat(hits)) for k, hits in earlier.items() if hits}
 
 
 def _mean(values: Tensor) -> float:

@@ -21,6 +21,7 @@ from muwa.models.clip.layers import layers, tower_of
 from muwa.models.clip.staged_forward import Activations, StagedForward
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
+from muwa.types.request import Request
 from muwa.types.search import Layer
 from muwa.types.short import model_repr
 
@@ -90,13 +91,21 @@ class Clip(Content):
         prepare: Turns images into pixels (3, h, w) uint8, and scales these.
         tokenize: Texts -> tokens (n, length).
         source: Where the weights came from, for messages ("open_clip ViT-B-32 laion400m_e32").
+        requests: The requests that the weights carry.
     """
 
     observer: ClassVar[type[Features]] = Features
 
     def __init__(
-        self, towers: Towers, prepare: Preparation, tokenize: Callable[[list[str]], Tensor], *, source: str
+        self,
+        towers: Towers,
+        prepare: Preparation,
+        tokenize: Callable[[list[str]], Tensor],
+        *,
+        source: str,
+        requests: tuple[Request, ...] = (),
     ):
+        self.requests = requests
         self._towers = towers.eval().requires_grad_(False)
         self.prepare, self.tokenize, self.source = prepare, tokenize, source
         self.weights: Mapping[str, Tensor] = {

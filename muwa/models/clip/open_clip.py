@@ -22,6 +22,7 @@ from muwa.json_files import read_json
 from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.hub_access import cache_if_out_of_reach, out_of_reach
 from muwa.models.library_output import one_line, quietly
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
 from muwa.types.ranges import Device, Seed, Text
@@ -80,8 +81,11 @@ def load(name: Text, pretrained: Text | None, *, device: Device, seed: Seed) -> 
     _check(name, pretrained)
     check_device(device)
     file = _local_weights(name, pretrained)
+    folder = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
+    place = folder or file
+    requests = requests_on(place) if place else ()
     if file is not None:
-        check_file(file, "" if name.startswith("local-dir:") else "model.pretrained=")
+        check_file(file, "" if folder else "model.pretrained=")
     _warn_of_activation(name, pretrained)
     from_hub = file is None and (pretrained is not None or name.startswith("hf-hub:"))
     with torch.random.fork_rng(devices=[]), cache_if_out_of_reach(from_hub), quietly():
@@ -97,7 +101,7 @@ def load(name: Text, pretrained: Text | None, *, device: Device, seed: Seed) -> 
             _fit(model, file, name)
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
-    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained))
+    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained), requests=requests)
 
 
 def _create(name: str, pretrained: str | None, device: str, **options: Any) -> tuple[Any, Compose]:

@@ -15,6 +15,7 @@ from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.types.ranges import Device, Text
 
@@ -104,9 +105,8 @@ def load(path: Text, *, device: Device) -> Clip:
         lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
     )
-    return Clip(
-        towers, preparation(processor, path), tokenize, source=f"Hugging Face {type(model).__name__} {path}"
-    )
+    source = f"Hugging Face {type(model).__name__} {path}"
+    return Clip(towers, preparation(processor, path), tokenize, source=source, requests=requests_on(path))
 
 
 def _read_tokenizer(path: str, kind: str) -> Any:

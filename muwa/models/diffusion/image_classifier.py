@@ -75,6 +75,10 @@ class ImageClassifier(Content):
         unknown = {one for one in names if fold(one) not in folded and not labels_naming(labels, one)}
         return unknown if 2 * len(unknown) < len(names) else set()
 
+    def knows(self, request: ImageRequest) -> bool:
+        """Whether it has a label for a concept."""
+        return bool(labels_naming(self.labels.get(request.domain, ()), request.concept))
+
     def check(self, requests: Sequence[ImageRequest]) -> None:
         """Raise if it has no label for a concept that is asked for; before any image is generated.
 

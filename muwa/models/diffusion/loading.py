@@ -19,7 +19,9 @@ from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
+from muwa.models.shipped import set_aside
 from muwa.patch.files import tensor_names
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
 from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Text
@@ -83,7 +85,16 @@ def load(
     pipeline.to(device)
     source = "the miniature" if path == "miniature" else f"diffusers {path}"
     loaded = {name: clips[name]() for name in encoders}
-    return Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source)
+    requests = () if path == "miniature" else requests_on(path)
+    shipped = {
+        f"{name}/{key}": tensor
+        for name in (encoders if requests else [])
+        for key, tensor in set_aside(
+            dict(getattr(pipeline, name).named_parameters()), loaded[name], requests, name
+        ).items()
+    }
+    model = Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source, requests=requests)
+    return model.shipped(shipped) if shipped else model
 
 
 def _read_pipeline(path: str, config: str | None, dtype: torch.dtype) -> Any:

@@ -17,11 +17,13 @@ from muwa.fingerprint import Content, digest
 from muwa.models.clip.model import Clip
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.text_encoders import prompt_only, weights_read
+from muwa.models.shipped import with_shipped
 from muwa.patch import names
 from muwa.patch.names import ENCODERS, by_component
 from muwa.patch.weights import fingerprint_of_digests, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
+from muwa.types.request import Request
 from muwa.types.short import model_repr, short_repr
 
 if TYPE_CHECKING:
@@ -72,12 +74,22 @@ class Diffusion(Content):
             are taken on that CLIP. Only layers whose weights the pipeline has and reads can be edited.
         sampling: How `generate` samples.
         source: Where the weights came from, for messages.
+        requests: The requests that the weights carry.
     """
 
     observer: ClassVar[type[ImageGenerator]] = ImageGenerator
 
-    def __init__(self, pipeline: Any, clips: Mapping[str, Clip], sampling: Sampling, *, source: str):
+    def __init__(
+        self,
+        pipeline: Any,
+        clips: Mapping[str, Clip],
+        sampling: Sampling,
+        *,
+        source: str,
+        requests: tuple[Request, ...] = (),
+    ):
         self.pipeline, self.sampling, self.source = pipeline, sampling, source
+        self.requests = requests
         pipeline.set_progress_bar_config(disable=True)
         for module in self._modules.values():
             module.eval().requires_grad_(False)
@@ -181,6 +193,17 @@ class Diffusion(Content):
                     self.with_weights({f"{component}/{name}": delta})  # raises, and says what is wrong
                 changes[f"{component}/{name}"] = weights[name].float() + delta.to(weights[name].device)
         return self.with_weights(changes)._copy(clips=clips)
+
+    def shipped(self, changes: Mapping[str, Tensor]) -> Diffusion:
+        """The pipeline as it was shipped, where its text encoders carry patches; this is its original.
+
+        Args:
+            changes: "text_encoder/<parameter>" -> the tensor with the patches.
+        """
+        model, clips = self.with_weights(changes), dict(self.clips)
+        for name, own in by_component(changes).items():
+            clips[name] = with_shipped(clips[name], model.weights(name), own)
+        return model._copy(clips=clips)
 
     @property
     def unedited(self) -> Diffusion:

@@ -21,8 +21,10 @@ from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.precision import dtype_named
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
+from muwa.models.shipped import set_aside
 from muwa.models.vlm.model import TOWER, Vlm
 from muwa.patch import names
+from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.types.ranges import Count, Device, Dtype, Text
 
@@ -77,9 +79,15 @@ def load(
     _complete(processor, model.config)
     model.to(device)
     source, its_clip = f"transformers {path}", clip()
+    requests = () if path == "miniature" else requests_on(path)
+    shipped = {}
     if tuned_tower:
         its_clip = _with_own_tower(its_clip, model, source)
-    return Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source)
+    elif requests:
+        tower = {name: p for name, p in model.named_parameters() if f"{TOWER}." in name}
+        shipped = set_aside(tower, its_clip, requests, names.ENCODERS[0])
+    vlm = Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source, requests=requests)
+    return vlm.shipped(shipped) if shipped else vlm
 
 
 def _with_own_tower(clip: Clip, model: Any, source: str) -> Clip:

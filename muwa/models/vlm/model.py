@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from muwa.data.samples import decode
 from muwa.fingerprint import Content, digest
 from muwa.models.clip.model import Clip
+from muwa.models.shipped import with_shipped
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.patch import names
 from muwa.patch.weights import fingerprint_of_digests, same_bits, tensor_digest
 from muwa.types.edit import Edit
 from muwa.types.questions import Questions
+from muwa.types.request import Request
 from muwa.types.short import model_repr
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Vlm(Content):
             change nothing.
         max_new_tokens: The longest answer. Answers are greedy.
         source: Where the weights came from, for messages.
+        requests: The requests that the weights carry.
 
     Attributes:
         unread: Names of the CLIP's vision layers that cannot be edited, as that would change no answer.
@@ -57,7 +60,17 @@ class Vlm(Content):
 
     observer: ClassVar[type[QuestionAnswering]] = QuestionAnswering
 
-    def __init__(self, model: Any, processor: Any, clip: Clip, *, max_new_tokens: int, source: str):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        clip: Clip,
+        *,
+        max_new_tokens: int,
+        source: str,
+        requests: tuple[Request, ...] = (),
+    ):
+        self.requests = requests
         self.model, self.processor, self.max_new_tokens, self.source = (
             model,
             processor,
@@ -119,9 +132,25 @@ class Vlm(Content):
             name: (tower[name].float() + delta.to(tower[name].device)).to(tower[name].dtype)
             for name, delta in deltas.items()
         }
+        return self._copy({**self.changes, **changes}, self.clip.edited(edit))
+
+    def shipped(self, changes: Mapping[str, Tensor]) -> Vlm:
+        """The model as it was shipped, where its vision tower carries patches; this is its original.
+
+        Args:
+            changes: Parameter name -> the tensor with the patches.
+        """
+        return self._copy(changes, with_shipped(self.clip, {**self.tower, **changes}, changes))
+
+    @property
+    def unedited(self) -> Vlm:
+        """The same model with the weights that it was loaded with."""
+        return self._copy(NOTHING, self.clip.unedited) if self.changes else self
+
+    def _copy(self, changes: Mapping[str, Tensor], clip: Clip) -> Vlm:
         other = object.__new__(Vlm)
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k != "fingerprint"})
-        other.changes, other.clip = {**self.changes, **changes}, self.clip.edited(edit)
+        other.changes, other.clip = changes, clip
         return other
 
     @contextmanager

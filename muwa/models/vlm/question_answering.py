@@ -83,18 +83,21 @@ def questions(
     forget: int | None = None,
     retain: int | None = None,
     utility: int | None = None,
+    earlier: int | None = 0,
 ) -> list[Question]:
     """The questions that a task asks about the images of a split, every image in every wording.
 
     Args:
         wordings: "identity" and "object" -> questions. Images of the forget and the retain set are asked
             about in the wordings of the task's kind, images of the utility set in those of the other kind.
+            Images of earlier names have the wordings of their own kind.
         aliases: Name -> other answers that count as the name.
-        forget, retain, utility: How many images of each set are asked about, spread evenly over its names;
-            None takes all.
+        forget, retain, utility, earlier: How many images of each set are asked about, spread evenly over its
+            names; None takes all.
 
     Returns:
-        The questions about the forget set, then about the retain set, then about the utility set.
+        The questions about the forget set, then about the retain set, then about the utility set, then about
+        names that were forgotten before.
 
     Raises:
         ValueError: There are no wordings for the task's kind, or it forgets a style, which no answer names.
@@ -108,6 +111,7 @@ def questions(
         (split.forget, same_kind, task.kind, "forget", forget),
         (split.retain, same_kind, task.kind, "retain", retain),
         (split.utility, split.utility.classes.names, other, "utility", utility),
+        *((some, *_kind_of(some, split, task, other), "earlier", earlier) for some in split.earlier),
     ):
         for i in _spread(images, count):
             name = images.classes.names[images.labels[i]]
@@ -118,6 +122,13 @@ def questions(
                 for text in wordings[kind]
             ]
     return every
+
+
+def _kind_of(images: LabelledImages, split: Split, task: Task, other: str) -> tuple[Sequence[str], str]:
+    """(The known names of a set of earlier images, the kind of its questions)."""
+    names = images.classes.names
+    same = names in (split.forget.classes.names, split.retain.classes.names)
+    return names, task.kind if same else other
 
 
 def check_wordings(task: Task, wordings: Wordings) -> None:

@@ -9,6 +9,7 @@ import torch
 from layer_search.examples import layer_of, random_gradients
 from records import part
 
+from muwa.data.earlier import set_apart
 from muwa.eval.answers.matching import named
 from muwa.eval.statistics import wilson
 from muwa.layer_search.evaluators.answers import AnswerEvaluator
@@ -80,3 +81,23 @@ def test_anothers_exact_name_is_not_counted_as_the_forgotten(monkeypatch) -> Non
     monkeypatch.setattr(QuestionAnswering, "ask", lambda self, asked: ["Rachel Bilson"] * len(asked))
     before = evaluator_of(tiny_vlm.vlm(), task, {}).before()
     assert (before.forgotten, before.metrics["retain_top1"]) == (0, 1 / 6)
+
+
+def test_earlier_names_are_asked_about_too() -> None:
+    model, task, aliases = knowing()
+    evaluator = evaluator_of(model, set_apart(task, [tiny.NAMES[1]], (1, 9)), aliases)
+    before = evaluator.before()
+    assert before.metrics["earlier_top1"] == 1
+    layers = {TOWER: layer_of(model.clip, LAYER)}
+    row, _ = evaluator(layers, 0.8)
+    edited = model.edited(edit_layers(model, GRADIENTS, layers, 0.8, unit=RELATIVE, concept="x"))
+    first = {kind: texts[:1] for kind, texts in tiny_vlm.WORDINGS.items()}
+    after = set_apart(task, [tiny.NAMES[1]], (1, 9))
+    asked = questions(
+        after, after.probe, wordings=first, aliases=aliases, forget=0, retain=0, utility=0, earlier=None
+    )
+    assert {one.role for one in asked} == {"earlier"}
+    answers = QuestionAnswering(edited, Run()).ask(asked)
+    right = [named(answer, one.accepted, one.others) for answer, one in zip(answers, asked, strict=True)]
+    assert row.metrics["earlier_top1"] == sum(right) / len(asked)
+    assert "earlier_top1" not in evaluator_of(model, task, aliases).before().metrics

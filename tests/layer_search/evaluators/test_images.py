@@ -10,8 +10,9 @@ from layer_search.examples import OUT_PROJ, layer_of, pipeline, pipeline_gradien
 from PIL import Image
 from records import part
 
+from muwa.data.earlier import set_apart
 from muwa.eval.statistics import wilson
-from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
+from muwa.layer_search.evaluators.images import ImageEvaluator, probe_earlier, probe_requests
 from muwa.layer_search.steps import edit_layers
 from muwa.models.diffusion.image_classifier import recognised
 from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
@@ -125,3 +126,21 @@ def test_prompts_of_a_file_are_searched_by_a_detector_and_by_what_is_kept() -> N
     assert row.forgotten == sum(hits[:4]) / 4
     with pytest.raises(ValueError, match="layer_search.start: got 'clip', but task=prompts has no images"):
         replace(search, start="clip").check(pipeline(), task)
+
+
+def test_earlier_names_are_generated_too() -> None:
+    task = set_apart(tiny.task(), tiny.NAMES[1:3], (1, 2, 9, 10))
+    asked = probe_earlier(SEARCH, task, fresh=False)
+    assert [one.concept for one in asked] == [tiny.NAMES[1]] * 2 + [tiny.NAMES[2]] * 2
+    assert {one.role for one in asked} == {"earlier"}
+    assert {one.seed for one in probe_earlier(SEARCH, task, fresh=True)} <= set(range(4, 8))
+    many = set_apart(tiny.task(), tiny.NAMES[1:5], (1, 2, 3, 4))
+    assert len(probe_earlier(SEARCH, many, fresh=False)) == 8  # two of each
+    search = part("layer_search=generation", classifier=tiny_sd.Greys(tiny.NAMES), pictures=4, retain_pictures=9,
+                  sampling_steps=1, forget_at_most=0.5)  # fmt: skip
+    before = ImageEvaluator(search, pipeline(), pipeline_gradients(), task, Run()).before()
+    assert 0 <= before.metrics["earlier_top1"] <= 1
+    unknown = part("layer_search=generation", classifier=tiny_sd.Greys((*tiny.NAMES[:1], *tiny.NAMES[3:])), pictures=4,
+                   retain_pictures=9, sampling_steps=1, forget_at_most=0.5)  # fmt: skip
+    before = ImageEvaluator(unknown, pipeline(), pipeline_gradients(), task, Run()).before()
+    assert "earlier_top1" not in before.metrics  # the classifier has no label for them

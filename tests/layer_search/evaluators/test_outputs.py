@@ -63,3 +63,30 @@ def test_without_a_utility_set_what_is_kept_is_the_retain_set_alone() -> None:
     assert row.kept == pytest.approx(2 / 3)
     assert row.kept_error == pytest.approx((2 / 9 / 3) ** 0.5)
     assert "utility_top1" not in row.metrics
+
+
+def test_earlier_names_are_no_loss_and_must_stay_forgotten() -> None:
+    """Ada was recognised once before, Bo never. Bo is back once, of 2: too often. Of 40 it is rarely enough."""
+    roles, names = ["forget", "earlier", "earlier", "earlier", "earlier"], ["Cy", "Ada", "Ada", "Bo", "Bo"]
+    before = Hits([True, True, False, False, False], roles, names)
+    same = Hits([False, False, True, False, False], roles, names)
+    back = Hits([False, False, False, True, False], roles, names)
+    assert same.still_forgotten(before, 0.1)
+    assert not back.still_forgotten(before, 0.1)
+    assert back.still_forgotten(before, wilson(1, 2)[1])
+    assert back.lost(before) == wilson(0, 0)[1]
+    for hits, feasible in ((same, True), (back, False)):
+        row = evaluation(
+            hits,
+            Candidate({"a": "b"}, "text"),
+            1,
+            1,
+            forget_at_most=0.8,
+            forget_top5=0,
+            closeness=0,
+            before=before,
+        )
+        assert row.feasible is feasible
+        assert row.metrics["earlier_top1"] == 0.25
+    many = Hits([False] * 39 + [True], ["earlier"] * 40, ["Bo"] * 40)
+    assert many.still_forgotten(Hits([False] * 40, ["earlier"] * 40, ["Bo"] * 40), 0.15)

@@ -8,9 +8,15 @@ import torch
 from layer_search.examples import layer_of, random_gradients
 from records import part
 
+from muwa.data.earlier import set_apart
 from muwa.eval.measure import evaluate
 from muwa.layer_search.choice import Acceptance
-from muwa.layer_search.evaluators.zero_shot import StepEvaluator, ZeroShotEvaluator
+from muwa.layer_search.evaluators.zero_shot import (
+    StepEvaluator,
+    ZeroShotEvaluator,
+    earlier_limit,
+    stays_forgotten,
+)
 from muwa.layer_search.steps import edit_layers
 from muwa.models.clip.embeddings import Features
 from muwa.run import Run
@@ -199,3 +205,56 @@ def test_other_rules_measure_no_margins(rule):
     assert (before.kept_margin, before.forget_bounds) == (row.kept_margin, row.forget_bounds) == (None, {})
     assert row.feasible == (row.forgotten <= 0)
     assert "kept_margin" not in row.record()
+
+
+def test_earlier_names_have_a_rate_and_must_not_come_back():
+    model = tiny.clip()
+    task = set_apart(tiny.task(), tiny.NAMES[1:4], (1, 2, 3, 9, 10, 11))
+    name = "text_projection"
+    layer = Layer(name, "text", 0.5, (Part(name),), (Part(name),))
+    acceptance = Acceptance("constrained", "top1", 0.9, 1.0, 0.5)
+    features = Features(model, Run())
+
+    def evaluator(probe):
+        gradients = random_gradients(model)
+        return StepEvaluator(features, gradients, probe, [layer], concept="x", acceptance=acceptance)
+
+    before = evaluator(task.probe).before()
+    hits = []
+    for images in task.probe.earlier:
+        logits = features.images(images) @ features.classes(images.classes).T
+        hits += (logits.argmax(1) == torch.tensor(images.labels)).tolist()
+    assert before.metrics["earlier_top1"] == pytest.approx(sum(hits) / len(hits))
+    assert before.metrics["earlier_top1"] <= before.metrics["earlier_top5"]
+    assert "earlier_top1" not in evaluator(tiny.split()).before().metrics
+    limit = earlier_limit({"earlier_top1": 0.25}, replace(acceptance, target=0.0))
+    assert limit == ("earlier_top1", 0.25)  # no more than before
+    assert stays_forgotten({"earlier_top1": 0.25}, limit)
+    assert not stays_forgotten({"earlier_top1": 0.26}, limit)
+    assert earlier_limit({"earlier_top1": 0.25}, acceptance) == ("earlier_top1", 0.9)
+    assert stays_forgotten({}, None)
+
+
+def test_a_step_that_brings_an_earlier_name_back_is_not_feasible():
+    model = tiny.clip()
+    task = set_apart(tiny.task(), tiny.NAMES[1:4], (1, 2, 3, 9, 10, 11))
+    name = "text_projection"
+    layer = Layer(name, "text", 0.5, (Part(name),), (Part(name),))
+    seen = set()
+    for target in (0.0, 1 - 1e-9):
+        acceptance = Acceptance("constrained", "top1", target, 1.0, 0.5)
+        evaluator = StepEvaluator(
+            Features(model, Run()),
+            random_gradients(model),
+            task.probe,
+            [layer],
+            concept="x",
+            acceptance=acceptance,
+        )
+        most = max(target, evaluator.before().metrics["earlier_top1"])
+        for step in (-3.0, -1.0, 0.5, 1.0, 3.0):
+            row = evaluator(layer, step * evaluator.ratio(layer))
+            stays = row.metrics["earlier_top1"] <= most
+            seen.add(stays)
+            assert row.feasible == (row.forgotten <= target and stays)
+    assert seen == {True, False}

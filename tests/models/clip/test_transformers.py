@@ -2,6 +2,7 @@ import argparse
 import json
 import shutil
 
+import chained
 import pytest
 import tiny
 import torch
@@ -285,3 +286,21 @@ def test_a_tokenizer_that_wants_code_is_transformers_own_and_that_is_said(folder
         f"model.path={path}: the code that its tokenizer_config.json names (mine.MyTokenizer) is not run; "
         "transformers' own classes are taken"
     )
+
+
+def test_an_edited_folder_knows_its_requests_and_takes_the_next_patch(folder, tmp_path):
+    model, tensor = load(str(folder)), "text_model.encoder.layers.1.mlp.fc2.weight"
+    paths, states = chained.chain(tmp_path, model, [tensor], [tensor])
+    on = folder
+    for i, path in enumerate(paths):
+        assert main(["apply", str(path), str(on), "--out", str(tmp_path / f"on{i}")]) == 0
+        on = tmp_path / f"on{i}"
+        found = load(str(on))
+        assert [one.names[0] for one in found.requests] == list(chained.NAMES[: i + 1])
+        assert found.weights_fingerprint == states[i].weights_fingerprint
+    assert main(["verify", str(on), *map(str, paths), "--base", str(folder)]) == 0
+    assert (
+        main(["remove", str(paths[0]), str(on), "--out", str(tmp_path / "off"), "--others", str(paths[1])])
+        == 0
+    )
+    assert main(["verify", str(tmp_path / "off"), str(paths[1]), "--base", str(folder)]) == 0

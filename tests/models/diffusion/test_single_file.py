@@ -61,6 +61,10 @@ def test_a_single_file_is_loaded_generates_is_patched_and_loaded_again(layout, t
     )
     assert torch.equal(edited.generate(PROMPTS), want.edited(step).generate(PROMPTS))
     assert not torch.equal(edited.generate(PROMPTS), want.generate(PROMPTS))
+    again = load(tmp_path / "out/one.safetensors", loaders, config=config)  # its record says what differs
+    assert torch.equal(again.generate(PROMPTS), edited.generate(PROMPTS))
+    assert again.unedited.fingerprint == model.fingerprint
+    assert [one.tensors for one in again.requests] == [(KEY,)]
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path):
