@@ -5,8 +5,10 @@ import logging
 
 import pytest
 from conftest import SMALL
+from omegaconf import OmegaConf
 
 from muwa import config, pipeline
+from muwa.gradients.export import from_run
 from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch.__main__ import main
 from muwa.patch.apply import read_patch
@@ -30,6 +32,8 @@ def service(miniature, tmp_path_factory):
         cfg.paths.run = str(out / name)
         settings = config.settings(cfg) | {"given": list(given)}
         pipeline.run(config.build(cfg), settings)
+        (out / name / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(cfg, out / name / ".hydra" / "config.yaml")
         return out / name, json.loads((out / name / "results.json").read_text())
 
     return run, out
@@ -75,6 +79,14 @@ def test_the_patch_records_the_state_that_it_was_made_on(story):
     assert [one.names for one in requests_on(folders[2])] == [(KAEL,), (EDDA,)]
 
 
+def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story, service):
+    _, out = service
+    _, _, (_, two) = story
+    gradients = from_run(out / "second", None, trusted=(), commands=False)
+    assert gradients.origin["model"] == two["provenance"]["model"]["fingerprint"]
+    assert gradients.n_retain == two["task"]["retain_pairs"]
+
+
 def test_taking_the_first_back_leaves_the_second_bit_for_bit(story, service, capsys):
     run, out = service
     patches, folders, _ = story
@@ -100,12 +112,14 @@ def test_what_was_shipped_is_measured_without_an_edit(story, service, capsys):
     assert [move["concept"] for move in found["edit"]["moves"]] == [KAEL, EDDA]
     assert [row["names"] for row in found["requests"]] == [[KAEL], [EDDA]]
     assert {path.name for path in folder.iterdir()} == {
+        ".hydra",
+        "card.md",
         "figures",
         "metrics.jsonl",
         "report.html",
         "results.json",
     }
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{folder}: report.html, results.json")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{folder}: report.html, card.md, results.json")
     page = (folder / "report.html").read_text()
     assert "Requests so far" in page
     assert "Saved as" not in page

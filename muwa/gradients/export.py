@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from muwa import config
 from muwa.cache.store import Store
+from muwa.carried import task_of
 from muwa.gradients.base import Recipe, TakesGradients
 from muwa.gradients.mean import ClipGradients
+from muwa.patch.carrying import carry
 from muwa.run import Run
 from muwa.types.gradients import Gradients
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
-    from muwa.types.data import Task
 
 
 def from_run(folder: Path, concept: str | None, *, trusted: Sequence[str], commands: bool) -> Gradients:
@@ -32,15 +33,17 @@ def from_run(folder: Path, concept: str | None, *, trusted: Sequence[str], comma
     """
     cfg = config.read_run(folder, trusted=trusted, commands=commands)
     parts = config.build(cfg)
-    task: Task = parts["task"](parts["dataset"]())
+    carrying = carry(parts["model"](), cfg.patches or ())  # runs of earlier versions have no such setting
+    given = {"stages": ["unlearn"], "given": []}
+    task = task_of(carrying, parts["task"], parts["dataset"](), given, progress=False)
     if concept is None and len(task.names) == 1:
         concept = task.names[0]
     if concept not in task.names:
         raise ValueError(f"{folder}: --concept is {concept!r}, want one of {', '.join(task.names)}")
     recipe = recipe_of(parts["method"], folder)
-    model: Editable = parts["model"]()
-    check_one_clip(model, folder)
-    each = ClipGradients()(model, task, concept, recipe, Run(Store(Path(cfg.paths.cache)), progress=True))
+    check_one_clip(carrying.model, folder)
+    run = Run(Store(Path(cfg.paths.cache)), progress=True)
+    each = ClipGradients()(carrying.model, task, concept, recipe, run)
     assert each is not None  # there are no worker ranks here
     (gradients,) = each.values()
     return gradients

@@ -304,8 +304,10 @@ def _taking_off(
     """(The change that takes a patch off, the same for a whole checkpoint)."""
     keys = tensor_keys(mine.patch.deltas)
     beside = [one for one in rest if not one.tensors or tensor_keys(one.tensors) & keys]
-    chained = bool(mine.patch.provenance.get(STATE, {}).get("patches"))
-    if not beside and not chained:
+    chained = bool(mine.request.made_on)
+    shas = [one.sha256 for one in ledger.requests]
+    last = shas == [*mine.request.made_on, mine.request.sha256]
+    if not shas or last or not (beside or chained):  # its own base is what is left
         rewrite = taking_off(mine.patch)
         if not rest:
             return rewrite, lambda weights: remove_patch(weights, mine.patch)

@@ -173,7 +173,7 @@ def _earlier(report: Report) -> list[Finding]:
         gone = is_gone(metric.value, metric.reading.better, metric.reading.gone_at)
         state = "stay forgotten" if gone else "are not all forgotten"
         change = _change(report.before[name], metric)
-        text = f"Forgotten so far ({who}): earlier requests {state}: {metric.reading.label}: {change}."
+        text = f"Forgotten so far ({who}): earlier requests {state} ({metric.reading.label}): {change}."
         found.append(Finding(target_kind(metric, report.rules), text, name))
     return found
 

@@ -66,8 +66,13 @@ def run(tmp_path, monkeypatch):
     """A finished run on the tiny model, its cache still empty."""
 
     method = SimpleNamespace(recipe=RECIPE, gradients=ClipGradients())
-    parts = {"model": tiny.clip, "dataset": list, "task": lambda dataset: tiny.task(), "method": method}
-    cfg = SimpleNamespace(paths=SimpleNamespace(cache=str(tmp_path / "cache")))
+    parts = {
+        "model": tiny.clip,
+        "dataset": list,
+        "task": lambda dataset, progress: tiny.task(),
+        "method": method,
+    }
+    cfg = SimpleNamespace(patches=[], paths=SimpleNamespace(cache=str(tmp_path / "cache")))
     monkeypatch.setattr(config, "read_run", lambda folder, **allowed: cfg)
     monkeypatch.setattr(config, "build", lambda cfg: parts)
     return RUN

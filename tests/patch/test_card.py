@@ -277,11 +277,11 @@ def test_the_metadata_of_the_base_is_read_from_its_own_card(tmp_path):
 
 
 def test_what_is_called_not_measured_can_be_measured():
-    """Every check is a measure of conf/eval, and every kind of output is one that a model gives."""
+    """Every check is a measure of muwa/conf/eval, and every kind of output is one that a model gives."""
     checks = yaml.safe_load((TEMPLATES / "checks.yaml").read_text())
     measures = {
         name: get_object(node["_target_"]).observes.__name__
-        for path in (ROOT / "conf/eval").glob("*.yaml")
+        for path in (ROOT / "muwa/conf/eval").glob("*.yaml")
         for name, node in yaml.safe_load(path.read_text()).items()
         if name != "defaults"
     }

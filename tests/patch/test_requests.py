@@ -83,6 +83,20 @@ def test_the_last_two_come_off_one_by_one_and_the_base_is_back(tmp_path):
     assert [path.name for path in (tmp_path / "b").iterdir()] == [FILE]
 
 
+def test_the_last_request_comes_off_alone_with_and_without_a_record(tmp_path):
+    model = tiny.clip()
+    paths, _ = chained.chain(tmp_path, model, [PROJ], [PROJ])
+    base = write(tmp_path / "base" / FILE, model.weights)
+    _, first, both = put_on(base, paths, tmp_path)
+    assert muwa_patch("remove", paths[1], both, "--out", tmp_path / "a") == 0
+    assert same(tmp_path / "a", first)
+    assert len(requests_on(tmp_path / "a")) == 1
+    (both / "muwa_patch.json").unlink()
+    assert muwa_patch("remove", paths[1], both, "--out", tmp_path / "b") == 0
+    assert same(tmp_path / "b", first)
+    assert muwa_patch("remove", paths[0], both, "--out", tmp_path / "c") == 2  # it is not on top
+
+
 def test_what_remove_needs_is_said_in_one_line(tmp_path, capsys):
     model = tiny.clip()
     paths, _ = chained.chain(tmp_path, model, [PROJ], [PROJ], [FC])
