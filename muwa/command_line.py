@@ -72,6 +72,8 @@ def adapted(words: Sequence[str]) -> list[str]:
     ['++task.aliases={Bo: [B]}']
     """
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
+    if not {"-sc", "--shell-completion"}.isdisjoint(words):
+        return list(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
     read: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
