@@ -19,7 +19,10 @@ TEXTS = [
     *sorted((ROOT / "muwa").rglob("*.py")),
     ROOT / "launch.py",
 ]
-LAUNCH = re.compile(r"(?:python|torchrun(?: -\S+(?: \d+)?)*) launch\.py")
+LAUNCH = re.compile(
+    r"(?:python|torchrun(?: -\S+(?: \d+)?)*) launch\.py"
+    r"|(?<![\w`./-])(?:python -m )?muwa(?= (?:-m )?'?[a-z_]+[\w./]*=)"  # `muwa model=sd`, not its tools
+)
 HYDRA_FLAGS = {"-m", "--multirun", "--cfg", "job", "--help", "--info"}
 SWEEPER = re.compile(r"hydra/sweeper=|hydra\.sweeper\.")  # of an extra that need not be installed
 OWN_FILES = re.compile(

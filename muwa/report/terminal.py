@@ -24,7 +24,7 @@ from muwa.types.report import CARD, PATCH, Report
 from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE
 
 log = logging.getLogger(__name__)
-WIDE = 200  # columns where there is no terminal: no cell is cut
+WIDE = 1000  # columns where there is no terminal: nothing is cut or broken into lines
 RUNS = 40  # rows of a sweep's table; the rest are in sweep.html
 MOVES = 5  # edited layers that are named
 FILES = {"report": "report.html", "card": CARD, "patch": PATCH}  # in the order in which they are named
