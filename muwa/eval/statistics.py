@@ -54,7 +54,7 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> tuple[floa
     rates, joined by the correlation phi of the pairs, with his continuity correction.
 
     >>> [round(x, 3) for x in paired_change([True] * 10, [False] * 10)]
-    [-1.0, -1.0, -0.607]
+    [-1.0, -1.0, -0.608]
     """
     x, y = np.asarray(before, float), np.asarray(after, float)
     n, first, last = len(x), float(x.sum()), float(y.sum())
