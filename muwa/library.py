@@ -63,7 +63,7 @@ def slug(model: Editable, task: Task, run: Run, **settings: Any) -> Edit:
 
 
 def evaluate(
-    model: Editable, task: Task, run: Run, metrics: str = "forget,retain,utility,similarity"
+    model: Editable, task: Task, run: Run, metrics: str = "forget,retain,neighbours,utility,similarity"
 ) -> dict[str, Metric]:
     """Measure one model (`eval=[...]`): metric name -> metric.
 

@@ -65,9 +65,9 @@ def test_the_default_forgets_and_keeps(default_run):
 def test_the_default_leaves_every_file_and_says_where(default_run):
     folder, stdout = default_run
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html",
+    assert {".hydra/config.yaml", ".hydra/overrides.yaml", "results.json", "metrics.jsonl", "patch.safetensors", "report.html", "card.md",
             "figures/gains.png", "figures/trace.png", "figures/metrics.png", "figures/similarity.png"} <= there  # fmt: skip
-    files = "report.html, results.json, patch.safetensors"
+    files = "report.html, card.md, results.json, patch.safetensors"
     assert re.search(rf"^Finished in \d+\.\d s\. Output in {re.escape(str(folder))}: {files}$", stdout, re.M)
     assert "Kael Lindqvar is no longer the model's first guess" in stdout
     events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -54,20 +54,20 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> tuple[floa
     rates, joined by the correlation phi of the pairs, with his continuity correction.
 
     >>> [round(x, 3) for x in paired_change([True] * 10, [False] * 10)]
-    [-1.0, -1.0, -0.607]
+    [-1.0, -1.0, -0.608]
     """
     x, y = np.asarray(before, float), np.asarray(after, float)
-    n, first, last = len(x), x.sum(), y.sum()
+    n, first, last = len(x), float(x.sum()), float(y.sum())
     (low, high), (low_before, high_before) = wilson(last, n), wilson(first, n)
-    cross = n * (x @ y) - first * last  # of hits and misses: n11 n00 - n10 n01
-    product = (n * (x @ x) - first**2) * (n * (y @ y) - last**2)
+    cross = n * float(x @ y) - first * last  # of hits and misses: n11 n00 - n10 n01
+    product = (n * float(x @ x) - first**2) * (n * float(y @ y) - last**2)
     phi = 0.0
     if product > 1e-9:
         phi = (max(cross - n / 2, 0) if cross > 0 else cross) / math.sqrt(product)
     rates = last / n, first / n
     down, up = rates[0] - low, high - rates[0]
     down_before, up_before = rates[1] - low_before, high_before - rates[1]
-    change = float(rates[0] - rates[1])
+    change = rates[0] - rates[1]
     below = math.sqrt(max(0.0, down**2 - 2 * phi * down * up_before + up_before**2))
     above = math.sqrt(max(0.0, up**2 - 2 * phi * up * down_before + down_before**2))
     return change, max(-1.0, change - below), min(1.0, change + above)

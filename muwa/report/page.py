@@ -23,7 +23,7 @@ from muwa.report.record import results
 from muwa.report.text import environment, rounded
 from muwa.report.verdicts import verdict
 from muwa.types.edit import Edit
-from muwa.types.metric import RATE, Metric
+from muwa.types.metric import RATE, Change, Metric
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
 
@@ -220,10 +220,15 @@ def metric_rows(
                 "better": metric.reading.better,
                 "reads": metric.reading.text,
                 "section": metric.reading.section,
-                "kind": _kind(float(shown), metric.reading.better),
+                "kind": "flat" if _may_be_none(change) else _kind(float(shown), metric.reading.better),
             }
         )
     return rows
+
+
+def _may_be_none(change: Change) -> bool:
+    """Whether the interval of a change holds 0: it is then neither good nor worse."""
+    return change.low is not None and change.high is not None and change.low <= 0 <= change.high
 
 
 def _kind(change: float, better: str) -> str:

@@ -131,7 +131,7 @@ def test_rows_are_in_per_cent_and_points(tmp_path):
         "-100.0",
         "good",
     )
-    assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "worse", "60.0 to 100.0")
+    assert (retain["change"], retain["kind"], retain["interval"]) == ("-2.0", "flat", "60.0 to 100.0")
     assert (forget["judged"], retain["judged"]) == ("good", "")
     assert (
         retain["change_interval"] == "-31.7 to +30.3"
@@ -147,6 +147,14 @@ def test_small_numbers_keep_three_digits_and_rates_one_decimal():
     assert kid["interval"] == "0 to 0.030"
     assert (top1["before"], top1["after"], top1["interval"]) == ("0.0 %", "0.0 %", "0.0 to 30.0")
     assert (top1["change"], top1["kind"]) == ("0.0", "flat")  # -0.004 points
+
+
+def test_a_change_has_a_colour_only_if_it_is_one():
+    """90 to 60 %, each plus and minus 10: -30 points, -44 to -16. Plus and minus 30: -72 to +12."""
+    for half, kind in ((0.1, "worse"), (0.3, "flat")):
+        before, after = (Metric(v, 9, v - half, v + half, Reading("", "higher")) for v in (0.9, 0.6))
+        (row,) = metric_rows({"a": before}, {"a": after}, {})
+        assert (row["change"], row["kind"]) == ("-30.0", kind)
 
 
 def test_a_value_that_was_cut_off_is_a_lower_bound():
