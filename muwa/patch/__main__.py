@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from muwa.runtime import stopping
 
@@ -139,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     lora.add_argument("patch", type=Path)
     lora.add_argument("--rank", type=int, required=True, help="of every layer's two factors")
     lora.add_argument("--out", type=Path, required=True, help="the safetensors file for load_lora_weights")
+    _add_hub_commands(commands)
+    commands.add_parser("show").add_argument("patch", type=Path)
+    return parser
+
+
+def _add_hub_commands(commands: Any) -> None:
     push = commands.add_parser("push")
     push.add_argument("patch", type=Path)
     push.add_argument("target", help="ORG/NAME on the hub, or a folder that starts with ./ or /")
@@ -149,8 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("target", help="ORG/NAME on the hub, or a folder that starts with ./ or /")
     pull.add_argument("--revision", help="branch, tag or commit")
     pull.add_argument("--out", type=Path, required=True, help="the patch file to write")
-    commands.add_parser("show").add_argument("patch", type=Path)
-    return parser
 
 
 def _keep_unedited(command: argparse.ArgumentParser) -> None:
