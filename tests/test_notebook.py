@@ -71,10 +71,10 @@ def test_every_cell_runs_and_shows_little(outputs):
         assert one["printed"] == ""
 
 
-def test_the_person_is_forgotten_and_the_tables_say_so(outputs):
+def test_the_comparison_and_the_run_are_shown_as_tables(outputs):
     (compared,) = [
         one for one in outputs if one["text"].startswith("metric") or "forget/top1" in one["text"][:400]
     ][:1]
     assert '<td style="text-align:left">forget/top1</td>' in compared["html"]
-    assert "forgotten" in compared["text"]
+    assert "verdict" in compared["text"]
     assert outputs[-1]["text"].startswith("Forgetting Kael Lindqvar; edited: ")
