@@ -76,5 +76,6 @@ def test_the_comparison_and_the_run_are_shown_as_tables(outputs):
         one for one in outputs if one["text"].startswith("metric") or "forget/top1" in one["text"][:400]
     ][:1]
     assert '<td style="text-align:left">forget/top1</td>' in compared["html"]
-    assert "verdict" in compared["text"]
+    assert "100.0 %" in compared["text"]
     assert outputs[-1]["text"].startswith("Forgetting Kael Lindqvar; edited: ")
+    assert "forgotten" in outputs[-1]["text"]  # the verdict of the run
