@@ -44,7 +44,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def multirun(tmp_path):
     """multirun(*words) -> the process of a multirun whose run 1 has begun."""
-    (tmp_path / "program.py").write_text(PROGRAM.format(conf=str(ROOT / "conf")))
+    (tmp_path / "program.py").write_text(PROGRAM.format(conf=str(ROOT / "muwa" / "conf")))
     begun = []
 
     def start(*words):

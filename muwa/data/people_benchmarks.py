@@ -241,7 +241,7 @@ def _conversation(row: Mapping[str, Any], where: str, images: Path, role: str) -
 
 
 def _json_rows(path: Path) -> list[Row]:
-    rows = read_json(path, list, "a list of conversations")
+    rows = read_json(path, list, "conversations")
     return [(f"{path}: entry {i}", row) for i, row in enumerate(rows, 1)]
 
 

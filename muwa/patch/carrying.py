@@ -13,6 +13,7 @@ from muwa.patch.apply import ADD
 from muwa.patch.change import Given, read_given
 from muwa.types.edit import Edit
 from muwa.types.request import Request
+from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from muwa.models.base import Editable
@@ -33,6 +34,8 @@ class Carrying:
     original: Editable | None
     requests: tuple[Request, ...]
     edit: Edit
+
+    __repr__ = short_repr
 
     @property
     def names(self) -> tuple[str, ...]:

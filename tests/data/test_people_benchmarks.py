@@ -120,7 +120,7 @@ def test_mlubenchs_faults_are_named_with_file_and_entry(tmp_path) -> None:
             people_benchmarks.mlubench(root, root, task="TaskC")
 
     refused("{", ValueError, "taskC_retain.json: not JSON")
-    refused({}, ValueError, "want a list of conversations, got a dict")
+    refused({}, ValueError, "got a dict, want a list: conversations")
     refused([], ValueError, "taskC_retain.json: no questions in it")
     refused([good[0], {"id": "1"}], ValueError, "entry 2: no conversations; has id")
     turned = {**good[0], "conversations": good[0]["conversations"][::-1]}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from noticed import noticed
 
 from muwa.cache.store import Store
 from muwa.drafts import new_file, new_folder, write_text
@@ -75,7 +76,7 @@ def test_a_full_disk_under_the_cache_is_named_and_leaves_no_entry(small_disk):
 
 
 def test_a_read_only_cache_is_only_read(read_only):
-    with pytest.warns(UserWarning, match="cannot be written .Read-only file system.; it is only read"):
+    with noticed("cannot be written .Read-only file system.; it is only read"):
         assert len(Store(read_only / "cache").get("stage", zeros, 3)) == 3
 
 

@@ -39,13 +39,18 @@ time.sleep(60)
 """
 
 
-def started(out, program, *words, env=(), **keywords):
+def heeding():
+    """Ctrl-C may be ignored where the tests run: a job of a shell without a terminal inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def started(out, program, *words, env=(), preexec_fn=heeding, **keywords):
     """A program that has said that it is ready."""
     out.mkdir(exist_ok=True)
     (out / "program.py").write_text(program)
     process = subprocess.Popen(
         [sys.executable, str(out / "program.py"), str(out), *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(env)}, stderr=subprocess.PIPE, text=True, **keywords,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(env)}, stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn, **keywords,
     )  # fmt: skip
     wait_for(out / "ready")
     return process
