@@ -135,6 +135,7 @@ def _run(
         return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", redacted(dict(settings)))
+        loggers.log("task", {"kind": task.kind, "names": list(task.names), "model": model.source})
         report = unlearn(parts, settings, model, task, services.logging_to(loggers.log))
         seconds |= store.seconds
         seconds["total"] = time.perf_counter() - started

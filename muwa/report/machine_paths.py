@@ -1,4 +1,4 @@
-"""Settings without the folders of this machine, for services that show them to others."""
+"""Settings without the folders of this machine and without who asked, for services that show them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def command_without_folders(command: str) -> str:
     "python '…/launch.py' 'dataset.root=…/faces' model=clip"
     """
     return shlex.join(map(_shortened, shlex.split(command)))
+
+
+def without_request(command: str) -> str:
+    """A shell command without the settings of `request`, which say who asked to forget.
+
+    >>> without_request("python launch.py request.id=7 'request.operator=Ada Ltd' seed=1")
+    'python launch.py seed=1'
+    """
+    return shlex.join(word for word in shlex.split(command) if not word.lstrip("+").startswith("request."))
 
 
 def last_folders(path: str, count: int) -> str:
