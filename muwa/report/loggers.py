@@ -205,6 +205,7 @@ class Wandb:
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            host="muwa",  # instead of the name of this machine
             symlink=False,
             x_disable_machine_info=True,
             x_disable_meta=True,
@@ -217,8 +218,6 @@ class Wandb:
         for curves, steps in (("search", "search/evaluation"), ("training", "training/step")):
             self._run.define_metric(steps, hidden=True)
             self._run.define_metric(f"{curves}/*", step_metric=steps)
-        for bars in ("before", "after"):  # logged once: W&B draws a bar
-            self._run.define_metric(f"{bars}/*", summary="last")
 
     def _describe(self, row: Mapping[str, Any]) -> None:
         """Name and tag the run by what it does."""

@@ -51,11 +51,13 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     assert sent["metrics/nrows"] == 2 * len([key for key in keys if key.startswith("after/")])
     assert sent["figures/gains/_type"] == "image-file"
     runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert {one.host for one in runs} == {"muwa"}  # not the name of this machine
     assert runs[0].run_group == "/".join(tmp_path.parts[-3:])
     named = ("slug_whitened · Kael Lindqvar", "unlearn")  # no step forgot, so no layer was edited
     assert (runs[-1].display_name, runs[-1].job_type) == named
     assert list(runs[-1].tags) == ["slug_whitened", "identity", found["provenance"]["model"]["source"]]
     curves = {m.glob_name or m.name: m for m in (r.metric for r in records) if m.glob_name or m.name}
+    assert not {"before/*", "after/*"} & set(curves)  # a summary of them would nest: {"last": 1.0}
     assert curves["search/*"].step_metric == "search/evaluation"
     assert [row["search/evaluation"] for row in steps] == list(range(1, len(steps) + 1))
     files = [file.path for r in records if r.WhichOneof("record_type") == "files" for file in r.files.files]
