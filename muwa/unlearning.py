@@ -145,6 +145,7 @@ def _run(
         return 0.0
     with Loggers([make() for make in parts["logger"].values()]) as loggers:
         loggers.log("config", redacted(dict(settings)))
+        loggers.log("task", {"kind": task.kind, "names": list(task.names), "model": model.source})
         services = services.logging_to(loggers.log)
         made = measure if only_eval else unlearn
         report = made(parts, settings, carrying, task, services)

@@ -61,7 +61,8 @@ def test_a_run_of_the_agent(miniature, tmp_path, monkeypatch):
     found = json.loads(results.read_text())
     assert found["edit"]["layer"] == COMBINATIONS[0]["layer_search.layer"]
     records = settled_records(results.parent)
-    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    run = runs[-1]
     assert run.run_id == "agent123"
     assert run.sweep_id == "abc"
     sent = {}

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from muwa.data.addresses import hide
 from muwa.drafts import write_text
+from muwa.report import wandb_content as content
 from muwa.report.machine_paths import command_without_folders, last_folders, without_folders, without_request
 from muwa.report.record import answers
 from muwa.runtime.notices import notice
@@ -19,17 +21,16 @@ from muwa.runtime.stopping import stage_of, word
 from muwa.types.ranges import Text
 from muwa.types.report import PATCH, Report
 
-# The figures that are sent: those of numbers. `examples` holds images and is not sent.
-PLOTS = ("gains", "pareto", "trace", "metrics", "similarity")
-
 
 class Logger(Protocol):
     """Receives the events of a run as they happen, and the report at its end."""
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
-        """Receive one event: "config", "gradients", "scores", "evaluation", "loss", "edit" or "metrics".
+        """Receive one event.
 
-        A run that a signal stops ends with "stopped".
+        "config", "task", "gradients", "scores", "evaluation", "loss", "edit" or "metrics".
+
+        A run that a signal stops ends with "stopped", one that an error ends with "failed".
         """
 
     def close(self, report: Report | None) -> None:
@@ -39,7 +40,8 @@ class Logger(Protocol):
 class Loggers:
     """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set.
 
-    If a signal ends the block, they receive the event "stopped" first, with the cache stage it was in.
+    If a signal ends the block, they receive the event "stopped" first, with the cache stage it was in. If an
+    error ends it, they receive "failed" with the first line of the error.
     """
 
     def __init__(self, loggers: Sequence[Logger]):
@@ -52,6 +54,9 @@ class Loggers:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, KeyboardInterrupt):
             self.log("stopped", {"by": word(error), "stage": stage_of(error)})
+        elif isinstance(error, Exception):
+            why = hide(str(error)).strip().partition("\n")[0]
+            self.log("failed", {"error": type(error).__name__, "why": why})
         for logger in self._loggers:
             logger.close(self.report)
 
@@ -93,17 +98,22 @@ class Wandb:
     the agent gives it. W&B is told no folder of this machine: no executable, no cache, no home. In offline
     mode its file holds none, either. Nor is it told who asked to forget (the settings of `request`).
 
-    It receives the config, tables of gradient norms and layer scores, and each evaluation of the search as a
-    step. At the end it receives the metrics before and after with their intervals, the cost, the plots
-    (`PLOTS`), a table of answers, and the patch: as an artifact, or offline as a file of the run, since an
-    artifact would note where the patch lies. Images are never sent: they may show the forget set.
+    A run is named by its method and the names to forget (`content.run_name`), and by the edited layer at its
+    end. It receives the config and each evaluation of the search as a step. At the end it receives tables of
+    gradient norms and layer scores with a column for the name to forget, the metrics before and after with
+    their intervals, the cost, the plots (`content.PLOTS`), a table of answers, and the patch: as an artifact,
+    or offline as a file of the run, since an artifact would note where the patch lies. Images are never sent:
+    they may show the forget set. A run that is stopped or fails says so, with its tags and its exit code.
 
     An error inside W&B switches this logger off with a warning, and the run goes on.
 
     Args:
         folder: The run's folder. W&B writes to `folder/wandb`; figures and patch are read from `folder`.
         group: The group in W&B, shared by the runs of a sweep. Of an absolute path, the last three names.
+        name: The name of the run; None is a name from what it does.
+        job_type: What kind of run it is; None is its first stage, "unlearn" or "eval".
         mode: "offline", "online" or "disabled".
+        tags: Tags beside those that say method, task and model.
     """
 
     def __init__(
@@ -112,6 +122,7 @@ class Wandb:
         project: Text,
         group: Text | None,
         name: Text | None,
+        job_type: Text | None,
         mode: Literal["offline", "online", "disabled"],
         folder: Text,
         tags: Sequence[Text],
@@ -123,9 +134,14 @@ class Wandb:
             "name": name,
             "mode": mode,
             "dir": folder,
-            "tags": list(tags),
+            "job_type": job_type,
+            "tags": [content.tag(one) for one in tags],
             "resume": "allow",
         }
+        self._method = ""
+        self._tables: dict[tuple[str, tuple[str, ...]], list[list[Any]]] = {}
+        self._evaluations = 0
+        self._exit = 0
         self._offline = mode == "offline"
         self._run: Any = None
         self._off = False
@@ -148,79 +164,140 @@ class Wandb:
             notice(f"W&B is switched off for this run: {type(error).__name__}: {error}")
 
     def _log(self, event: str, row: Mapping[str, Any]) -> None:
-        import wandb
-
         if self._run is None:
-            os.environ.setdefault("WANDB_SILENT", "true")
-            self._folder.mkdir(parents=True, exist_ok=True)
-            settings = wandb.Settings(
-                console="off",
-                init_timeout=30,
-                disable_code=True,
-                disable_git=True,
-                disable_job_creation=True,
-                symlink=False,
-                x_disable_machine_info=True,
-                x_disable_meta=True,
-                x_disable_stats=True,
-            )
-            if not os.environ.get("WANDB_RUN_ID"):  # which `wandb agent` sets
-                self._arguments["id"] = run_id(self._folder)
-            self._run = wandb.init(**self._arguments, settings=settings)
+            self._begin(row.get("stages", ()))
         if event == "config":
             told = {key: value for key, value in row.items() if key != "request"}  # not who asked
             command = command_without_folders(without_request(row.get("command", "")))
             shown = {**without_folders(told), "command": command}
             self._run.config.update(shown, allow_val_change=True)
+            # "muwa.methods.slug.Slug" -> "slug"
+            self._method = row.get("method", {}).get("_target_", "").rpartition(".")[0].rpartition(".")[2]
+        elif event == "task":
+            self._describe(row)
         elif event == "gradients":
-            rows = [[name, norm["forget"], norm["retain"]] for name, norm in row["norms"].items()]
-            table = "/".join(filter(None, ("gradients", row["concept"], row.get("encoder"))))
-            self._table(table, ["layer", "forget norm", "retain norm"], rows)
+            self._rows("gradients", content.GRADIENTS, content.gradient_rows(row))
         elif event == "scores":
-            front = set(row["front"])
-            rows = [
-                [name, s.tower, s.importance, s.alignment, s.cosine, name in front]
-                for name, s in row["scores"].items()
-            ]
-            columns = ["layer", "tower", "importance", "alignment", "cosine", "on front"]
-            self._table(f"scores/{row['concept']}", columns, rows)
+            self._rows("scores", content.SCORES, content.score_rows(row))
         elif event == "evaluation":
+            self._evaluations += 1
             flat = {key: value for key, value in row.items() if not isinstance(value, Mapping)}
+            flat["evaluation"] = self._evaluations
             self._run.log({f"search/{key}": value for key, value in flat.items()})
+        elif event == "loss":
+            self._run.log({"training/step": row["step"], "training/loss": row["loss"]})
+        elif event == "edit":
+            self._run.summary.update({f"edit/{key}": value for key, value in row.items()})
         elif event == "metrics":
             self._run.log({f"{row['when']}/{key}": value for key, value in row.items() if key != "when"})
+        elif event in ("stopped", "failed"):
+            self._ends_early(event, row)
 
-    def _table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def _begin(self, stages: Sequence[str]) -> None:
+        """Start the W&B run, and say what its curves are drawn over."""
         import wandb
 
-        table = wandb.Table(columns=columns, data=rows)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            console="off",
+            init_timeout=30,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            host="muwa",  # instead of the name of this machine
+            symlink=False,
+            x_disable_machine_info=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+        )
+        if not os.environ.get("WANDB_RUN_ID"):  # which `wandb agent` sets
+            self._arguments["id"] = run_id(self._folder)
+        self._arguments["job_type"] = self._arguments["job_type"] or content.job_type(stages)
+        self._run = wandb.init(**self._arguments, settings=settings)
+        for curves, steps in (("search", "search/evaluation"), ("training", "training/step")):
+            self._run.define_metric(steps, hidden=True)
+            self._run.define_metric(f"{curves}/*", step_metric=steps)
+
+    def _describe(self, row: Mapping[str, Any]) -> None:
+        """Name and tag the run by what it does."""
+        if self._arguments["name"] is None:
+            self._run.name = content.run_name(self._method, row["names"])
+        self._tag(self._method, row["kind"], without_folders(row["model"]))
+
+    def _tag(self, *tags: str) -> None:
+        more = map(content.tag, filter(None, tags))
+        self._run.tags = tuple(dict.fromkeys([*(self._run.tags or ()), *more]))
+
+    def _ends_early(self, event: str, row: Mapping[str, Any]) -> None:
+        """Note that the run was stopped or failed; W&B shows it as such by its exit code.
+
+        After a SIGTERM, which clusters send before they take a machine back, W&B calls the run preempted, and
+        a sweep of W&B starts it again.
+        """
+        self._exit = 1
+        self._tag(event)
+        about = {key: value for key, value in row.items() if value}
+        self._run.summary.update({"status": event, **without_folders(about)})
+        if row.get("by") == "SIGTERM":
+            self._run.mark_preempting()
+
+    def _rows(self, key: str, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+        """Keep the rows of a table until the end: W&B shows one table a key."""
+        self._tables.setdefault((key, columns), []).extend(rows)
+
+    def _send_tables(self) -> None:
+        for (key, columns), rows in self._tables.items():
+            self._run.log({key: self._table(columns, rows)})
+
+    def _table(self, columns: Sequence[str], rows: list[list[Any]]) -> Any:
+        import wandb
+
+        table = wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)
         if self._offline:  # only a file of the run: W&B also makes an artifact of a "table", and notes a path
             table._log_type = "table-file"
-        self._run.log({key: table})
+        return table
 
     def _close(self, report: Report | None) -> None:
-        import wandb
-
         if self._run is None:
             return
         if report is not None:
-            self._run.summary.update(_summary(report))
-            plots = _plots(self._folder / "figures")
-            if plots:
-                self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
-            if said := answers(report.examples):
-                rows = [
-                    [one[key] for key in ("role", "question", "expected", "before", "after")] for one in said
-                ]
-                self._table("answers", ["set", "question", "right answer", "before", "after"], rows)
+            self._send_report(report)
+        self._send_tables()
         patch = self._folder / PATCH
-        if patch.is_file() and self._offline:
+        if patch.is_file() and not self._exit:
+            self._send_patch(patch, report)
+        self._run.finish(exit_code=self._exit)
+
+    def _send_report(self, report: Report) -> None:
+        import wandb
+
+        if self._arguments["name"] is None:
+            self._run.name = content.run_name(self._method, report.task.names, report.edit.moves)
+        self._tag(*dict.fromkeys(move.tower for move in report.edit.moves))
+        self._run.summary.update({"status": "done", **content.summary(report)})
+        plots = content.plots(self._folder / "figures")
+        if plots:
+            self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})
+        self._rows("metrics", content.METRICS, content.metric_rows(report))
+        if said := answers(report.examples):
+            keys = ("role", "question", "expected", "before", "after")
+            self._rows("answers", content.ANSWERS, [[one[key] for key in keys] for one in said])
+
+    def _send_patch(self, patch: Path, report: Report | None) -> None:
+        import wandb
+
+        metadata = content.patch_metadata(patch, report)
+        self._run.summary.update({"patch/sha256": metadata["sha256"], "patch/bytes": metadata["bytes"]})
+        if self._offline:
             self._run.save(str(patch), base_path=str(self._folder), policy="now")
-        elif patch.is_file():
-            artifact = wandb.Artifact(f"patch-{self._run.id}", type="patch")
-            artifact.add_file(str(patch))
-            self._run.log_artifact(artifact)
-        self._run.finish()
+            return
+        description = content.patch_description(report)
+        artifact = wandb.Artifact(
+            f"patch-{self._run.id}", type="patch", description=description, metadata=metadata
+        )
+        artifact.add_file(str(patch))
+        self._run.log_artifact(artifact)
 
 
 def run_id(folder: Path) -> str:
@@ -229,28 +306,3 @@ def run_id(folder: Path) -> str:
     if not kept.is_file():
         write_text(kept, uuid.uuid4().hex[:16])
     return kept.read_text()
-
-
-def _summary(report: Report) -> dict[str, Any]:
-    """Objective, commit, cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`."""
-    summary: dict[str, Any] = {
-        "objective": report.objective,
-        "git_commit": report.provenance.get("git_commit"),
-    }
-    for when, metrics in (("before", report.before), ("after", report.after)):
-        for name, metric in metrics.items():
-            key = f"{when}/{name}"
-            summary |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.reading.better}
-            if metric.low is not None and metric.high is not None:
-                summary |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
-    return summary | {f"cost/{name}": value for name, value in report.cost.items()}
-
-
-def _plots(folder: Path) -> list[Path]:
-    """The files of the report's plots: <kind>.png, or <kind>_1.png, ... where there are several."""
-    return [
-        path
-        for kind in PLOTS
-        for pattern in ("", "_*")
-        for path in sorted(folder.glob(f"{kind}{pattern}.png"))
-    ]

@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -11,7 +12,9 @@ from report.offline import offline_file, settled_records
 
 from muwa import config, pipeline
 from muwa.report.loggers import Jsonl, Loggers, Wandb, run_id
+from muwa.runtime.stopping import Stopped
 from muwa.types.example import Example
+from muwa.types.search import LayerScore
 
 wandb = pytest.importorskip("wandb")
 ROOT = Path(__file__).parent.parent.parent
@@ -43,11 +46,20 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     keys = {key for row in rows for key in row}
     assert {"before/forget/top1", "after/forget/top1", "after/retain/top1"} <= keys
     sent = {key: value for row in rows for key, value in row.items()}
-    assert sent["scores/Kael Lindqvar/nrows"] == len(found["scores"])
-    assert sent["gradients/Kael Lindqvar/nrows"] > len(found["scores"])
+    assert sent["scores/nrows"] == len(found["scores"])
+    assert sent["gradients/nrows"] > len(found["scores"])
+    assert sent["metrics/nrows"] == 2 * len([key for key in keys if key.startswith("after/")])
     assert sent["figures/gains/_type"] == "image-file"
-    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert run.run_group == "/".join(tmp_path.parts[-3:])
+    runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert {one.host for one in runs} == {"muwa"}  # not the name of this machine
+    assert runs[0].run_group == "/".join(tmp_path.parts[-3:])
+    named = ("slug_whitened · Kael Lindqvar", "unlearn")  # no step forgot, so no layer was edited
+    assert (runs[-1].display_name, runs[-1].job_type) == named
+    assert list(runs[-1].tags) == ["slug_whitened", "identity", found["provenance"]["model"]["source"]]
+    curves = {m.glob_name or m.name: m for m in (r.metric for r in records) if m.glob_name or m.name}
+    assert not {"before/*", "after/*"} & set(curves)  # a summary of them would nest: {"last": 1.0}
+    assert curves["search/*"].step_metric == "search/evaluation"
+    assert [row["search/evaluation"] for row in steps] == list(range(1, len(steps) + 1))
     files = [file.path for r in records if r.WhichOneof("record_type") == "files" for file in r.files.files]
     assert "patch.safetensors" in files
     (sent,) = (tmp_path / "run").glob("wandb/offline-run-*/files/patch.safetensors")
@@ -84,7 +96,9 @@ def check_that_no_folder_is_told(run, miniature):
 def test_a_folder_is_one_run_also_when_it_is_repeated(tmp_path):
     """Preempted and started again, or run again in its folder: two offline files of one id, which `wandb sync` merges."""
     for attempt in range(2):
-        logger = Wandb(project="p", group="mine", name=None, mode="offline", folder=str(tmp_path), tags=[])
+        logger = Wandb(
+            project="p", group="mine", name=None, job_type=None, mode="offline", folder=str(tmp_path), tags=[]
+        )
         command = f"python launch.py seed={attempt} 'request.operator=Example Ltd'"
         asked = {"id": "17", "operator": "Example Ltd"}
         logger.log("config", {"seed": attempt, "command": command, "request": asked})
@@ -107,7 +121,9 @@ def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path)
     for name in ("pareto_1", "trace", "examples", "metrics", "similarity", "anything"):
         (tmp_path / "figures").mkdir(exist_ok=True)
         (tmp_path / "figures" / f"{name}.png").write_bytes(tiny.png(0))
-    logger = Wandb(project="p", group=None, name=None, mode="offline", folder=str(tmp_path), tags=[])
+    logger = Wandb(
+        project="p", group=None, name=None, job_type=None, mode="offline", folder=str(tmp_path), tags=[]
+    )
     logger.log("config", {"report": {"show_forget": True}})
     logger.log("evaluation", {"concept": "Ada Fox", "step": 2.0, "layers": {"": "visual.proj"}})
     said = (Example("forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"),)
@@ -119,24 +135,124 @@ def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path)
         "columns": ["set", "question", "right answer", "before", "after"],
         "data": [["forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"]],
     }
-    found, steps = {}, {}
+    found, steps, names = {}, {}, []
     for record in settled_records(tmp_path):
+        names += [record.run.display_name] if record.WhichOneof("record_type") == "run" else []
         items = record.history.item if record.WhichOneof("record_type") == "history" else ()
         steps |= {
             "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items if "search" in str(i)
         }
         items = record.summary.update if record.WhichOneof("record_type") == "summary" else ()
         found |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-    assert steps == {"search/concept": "Ada Fox", "search/step": 2.0}  # no nested layers
+    assert names[-1] == f"{tiny.NAMES[0]} · vision visual.proj"  # the layer is known at the end
+    assert steps == {
+        "search/concept": "Ada Fox",
+        "search/step": 2.0,
+        "search/evaluation": 1,
+    }  # no nested layers
     sent = {key: found[f"after/forget/top1{key}"] for key in ("", "_n", "_low", "_high", "_better")}
     assert sent == {"": 0.0, "_n": 2, "_low": 0.0, "_high": 0.7, "_better": "lower"}
     assert (found["before/retain/top1_low"], found["cost/seconds"], found["cost/bytes"]) == (0.6, 1.5, 7)
 
 
+def offline(folder):
+    return Wandb(
+        project="p", group=None, name=None, job_type=None, mode="offline", folder=str(folder), tags=["mine"]
+    )
+
+
+def ended(folder):
+    """(Exit code, last tags, summary, whether it was marked as preempted) of the newest offline run."""
+    code, tags, summary, preempted = None, [], {}, False
+    for record in settled_records(folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "exit":
+            code = record.exit.exit_code
+        elif kind == "run":
+            tags = list(record.run.tags)
+        elif kind == "summary":
+            items = record.summary.update
+            summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+        preempted |= kind == "preempting"
+    return code, tags, summary, preempted
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told", "preempted"),
+    [
+        (Stopped(signal.SIGTERM), 1, {"status": "stopped", "by": "SIGTERM"}, True),
+        (KeyboardInterrupt(), 1, {"status": "stopped", "by": "Ctrl-C"}, False),
+        (
+            ValueError("bad file /home/ada/a.tar\nsecond line"),
+            1,
+            {"status": "failed", "error": "ValueError", "why": "bad file …/a.tar"},
+            False,
+        ),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "error"],
+)
+def test_a_run_that_ends_early_tells_wandb_how(tmp_path, error, code, told, preempted):
+    with (
+        pytest.raises(type(error)),
+        Loggers([offline(tmp_path), Jsonl(str(tmp_path / "m.jsonl"))]) as loggers,
+    ):
+        loggers.log("config", {"method": {"_target_": "muwa.methods.slug.Slug"}, "stages": ["unlearn"]})
+        loggers.log("task", {"kind": "identity", "names": ["Ada Fox"], "model": "/models/mine.pt"})
+        raise error
+    found = ended(tmp_path)
+    assert (found[0], found[1], found[3]) == (
+        code,
+        ["mine", "slug", "identity", "…/mine.pt", told["status"]],
+        preempted,
+    )
+    assert told.items() <= found[2].items()
+    assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[-1])["event"] == told["status"]
+
+
+def test_all_names_share_one_table_a_key(tmp_path):
+    """Two names: one table `scores` and one table `gradients`, with a column that says whose row it is."""
+    logger, score = offline(tmp_path), LayerScore(0.5, 0.1, -0.1, 2.0, 1.0, 3.0, "vision")
+    for name in ("Ada Fox", "Bo Hill"):
+        logger.log(
+            "gradients", {"concept": name, "encoder": "", "norms": {"a": {"forget": 1.0, "retain": 2.0}}}
+        )
+        logger.log("scores", {"concept": name, "scores": {"a": score}, "front": ("a",)})
+    logger.close(None)
+    settled_records(tmp_path)
+    tables = {
+        path.name.split("_")[0]: json.loads(path.read_text())
+        for path in (tmp_path / "wandb").rglob("media/table/*.json")
+    }
+    assert tables == {
+        "gradients": {
+            "columns": ["concept", "encoder", "layer", "forget norm", "retain norm"],
+            "data": [["Ada Fox", "", "a", 1.0, 2.0], ["Bo Hill", "", "a", 1.0, 2.0]],
+        },
+        "scores": {
+            "columns": ["concept", "layer", "tower", "importance", "alignment", "cosine", "gain", "on front"],
+            "data": [
+                ["Ada Fox", "a", "vision", 0.5, 0.1, -0.1, None, True],
+                ["Bo Hill", "a", "vision", 0.5, 0.1, -0.1, None, True],
+            ],
+        },
+    }
+
+
+def test_wandb_is_not_told_who_asked(tmp_path):
+    logger = offline(tmp_path)
+    command = "python launch.py request.operator=Secret_Ltd seed=1"
+    logger.log("config", {"request": {"operator": "Secret_Ltd"}, "command": command})
+    logger.close(None)
+    assert any(record.WhichOneof("record_type") == "config" for record in settled_records(tmp_path))
+    assert b"Secret_Ltd" not in offline_file(tmp_path).read_bytes()
+
+
 def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):
     file = tmp_path / "taken"
     file.write_text("not a folder")
-    broken = Wandb(project="p", group=None, name=None, mode="offline", folder=str(file), tags=[])
+    broken = Wandb(
+        project="p", group=None, name=None, job_type=None, mode="offline", folder=str(file), tags=[]
+    )
     with Loggers([broken, Jsonl(str(tmp_path / "m.jsonl"))]) as both:
         both.log("config", {"a": 1})
         both.log("metrics", {"when": "before", "forget/top1": 1.0})
