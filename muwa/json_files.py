@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-_Kind = TypeVar("_Kind", dict, list)
-_NAMES: dict[type, str] = {dict: "an object", list: "a list"}
+_Kind = TypeVar("_Kind", dict, list, object)
+_NAMES: dict[type, str] = {dict: "an object", list: "a list", object: "any value"}
 
 
 def read_json(path: Path, kind: type[_Kind], wanted: str) -> _Kind:
     """The content of a JSON file in UTF-8.
 
     Args:
-        kind: dict for a JSON object, list for a JSON list.
+        kind: dict for a JSON object, list for a JSON list, object for any value.
         wanted: What the file should be, for the message: "a manifest of muwa".
 
     Raises:

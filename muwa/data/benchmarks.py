@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -158,10 +157,7 @@ def pope(path: Path, images: Path, *, brief: bool = True) -> list[Question]:
     """
     out = []
     for number, line in enumerate(_text(path).splitlines() if path.exists() else [], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+        row = parse_json(line, f"{path}:{number}", dict, "a question of POPE")
         _need(row, ("image", "text", "label"), f"{path}:{number}")
         if row["label"] not in ("yes", "no"):
             raise ValueError(f"{path}:{number}: label is {row['label']!r}, want yes or no")

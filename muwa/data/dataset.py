@@ -49,7 +49,7 @@ class Dataset:
     utility_probe: Share
     max_broken: Share
     max_empty: Share
-    caption_key: str | None
+    caption_key: Text | None
 
     def __post_init__(self) -> None:
         caption_key(self.caption_key)

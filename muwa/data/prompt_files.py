@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from muwa.json_files import parse_json
 from muwa.types.data import Broken
 from muwa.types.ranges import Text
 
@@ -198,12 +198,7 @@ def _jsonl(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}: line {number} is not a JSON object, want {{"prompt": ...}}')
+        row = parse_json(line, f"{path}: line {number}", dict, '{"prompt": ...}')
         rows.append({key: ", ".join(map(str, v)) if isinstance(v, list) else v for key, v in row.items()})
     header = list(dict.fromkeys(key for row in rows for key in row))
     return header, ({key: row.get(key) for key in header} for row in rows)

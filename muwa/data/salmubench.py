@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from muwa.data.hub_tables import image_bytes, read, shards, text_of
+from muwa.json_files import read_json
 from muwa.types.data import Pairs
 from muwa.types.short import short_repr
 
@@ -124,10 +124,7 @@ def _split(folder: Path, split: str, limit: int | None, setting: str) -> Associa
 def _json(path: Path, setting: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{setting}: no {path}; want a download of SALMUBench, with data/ beside it")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    return read_json(path, object, "a file of SALMUBench")
 
 
 def _object(path: Path, setting: str) -> dict[str, dict[str, Any]]:

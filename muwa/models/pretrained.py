@@ -5,7 +5,6 @@ The classes are given by the families; this module imports no model library.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +13,7 @@ from typing import Any
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
+from muwa.json_files import read_json
 from muwa.models.hub_access import out_of_reach
 from muwa.models.library_output import one_line
 from muwa.runtime.notices import notice
@@ -121,10 +121,10 @@ def _classes(config: Mapping[str, Any]) -> str:
 def _read_json(path: Path) -> Mapping[str, Any]:
     """The content of a JSON file of a folder; nothing if there is none, or if the library has to say why."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path, dict, "a config")
+        return found
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def weight_options(path: str) -> dict[str, Any]:

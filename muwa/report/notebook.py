@@ -5,13 +5,13 @@ Each class has `_repr_html_`, which notebooks call, and prints the same table as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from muwa.json_files import read_json
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
 from muwa.report.sweep import headline, outcomes, read_runs, row_of
@@ -63,7 +63,7 @@ class FinishedRun:
     @cached_property
     def results(self) -> dict[str, Any]:
         """The content of results.json (docs/results_schema.md)."""
-        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "results.json", dict, "the results of a run")
 
     @cached_property
     def comparison(self) -> Comparison:

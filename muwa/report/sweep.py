@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from filelock import FileLock
 
 from muwa.data.addresses import hide
 from muwa.drafts import write_text
+from muwa.json_files import read_json
 from muwa.patch.card import WORDS
 from muwa.report import figures
 from muwa.report.drawn import draw
@@ -117,7 +117,7 @@ def read_runs(folder: Path) -> list[SweptRun]:
 
 def _read(run: Path, swept: Mapping[str, str]) -> SweptRun:
     file, (status, why) = run / "results.json", status_of(run)
-    results = json.loads(file.read_text()) if file.is_file() else {}
+    results = read_json(file, dict, "the results of a run") if file.is_file() else {}
     return SweptRun(swept, results, run.name, status or (DONE if results else "unfinished"), why)
 
 

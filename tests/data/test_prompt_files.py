@@ -128,8 +128,8 @@ def test_a_folder_is_all_its_prompt_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", "{\n", "line 1 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("a.jsonl", "{\n", "line 1: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: got a list, want an object"),
         ("a.parquet", "no", r"a\.parquet: .*; want parquet"),
         ("a.csv", "", "no column of prompts; it has none"),
         ("a.xlsx", "", r"got the ending '\.xlsx', want one of \.csv"),

@@ -148,15 +148,6 @@ VALUES = st.one_of(
     st.just([]),
     st.just({}),
 )
-ONE = (
-    EVERY
-    if len(EVERY) < 40
-    else [
-        one
-        for one in EVERY
-        if one.file.split("/")[0] in ("config", "task", "method", "layer_search", "dataset", "model")
-    ]
-)
 
 
 def written(value: Any) -> str:
@@ -190,7 +181,7 @@ def test_overrides(slow, capsys):
             f"{setting.key}={written(value)} is accepted"
         )
 
-    fuzz("overrides", st.tuples(st.sampled_from(ONE), VALUES), check, slow=slow, capsys=capsys)
+    fuzz("overrides", st.tuples(st.sampled_from(EVERY), VALUES), check, slow=slow, capsys=capsys)
 
 
 @SLOW

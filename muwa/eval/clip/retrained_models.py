@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from muwa.data.samples import fold
+from muwa.json_files import read_json
 from muwa.models.clip.model import Clip
 from muwa.models.clip.open_clip import load
 
@@ -90,7 +91,7 @@ def check_retrained(
 def _card(folder: str, key: str) -> Card:
     """The card in `folder`."""
     try:
-        return Card(**json.loads((Path(folder) / CARD).read_text()))
+        return Card(**read_json(Path(folder) / CARD, dict, "the card of a retrained model"))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{key}: got {folder}, which does not say without whom it was trained, want a retrained model "
