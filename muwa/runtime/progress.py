@@ -184,13 +184,16 @@ def stages(names: Sequence[str], *, show: bool) -> Iterator[None]:
 
 @contextmanager
 def _every_minute(plan: _Plan) -> Iterator[None]:
-    """Say once a minute how far the stage is."""
+    """Say how far the stage is when it has taken a minute, and each minute from then on."""
     ended = threading.Event()
 
     def tell() -> None:
-        while not ended.wait(MINUTE):
-            if plan.screen.stage and time.monotonic() - plan.screen.started >= MINUTE:
+        told = 0.0
+        while not ended.wait(MINUTE / 60):
+            now = time.monotonic()
+            if plan.screen.stage and now - max(told, plan.screen.started) >= MINUTE:
                 plan.say(plan.screen.line())
+                told = now
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
