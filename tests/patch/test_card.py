@@ -135,7 +135,7 @@ def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
 def test_the_first_part_says_what_was_measured_in_counts():
     text = card()
     first = text[text.index("## In short") : text.index("## What was not measured")]
-    assert "**These tests are not enough to show that the aim was reached" in first
+    assert "**These tests do not show that the aim was reached" in first
     assert "- Not shown: The other names." in first
     assert (
         "Before the change, Ada Fox was the model's first guess in 8 of 8 held-out images; after it, in 0 of 8. "
