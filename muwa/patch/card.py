@@ -1,4 +1,4 @@
-"""The unlearning card: who asked, what was changed, measured and not measured, how to check and to undo.
+"""The unlearning card: what was measured and not measured, who asked, how to check and to undo.
 
 The same card is `card.md` of a run, README.md of a folder that `apply` wrote, and README.md of a patch on the
 hub. It is written for people who do not know muwa, such as a data-protection officer. Texts that a user or a
@@ -7,9 +7,10 @@ stranger wrote are escaped: they cannot become markup.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,17 @@ from huggingface_hub.utils import validate_repo_id
 
 from muwa.json_files import read_json
 from muwa.patch.apply import Patch
-from muwa.types.metric import RATE
+from muwa.types.metric import RATE, still_recognised
+from muwa.types.search import BOTH_TOWERS
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOT_STATED = "not stated"
 RUN, FOLDER, HUB = "run", "folder", "hub"  # where a card is
 WORDS = {"good": "Shown", "unsure": "Not shown", "bad": "Failed", "note": "Note"}  # kind of a finding -> word
-_METRIC = ("value", "n", "low", "high", "better", "unit", "reads", "role", "label", "counted", "capped")
+_METRIC = (
+    "value", "n", "low", "high", "better", "unit", "reads", "role", "label", "counted", "capped", "gone_at",
+)  # fmt: skip
+_GONE = ("forgotten", "earlier", "attack")  # roles of rates that say whether something is still recognised
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$&<>#@]|:(?=//)|(?<=www)\.)")  # the last two: no address becomes a link
 _KEPT = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "language")
 
@@ -97,12 +102,32 @@ def told(results: Mapping[str, Any]) -> dict[str, Any]:
             }
             for when, found in results["metrics"].items()
         },
+        "worst": _worst(results["metrics"]),
         "changes": dict(results.get("changes", {})),
         "edited": dict(results.get("edited", {})),
         "parameters": results.get("cost", {}).get("parameters"),
         "measures": list(about.get("measures", ())),
         "observer": about.get("observer", ""),
     }
+
+
+def _worst(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The rates of the single other name that lost most: `before`, `after`, `n`; None if none is known.
+
+    Its name is not told: a card is handed to others. It is in results.json.
+    """
+    found = []
+    for name, metric in metrics.get("after", {}).items():
+        if metric.get("role") != "kept":
+            continue
+        old = metrics["before"].get(name, {}).get("by_name", {})
+        sign = -1 if metric["better"] == "lower" else 1
+        for one, rate in metric.get("by_name", {}).items():
+            if one in old:
+                lost = sign * (old[one]["value"] - rate["value"])
+                row = {"before": old[one]["value"], "after": rate["value"], "n": rate["n"], "lost": lost}
+                found.append(row)
+    return max(found, key=lambda row: row["lost"], default=None)
 
 
 def patch_entry(patch: Patch, sha256: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -155,7 +180,7 @@ def card_text(
     files: Mapping[str, str],
     target: str = "",
 ) -> str:
-    """The card, with the hub's metadata before it.
+    """The card; in a folder and on the hub with the hub's metadata before it.
 
     Args:
         entries: The patches, as in the record of an edited folder (`patch_entry`).
@@ -164,9 +189,8 @@ def card_text(
         files: Edited file -> SHA-256, for a folder.
         target: The repository or folder, for the commands on the hub.
     """
-    shown = [_shown(entry) for entry in entries]
-    runs = [one["run"] for one in shown if one["run"]]
-    checks = [_checks().get(run["observer"], {}) for run in runs]
+    towers = {move["tower"] for entry in entries for move in entry["moves"]}  # of all patches on the model
+    shown = [_shown(entry, towers) for entry in entries]
     body = (
         _environment()
         .get_template("card.md")
@@ -175,16 +199,22 @@ def card_text(
             entries=shown,
             names=", ".join(dict.fromkeys(name for one in shown for name in one["list"])) or "nothing",
             words=WORDS,
-            asked=lambda run, key: (run or {}).get("request", {}).get(key),
-            relearning=any("relearning" in run["measures"] for run in runs),
-            limits=list(dict.fromkeys(text for one in checks for text in one.get("limits", ()))),
+            asked=_asked,
             unedited=sorted({name for entry in entries for name in entry.get("unedited", ())}),
             files=files,
             base={"id": None, "license": None, **base},
             target=target,
         )
     )
-    return f"---\n{_metadata(base, place)}\n---\n\n{body.strip()}\n"
+    head = "" if place == RUN else f"---\n{_metadata(base, place)}\n---\n\n"
+    lines = re.sub(r"\n{3,}", "\n\n", body.strip())  # every text that is inserted is one line
+    return f"{head}{lines}\n"
+
+
+def _asked(run: Mapping[str, Any] | None, key: str) -> object:
+    """What the user wrote of the request; where there is nothing, how it is filled in."""
+    found = (run or {}).get("request", {}).get(key)
+    return f"{NOT_STATED}; the operator fills it in: request.{key}=..." if found is None else found
 
 
 def _metadata(base: Mapping[str, Any], place: str) -> str:
@@ -237,24 +267,133 @@ def card_metadata(card: Path) -> dict[str, Any]:
     return found
 
 
-def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One patch as the template shows it."""
+def _shown(entry: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """One patch as the template shows it.
+
+    Args:
+        changed: The towers that this and the other patches of the card change.
+    """
     moves, story, run = entry["moves"], entry["story"], entry.get("run")
     names = list(dict.fromkeys(story.get("names") or sorted({move["concept"] for move in moves})))
-    checks = _checks().get(run["observer"] if run else "", {})
-    open_checks = checks.get("not_measured", {})
+    checks = _checks()["outputs"].get(run["observer"] if run else "", {})
+    subject = _checks()["subjects"].get(story.get("task"), _checks()["subjects"]["other"])[len(names) > 1]
+    towers = list(dict.fromkeys(move["tower"] for move in moves))
+    measures = run["measures"] if run else ()
+    told_apart, answered = _told_apart(checks, changed, measures)
+    wanted = checks.get("not_measured", {}).items()
+    open_checks = [text for name, text in wanted if name not in (*measures, answered)]
+    if run is None:
+        open_checks = ["anything: the results of the run are not known"]
     return {
         **entry,
         "list": names,
         "names": ", ".join(names) or "nothing",
+        "subject": subject,
+        "aim": checks.get("aim", "should forget"),
         "layers": sorted({move["layer"] for move in moves}),
+        "parts": [_checks()["parts"].get(tower, tower) for tower in towers],
+        "told_apart": told_apart.format(subject=subject),
         "method": str(story.get("method", NOT_STATED)).rpartition(".")[2],
         "version": story.get("versions", {}).get("muwa", NOT_STATED),
-        "not_measured": [text for name, text in open_checks.items() if name not in run["measures"]]
-        if run
-        else ["anything: the results of the run are not known"],
-        "run": {**run, "rows": _rows(run), "zero": _zero(run)} if run else None,
+        "not_measured": [text.format(subject=subject) for text in open_checks],
+        "limits": [text.format(subject=subject) for text in checks.get("limits", ())],
+        "run": {**run, **_told_of(run), "rows": _rows(run)} if run else None,
     }
+
+
+def _told_apart(
+    checks: Mapping[str, Any], changed: Collection[str], measures: Sequence[str]
+) -> tuple[str, str]:
+    """What is known of a way around the edit that the outputs do not show, and the measure that it answers.
+
+    That a part of the model was not changed answers it without a measurement. Both are "" if there is no such
+    question.
+    """
+    question = checks.get("told_apart")
+    if question is None or not changed:
+        return "", ""
+    if question.get("part") and not {question["part"], BOTH_TOWERS} & {*changed}:
+        return question["unchanged"], question["measure"]
+    state = (
+        "was measured: see the technical annex" if question.get("measure") in measures else "was not measured"
+    )
+    return f"{question['asks']} {state}.", ""
+
+
+def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The first rate of the target, the rates that were judged and the worst single other name, in counts."""
+    before, after = (run["metrics"].get(when, {}) for when in ("before", "after"))
+    kinds = (run["verdict"] or {}).get("kinds", {})
+    rated = {name: metric for name, metric in after.items() if metric.get("unit", RATE) == RATE}
+    judged = [
+        {**_judged(before.get(name), metric, kinds[name]), "change": _change(run["changes"].get(name))}
+        for name, metric in rated.items()
+        if name in kinds
+    ]
+    worst = run.get("worst")
+    return {
+        "judged": judged,
+        "main": next((row for row in judged if row["role"] == "forgotten"), None),
+        "kept": [row for row in judged if row["role"] == "kept"],
+        "worst": worst and _counts((worst["before"], worst["n"]), (worst["after"], worst["n"])),
+        "lost": bool(worst and worst["lost"] > 0),
+        "open": [
+            one for one in (run["verdict"] or {}).get("findings", ()) if one["kind"] in ("unsure", "bad")
+        ],
+    }
+
+
+def _judged(before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A rate that was judged, in counts; for what was to be forgotten, how often it is still recognised."""
+    gone = after.get("role") in _GONE
+
+    def rate(metric: Mapping[str, Any], key: str) -> float | None:
+        if metric.get(key) is None:
+            return None
+        return still_recognised(metric[key], after["better"]) if gone else float(metric[key])
+
+    rates = [
+        (value, one["n"]) for one in (before, after) if one and (value := rate(one, "value")) is not None
+    ]
+    ends = [end for end in (rate(after, "low"), rate(after, "high")) if end is not None]
+    return {
+        "role": after.get("role", ""),
+        "label": after.get("label", ""),
+        "counted": after.get("counted", "samples"),
+        "before": _counts(*rates)[0] if before else "",
+        "after": _counts(*rates)[-1],
+        "n": after["n"],
+        "low": 100 * min(ends) if ends else None,
+        "high": 100 * max(ends) if ends else None,
+        "most": _about(max(ends)) if ends else "",
+        "gone": gone,
+        "gone_at": 100 * after.get("gone_at", 0.0),
+        "kind": kind,
+    }
+
+
+def _counts(*rates: tuple[float, int]) -> list[str]:
+    """Rates of n samples as counts; all as percentages where one is a mean that is no count.
+
+    >>> _counts((1.0, 8), (0.0, 8)), _counts((1.0, 2), (1 / 6, 2))
+    (['8 of 8', '0 of 8'], ['100.0 % of 2', '16.7 % of 2'])
+    """
+    if all(abs(rate * n - round(rate * n)) < 1e-6 for rate, n in rates):
+        return [f"{round(rate * n)} of {n}" for rate, n in rates]
+    return [f"{100 * rate:.1f} % of {n}" for rate, n in rates]
+
+
+def _about(rate: float) -> str:
+    """A rate in words, never less than it is.
+
+    >>> _about(0.324), _about(0.56), _about(0.0)
+    ('about 1 in 3', 'about 56 in 100', '0')
+    """
+    if rate <= 0:
+        return "0"
+    if rate > 0.5:
+        return f"about {math.ceil(100 * rate - 1e-9)} in 100"
+    return f"about 1 in {math.floor(1 / rate + 1e-9)}"
 
 
 def _rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -299,19 +438,6 @@ def _change(change: Mapping[str, Any] | None) -> str:
     if change["low"] is None:
         return f"{points(change['value'])} points"
     return f"{points(change['value'])} points ({points(change['low'])} to {points(change['high'])})"
-
-
-def _zero(run: Mapping[str, Any]) -> list[str]:
-    """What "0 of n" means, for the first metric of the forgotten that is 0."""
-    for metric in run["metrics"].get("after", {}).values():
-        gone = metric["value"] == (1 if metric["better"] == "higher" else 0)
-        if metric.get("role") == "forgotten" and gone and metric.get("high") is not None:
-            high = 1 - metric["low"] if metric["better"] == "higher" else metric["high"]
-            return [
-                f"0 of {metric['n']} does not mean never: if the target were still recognised in up to "
-                f"{100 * high:.0f} of 100 cases, {metric['n']} samples could all miss it."
-            ]
-    return []
 
 
 @cache

@@ -182,7 +182,7 @@ def _points(change: float) -> str:
 
 
 def _html_of(card: str) -> str:
-    """A card as HTML, without its metadata and title. No markup and no link comes out of its texts."""
+    """A run's card as HTML, without its title. No markup and no link comes out of its texts."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.disable(["link", "image", "autolink", "html_inline", "html_block"])
     reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table class="card">\n')
@@ -190,7 +190,7 @@ def _html_of(card: str) -> str:
     reader.add_render_rule("th_open", lambda *_: '<th scope="col">')
     reader.add_render_rule("heading_open", lambda self, tokens, i, *_: f"<h{int(tokens[i].tag[1]) + 1}>")
     reader.add_render_rule("heading_close", lambda self, tokens, i, *_: f"</h{int(tokens[i].tag[1]) + 1}>\n")
-    return str(reader.render(card.split("\n---\n", 1)[1].split("\n", 3)[3]))
+    return str(reader.render(card.split("\n", 2)[2]))
 
 
 def metric_rows(

@@ -37,21 +37,26 @@ PATCH = Patch(
 ODD = "<script>x</script> **b** [a](http://e.org) | `c` ![i](d) www.e.org x@e.org\n# head"
 
 
+def by_name(bo, cy):
+    """The rates of two other names."""
+    return {"Bo Hill": {"value": bo, "n": 4}, "Cy Dale": {"value": cy, "n": 6}}
+
+
 def results(**changed):
     """A results.json: 0 of 8 after the edit, 7 of 10 others before and 6 of 10 after."""
-    reading = {"unit": "rate", "reads": "fraction", "label": "words", "capped": False}
-    forget = {**reading, "better": "lower", "role": "forgotten", "n": 8}
-    kept = {**reading, "better": "higher", "role": "kept", "n": 10}
+    reading = {"unit": "rate", "reads": "fraction", "capped": False, "counted": "held-out images"}
+    forget = {**reading, "better": "lower", "role": "forgotten", "n": 8, "label": "the model's first guess"}
+    kept = {**reading, "better": "higher", "role": "kept", "n": 10, "label": "The other names"}
     return {
         "edit": {"moves": [{"concept": "Ada Fox", "tower": "text", "layer": "a", "step": 2.0, "relative_norm": 0.25}]},
         "metrics": {
             "before": {
                 "forget/top1": {**forget, "value": 1.0, "low": 0.676, "high": 1.0},
-                "retain/top1": {**kept, "value": 0.7, "low": 0.4, "high": 0.9},
+                "retain/top1": {**kept, "value": 0.7, "low": 0.4, "high": 0.9, "by_name": by_name(1.0, 0.5)},
             },
             "after": {
                 "forget/top1": {**forget, "value": 0.0, "low": 0.0, "high": 0.324},
-                "retain/top1": {**kept, "value": 0.6, "low": 0.3, "high": 0.8},
+                "retain/top1": {**kept, "value": 0.6, "low": 0.3, "high": 0.8, "by_name": by_name(0.75, 0.5)},
             },
         },
         "changes": {"retain/top1": {"value": -0.0004, "low": -0.2, "high": 0.1, "paired": True}},
@@ -71,10 +76,11 @@ def results(**changed):
 
 
 def card(place=RUN, run=None, *, base=None, files=None, patch=PATCH):
-    """The card of the patch, without its metadata."""
+    """The card of the patch, without its metadata; a run's card has none."""
     run = told(results()) if run is None else run
     text = card_text([patch_entry(patch, "d" * 64, run)], place, base=base or {}, files=files or {})
-    return text.split("\n---\n", 1)[1]
+    assert text.startswith("# " if place == RUN else "---\n")
+    return text if place == RUN else text.split("\n---\n", 1)[1]
 
 
 def cells(text, first):
@@ -96,7 +102,7 @@ def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
     text = card()
     assert cells(text, "Request") == [["Request", "17"]]
     assert cells(text, "Carried out by") == [["Carried out by", "Example Ltd"]]
-    assert cells(text, "Date") == [["Date", "not stated"]]
+    assert cells(text, "Date") == [["Date", "not stated; the operator fills it in: request.date=..."]]
     assert cells(text, "To be forgotten") == [["To be forgotten", "Ada Fox (identity)"]]
     assert cells(text, "Size of the change")[0][1].startswith("25.0 % of the layer's own size")
     assert cells(text, "Numbers changed") == [["Numbers changed", "65,536"]]
@@ -124,23 +130,118 @@ def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
         ["retain/top1", "fraction", "70.0 % (40.0 to 90.0)", "60.0 % (30.0 to 80.0)",
          "0.0 points (-20.0 to +10.0)", "10", "higher", "Not shown"]
     ]  # fmt: skip
-    assert "**Not shown. Forgotten.**" in text
-    assert "- Not shown: The other names." in text
-    assert "up to 32 of 100 cases, 8 samples could all miss it" in text
+
+
+def test_the_first_part_says_what_was_measured_in_counts():
+    text = card()
+    first = text[text.index("## In short") : text.index("## What was not measured")]
+    assert "**These tests do not show that the aim was reached" in first
+    assert "- Not shown: The other names." in first
+    assert (
+        "Before the change, Ada Fox was the model's first guess in 8 of 8 held-out images; after it, in 0 of 8. "
+        "With 8 tested, the true rate could be up to about 1 in 3." in first
+    )
+    assert "0 of 1 tests of what should stay show a loss of no more than 5 percentage points." in first
+    assert "The single other name or class that lost most: 4 of 4 → 3 of 4." in first
+    assert "Changed: 1 layer, in the part that reads text." in first
+    assert "the part that reads pictures was not changed" in first
+    assert "Bo Hill" not in text  # a card is handed to others
+    assert [row[1:] for row in cells(text, "To be forgotten: the model's first guess")] == [
+        ["8 of 8", "0 of 8 held-out images", "0 to 32 %", "Shown"]
+    ]
+    assert [row[1:] for row in cells(text, "The other names")] == [
+        ["7 of 10", "6 of 10 held-out images", "0.0 points (-20.0 to +10.0)", "Not shown"]
+    ]
+    assert "forgotten is at most 0 % of cases, with an interval that ends at 50 % or below" in text
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## In short", "## What was not measured", "## Known limits", "## The request", "## What was measured",
+        "## What this card cannot know", "## How to check it, how to undo it", "## Technical annex",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("good", "In these tests the aim was reached"),
+        ("bad", "**These tests show that the aim was not reached"),
+    ],
+)
+def test_the_outcome_is_that_of_the_verdict(kind, said):
+    found = results()
+    found["verdict"] = {**found["verdict"], "kind": kind}
+    assert said in card(run=told(found))
+
+
+def test_what_is_still_recognised_is_counted_where_forgetting_is():
+    """Unlearning accuracy: 19 of 20 images show something else, so 1 of 20 still shows the target."""
+    found = results()
+    rate = {**found["metrics"]["after"]["forget/top1"], "better": "higher", "n": 20, "label": "generated"}
+    found["metrics"]["before"]["forget/top1"] = {**rate, "value": 0.1, "low": 0.03, "high": 0.3}
+    found["metrics"]["after"]["forget/top1"] = {**rate, "value": 0.95, "low": 0.76, "high": 0.99}
+    text = card(run=told(found))
+    assert "Ada Fox was generated in 18 of 20 held-out images; after it, in 1 of 20. " in text
+    assert "could be up to about 1 in 4." in text
+    assert [row[3] for row in cells(text, "To be forgotten: generated")] == ["1 to 24 %"]
+
+
+@pytest.mark.parametrize(
+    ("tower", "measures", "said"),
+    [
+        ("text", [], "as well as before: the part that reads pictures was not changed."),
+        ("vision", [], "apart from others without the name was not measured."),
+        (
+            "both",
+            ["linear_probe"],
+            "apart from others without the name was measured: see the technical annex.",
+        ),
+    ],
+)
+def test_whether_pictures_can_be_told_apart_is_known_measured_or_not(tower, measures, said):
+    moved = Patch(
+        PATCH.deltas, PATCH.base, "f" * 64, (Move("Ada Fox", tower, "a", 2.0, 0.25),), PATCH.provenance
+    )
+    run = told(results(provenance={"measures": measures, "observer": "Features"}))
+    text = card(run=run, patch=moved)
+    assert said in text
+    listed = "- whether pictures of the person can still be told apart without the name\n"
+    assert (listed in text) == (tower == "vision")
+
+
+def test_a_second_patch_can_change_the_part_that_reads_pictures():
+    moved = Patch(PATCH.deltas, PATCH.base, "f" * 64, (Move("Bo Hill", "vision", "b", 2.0, 0.25),), {})
+    entries = [patch_entry(PATCH, "d" * 64, told(results())), patch_entry(moved, "d" * 64, None)]
+    text = card_text(entries, FOLDER, base={}, files={})
+    assert "the part that reads pictures was not changed" not in text
+
+
+def test_no_other_name_lost():
+    found = results()
+    found["metrics"]["after"]["retain/top1"]["by_name"]["Bo Hill"]["value"] = 1.0
+    assert "No single other name was recognised less often than before." in card(run=told(found))
+    del found["metrics"]["before"]["retain/top1"]["by_name"]
+    assert "The worst single other name is not known." in card(run=told(found))
+
+
+def test_several_names_and_what_is_no_person():
+    both = {"names": ["Ada Fox", "Bo Hill"], "task": "style"}
+    text = card(patch=Patch(PATCH.deltas, PATCH.base, "f" * 64, PATCH.moves, both))
+    assert "Ada Fox, Bo Hill were the model's first guess" in text
+    assert "can train these concepts back in" in text
 
 
 def test_what_was_not_measured_is_what_the_run_left_out():
     text = card()
     assert "whether another wording of the name" in text
     assert "whether people or things that look alike" not in text  # neighbours was measured
-    assert "How few steps it takes was not measured here." in text
+    assert "How few steps it takes was not measured." in text
     measured = told(results(provenance={"measures": ["rewording", "relearning"], "observer": "Features"}))
     text = card(run=measured)
     assert "whether another wording of the name" not in text
-    assert "How few steps it took is in the table above." in text
-    assert "from memory" not in text
+    assert "How few steps it took is in the technical annex." in text
+    assert "what it read" not in text
     told_by_words = told(results(provenance={"measures": [], "observer": "QuestionAnswering"}))
-    assert "it may still answer from memory" in card(run=told_by_words)
+    assert "may still answer from what it read" in card(run=told_by_words)
     drawn = told(results(provenance={"measures": [], "observer": "ImageGenerator"}))
     assert "Soft prompt:" in card(run=drawn)
 
@@ -190,7 +291,7 @@ def test_two_patches_have_a_part_each():
     text = card_text(entries, FOLDER, base={}, files={})
     assert "# Unlearning card: Ada Fox, Bo Hill" in text
     assert text.index("# Patch 1 of 2: Ada Fox") < text.index("# Patch 2 of 2: Bo Hill")
-    assert text.count("## Known limits") == 1
+    assert text.count("## Technical annex") == 1
 
 
 @pytest.mark.parametrize("field", ["id", "operator", "date", "basis"])
@@ -260,7 +361,7 @@ def test_results_of_earlier_versions_make_a_card():
         "metrics": {"before": {}, "after": {"forget/top1": {"value": 0.0, "n": 8, "better": "lower"}}},
     }
     text = card(run=told(old))
-    assert cells(text, "forget/top1") == [["forget/top1", "", "", "0.0 %", "", "8", "lower", ""]]
+    assert cells(text, "forget/top1") == [["forget/top1", "", "", "0.0 %", "", "8", "lower", "not judged"]]
 
 
 def test_the_metadata_of_the_base_is_read_from_its_own_card(tmp_path):
@@ -286,7 +387,9 @@ def test_what_is_called_not_measured_can_be_measured():
         if name != "defaults"
     }
     assert len(measures) > 20
-    for observer, found in checks.items():
+    for observer, found in checks["outputs"].items():
+        assert measures.get(found["told_apart"].get("measure"), observer) == observer
+        assert found["aim"]
         for name in found["not_measured"]:
             assert measures[name] == observer
         assert found["limits"]

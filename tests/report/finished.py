@@ -23,7 +23,7 @@ UA = Reading(
     "higher",
     role="forgotten",
     in_objective=True,
-    label="what it generates when asked",
+    label="generated when asked for",
     counted="generated images",
     gone_at=0.05,
 )

@@ -231,18 +231,18 @@ def test_the_card_is_a_file_and_a_section(tmp_path):
     asked = {"id": "17", "operator": "Example *Ltd*", "date": None, "basis": None}
     write_report(replace(report(tmp_path), request=asked, edited={"patch": "d" * 64}), show_forget=False)
     card = (tmp_path / "card.md").read_text()
-    assert card.startswith("---\nlibrary_name: muwa\n")
+    assert card.startswith("# Unlearning card: ")
     assert "| Carried out by | Example \\*Ltd\\* |" in card
     page = Page(tmp_path / "report.html")
     cells = [text for _, text in page.all("td")]
     assert cells[cells.index("Carried out by") + 1] == "Example *Ltd*"
     assert [text for _, text in page.all("h3")][-6:] == [
-        "What was measured",
-        "What was not measured",
         "Known limits",
-        "How to verify",
-        "How to undo",
-        "Licence of the base model",
+        "The request",
+        "What was measured",
+        "What this card cannot know",
+        "How to check it, how to undo it",
+        "Technical annex",
     ]
     assert not page.all("a")
 

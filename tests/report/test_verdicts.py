@@ -201,11 +201,11 @@ def test_a_caveat_follows_the_sentence_that_something_is_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("forgot", "kind", "sentence"),
     [
-        (19, "unsure", "Ada Fox is no longer what it generates when asked: 90 → 5 % of 20 generated images "
+        (19, "unsure", "Ada Fox is no longer generated when asked for: 90 → 5 % of 20 generated images "
                        "(95 % interval 1 to 24 %)."),
-        (18, "unsure", "Ada Fox is still what it generates when asked: 90 → 10 % of 20 generated images "
+        (18, "unsure", "Ada Fox is still generated when asked for: 90 → 10 % of 20 generated images "
                        "(95 % interval 3 to 30 %); at most 5 % counts as forgotten."),
-        (2, "bad", "Ada Fox is still what it generates when asked: 90 → 90 % of 20 generated images "
+        (2, "bad", "Ada Fox is still generated when asked for: 90 → 90 % of 20 generated images "
                    "(95 % interval 70 to 97 %)."),
     ],
 )  # fmt: skip

@@ -25,7 +25,7 @@ GONE_AT = 0.05  # one answer of 20
 
 ANSWERED = {  # role of a question -> how to read the rate of right answers
     "forget": Reading(
-        "fraction of questions about the target that are answered with its name",
+        "fraction of questions about the target that are answered with the right name",
         better="lower",
         role="forgotten",
         in_objective=True,
@@ -35,10 +35,10 @@ ANSWERED = {  # role of a question -> how to read the rate of right answers
         caveat="The edit hides who is seen. What the language model says of a name in words is unchanged.",
     ),
     "retain": Reading(
-        "fraction of questions about others of its kind that are answered rightly",
+        "fraction of questions about others of the same kind that are answered rightly",
         role="kept",
         in_objective=True,
-        label="Others of its kind, asked for",
+        label="Others of the same kind, asked for",
         counted=COUNTED,
     ),
     "utility": Reading(

@@ -23,7 +23,10 @@ from muwa.types.metric import Metric, Reading
 GROUPS = ("nearest", "near", "middle", "far", "farthest")
 BY = ("pictures", "names")
 _SECTION = "Look-alikes"
-LOOK_ALIKES = "Look-alikes (the fifth of the other names nearest to it)"
+LOOK_ALIKES = {
+    "pictures": "Look-alikes (the 20 % of names with the most similar images)",
+    "names": "Look-alikes (the 20 % of names with the most similar text)",
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,8 @@ class Neighbours(Measure):
                 f"{len(GROUPS)} groups by similarity to the target"
             )
             nearest = group == GROUPS[0]
-            reading = Reading(
-                text, section=_SECTION, role="kept" if nearest else "", label=LOOK_ALIKES if nearest else ""
-            )
+            label = LOOK_ALIKES[self.by] if nearest else ""
+            reading = Reading(text, section=_SECTION, role="kept" if nearest else "", label=label)
             mine, their = hits[inside], labels[inside]
             each = outcomes(mine, their, images.classes)
             metrics[f"neighbours/{group}"] = Metric(*over_names(mine, their), reading, outcomes=each)

@@ -26,7 +26,7 @@ UNLEARNING = Reading(
     "else (unlearning accuracy)",
     role="forgotten",
     in_objective=True,
-    label="what it generates when asked",
+    label="generated when asked for",
     counted=COUNTED,
     gone_at=GONE_AT,
 )
@@ -35,7 +35,7 @@ IN_DOMAIN = Reading(
     "(in-domain retain accuracy)",
     role="kept",
     in_objective=True,
-    label="Others of its kind, generated and recognised",
+    label="Others of the same kind, generated and recognised",
     counted=COUNTED,
 )
 CROSS_DOMAIN = Reading(
