@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from muwa.data.samples import fold
+from muwa.runtime.notices import notice
 from muwa.settings.signatures import check
 from muwa.types.stages import only_measures
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from muwa.models.base import Editable
     from muwa.patch.carrying import Carrying
     from muwa.types.data import Task
-
-log = logging.getLogger(__name__)
 
 
 def task_of(
@@ -42,13 +40,21 @@ def task_of(
         builder = builder.forgetting(named)
         builder.check(dataset)
         names = tuple(name for name in names if name not in named)
+    elif again := [name for name in names if fold(name) in _asked(builder)]:
+        notice(f"{', '.join(again)}: already forgotten in this model, by an earlier request")
     if not names:
         return builder(dataset, progress=progress)
     task = builder.after(names, dataset, progress=progress)
     judged = {fold(name) for name in task.eval.earlier_names}
     if lacking := [name for name in task.earlier if fold(name) not in judged]:
-        log.warning(f"{', '.join(lacking)}: forgotten before, but this data has nothing to measure it on")
+        notice(f"{', '.join(lacking)}: forgotten before, but this data has nothing to measure it on")
     return task
+
+
+def _asked(builder: TaskBuilder) -> set[str]:
+    """What the task is to forget, folded."""
+    given = getattr(builder, builder.names_setting)
+    return {fold(str(name)) for name in ([given] if isinstance(given, str | int) else given or ())}
 
 
 def is_given(builder: TaskBuilder, settings: Mapping[str, Any]) -> bool:
@@ -91,7 +97,7 @@ def with_original(carrying: Carrying, load: partial[Editable], base: Mapping[str
             "a model that carries patches, or base={...}, the settings of the unedited model"
         )
     if carrying.original is None:
-        log.warning(
+        notice(
             f"{source}: its unedited weights are not known, so the values before are those of the same "
             "weights as after. To compare, give the settings of the unedited model: 'base={path: FOLDER}'"
         )

@@ -24,7 +24,7 @@ ZERO = NEGATIVE | {
     "seed", "first_seed", "forget_target", "target", "utility", "utility_probe", "max_broken", "max_empty", "tolerance",
     "input_power", "output_power", "weight_decay", "patience", "cross", "retain", "blur", "noise", "mismatch_weight", "alpha",
     "preserve_scale", "prior_weight", "eta", "share", "confidence", "forget_pairs", "retain_pairs", "probe_retain", "eval_retain",
-    "probe_utility", "eval_utility", "probe_forget", "eval_forget",
+    "probe_utility", "eval_utility", "probe_forget", "eval_forget", "kept_points", "forget_high",
 }  # fmt: skip
 UNSAID = {"others", "alpha", "threshold", "step"}  # one record takes a number up to 0, another does not
 NULL = {"group", "relative_steps", "canvas"}  # these may be null, though no comment says so

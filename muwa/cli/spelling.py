@@ -55,7 +55,8 @@ def _check_choices(word: str, group: str, given: Iterable[str], folders: Sequenc
 
 def _unknown(word: str, name: str, known: Iterable[str], what: str, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, sorted(known), 3, 0.6)
-    nearest = f"nearest: {', '.join(prefix + one for one in near)}" if near else "--help lists them"
+    listed = "--cfg job prints them" if what.startswith("setting of") else "--help lists them"
+    nearest = f"nearest: {', '.join(prefix + one for one in near)}" if near else listed
     return f"{word}: {name!r} is no {what}; {nearest}"
 
 

@@ -179,6 +179,7 @@ def card_text(
     base: Mapping[str, Any],
     files: Mapping[str, str],
     target: str = "",
+    removed: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The card; in a folder and on the hub with the hub's metadata before it.
 
@@ -188,6 +189,7 @@ def card_text(
         base: What is known of the base (`base_metadata`).
         files: Edited file -> SHA-256, for a folder.
         target: The repository or folder, for the commands on the hub.
+        removed: The patches that were taken off a folder: "sha256" and "when" of each.
     """
     towers = {move["tower"] for entry in entries for move in entry["moves"]}  # of all patches on the model
     shown = [_shown(entry, towers) for entry in entries]
@@ -204,6 +206,8 @@ def card_text(
             files=files,
             base={"id": None, "license": None, **base},
             target=target,
+            removed=removed,
+            audit=place == RUN and all(entry["sha256"] == NOT_STATED for entry in entries),
         )
     )
     head = "" if place == RUN else f"---\n{_metadata(base, place)}\n---\n\n"

@@ -175,7 +175,7 @@ def _write(
 ) -> None:
     """Write the folder `out`: the changed weights, the record if there is one, the card."""
     left = {*dropped, base / RECORD, *replaced(base, edited=ledger.card)}
-    card = partial(write_readme, base=base, patches=rows, edited=ledger.card)
+    card = partial(write_readme, base=base, patches=rows, edited=ledger.card, removed=ledger.removed)
     rewrite_files(base, out, written, left, {} if record is None else {RECORD: record}, card)
 
 
@@ -292,10 +292,17 @@ def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Ou
     written = {**changes, **twins.changes}
     outcome = _outcome(base, written, {}, {})
     weights = _weights_after(base, written, ledger, ())
-    rows = [row for row in ledger.rows if row["sha256"] != mine.request.sha256]
+    rows = [_without_run(row, mine) for row in ledger.rows if row["sha256"] != mine.request.sha256]
     removed = [*ledger.removed, {"sha256": mine.request.sha256, "when": _now()}]
-    _write(base, out, written, {}, ledger, rows, text_of(rows, weights, removed) if rows else None)
+    after = replace(ledger, removed=tuple(removed))
+    _write(base, out, written, {}, after, rows, text_of(rows, weights, removed) if rows else None)
     return outcome
+
+
+def _without_run(row: Mapping[str, Any], off: Given) -> dict[str, Any]:
+    """A row of the record without what its run measured, if that was with the patch that is taken off."""
+    measured_with = off.request.sha256 in row.get("made_on", ())
+    return {key: value for key, value in row.items() if key != "run" or not measured_with}
 
 
 def _taking_off(

@@ -23,7 +23,14 @@ def replaced(base: Path, *, edited: bool) -> set[Path]:
     return {base / README, base / BASE_CARD} if edited else {base / README}
 
 
-def write_readme(folder: Path, base: Path, patches: Sequence[Mapping[str, Any]], *, edited: bool) -> None:
+def write_readme(
+    folder: Path,
+    base: Path,
+    patches: Sequence[Mapping[str, Any]],
+    *,
+    edited: bool,
+    removed: Sequence[Mapping[str, Any]],
+) -> None:
     """Write the card into a new folder.
 
     Without patches, the base's own card is README.md again. With patches, it is README.base.md, and README.md
@@ -34,6 +41,7 @@ def write_readme(folder: Path, base: Path, patches: Sequence[Mapping[str, Any]],
         base: What it was made from: a folder or a file.
         patches: The patches on `folder`, as in its record.
         edited: Whether `base` has an unlearning card already.
+        removed: The patches that were taken off: "sha256" and "when" of each.
     """
     own = base / (BASE_CARD if edited else README)
     if own.is_file():
@@ -41,6 +49,6 @@ def write_readme(folder: Path, base: Path, patches: Sequence[Mapping[str, Any]],
     if patches:
         names = sorted({name for one in patches for name in one.get("edited", ())})
         files = {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
-        text = card_text(patches, FOLDER, base=base_metadata(folder), files=files)
+        text = card_text(patches, FOLDER, base=base_metadata(folder), files=files, removed=removed)
         (folder / README).write_text(text, encoding="utf-8")
         (folder / README).chmod(file_mode())

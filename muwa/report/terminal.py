@@ -112,13 +112,14 @@ def metrics_table(
         kinds: `Verdict.kinds`; empty if nobody judged.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("metric", "", "before", "after", "change", "95 % interval", "n", "verdict"):
+    for heading in ("metric", "", "before", "after", "interval", "change", "interval", "n", "verdict"):
         right = heading in ("before", "after", "change", "n")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in metric_rows(before, after, kinds):
         if (name := row["name"]) in names:
             word = VERDICTS.get((after[name].reading.role, row["judged"]), "")
-            numbers = (row["before"], row["after"], row["change"], row["interval"], str(row["n"]))
+            keys = ("before", "after", "interval", "change", "change_interval")
+            numbers = (*(row[key] for key in keys), str(row["n"]))
             shown = Text(word, style=STYLES.get(row["judged"], ""))
             table.add_row(name, after[name].reading.label, *numbers, shown)
     return table

@@ -35,6 +35,7 @@ _OPENINGS = {  # (target, kept) -> the first words of the headline
     (NOTE, NOTE): "Nothing was measured.",
 }
 UNCHANGED = "The model is unchanged."
+UNKNOWN = "Not shown: the model hardly knew the target before the edit."
 
 
 def verdict(report: Report) -> Verdict:
@@ -57,6 +58,8 @@ def verdict(report: Report) -> Verdict:
     opening = _OPENINGS[target, rest] if report.edit.moves else UNCHANGED
     if any(one.kind == BAD for one in attacks) and target == GOOD:
         opening += " An attack brings it back."
+    if unknown:
+        opening = UNKNOWN
     main, others = (forgotten[0].text, forgotten[1:]) if forgotten else ("", [])
     findings = [*warnings, *unknown, *others, *earlier, *kept, *attacks]
     whole = [target, rest, *(worst(tuple(one.kind for one in part)) for part in (warnings, earlier))]

@@ -33,6 +33,8 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
+from muwa.runtime import stopping
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MINUTE = 60.0  # seconds between two lines within a stage, where there is no terminal
@@ -210,6 +212,7 @@ def stage(name: str) -> Iterator[None]:
 
     It ends with a line that says how long it took, unless it ends with an error.
     """
+    stopping.check()
     plan = _plan
     if plan is None or name not in plan.names:
         yield
@@ -257,6 +260,7 @@ def track(
     counts = iter(sizes) if sizes is not None else None
     try:
         for item in items:
+            stopping.check()
             yield item
             screen.advance(loop, next(counts) if counts is not None else 1)
     finally:

@@ -28,6 +28,7 @@ WORDS: Mapping[int, str] = {
 }  # the signals that ask a process to end, as a user calls them
 _FREE = (signal.SIG_DFL, signal.default_int_handler)  # handlers of a signal that nobody took
 _OURS: list[Any] = []  # handlers of `leave_at_once`
+_CAME: list[int] = []  # signals that raised `Stopped` in the block of `listening`
 _ADVICE: list[str] = []  # what the line says last; a command may learn it only after its start
 
 
@@ -101,6 +102,7 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
+        _CAME.clear()
         for number, handler in before.items():  # `leave_at_once` would say that nothing was done
             signal.signal(number, signal.SIG_DFL if handler in _OURS else handler)
 
@@ -113,7 +115,18 @@ def _raise(number: int, frame: FrameType | None) -> None:
     for each in WORDS:
         if signal.getsignal(each) is _raise:
             signal.signal(each, signal.SIG_DFL if each == signal.SIGINT else _pass)
+    _CAME.append(number)
     raise Stopped(number)
+
+
+def check() -> None:
+    """Raise `Stopped` if a signal came before.
+
+    Python swallows an exception that a signal raises in a destructor, as may happen while libraries are
+    imported: the work would go on. Long work calls this now and then.
+    """
+    if _CAME:
+        raise Stopped(_CAME[-1])
 
 
 def _pass(number: int, frame: FrameType | None) -> None:

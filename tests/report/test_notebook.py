@@ -26,7 +26,7 @@ def test_before_beside_after_as_html_and_as_text(tmp_path):
     rows = cells(shown._repr_html_())
     assert rows[0][:6] == ["metric", "before", "after", "change", "95 % interval after", "n"]
     assert rows[1][:6] == ["forget/top1", "100.0 %", "0.0 %", "-100.0", "0.0 to 70.0", "2"]
-    assert re.search(r"retain/top1 +The other names +90.0 % +88.0 % +-2.0 ", repr(shown))
+    assert re.search(r"retain/top1 +The other names +90.0 % +88.0 % +60.0 to 100.0 +-2.0 ", repr(shown))
     assert one._repr_html_() == shown._repr_html_()
 
 

@@ -27,17 +27,27 @@ def test_a_run_ends_with_one_table_the_layer_and_the_paths(tmp_path, capsys):
     print_outcome(report(folder))
     said = capsys.readouterr().out
     assert rows(said) == {
-        "metric": ["before", "after", "change", "95 % interval", "n", "verdict"],
+        "metric": ["before", "after", "interval", "change", "interval", "n", "verdict"],
         "forget/top1": [
             "the model's first guess",
             "100.0 %",
             "0.0 %",
-            "-100.0",
             "0.0 to 70.0",
+            "-100.0",
+            "-100.0 to -1.0",
             "2",
             "not shown",
         ],
-        "retain/top1": ["The other names", "90.0 %", "88.0 %", "-2.0", "60.0 to 100.0", "7", "not shown"],
+        "retain/top1": [
+            "The other names",
+            "90.0 %",
+            "88.0 %",
+            "60.0 to 100.0",
+            "-2.0",
+            "-31.7 to +30.3",
+            "7",
+            "not shown",
+        ],
     }
     lines = said.splitlines()
     assert lines[0].startswith(
