@@ -59,6 +59,8 @@ def _show(path: Path, patch: Patch) -> None:
 
 def _list(place: Path) -> None:
     """Print the requests that weights carry, after the record was checked."""
+    if not place.exists():
+        raise FileNotFoundError(f"{place}: no such file or folder")
     ledger = checked_ledger(place)
     if not ledger.requests:
         print(f"{place}: carries no patch that a record tells of")
@@ -68,10 +70,11 @@ def _list(place: Path) -> None:
         if ledger.weights
         else "its record is of an earlier version and cannot be checked"
     )
-    print(f"{place}: {len(ledger.requests)} patches; {checked}")
+    count = len(ledger.requests)
+    print(f"{place}: {count} {'patch' if count == 1 else 'patches'}; {checked}")
     for number, one in enumerate(ledger.requests, 1):
         print(f"{number:3}  {', '.join(one.names) or '(no names)'}")
-        made_on = f"made after {len(one.made_on)} others" if one.made_on else "made on the original"
+        made_on = f"made on top of {len(one.made_on)}" if one.made_on else "made on the original"
         facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
         print(f"     {' · '.join(fact for fact in facts if fact)}")
         print(f"     sha256 {one.sha256}")
@@ -107,7 +110,9 @@ def _add(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="muwa patch" if sys.argv[0].startswith("muwa") else "python -m muwa.patch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, metavar in (("apply", "base"), ("remove", "edited")):

@@ -70,7 +70,8 @@ class Outcome:
 
     def lines(self, out: Path, *, remove: bool) -> list[str]:
         """The outcome as text: one line, and one for each file that was not edited."""
-        said = [f"{out}: {self.tensors} tensors {'restored' if remove else 'edited'}"]
+        what = f"{self.tensors} tensor{'s' * (self.tensors != 1)}"
+        said = [f"{out}: {what} {'restored' if remove else 'edited'}"]
         said += [f"  left out: {name} ({why})" for name, why in self.left_out.items()]
         said += [f"  UNEDITED: {name} ({why})" for name, why in self.unedited.items()]
         return said

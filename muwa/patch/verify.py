@@ -12,11 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from muwa.patch.card import BASE_CARD
 from muwa.patch.change import expected_changes, written_name
 from muwa.patch.files import find_checkpoint, read_file, tensor_names
 from muwa.patch.ledger import RECORD, read_ledger
+from muwa.patch.readme import README
 from muwa.patch.twins import FOREIGN, PICKLED
 
+_WRITTEN = (README, BASE_CARD)  # by `apply`
 _WEIGHTS = {".safetensors", *PICKLED, *FOREIGN}
 
 
@@ -69,7 +72,10 @@ def verify(folder: Path, base: Path, paths: Sequence[Path]) -> Verdict:
             (differs if path.suffix in _WEIGHTS else notes).append(f"{name}: is not the base's file")
     for path in [] if folder.is_file() else _files(folder):
         if (name := path.relative_to(folder)) not in seen:
-            (differs if path.suffix in _WEIGHTS else notes).append(f"{name}: is not in the base")
+            if path.suffix in _WEIGHTS:
+                differs.append(f"{name}: is not in the base")
+            elif name.name not in _WRITTEN:
+                notes.append(f"{name}: is not in the base")
     return Verdict(tuple(differs), tuple(notes), tensors)
 
 
@@ -90,7 +96,7 @@ def _other_patches(folder: Path, paths: Sequence[Path]) -> Iterator[str]:
     recorded = read_ledger(folder).requests
     if recorded and len(recorded) != len(paths):
         titles = "; ".join(one.title for one in recorded)
-        yield f"{folder}: its record names {len(recorded)} patches, {len(paths)} were given: {titles}"
+        yield f"{folder}: its record names {len(recorded)} patch(es), {len(paths)} were given: {titles}"
 
 
 def _compared(base: Path, copy: Path, changed: Mapping[str, Tensor]) -> tuple[int, list[str]]:

@@ -116,10 +116,10 @@ def test_the_list_names_each_request_and_what_was_taken_off(carried, tmp_path, c
     assert main(["list", str(folder)]) == main(["list", str(tmp_path / "off")]) == 0
     said = capsys.readouterr().out
     assert "2 patches; its record fits the weights" in said
-    assert "1 patches; its record fits" in said
+    assert "1 patch; its record fits" in said
     assert "  1  Ada Fox\n" in said
     assert "identity · slug · visual.proj · " in said
-    assert "made after 1 others" in said
+    assert "made on top of 1" in said
     assert "taken off 20" in said
     assert ledger.file_digest(paths[0]) in said
     assert main(["list", str(tmp_path / "base")]) == 0
