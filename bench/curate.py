@@ -70,11 +70,12 @@ def work(what: str, folder: Path) -> dict[str, float]:
     """Do one piece of work; returns how many captions were found."""
     name = NAMES[1] if what.endswith("later") else NAMES[0]
     if what == "webdataset":
-        from muwa.data.samples import match_names
-        from muwa.data.shards import iter_samples
+        import webdataset
 
-        samples = iter_samples(str(folder / "tars" / "00000.tar"), [], caption_key=None, verify=False)
-        return {"found": sum(bool(match_names(text, [name])) for _, _, text in samples)}
+        from muwa.data.samples import match_names
+
+        samples = webdataset.WebDataset(str(folder / "tars" / "00000.tar"), shardshuffle=False)
+        return {"found": sum(bool(match_names(one["txt"].decode(), [name])) for one in samples)}
     from muwa.data.curate import preview
 
     where = folder / ("tars" if what.startswith("tar") else "meta")
