@@ -14,7 +14,7 @@ def test_settings_by_hand():
     assert caption_key("json:alt").wanted == '"alt" in <key>.json'
 
 
-@pytest.mark.parametrize("setting", ["", "jpg", "json", "json:", "txt:caption", "a.txt", "a/txt"])
+@pytest.mark.parametrize("setting", ["jpg", "json", "json:", "txt:caption", "a.txt", "a/txt"])
 def test_what_is_no_place_of_captions_is_refused_before_anything_is_read(setting):
     with pytest.raises(ValueError, match="dataset.caption_key: got .*, want an ending"):
         caption_key(setting)
