@@ -256,7 +256,7 @@ def unlearn(
             about[STATE] = state_of(carrying.requests, made.edit.deltas, base.weights_fingerprint)
         write_patch(patch, made.edit, base, about)
         if not carrying.requests:
-            _name_unedited(patch, settings["model"].get("path"))
+            _name_unedited(patch, settings["model"])
     if "eval" not in settings["stages"]:
         return None
     with stage(AFTER):
@@ -350,19 +350,36 @@ def similarity(model: Editable, edited: Editable, task: Task, run: Run) -> dict[
     return {"names": base["names"], "n": base["n"], "before": base["values"], "after": after["values"]}
 
 
-def _name_unedited(patch: Path, model_path: str | None) -> None:
+def _name_unedited(patch: Path, model: Mapping[str, Any]) -> None:
     """Tell the user which files of the model's folder would bring the forgotten back.
 
     Args:
-        model_path: The setting `model.path`. Anything but a folder of this machine has no other files.
+        model: The settings of the model.
     """
-    if model_path is None or not Path(model_path).is_dir():
+    folder = local_folder(model)
+    if folder is None:
         return
-    for file, why in uneditable(patch, Path(model_path)).items():
+    try:
+        found = uneditable(patch, folder)
+    except (ValueError, KeyError, OSError) as error:  # it must not cost the run its results
+        notice(f"{folder}: whether other weight files in it hold what was edited is not known ({error})")
+        return
+    for file, why in found.items():
         notice(
-            f"model.path={model_path}: {file} brings the forgotten back to whoever loads it ({why}); "
+            f"{folder}: {file} brings the forgotten back to whoever loads it ({why}); "
             "`python -m muwa.patch apply` leaves it out of its copy"
         )
+
+
+def local_folder(model: Mapping[str, Any]) -> Path | None:
+    """The folder of this machine that a model is read from; None for a file, a hub id and a shipped model.
+
+    >>> local_folder({"path": "."}), local_folder({"name": "local-dir:."}), local_folder({"name": "ViT-B-32"})
+    (PosixPath('.'), PosixPath('.'), None)
+    """
+    name = str(model.get("name") or "")
+    place = model.get("path") or (name.removeprefix("local-dir:") if name.startswith("local-dir:") else None)
+    return Path(place) if place and Path(place).is_dir() else None
 
 
 def objective(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> float:

@@ -100,9 +100,12 @@ def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(compo
     assert {key: first[key] for key in same} == {key: second[key] for key in same}
 
 
-def test_what_a_library_warns_of_is_in_the_results(composed, miniature, caplog):
+def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
+    composed, miniature, tmp_path, caplog
+):
     """open_clip ignores `pretrained` for a folder, and says so in its log."""
-    folder = ROOT / "muwa" / "miniature" / "clip"
+    folder = shutil.copytree(ROOT / "muwa" / "miniature" / "clip", tmp_path / "clip")
+    (folder / "clip.onnx").write_bytes(bytes(1_000_000))  # weights in a format that muwa does not write
     ignored = (f"model.name=local-dir:{folder}", "model.pretrained=openai")
     quick = [one for one in SMALL if not one.startswith("layer_search.")]
     quick += [
@@ -112,9 +115,15 @@ def test_what_a_library_warns_of_is_in_the_results(composed, miniature, caplog):
         "method=slug",
     ]
     _, found = run(composed, miniature, *ignored, *quick, small=False)
-    (said,) = found["provenance"]["warnings"]
+    said, unedited = found["provenance"]["warnings"]
+    assert unedited.startswith(
+        f"{folder}: clip.onnx brings the forgotten back to whoever loads it (an ONNX model)"
+    )
     assert said == "Ignoring `pretrained='openai'` because `model_name` has 'local-dir' schema."
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        said,
+        unedited,
+    ]
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
@@ -293,7 +302,7 @@ def test_a_whole_run_on_a_llava_of_ones_own(composed, miniature, tmp_path):
     )
     assert found["said"]
     assert found["provenance"]["warnings"] == [
-        f"model.path={folder}: pytorch_model.bin brings the forgotten back to whoever loads it (pickled weights with "
+        f"{folder}: pytorch_model.bin brings the forgotten back to whoever loads it (pickled weights with "
         "the original tensors); `python -m muwa.patch apply` leaves it out of its copy"
     ]
     patch, out = tmp_path / "run" / "patch.safetensors", tmp_path / "out"
