@@ -10,6 +10,7 @@ files are not those that were written is not read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -99,15 +100,17 @@ def start_attempt(unfinished: Path) -> float:
         unfinished: The folder of its unfinished state; made if it does not exist.
 
     Returns:
-        Seconds that the stopped attempts took, each from its start to the last file that it wrote.
+        Seconds that the stopped attempts took, each from its start to the last file that it wrote. A damaged
+        note counts as none.
     """
     unfinished.mkdir(parents=True, exist_ok=True)
     note = unfinished / "attempts.json"
     spent = 0.0
     if note.is_file():
-        started, spent = json.loads(note.read_text())
-        written = [path.stat().st_mtime for path in unfinished.iterdir() if path != note]
-        spent += max([0.0, *(when - started for when in written)])
+        with contextlib.suppress(*DAMAGE):
+            started, before = map(float, json.loads(note.read_text()))
+            written = [path.stat().st_mtime for path in unfinished.iterdir() if path != note]
+            spent = before + max([0.0, *(when - started for when in written)])
     with new_file(note) as draft:
         draft.write_text(json.dumps([time.time(), spent]))
     return spent

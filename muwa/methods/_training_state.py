@@ -1,4 +1,4 @@
-"""The state that an interrupted training resumes from: one file, replaced atomically after each epoch."""
+"""The state that an interrupted training resumes from: one checked file, replaced after each epoch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muwa.drafts import new_file
+from muwa.fingerprint import fingerprint
 from muwa.methods._edits import Deltas
+from muwa.runtime.notices import notice
 from muwa.types.search import Candidate, Evaluation
 from muwa.types.short import short_repr
 
-FORMAT = "muwa.training_state/2"
+FORMAT = "muwa.training_state/3"
 FILE = "state.safetensors"
+DAMAGE = (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError)
 
 
 class Resumable(Protocol):
@@ -68,29 +71,46 @@ def save(folder: Path | None, training: Resumable, position: Position) -> None:
         "deltas": list(position.deltas),
     }
     copies = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(about)
+    checked = json.dumps({"about": text, "sha256": fingerprint([text, copies])})
     with new_file(folder / FILE) as draft:
-        save_file(copies, draft, metadata={FORMAT: json.dumps(about)})
+        save_file(copies, draft, metadata={FORMAT: checked})
 
 
 def resume(folder: Path | None, training: Resumable) -> Position:
     """Restore the state that `save` wrote.
 
     Returns:
-        How far the training has come. It starts anew if `folder` has no complete state of this format.
+        How far the training has come. It starts anew if `folder` has no state, or, with a notice, one that is
+        damaged or of another format.
     """
     path = folder / FILE if folder else None
     if path is None or not path.is_file():
         return Position()
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError):
+        about, tensors = _read(path)
+    except DAMAGE as error:
+        notice(f"The saved state of the training is damaged ({error}); the training starts anew")
         return Position()
     training.load(tensors, about["done"])
     trace = [_evaluation(row) for row in about["trace"]]
     deltas = {key: _under(f"deltas/{key}/", tensors) for key in about["deltas"]}
     return Position(about["epoch"], about["first_feasible"], trace, deltas)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(What `save` noted, all tensors), after a look at the checksum.
+
+    Raises:
+        ValueError: The file has other bytes than were written.
+        Exception: One of `DAMAGE`.
+    """
+    with safe_open(path, "pt") as file:
+        checked = json.loads((file.metadata() or {})[FORMAT])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if fingerprint([checked["about"], tensors]) != checked["sha256"]:
+        raise ValueError("it has other bytes than were written")
+    return json.loads(checked["about"]), tensors
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:

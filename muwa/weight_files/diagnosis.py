@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +21,11 @@ SAVE_WEIGHTS = "torch.save(model.state_dict(), FILE)"
 
 _AGAIN = "fetch or copy it again"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# What reading a damaged zip or pickle raises, depending on which bytes are damaged.
+_DAMAGE = (
+    ValueError, OSError, LookupError, EOFError, RuntimeError, MemoryError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 # The first bytes of files that are no weights for torch -> what they are, and what to do.
 _MAGIC = (
     (b"\x89HDF", "an HDF5 file (Keras or TensorFlow); want the model's PyTorch weights"),
@@ -120,7 +127,7 @@ def _fault_of_safetensors(file: IO[bytes], start: bytes, size: int) -> str | Non
     try:
         header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"is a safetensors file whose header cannot be read: {_AGAIN}"
     whole = 8 + length + max(ends, default=0)
     if whole > size:
@@ -133,9 +140,12 @@ def _fault_of_pickled(path: Path, file: IO[bytes], start: bytes) -> str | None:
     if start[8:9] == b"{" and _fault_of_safetensors(file, start, path.stat().st_size) is None:
         return "is a safetensors file with the name of a torch file: rename it to .safetensors"
     if start.startswith(_ZIP):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             return f"is cut off (a zip without its end): {_AGAIN}"
-        names = _records(path)
+        try:
+            names = _records(path)
+        except _DAMAGE:
+            return f"is a zip archive whose table cannot be read: {_AGAIN}"
         if any(name.endswith("/constants.pkl") for name in names):
             return (
                 "is a TorchScript program, not weights; take the weights out of it: "
@@ -149,6 +159,14 @@ def _fault_of_pickled(path: Path, file: IO[bytes], start: bytes) -> str | None:
     if start[:1] != _PICKLE:
         return f"is no torch file (it begins with {start[:8]!r}): {_AGAIN}"
     return None
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip does. `zipfile` itself raises where a damaged end names other volumes."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def _records(path: Path) -> list[str]:
@@ -177,7 +195,7 @@ def _is_plain(name: str) -> bool:
 def _globals(path: Path) -> Iterator[str]:
     """The dotted names of all globals in the pickles of a torch file, of its zip or of its older format."""
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith("data.pkl")]
                 for name in names:
@@ -187,7 +205,7 @@ def _globals(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             for _ in range(4):  # the older format: a number, its version, the machine, then the object
                 yield from _globals_of_pickle(file)
-    except (ValueError, OSError, LookupError, EOFError, zipfile.BadZipFile):
+    except _DAMAGE:
         return  # the end of what is a pickle
 
 
@@ -210,9 +228,11 @@ def _globals_of_pickle(stream: IO[bytes]) -> Iterator[str]:
 
 def pickle_protocol(path: Path) -> int | None:
     """The protocol of the pickle of a torch file that is a zip, or None if it gives none."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(one for one in archive.namelist() if one.endswith("data.pkl"))
+            with archive.open(name) as stream:
+                start = stream.read(2)
+    except (StopIteration, *_DAMAGE):
         return None
-    with zipfile.ZipFile(path) as archive:
-        name = next((one for one in archive.namelist() if one.endswith("data.pkl")), None)
-        start = archive.read(name)[:2] if name else b""
-    return start[1] if start[:1] == _PICKLE else None
+    return start[1] if start[:1] == _PICKLE and len(start) == 2 else None

@@ -8,7 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from muwa.weight_files.diagnosis import SAVE_WEIGHTS, check_file, foreign_objects, pickle_protocol
@@ -34,9 +34,9 @@ def read_tree(path: Path) -> Any:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, OSError) as error:
-        if isinstance(error, UnpicklingError):
-            raise ValueError(why_refused(path)) from error
+    except UnpicklingError as error:
+        raise ValueError(why_refused(path)) from error
+    except Exception as error:  # damaged bytes end in nearly any error of torch's unpickler
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights alone: {reason}") from error
 

@@ -190,3 +190,10 @@ def test_each_stopped_attempt_counts_up_to_the_last_file_that_it_wrote(tmp_path)
     assert start_attempt(folder) == pytest.approx(30, abs=1e-3)
     os.utime(folder / "state", (began - 5,) * 2)
     assert start_attempt(folder) == pytest.approx(30, abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["", "[1", "[1]", '["a", null]', "[" * 100_000, "\x80"])
+def test_a_damaged_note_of_attempts_counts_as_none(tmp_path, text):
+    (tmp_path / "attempts.json").write_text(text, "latin-1")
+    assert start_attempt(tmp_path) == 0
+    assert json.loads((tmp_path / "attempts.json").read_text())[1] == 0

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from noticed import noticed
 from safetensors.torch import load_file, save_file
 
 from muwa.methods._training_state import FILE, FORMAT, Position, resume, save
@@ -52,15 +53,28 @@ def test_without_a_folder_nothing_is_kept(tmp_path):
     assert (training.value.item(), training.done) == (1.0, 5)
 
 
-@pytest.mark.parametrize("damage", ["half", "other format", "no JSON"])
-def test_a_state_that_is_not_whole_or_of_another_format_is_a_start(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["half", "other format", "no JSON", "deep JSON", "one bit", "another epoch"]
+)
+def test_a_state_that_is_damaged_or_of_another_format_is_a_start(tmp_path, damage):
     save(tmp_path, Count(7.0, 30), Position(3))
     path = tmp_path / FILE
+    raw = path.read_bytes()
     if damage == "half":
-        path.write_bytes(path.read_bytes()[:100])
+        path.write_bytes(raw[:100])
+    elif damage == "one bit":
+        path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    elif damage == "another epoch":
+        assert raw.count(b'epoch\\\\\\": 3') == 1
+        path.write_bytes(raw.replace(b'epoch\\\\\\": 3', b'epoch\\\\\\": 9'))
     else:
-        metadata = {"muwa.descent/1": json.dumps({"done": 30})} if damage == "other format" else {FORMAT: "{"}
+        metadata = {
+            "other format": {"muwa.descent/1": json.dumps({"done": 30})},
+            "no JSON": {FORMAT: "{"},
+            "deep JSON": {FORMAT: "[" * 100_000},
+        }[damage]
         save_file(load_file(path), path, metadata=metadata)
     training = Count()
-    assert resume(tmp_path, training) == Position()
+    with noticed("^The saved state of the training is damaged .*; the training starts anew$"):
+        assert resume(tmp_path, training) == Position()
     assert training.done == 0

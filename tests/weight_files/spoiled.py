@@ -29,6 +29,7 @@ def zipped(**files):
 
 
 RAW = save(WEIGHTS)
+DEEP = (100_005).to_bytes(8, "little") + b'{"a":' + b"[" * 100_000
 SPOILED = {
     "empty.safetensors": (b"", r"is empty \(0 bytes\): fetch or copy it again"),
     "empty.bin": (b"", r"is empty \(0 bytes\)"),
@@ -40,10 +41,12 @@ SPOILED = {
     "denied.bin": (b'{"error":"Repository not found"}', r'is a text, not weights \(\{"error":"Repository not found"\}\)'),
     "cut.safetensors": (RAW[:-3], rf"is cut off: {len(RAW) - 3} of {len(RAW)} bytes are there"),
     "header.safetensors": (RAW[:20], r"is cut off: 20 bytes, its header alone has \d+"),
+    "deep.safetensors": (DEEP, "is a safetensors file whose header cannot be read"),
     "noise.safetensors": (bytes(range(129, 229)), "is no safetensors file .it begins with"),
     "torch.safetensors": (torch_bytes(WEIGHTS), "is a torch file .pickle. with the name of a safetensors file: rename"),
     "safe.bin": (RAW, "is a safetensors file with the name of a torch file: rename it to .safetensors"),
     "cut.pt": (torch_bytes(WEIGHTS)[:-200], "is cut off .a zip without its end."),
+    "table.pt": (torch_bytes(WEIGHTS).replace(b"PK\x01\x02", b"PK\x09\x09"), "is a zip archive whose table cannot be read"),
     "archive.pt": (zipped(readme="hello"), "is a zip archive of readme, not weights; unpack it"),
     "program.pt": (zipped(**{"x__data.pkl": "", "x__constants.pkl": ""}), "is a TorchScript program, not weights.*state_dict"),
     "packed.bin": (gzip.compress(b"x"), "is a gzip archive; unpack it"),

@@ -1,12 +1,15 @@
+import random
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from weight_files.spoiled import SPOILED, WEIGHTS, good, torch_bytes, with_namespace
+from weight_files.spoiled import RAW, SPOILED, WEIGHTS, good, torch_bytes, with_namespace
 
 from muwa.weight_files.diagnosis import check_file, fault, foreign_objects, pickle_protocol
+from muwa.weight_files.reading import read_tree
 
 
 @pytest.mark.parametrize("name", SPOILED)
@@ -71,3 +74,29 @@ def test_it_needs_no_torch():
     code = "import muwa.weight_files.diagnosis, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def refusal(path):
+    """What `read_tree` says of a file, if it refuses it."""
+    try:
+        read_tree(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize("seed", range(40))
+def test_spoiled_bytes_end_in_a_finding_or_in_none_but_never_in_another_error(tmp_path, seed, ending):
+    raw = bytearray(torch_bytes(WEIGHTS) if ending == ".pt" else RAW)
+    draw = random.Random(seed)
+    for _ in range(draw.choice((1, 3, 30, 300))):
+        raw[draw.randrange(len(raw))] = draw.randrange(256)
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(raw)
+    found = fault(path)
+    assert found is None or found.startswith("is ")
+    assert all(isinstance(name, str) for name in foreign_objects(path))
+    assert pickle_protocol(path) in (None, *range(256))
+    said = refusal(path)
+    assert said is None or re.match(f"{path}: (the file is|cannot be read as weights alone: )", said)
