@@ -109,7 +109,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         scored = scored_layers(model, gradients, self.granularity, self.towers)
         run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})
         acceptance = self.acceptance(gradients[""].whitened is not None)
-        layers = self._layers(scored, acceptance)
+        layers = self.layers_to_search(scored, acceptance)
         evaluator = StepEvaluator(
             model.clips[""].observe(run),
             gradients[""],
@@ -124,7 +124,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
             pass  # only draws the progress bar: the evaluator collects the trace
         return searched(concept, self.granularity, scored, before, evaluator.trace, acceptance)
 
-    def _layers(self, scored: ScoredLayers, acceptance: Acceptance) -> list[Layer]:
+    def layers_to_search(self, scored: ScoredLayers, acceptance: Acceptance) -> list[Layer]:
         """The layers to search. Tower by tower, from input to output."""
         layers = [scored.layers[""][name] for name in scored.front]
         if acceptance.rule == "deepest" and layers:
