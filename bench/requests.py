@@ -50,6 +50,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "slug": ("slug", {}),
     "one_round": ("slug_whitened", {"rounds": 1}),
     "added": ("slug_whitened", {"jointly": False}),
+    "several_layers": ("slug_layers", {}),
     "nullspace": ("nullspace", {}),
 }
 
