@@ -464,16 +464,22 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     """End a run on bad input with one line on stderr. HYDRA_FULL_ERROR=1 shows the traceback instead.
 
-    In a multirun the error is raised: the other runs go on, and Hydra reports it at the end. A run that a
-    signal stops says so in its folder (`muwa.multirun.noted`).
+    In a multirun the line is raised: the other runs go on, and Hydra prints that of the first one at the end.
+    A run that a signal stops says so in its folder (`muwa.multirun.noted`).
+
+    Raises:
+        RefusedError: A run of a multirun had bad input.
     """
     try:
         with multirun.noted(cfg):
             yield
     except (ValueError, OSError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"muwa: {message_of(error)}", file=sys.stderr)
+        line = f"muwa: {message_of(error)}"
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise multirun.RefusedError(line) from error
+        print(line, file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -563,7 +569,7 @@ class SweepPages(Callback):
             if job_return.status == JobStatus.COMPLETED:
                 end_run(run, DONE)
             else:
-                end_run(run, FAILED, f"{job_return._return_value}")
+                end_run(run, FAILED, f"{job_return._return_value}".removeprefix("muwa: "))
             multirun.write_pages(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

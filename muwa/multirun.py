@@ -47,6 +47,10 @@ class DiedError(CompactHydraException):
     """The process of a run ended before the run did. Hydra prints the message without a traceback."""
 
 
+class RefusedError(CompactHydraException):
+    """A run of a multirun had bad input. Hydra prints the message at the end, without a traceback."""
+
+
 @contextmanager
 def noted(cfg: DictConfig) -> Iterator[None]:
     """If a signal stops the run in this block, say so in its folder, and on the pages of its multirun."""

@@ -92,6 +92,19 @@ def test_a_run_whose_process_is_killed_fails_alone(multirun, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "launcher", [(), pytest.param(JOBLIB, marks=pytest.mark.slow)], ids=["one by one", "joblib"]
+)
+def test_a_run_of_bad_input_fails_alone_and_says_so_in_one_line(multirun, tmp_path, launcher):
+    (tmp_path / "go").touch()
+    process = multirun(*launcher, "seed=0,2,3")
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert rows(tmp_path) == {"0": ("done", ""), "1": ("failed", "seed: got 2"), "2": ("done", "")}
+    assert "muwa: seed: got 2" in said.splitlines()
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_all_runs_of_a_multirun_in_processes(multirun, tmp_path):
     process = multirun(*JOBLIB, "seed=0,1,3")

@@ -38,6 +38,8 @@ def imported(code: str, *words: str) -> tuple[set[str], str]:
     ("stages=[unlearning]", "stages: got 'unlearning'"),
     ("layer_search.max_evals=0", "layer_search.max_evals: got 0, want at least 1"),
     ("model=sd model.dtype=fp8", "model.dtype: got 'fp8', want"),
+    ("model=sd model.path=/nowhere/pipeline", "model.path: got '/nowhere/pipeline', want a path that leads to"),
+    ("model.name=local-dir:nowhere", "model.name: got 'local-dir:nowhere', want a path that leads to"),
     ("eval=[mia] eval.mia.folds=1", "eval.mia.folds: got 1, want at least 2"),
     ("method=razor method.alpha=2", "method.alpha: got 2, want at most 1"),
     ("+method.alhpa=2", "unexpected keyword argument 'alhpa'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval, MinLen, MultipleOf
@@ -35,6 +36,14 @@ def _text(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise PydanticCustomError("text", "a text that is not empty")
     return text
+
+
+def _there(source: str) -> str:
+    """Raise if a text that can only be a path (/..., ./..., ../..., local-dir:...) leads to nothing."""
+    path = source.removeprefix("local-dir:")
+    if (path != source or path.startswith(("/", "./", "../"))) and not Path(path).exists():
+        raise PydanticCustomError("there", "a path that leads to a file or folder: nothing is there")
+    return source
 
 
 def _not_bool(value: object) -> object:
@@ -105,6 +114,7 @@ Fractions = Annotated[Sequence[Positive], MinLen(1)]
 JpegQuality = Annotated[int, Interval(ge=1, le=95)]
 
 Text = Annotated[str, AfterValidator(_text)]
+Source = Annotated[Text, AfterValidator(_there)]  # of a model: the name of a shipped or public one, or a path
 Texts = Annotated[Sequence[Text], MinLen(1)]
 TextsByName = Mapping[str, Texts]
 Name = Annotated[int, Gt(-1)] | Text  # 2880 is a name, too

@@ -25,7 +25,7 @@ from muwa.models.library_output import one_line, quietly
 from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
-from muwa.types.ranges import Device, Seed, Text
+from muwa.types.ranges import Device, Seed, Source
 from muwa.weight_files.diagnosis import check_file
 from muwa.weight_files.reading import misfit, read_state_dict, shapes
 
@@ -60,7 +60,7 @@ _UNREADABLE = (
 )
 
 
-def load(name: Text, pretrained: Text | None, *, device: Device, seed: Seed) -> Clip:
+def load(name: Source, pretrained: Source | None, *, device: Device, seed: Seed) -> Clip:
     """Load an open_clip model in fp32, eval mode.
 
     Args:

@@ -17,7 +17,7 @@ from muwa.models.library_output import quietly
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
 from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
-from muwa.types.ranges import Device, Text
+from muwa.types.ranges import Device, Source
 
 WANTED = "config.json, model.safetensors, preprocessor_config.json and tokenizer files"  # in a folder
 
@@ -73,7 +73,7 @@ def _check(folder: Path) -> None:
         )
 
 
-def load(path: Text, *, device: Device) -> Clip:
+def load(path: Source, *, device: Device) -> Clip:
     """Load a `CLIPModel` or `SiglipModel` with its tokenizer and image processor in fp32, eval mode.
 
     A SigLIP is edited with the same losses as a CLIP (`muwa.gradients.losses`): they have a softmax over the

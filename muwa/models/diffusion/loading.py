@@ -24,7 +24,7 @@ from muwa.patch.files import tensor_names
 from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
-from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Text
+from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Source, Text
 from muwa.weight_files.components import weights_of
 from muwa.weight_files.reading import differences
 
@@ -36,7 +36,7 @@ CLIP_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of a tex
 
 
 def load(
-    path: Text,
+    path: Source,
     *,
     config: Text | None,
     clips: Mapping[str, Callable[[], Clip]],

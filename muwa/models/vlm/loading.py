@@ -26,7 +26,7 @@ from muwa.models.vlm.model import TOWER, Vlm
 from muwa.patch import names
 from muwa.patch.ledger import requests_on
 from muwa.runtime.devices import check_device
-from muwa.types.ranges import Count, Device, Dtype, Text
+from muwa.types.ranges import Count, Device, Dtype, Source
 
 MINIATURE = Path(__file__).parents[2] / "miniature" / "llava"
 # The `model_type` of architectures that were tested whole -> what they are called.
@@ -45,7 +45,7 @@ WANTED = "config.json, model.safetensors and the processor's files"  # in a fold
 
 
 def load(
-    path: Text,
+    path: Source,
     *,
     clip: Callable[[], Clip],
     tuned_tower: bool,
