@@ -114,7 +114,9 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
         match=r"looked for open_clip_config.json and open_clip_model.safetensors in .*, found \['open_clip_conf",
     ):
         load(f"local-dir:{tmp_path}")
-    with pytest.raises(ValueError, match=r"model.name: got 'local-dir:.*/none', want a path that leads to a file"):
+    with pytest.raises(
+        ValueError, match=r"model.name: got 'local-dir:.*/none', want a path that leads to a file"
+    ):
         load(f"local-dir:{tmp_path}/none")
 
 
