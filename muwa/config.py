@@ -35,7 +35,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from muwa import multirun
 from muwa.cli import help_page
@@ -211,7 +211,7 @@ class Parts(Mapping[str, Any]):
         try:
             _check_values(cfg)
         except OmegaConfBaseException as error:  # a reference to a key that does not exist
-            raise ValueError(_said(error, "config")) from error
+            raise ValueError(_said(error, "config", cfg)) from error
         self._cfg = cfg
         self._made: dict[str, Any] = {}
 
@@ -268,26 +268,54 @@ def _plain(cfg: DictConfig, group: str) -> Any:
     try:
         return in_home(OmegaConf.to_container(cfg[group], resolve=True))
     except OmegaConfBaseException as error:
-        raise ValueError(_said(error, group)) from error
+        raise ValueError(_said(error, group, cfg)) from error
 
 
-def _said(error: OmegaConfBaseException, where: str) -> str:
+def _said(error: OmegaConfBaseException, where: str, cfg: DictConfig) -> str:
     """The error in one line, with the key; or with `where`, if it knows none."""
+    if isinstance(error, InterpolationKeyError) and (said := _said_of_choices(error, cfg)):
+        return said
     return f"{error.full_key or where}: {str(error.msg).splitlines()[0]}, want a value"
+
+
+def _said_of_choices(error: InterpolationKeyError, cfg: DictConfig) -> str | None:
+    """The error, if a choice of one group refers to a setting that the choice of another does not have."""
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key in (error.full_key or "").split("."):
+        written = written.get(key) if isinstance(written, Mapping) else None
+    wanted = written[2:-1] if isinstance(written, str) and written.startswith("${") else ""
+    groups = [path.partition(".")[0] for path in (error.full_key or "", wanted)]
+    if not {*groups} <= {*GROUPS} or groups[0] == groups[1]:
+        return None
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    using, lacking = (f"{group}={chosen[group]}" if group in chosen else f"this {group}" for group in groups)
+    return (
+        f"{using} reads {wanted} ({error.full_key}), and {lacking} has no such setting: the two do not go "
+        f"together. Choose another {groups[1]}, or another model, whose {groups[0]} does without"
+    )
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
     """What Hydra makes of a group: partials of the classes and functions that its nodes name.
 
     Raises:
-        ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
+        ValueError: A `_target_` does not exist, as in a config that another version wrote, or its module
+            cannot be imported. Names it and says why.
     """
     try:
         return instantiate(_plain(cfg, group), _convert_="all")
     except InstantiationException as error:
-        raise ValueError(
-            f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
-        ) from error
+        said = str(error).splitlines()[0].partition(", set env var")[0]
+        why = f" ({_first_cause(error)})" if error.__cause__ else ""
+        raise ValueError(f"{group}: {said}{why}; want a class or function that exists") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """The error that all others of a chain followed from, as Python names it: an import that failed, say."""
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    return f"{type(first).__name__}: {' '.join(str(first).split())}"
 
 
 def in_home(value: Any) -> Any:

@@ -1,4 +1,5 @@
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -134,6 +135,13 @@ def test_a_missing_value_is_named(composed):
         config.build(composed("layer_search=fixed"))
 
 
+def test_choices_that_do_not_go_together_are_named(composed):
+    """A LLaVA's search asks for other spellings of names; a style has none."""
+    wanted = "this layer_search reads task.aliases (layer_search.aliases), and this task has no such setting"
+    with pytest.raises(ValueError, match=rf"^{re.escape(wanted)}: .* Choose another task, or another model"):
+        config.build(composed("model=vlm", "task=style"))
+
+
 def test_an_unknown_stage_is_named(composed):
     with pytest.raises(ValueError, match="stages: got 'train', want some of curate, unlearn, eval, report"):
         config.build(composed("stages=[train]"))
@@ -189,6 +197,20 @@ def test_a_target_that_does_not_exist_is_named(composed):
         ValueError, match=r"method: Error locating target 'muwa.methods.slug.unlearn'.*that exists"
     ):
         config.build(composed("method._target_=muwa.methods.slug.unlearn"))
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("lacks_a_class", "x = 1", "AttributeError: module 'lacks_a_class' has no attribute 'Mine'"),
+    ("lacks_a_package", "import nosuchpackage", "ModuleNotFoundError: No module named 'nosuchpackage'"),
+    ("misspelt_python", "class Mine\n", "SyntaxError: expected ':' (misspelt_python.py, line 1)"),
+    ("fails", "1 / 0", "ZeroDivisionError: division by zero"),
+])  # fmt: skip
+def test_why_a_target_of_ones_own_cannot_be_had_is_said(composed, monkeypatch, tmp_path, name, text, said):
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    wanted = f"method: Error locating target '{name}.Mine' ({said}); want a class or function that exists"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
+        config.build(composed(f"method._target_={name}.Mine"))
 
 
 def test_an_installation_without_the_defaults_says_how_to_install(monkeypatch, tmp_path):

@@ -33,7 +33,11 @@ def check_spelling(word: str, folders: Sequence[Path]) -> None:
         return
     root = _read(folders[0] / "config.yaml")
     groups = {path.name for folder in folders for path in folder.glob("*") if path.is_dir()} - {"hydra"}
-    if first not in groups | set(root):
+    if first not in groups | set(root):  # a setting without its group is given with it
+        nodes = {**root, **{group: list(_files_of(group, folders)) for group in sorted(groups)}}
+        inside = [f"{name}.{key}" for name, node in nodes.items() if _has(node, key)]
+        if inside:
+            raise ValueError(f"{word}: {key!r} is no setting or group; nearest: {', '.join(inside[:5])}")
         raise ValueError(_unknown(word, first, groups | set(root), "setting or group"))
     if not rest:
         if first in groups and _PLAIN.fullmatch(value):
@@ -54,10 +58,22 @@ def _check_choices(word: str, group: str, given: Iterable[str], folders: Sequenc
 
 
 def _unknown(word: str, name: str, known: Iterable[str], what: str, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, sorted(known), 3, 0.6)
+    near = _nearest(name, known)
     listed = "--cfg job prints them" if what.startswith("setting of") else "--help lists them"
     nearest = f"nearest: {', '.join(prefix + one for one in near)}" if near else listed
     return f"{word}: {name!r} is no {what}; {nearest}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The three nearest of some names; capital letters do not matter."""
+    folded = {one.casefold(): one for one in sorted(known)}
+    return [folded[one] for one in difflib.get_close_matches(name.casefold(), list(folded), 3, 0.6)]
+
+
+def _has(node: Any, key: str) -> bool:
+    """Whether a mapping of the config, or one file of a group, has the setting."""
+    files = node if isinstance(node, list) else [node]
+    return any(key in _paths(file, ends=False) for file in files)
 
 
 def _files_of(group: str, folders: Sequence[Path]) -> Iterator[Any]:

@@ -20,6 +20,10 @@ from muwa.cli.spelling import check_spelling
     ("layer_search.max_eval=3", "'max_eval' is no setting of layer_search; nearest: layer_search.max_evals"),
     ("eval.mia.sead=1", "'mia.sead' is no setting of eval; nearest: eval.mia.seed, eval.mia.seeds"),
     ("runtime.devcie=cuda", "'devcie' is no setting of runtime; nearest: runtime.device"),
+    ("model=SD", "'SD' is no choice of model; nearest: model=sd"),
+    ("identity=A", "identity=A: 'identity' is no setting or group; nearest: questions.identity, task.identity"),
+    ("device=cuda", "'device' is no setting or group; nearest: runtime.device, "),
+    ("limits.forget_pairs=8", "'limits.forget_pairs' is no setting or group; nearest: task.limits.forget_pairs"),
     ("zzzzzz=1", "'zzzzzz' is no setting or group; --help lists them"),
 ])  # fmt: skip
 def test_one_line_with_the_nearest(word, said):
