@@ -510,7 +510,8 @@ class OwnFolder(Callback):
 
     A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the
     second launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as
-    it is: a run that is repeated there goes on there.
+    it is: a run that is repeated there goes on there. The patch of another run is not written over: without
+    it, an edit that is in use could not be taken back.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -519,6 +520,8 @@ class OwnFolder(Callback):
             if _is_named_by_time(config.hydra.run):
                 with read_write(config):
                     config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
+            else:
+                _check_earlier_run(config)
             (Path(config.hydra.run.dir) / (config.hydra.output_subdir or "")).mkdir(
                 parents=True, exist_ok=True
             )
@@ -535,6 +538,30 @@ class OwnFolder(Callback):
             with read_write(config), open_dict(config):
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+
+
+def _check_earlier_run(config: DictConfig) -> None:
+    """End with one line on stderr if a run would write over the patch of a run with other settings."""
+    folder = Path(config.hydra.run.dir)
+    saved = folder / (config.hydra.output_subdir or "") / "overrides.yaml"
+    writes = "unlearn" in config.stages and not config.curate.dry_run and not is_worker()
+    if not writes or not saved.is_file():
+        return
+    from muwa.types.report import PATCH  # with torch, which a run that goes on needs anyway
+
+    if not (folder / PATCH).is_file():
+        return
+    earlier, now = (
+        [word for word in words if not str(word).startswith(("runtime.", "paths."))]
+        for words in (OmegaConf.load(saved), config.hydra.overrides.task)
+    )
+    if earlier != now:
+        print(
+            f"muwa: hydra.run.dir={folder}: holds the patch of a run with other settings "
+            f"({shlex.join(map(hide, earlier)) or 'none given'}); want a new folder, or the same settings",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
 
 @contextmanager

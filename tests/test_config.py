@@ -14,6 +14,7 @@ from hydra.utils import get_class, get_object
 from omegaconf import OmegaConf
 
 from muwa import config
+from muwa.types.report import PATCH
 
 GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
 FILES = sorted(
@@ -275,6 +276,30 @@ def test_a_folder_that_the_user_names_is_taken_as_it_is(composed, tmp_path):
     config.OwnFolder().on_run_start(cfg)
     config.OwnFolder().on_multirun_start(cfg)
     assert (cfg.hydra.run.dir, cfg.hydra.sweep.dir) == ("mine", "mine")
+
+
+@pytest.mark.parametrize(("words", "refused"), [
+    (["task.identity=Ada"], False),  # the same run goes on
+    (["task.identity=Ada", "runtime.threads=2"], False),
+    (["task.identity=Bo"], True),
+    (["task.identity=Bo", "stages=[eval]"], False),  # writes no patch
+    (["task.identity=Bo", "curate.dry_run=true"], False),
+])  # fmt: skip
+def test_the_patch_of_another_run_is_not_written_over(composed, tmp_path, capsys, words, refused):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- task.identity=Ada\n")
+    cfg = composed(*words, f"hydra.run.dir={tmp_path}", hydra=True)
+    config.OwnFolder().on_run_start(cfg)  # there is no patch yet
+    (tmp_path / PATCH).touch()
+    if not refused:
+        config.OwnFolder().on_run_start(cfg)
+        return
+    with pytest.raises(SystemExit):
+        config.OwnFolder().on_run_start(cfg)
+    wanted = (
+        f"muwa: hydra.run.dir={tmp_path}: holds the patch of a run with other settings (task.identity=Ada); "
+    )
+    assert capsys.readouterr().err == f"{wanted}want a new folder, or the same settings\n"
 
 
 def test_the_task_of_a_prompt_file_chooses_its_metrics_and_the_command_line_has_the_last_word(composed):
