@@ -552,8 +552,8 @@ def _check_earlier_run(config: DictConfig) -> None:
     if not (folder / PATCH).is_file():
         return
     earlier, now = (
-        [word for word in words if not str(word).startswith(("runtime.", "paths."))]
-        for words in (OmegaConf.load(saved), config.hydra.overrides.task)
+        [str(word) for word in words if not str(word).startswith(("runtime.", "paths."))]
+        for words in (list(OmegaConf.load(saved)), list(config.hydra.overrides.task))
     )
     if earlier != now:
         print(
