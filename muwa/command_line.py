@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
-from muwa.cli.spelling import check_spelling
+from muwa.cli.spelling import check_fits, check_spelling
 from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
 from muwa.runtime.ranks import is_worker
@@ -75,7 +75,9 @@ def adapted(words: Sequence[str]) -> list[str]:
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
+    folders = [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
     read: list[str] = []
+    named: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or "=" not in word:
             _check_lone_word(before, word)
@@ -85,10 +87,12 @@ def adapted(words: Sequence[str]) -> list[str]:
         _check_name(word)
         _check_choice(word)
         if not elsewhere:  # a folder of configs that is not read here
-            check_spelling(word, [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])])
+            check_spelling(word, folders)
+            named.append(word)
         overrides = _with_new_keys(word)
         _check_readable(overrides[-1], sweep=sweep)
         read += overrides
+    check_fits(named, folders)
     return read
 
 

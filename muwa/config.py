@@ -35,7 +35,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from muwa import multirun
 from muwa.cli import help_page
@@ -211,7 +211,7 @@ class Parts(Mapping[str, Any]):
         try:
             _check_values(cfg)
         except OmegaConfBaseException as error:  # a reference to a key that does not exist
-            raise ValueError(_said(error, "config")) from error
+            raise ValueError(_said(error, "config", cfg)) from error
         self._cfg = cfg
         self._made: dict[str, Any] = {}
 
@@ -268,26 +268,54 @@ def _plain(cfg: DictConfig, group: str) -> Any:
     try:
         return in_home(OmegaConf.to_container(cfg[group], resolve=True))
     except OmegaConfBaseException as error:
-        raise ValueError(_said(error, group)) from error
+        raise ValueError(_said(error, group, cfg)) from error
 
 
-def _said(error: OmegaConfBaseException, where: str) -> str:
+def _said(error: OmegaConfBaseException, where: str, cfg: DictConfig) -> str:
     """The error in one line, with the key; or with `where`, if it knows none."""
+    if isinstance(error, InterpolationKeyError) and (said := _said_of_choices(error, cfg)):
+        return said
     return f"{error.full_key or where}: {str(error.msg).splitlines()[0]}, want a value"
+
+
+def _said_of_choices(error: InterpolationKeyError, cfg: DictConfig) -> str | None:
+    """The error, if a choice of one group refers to a setting that the choice of another does not have."""
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key in (error.full_key or "").split("."):
+        written = written.get(key) if isinstance(written, Mapping) else None
+    wanted = written[2:-1] if isinstance(written, str) and written.startswith("${") else ""
+    groups = [path.partition(".")[0] for path in (error.full_key or "", wanted)]
+    if not {*groups} <= {*GROUPS} or groups[0] == groups[1]:
+        return None
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    using, lacking = (f"{group}={chosen[group]}" if group in chosen else f"this {group}" for group in groups)
+    return (
+        f"{using} reads {wanted} ({error.full_key}), and {lacking} has no such setting: the two do not go "
+        f"together. Choose another {groups[1]}, or another model, whose {groups[0]} does without"
+    )
 
 
 def _instantiated(cfg: DictConfig, group: str) -> Any:
     """What Hydra makes of a group: partials of the classes and functions that its nodes name.
 
     Raises:
-        ValueError: A `_target_` does not exist, as in a config that another version wrote. Names it.
+        ValueError: A `_target_` does not exist, as in a config that another version wrote, or its module
+            cannot be imported. Names it and says why.
     """
     try:
         return instantiate(_plain(cfg, group), _convert_="all")
     except InstantiationException as error:
-        raise ValueError(
-            f"{group}: {str(error).splitlines()[0]}; want a class or function that exists"
-        ) from error
+        said = str(error).splitlines()[0].partition(", set env var")[0]
+        why = f" ({_first_cause(error)})" if error.__cause__ else ""
+        raise ValueError(f"{group}: {said}{why}; want a class or function that exists") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """The error that all others of a chain followed from, as Python names it: an import that failed, say."""
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    return f"{type(first).__name__}: {' '.join(str(first).split())}"
 
 
 def in_home(value: Any) -> Any:
@@ -488,7 +516,8 @@ class OwnFolder(Callback):
 
     A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the
     second launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as
-    it is: a run that is repeated there goes on there.
+    it is: a run that is repeated there goes on there. The patch of another run is not written over: without
+    it, an edit that is in use could not be taken back.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -497,6 +526,8 @@ class OwnFolder(Callback):
             if _is_named_by_time(config.hydra.run):
                 with read_write(config):
                     config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
+            else:
+                _check_earlier_run(config)
             (Path(config.hydra.run.dir) / (config.hydra.output_subdir or "")).mkdir(
                 parents=True, exist_ok=True
             )
@@ -513,6 +544,30 @@ class OwnFolder(Callback):
             with read_write(config), open_dict(config):
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+
+
+def _check_earlier_run(config: DictConfig) -> None:
+    """End with one line on stderr if a run would write over the patch of a run with other settings."""
+    folder = Path(config.hydra.run.dir)
+    saved = folder / (config.hydra.output_subdir or "") / "overrides.yaml"
+    writes = "unlearn" in config.stages and not config.curate.dry_run and not is_worker()
+    if not writes or not saved.is_file():
+        return
+    from muwa.types.report import PATCH  # with torch, which a run that goes on needs anyway
+
+    if not (folder / PATCH).is_file():
+        return
+    earlier, now = (
+        [str(word) for word in words if not str(word).startswith(("runtime.", "paths."))]
+        for words in (list(OmegaConf.load(saved)), list(config.hydra.overrides.task))
+    )
+    if earlier != now:
+        print(
+            f"muwa: hydra.run.dir={folder}: holds the patch of a run with other settings "
+            f"({shlex.join(map(hide, earlier)) or 'none given'}); want a new folder, or the same settings",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
 
 @contextmanager

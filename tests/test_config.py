@@ -1,4 +1,5 @@
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from hydra.utils import get_class, get_object
 from omegaconf import OmegaConf
 
 from muwa import config
+from muwa.types.report import PATCH
 
 GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
 FILES = sorted(
@@ -134,6 +136,13 @@ def test_a_missing_value_is_named(composed):
         config.build(composed("layer_search=fixed"))
 
 
+def test_choices_that_do_not_go_together_are_named(composed):
+    """A LLaVA's search asks for other spellings of names; a style has none."""
+    wanted = "this layer_search reads task.aliases (layer_search.aliases), and this task has no such setting"
+    with pytest.raises(ValueError, match=rf"^{re.escape(wanted)}: .* Choose another task, or another model"):
+        config.build(composed("model=vlm", "task=style"))
+
+
 def test_an_unknown_stage_is_named(composed):
     with pytest.raises(ValueError, match="stages: got 'train', want some of curate, unlearn, eval, report"):
         config.build(composed("stages=[train]"))
@@ -189,6 +198,20 @@ def test_a_target_that_does_not_exist_is_named(composed):
         ValueError, match=r"method: Error locating target 'muwa.methods.slug.unlearn'.*that exists"
     ):
         config.build(composed("method._target_=muwa.methods.slug.unlearn"))
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("lacks_a_class", "x = 1", "AttributeError: module 'lacks_a_class' has no attribute 'Mine'"),
+    ("lacks_a_package", "import nosuchpackage", "ModuleNotFoundError: No module named 'nosuchpackage'"),
+    ("misspelt_python", "class Mine\n", "SyntaxError: expected ':' (misspelt_python.py, line 1)"),
+    ("fails", "1 / 0", "ZeroDivisionError: division by zero"),
+])  # fmt: skip
+def test_why_a_target_of_ones_own_cannot_be_had_is_said(composed, monkeypatch, tmp_path, name, text, said):
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    wanted = f"method: Error locating target '{name}.Mine' ({said}); want a class or function that exists"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
+        config.build(composed(f"method._target_={name}.Mine"))
 
 
 def test_an_installation_without_the_defaults_says_how_to_install(monkeypatch, tmp_path):
@@ -253,6 +276,30 @@ def test_a_folder_that_the_user_names_is_taken_as_it_is(composed, tmp_path):
     config.OwnFolder().on_run_start(cfg)
     config.OwnFolder().on_multirun_start(cfg)
     assert (cfg.hydra.run.dir, cfg.hydra.sweep.dir) == ("mine", "mine")
+
+
+@pytest.mark.parametrize(("words", "refused"), [
+    (["task.identity=Ada"], False),  # the same run goes on
+    (["task.identity=Ada", "runtime.threads=2"], False),
+    (["task.identity=Bo"], True),
+    (["task.identity=Bo", "stages=[eval]"], False),  # writes no patch
+    (["task.identity=Bo", "curate.dry_run=true"], False),
+])  # fmt: skip
+def test_the_patch_of_another_run_is_not_written_over(composed, tmp_path, capsys, words, refused):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- task.identity=Ada\n")
+    cfg = composed(*words, f"hydra.run.dir={tmp_path}", hydra=True)
+    config.OwnFolder().on_run_start(cfg)  # there is no patch yet
+    (tmp_path / PATCH).touch()
+    if not refused:
+        config.OwnFolder().on_run_start(cfg)
+        return
+    with pytest.raises(SystemExit):
+        config.OwnFolder().on_run_start(cfg)
+    wanted = (
+        f"muwa: hydra.run.dir={tmp_path}: holds the patch of a run with other settings (task.identity=Ada); "
+    )
+    assert capsys.readouterr().err == f"{wanted}want a new folder, or the same settings\n"
 
 
 def test_the_task_of_a_prompt_file_chooses_its_metrics_and_the_command_line_has_the_last_word(composed):

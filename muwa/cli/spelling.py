@@ -33,7 +33,11 @@ def check_spelling(word: str, folders: Sequence[Path]) -> None:
         return
     root = _read(folders[0] / "config.yaml")
     groups = {path.name for folder in folders for path in folder.glob("*") if path.is_dir()} - {"hydra"}
-    if first not in groups | set(root):
+    if first not in groups | set(root):  # a setting without its group is given with it
+        held = {**root, **{group: list(_files_of(group, folders)) for group in sorted(groups)}}
+        inside = [f"{name}.{key}" for name, node in held.items() if _has(node, key)]
+        if inside:
+            raise ValueError(f"{word}: {key!r} is no setting or group; nearest: {', '.join(inside[:5])}")
         raise ValueError(_unknown(word, first, groups | set(root), "setting or group"))
     if not rest:
         if first in groups and _PLAIN.fullmatch(value):
@@ -46,6 +50,77 @@ def check_spelling(word: str, folders: Sequence[Path]) -> None:
         raise ValueError(_unknown(word, rest, paths, f"setting of {first}", prefix=f"{first}."))
 
 
+def check_fits(words: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raise if an override gives a setting that the choice of its group lacks and another has.
+
+    Only where the choice is sure: it is the default or a word of the command line, there is no experiment,
+    and no file of another group chooses for this one.
+
+    Args:
+        words: "KEY=VALUE" each, as typed; what is passed is as in `check_spelling`.
+        folders: As in `check_spelling`.
+
+    Raises:
+        ValueError: Names the choice, and those that have the setting.
+    """
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    if "experiment" in {key.lstrip("+") for key in given}:
+        return
+    for key, value in given.items():
+        group, _, rest = key.partition(".")
+        choice = given.get(group, _default(group, folders))
+        if (
+            not rest
+            or choice is None
+            or not re.fullmatch(r"\w+", choice)
+            or _is_chosen_elsewhere(group, folders)
+        ):
+            continue
+        if (own := _with_bases(group, choice, folders)) is None or _takes(own, rest):
+            continue
+        names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        having = [name for name in names if _takes(_with_bases(group, name, folders) or [], rest)]
+        if having:
+            some = ", ".join(f"{group}={name}" for name in having[:6])
+            raise ValueError(f"{key}={value}: {group}={choice} has no setting {rest!r}; it is one of {some}")
+
+
+def _default(group: str, folders: Sequence[Path]) -> str | None:
+    """The choice of a group that config.yaml makes; None for a list of choices, or none."""
+    lines = _load(folders[0] / "config.yaml")["defaults"]
+    chosen = {name: one for line in lines if isinstance(line, Mapping) for name, one in line.items()}
+    return chosen[group] if isinstance(chosen.get(group), str) else None
+
+
+def _is_chosen_elsewhere(group: str, folders: Sequence[Path]) -> bool:
+    """Whether a file of another group chooses for this one. Experiments do not count."""
+    files = (
+        path for folder in folders for path in folder.glob("*/*.yaml") if path.parent.name != "experiment"
+    )
+    return any(f"override /{group}" in path.read_text(encoding="utf-8") for path in files)
+
+
+def _with_bases(group: str, choice: str, folders: Sequence[Path]) -> list[Any] | None:
+    """The file of a choice and those of its group that it builds on; None if one of them is not there."""
+    path = next((path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()), None)
+    if path is None:
+        return None
+    found = [_read(path)]
+    for base in _load(path).get("defaults", ()):
+        if isinstance(base, str) and base != "_self_":
+            if (more := _with_bases(group, base, folders)) is None:
+                return None
+            found += more
+    return found
+
+
+def _takes(nodes: Sequence[Any], rest: str) -> bool:
+    """Whether some files, laid over each other, have a setting, or may have it below an end."""
+    paths = {path for node in nodes for path in _paths(node, ends=False)}
+    ends = {path for node in nodes for path in _paths(node, ends=True)}
+    return rest in paths or any(rest.startswith(f"{end}.") for end in ends)
+
+
 def _check_choices(word: str, group: str, given: Iterable[str], folders: Sequence[Path]) -> None:
     names = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
     for name in given:
@@ -54,10 +129,22 @@ def _check_choices(word: str, group: str, given: Iterable[str], folders: Sequenc
 
 
 def _unknown(word: str, name: str, known: Iterable[str], what: str, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, sorted(known), 3, 0.6)
+    near = _nearest(name, known)
     listed = "--cfg job prints them" if what.startswith("setting of") else "--help lists them"
     nearest = f"nearest: {', '.join(prefix + one for one in near)}" if near else listed
     return f"{word}: {name!r} is no {what}; {nearest}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The three nearest of some names; capital letters do not matter."""
+    folded = {one.casefold(): one for one in sorted(known)}
+    return [folded[one] for one in difflib.get_close_matches(name.casefold(), list(folded), 3, 0.6)]
+
+
+def _has(node: Any, key: str) -> bool:
+    """Whether a mapping of the config, or one file of a group, has the setting."""
+    files = node if isinstance(node, list) else [node]
+    return any(key in _paths(file, ends=False) for file in files)
 
 
 def _files_of(group: str, folders: Sequence[Path]) -> Iterator[Any]:
@@ -67,8 +154,11 @@ def _files_of(group: str, folders: Sequence[Path]) -> Iterator[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    return {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    return {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def _paths(node: Any, *, ends: bool, before: str = "") -> Iterator[str]:

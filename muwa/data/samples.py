@@ -22,6 +22,7 @@ _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)}
 _ACCENTS = re.compile("(?<=[a-z\u0370-\u03ff])[\u0300-\u036f]+")  # on Latin and Greek letters
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no EPS, which starts Ghostscript; no format with code in it
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})  # of these formats
+LISTED = 20  # names that a message lists, where none is like the one that was typed
 PIXELS = 2**26  # the most that an image may have: 8192 x 8192, which takes half a gigabyte to decode
 _PLAIN = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe"})
 
@@ -151,7 +152,8 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(fold(typed), list(folded), 4, 0.55)
     words = set(fold(typed).split())
     near += [name for name in folded if words & set(name.split()) and name not in near]
-    nearest = ", ".join(as_typed(folded[name]) for name in near[:5]) or "none that is similar"
+    every = f"; all: {', '.join(map(as_typed, known))}" if len(known) <= LISTED else ""
+    nearest = ", ".join(as_typed(folded[name]) for name in near[:5]) or f"none that is similar{every}"
     raise ValueError(
         f"Unknown name {typed!r}: not among the {len(known)} names of {where}. Nearest: {nearest}. "
         "Type names with _ or quoted spaces."

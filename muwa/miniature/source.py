@@ -25,12 +25,21 @@ def dataset(
 
     Raises:
         TypeError: A setting is not a field of `Dataset`, or a field is missing.
-        ValueError: A setting has another type, or is out of range.
+        ValueError: A setting has another type, or is out of range; or `root` is a drawn miniature itself.
     """
     found = Dataset(**settings)
     check_values("dataset", Dataset, settings)
     world = Path(root) / "world"
     if not data.is_written(world):
+        if data.is_written(Path(root)):
+            advice = (
+                f"dataset.root={Path(root).parent}"
+                if Path(root).name == "world"
+                else "a folder with it as world/"
+            )
+            raise ValueError(
+                f"dataset.root: got {root}, the miniature itself; want the folder around it: {advice}"
+            )
         for _ in track(data.write(world), "drawing images", data.PARTS, show=progress):
             pass
     return found

@@ -61,6 +61,10 @@ def _list(place: Path) -> None:
     """Print the requests that weights carry, after the record was checked."""
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")
+    if is_patch(place):
+        raise ValueError(
+            f"{place}: a patch, want a model that carries patches; show PATCH tells what it holds"
+        )
     ledger = checked_ledger(place)
     if not ledger.requests:
         print(f"{place}: carries no patch that a record tells of")
@@ -91,7 +95,8 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"  {line}")
     for line in verdict.differs:
         print(f"  DIFFERS: {line}")
-    what = f"{base} + {len(paths)} patches, bit for bit ({verdict.tensors} tensors)"
+    count = f"{len(paths)} {'patch' if len(paths) == 1 else 'patches'}"
+    what = f"{base} + {count}, bit for bit ({verdict.tensors} tensors)"
     print(f"{args.folder}: is {'not ' if verdict.differs else ''}{what}")
     return 1 if verdict.differs else 0
 

@@ -155,6 +155,8 @@ def read_patch(path: str | Path) -> Patch:
         FileNotFoundError: The file does not exist.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, want a patch file; the patch stands before the model")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such patch file; a run writes one to its folder: patch.safetensors"

@@ -207,6 +207,8 @@ def rewrite_files(
 
 def check_out(base: Path, out: Path) -> None:
     """Raise if a copy of `base` cannot be written to the new folder `out`; see `rewrite_files`."""
+    if not base.exists():
+        raise FileNotFoundError(f"{base}: no such file or folder, want a model")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
     if base.is_dir() and out.resolve().is_relative_to(base.resolve()):

@@ -19,7 +19,7 @@ from muwa.report.runs import SweptRun
 from muwa.report.sweep import headline, outcomes, read_runs, row_of
 from muwa.report.sweep_page import cells
 from muwa.report.verdicts import verdict
-from muwa.types.metric import Metric
+from muwa.types.metric import Metric, Reading
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE
 
@@ -121,8 +121,14 @@ def metrics_table(
             keys = ("before", "after", "interval", "change", "change_interval")
             numbers = (*(row[key] for key in keys), str(row["n"]))
             shown = Text(word, style=STYLES.get(row["judged"], ""))
-            table.add_row(name, after[name].reading.label, *numbers, shown)
+            table.add_row(name, _label(after[name].reading), *numbers, shown)
     return table
+
+
+def _label(reading: Reading) -> str:
+    """The words of a row: its numbers are the metric's own, which may count where the target is not shown."""
+    counts_absence = reading.role in ("forgotten", "earlier", "attack") and reading.better == "higher"
+    return f"not {reading.label}" if counts_absence else reading.label
 
 
 def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:

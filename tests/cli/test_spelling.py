@@ -6,7 +6,7 @@ import time
 import pytest
 from conftest import CONF
 
-from muwa.cli.spelling import check_spelling
+from muwa.cli.spelling import check_fits, check_spelling
 
 
 @pytest.mark.parametrize(("word", "said"), [
@@ -20,6 +20,10 @@ from muwa.cli.spelling import check_spelling
     ("layer_search.max_eval=3", "'max_eval' is no setting of layer_search; nearest: layer_search.max_evals"),
     ("eval.mia.sead=1", "'mia.sead' is no setting of eval; nearest: eval.mia.seed, eval.mia.seeds"),
     ("runtime.devcie=cuda", "'devcie' is no setting of runtime; nearest: runtime.device"),
+    ("model=SD", "'SD' is no choice of model; nearest: model=sd"),
+    ("identity=A", "identity=A: 'identity' is no setting or group; nearest: questions.identity, task.identity"),
+    ("device=cuda", "'device' is no setting or group; nearest: runtime.device, "),
+    ("limits.forget_pairs=8", "'limits.forget_pairs' is no setting or group; nearest: task.limits.forget_pairs"),
     ("zzzzzz=1", "'zzzzzz' is no setting or group; --help lists them"),
 ])  # fmt: skip
 def test_one_line_with_the_nearest(word, said):
@@ -53,3 +57,23 @@ def test_it_takes_no_time_that_is_felt():
     for word in ("eval.mia.seeds=1", "task.identity=A", "model=sd"):
         check_spelling(word, [CONF])
     assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("model.path=DIR", "model.path=DIR: model=clip has no setting 'path'; it is one of model=clip_hf, "),
+    ("model=vlm model.steps=3", "model.steps=3: model=vlm has no setting 'steps'; it is one of model=sd, "),
+    ("method.rounds=2 method=slug", "method.rounds=2: method=slug has no setting 'rounds'; it is one of method=razor"),
+    ("task.concept=neon", "task=celeba has no setting 'concept'; it is one of task=canvas, task=canvas_class, task=style"),
+])  # fmt: skip
+def test_a_setting_of_another_choice_is_named_with_it(words, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_fits(words.split(), [CONF])
+
+
+@pytest.mark.parametrize("words", [
+    "model=sd15 model.path=DIR", "model=clip,sd model.path=DIR", "experiment=vlm model.path=DIR", "+model.path=DIR",
+    "task=style task.concept=neon", "task.limits.forget_pairs=8", "task.aliases.Kael=[K]", "layer_search.layer=x",
+    "model=mine model.path=DIR", "dataset.root=DIR", "eval.mia.folds=2", "runtime.device=cuda", "method=razor method.rounds=2",
+])  # fmt: skip
+def test_a_setting_that_the_choice_has_or_may_have_is_left_to_hydra(words):
+    check_fits(words.split(), [CONF])

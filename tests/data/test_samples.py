@@ -211,3 +211,8 @@ def test_the_spelling_that_occurs_most_often_is_kept():
     assert one_spelling([decomposed, decomposed, "RENEE"]) == {decomposed: composed, "RENEE": composed}
     assert one_spelling(["b b", "B_B", "a"]) == {"b b": "B_B", "B_B": "B_B", "a": "a"}
     assert one_spelling(["?", "!"]) == {"?": "?", "!": "!"}  # nothing is left of them
+
+
+def test_a_few_names_are_all_listed_where_none_is_similar():
+    with pytest.raises(ValueError, match="Nearest: none that is similar; all: Mosaic, Old_Paper. Type names"):
+        find_name("zzz", ["Mosaic", "Old Paper"], "styles")

@@ -21,3 +21,16 @@ def test_a_keyword_that_is_no_field_is_refused(tmp_path):
     with pytest.raises(TypeError, match="max_brokn"):
         muwa.load_miniature(str(tmp_path), max_brokn=0.1)
     assert not (tmp_path / "world").exists()
+
+
+def test_the_drawn_miniature_in_place_of_the_folder_that_holds_it_is_refused(tmp_path):
+    """It would be drawn a second time, inside the first."""
+    for root, advice in (
+        (tmp_path / "world", f"dataset.root={tmp_path}"),
+        (tmp_path / "x", "a folder with it as"),
+    ):
+        root.mkdir()
+        (root / "version.txt").write_text(data.VERSION)
+        with pytest.raises(ValueError, match=f"dataset.root: got {root}, the miniature itself.*{advice}"):
+            config.part("dataset=miniature", f"dataset.root={root}")()
+        assert [path.name for path in root.iterdir()] == ["version.txt"]

@@ -302,7 +302,7 @@ def test_the_command_line_says_what_is_wrong(folder, capsys):
         main(["apply", str(folder / "p.safetensors"), str(folder / "none"), "--out", str(folder / "out")])
         == 2
     )
-    assert "found no such folder" in capsys.readouterr().err
+    assert "no such file or folder, want a model" in capsys.readouterr().err
     assert not (folder / "out").exists()
     assert not (folder / "sum").exists()
 

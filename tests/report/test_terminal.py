@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from report.finished import ATTACK, FIRST_GUESS, report
+from report.finished import ATTACK, FIRST_GUESS, UA, report
 from report.test_sweep import run
 
 from muwa.report.terminal import print_outcome, print_sweep
@@ -56,6 +56,19 @@ def test_a_run_ends_with_one_table_the_layer_and_the_paths(tmp_path, capsys):
     assert lines[0].endswith("2 held-out images (95 % interval 0 to 70 %); too few to show less than 50 %.")
     assert "edited  visual.proj (vision), by 20.0 % of its norm, for " in said
     assert lines[-2:] == [f"report  {folder}/report.html", f"patch   {folder}/{PATCH}"]
+
+
+def test_a_row_that_counts_where_the_target_is_not_shown_says_so(tmp_path, capsys):
+    """Above "0 % → 100 %" the sentence says "no longer generated when asked for: 100 → 0 %"."""
+    one = report(tmp_path)
+    before, after = (
+        {"forget/ua": Metric(0.0, 20, 0.0, 0.16, UA)},
+        {"forget/ua": Metric(1.0, 20, 0.84, 1.0, UA)},
+    )
+    print_outcome(replace(one, before=before, after=after))
+    said = capsys.readouterr().out
+    assert "is no longer generated when asked for: 100 → 0 %" in said
+    assert rows(said)["forget/ua"][:3] == ["not generated when asked for", "0.0 %", "100.0 %"]
 
 
 def test_the_card_is_named_where_there_is_one_and_metrics_without_a_verdict_are_counted(tmp_path, capsys):

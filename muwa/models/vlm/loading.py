@@ -147,6 +147,12 @@ def _check_format(path: str, config: Mapping[str, Any]) -> None:
             "as transformers' save_pretrained writes it. Take model=llava15_7b or llava15_13b, whose hub ids "
             'are converted, or convert yours: docs/vlm.md, "LLaVA\'s original format"'
         )
+    if kind is None and Path(path).is_dir():
+        raise ValueError(
+            f"model.path={path}: no config.json with a model_type, so no vision-language model of "
+            f"transformers; found {sorted(one.name for one in Path(path).iterdir())[:8]}. A folder with a "
+            "model_index.json is a pipeline: model=sd"
+        )
     if kind not in CONFIG_MAPPING and not config.get("auto_map"):
         raise ValueError(
             f"model.path={path}: transformers {transformers_version} has no model of type {kind!r}; want a "

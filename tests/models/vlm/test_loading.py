@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 import tiny
@@ -205,3 +206,10 @@ def test_code_of_a_folder_is_not_run_and_not_asked_for(folder, caplog) -> None:
         ValueError, match=r"wants code of its own \(mine.MyConfig, mine.MyModel\) for the model type 'seer'"
     ):
         load(folder)
+
+
+def test_a_pipeline_in_place_of_a_vision_language_model_is_named():
+    pipeline = CONF.parent / "miniature" / "sd"
+    wanted = f"model.path={pipeline}: no config.json with a model_type, so no vision-language model of transformers"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}; found .*'model_index.json'.*: model=sd$"):
+        load(pipeline)
