@@ -19,7 +19,7 @@ from muwa.run import Run
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "task.limits.forget_pairs=16", "task.limits.retain_pairs=64", "task.limits.eval_retain=1", "eval=[forget,retain]",
-    "dataset.utility_probe=0.05", "dataset.utility=0.1", "runtime.progress=false", "layer_search.max_evals=3",
+    "dataset.utility_probe=0.05", "dataset.utility=0.1", "runtime.progress=false", "layer_search.max_evals=6", "layer_search.candidates=1",
 )  # fmt: skip
 
 
@@ -62,8 +62,10 @@ def launch(miniature, out, *words, before=()):
 
 @pytest.fixture(scope="module")
 def single(miniature, tmp_path_factory):
-    """A run in one process with one thread."""
-    return launch(miniature, tmp_path_factory.mktemp("one"), "runtime.threads=1")
+    """A run in one process with one thread, which makes an edit."""
+    out = launch(miniature, tmp_path_factory.mktemp("one"), "runtime.threads=1")
+    assert json.loads((run_in(out) / "results.json").read_text())["edit"]["step"]
+    return out
 
 
 @pytest.mark.slow
