@@ -16,7 +16,7 @@ from muwa.data.shards import image_ending
 from muwa.drafts import write_text
 from muwa.eval.statistics import change_of
 from muwa.fingerprint import read_image
-from muwa.patch.card import RUN, WORDS, base_metadata, card_text, run_entry
+from muwa.patch.card import RUN, base_metadata, card_text, run_entry
 from muwa.report import alt, figures, samples
 from muwa.report.drawn import Drawn, draw
 from muwa.report.record import results
@@ -26,6 +26,7 @@ from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Change, Metric
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
+from muwa.types.verdict import word
 
 Makes = Callable[[], figures.Figure]  # makes a figure
 
@@ -58,7 +59,8 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .render(
             record=record,
             verdict=judged,
-            words=WORDS,
+            word=word,
+            roles={name: metric.reading.role for name, metric in report.after.items()},
             points=_points,
             groups=grouped(metric_rows(report.before, report.after, judged.kinds)),
             images=_images(report),

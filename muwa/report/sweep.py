@@ -17,7 +17,6 @@ from filelock import FileLock
 from muwa.data.addresses import hide
 from muwa.drafts import write_text
 from muwa.json_files import read_json
-from muwa.patch.card import WORDS
 from muwa.report import figures
 from muwa.report.drawn import draw
 from muwa.report.heat import heat
@@ -28,6 +27,7 @@ from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
+from muwa.types.verdict import word
 
 TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
 _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of config.yaml that some methods read
@@ -148,7 +148,7 @@ def row_of(run: SweptRun) -> dict[str, Any]:
     found = run.results
     before, after, edit = found["metrics"]["before"], found["metrics"]["after"], found["edit"]
     if judged := found.get("verdict"):
-        row["verdict"] = WORDS[judged["kind"]]
+        row["verdict"] = word(judged["kind"])
     row |= {
         "names": ", ".join(found["task"]["names"]),
         "tower": edit["tower"],
@@ -191,9 +191,9 @@ def headline(runs: Sequence[SweptRun]) -> str:
     """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates."""
     done = [run.results for run in runs if run.results]
     text = f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs are done."
-    judged = Counter(WORDS[found["verdict"]["kind"]] for found in done if found.get("verdict"))
+    judged = Counter(word(found["verdict"]["kind"]) for found in done if found.get("verdict"))
     if judged:
-        text += f" Verdicts: {', '.join(f'{word.lower()} {n}' for word, n in judged.most_common())}."
+        text += f" Verdicts: {', '.join(f'{n} {one}' for one, n in judged.most_common())}."
     names = _of_role(done, "forgotten")
     if names:
         forgot = sum(_forgot(found, names) for found in done)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from muwa.drafts import write_text
-from muwa.patch.card import WORDS
 from muwa.report.drawn import Drawn
 from muwa.report.figures import short
 from muwa.report.heat import Heat
@@ -18,6 +17,7 @@ from muwa.report.runs import REPEATED, SweptRun
 from muwa.report.status import FAILED, STOPPED
 from muwa.report.tables.harm import Harm, sentences
 from muwa.report.text import environment, rounded
+from muwa.types.verdict import BAD, GOOD, UNSURE, word
 
 _LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole text on hover
 _FOLDED = 12  # a setting with more values than this is folded under "By setting"
@@ -161,7 +161,7 @@ def _cell(column: str, value: Any, text: str) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no", style="" if value else "worse")
     if column == "verdict":
-        return Cell(str(value), style=next((kind for kind, word in WORDS.items() if word == value), ""))
+        return Cell(str(value), style=next((kind for kind in (GOOD, UNSURE, BAD) if word(kind) == value), ""))
     if column == "run":
         return Cell(str(value), link=f"{value}/report.html")
     style = "num" if _number(value) is not None else "worse" if value in (FAILED, STOPPED) else ""

@@ -21,7 +21,7 @@ from muwa.report.sweep_page import cells
 from muwa.report.verdicts import verdict
 from muwa.types.metric import Metric
 from muwa.types.report import CARD, PATCH, Report
-from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE
+from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE, word
 
 log = logging.getLogger(__name__)
 WIDE = 1000  # columns where there is no terminal: nothing is cut or broken into lines
@@ -29,20 +29,6 @@ RUNS = 40  # rows of a sweep's table; the rest are in sweep.html
 MOVES = 5  # edited layers that are named
 FILES = {"report": "report.html", "card": CARD, "patch": PATCH}  # in the order in which they are named
 STYLES = {GOOD: "green", UNSURE: "yellow", BAD: "red", NOTE: ""}
-VERDICTS = {  # (role of a metric, what was judged) -> in a word or two
-    ("forgotten", GOOD): "forgotten",
-    ("forgotten", UNSURE): "not shown",
-    ("forgotten", BAD): "still recognised",
-    ("earlier", GOOD): "stays forgotten",
-    ("earlier", UNSURE): "not shown",
-    ("earlier", BAD): "recognised again",
-    ("kept", GOOD): "kept",
-    ("kept", UNSURE): "not shown",
-    ("kept", BAD): "lost some",
-    ("attack", GOOD): "withstood",
-    ("attack", UNSURE): "not shown",
-    ("attack", BAD): "brought back",
-}
 
 
 def print_outcome(report: Report) -> None:
@@ -117,10 +103,11 @@ def metrics_table(
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in metric_rows(before, after, kinds):
         if (name := row["name"]) in names:
-            word = VERDICTS.get((after[name].reading.role, row["judged"]), "")
             keys = ("before", "after", "interval", "change", "change_interval")
             numbers = (*(row[key] for key in keys), str(row["n"]))
-            shown = Text(word, style=STYLES.get(row["judged"], ""))
+            shown = Text(
+                word(row["judged"], after[name].reading.role), style=STYLES.get(row["judged"], "dim")
+            )
             table.add_row(name, after[name].reading.label, *numbers, shown)
     return table
 
