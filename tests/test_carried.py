@@ -88,7 +88,7 @@ def row(card, first):
 def test_what_one_card_gives_as_its_result_is_the_base_of_the_next(story, service, capsys):
     """The miniature is stored in fp16, so the folder's weights differ from those that the run measured in fp32."""
     _, out = service
-    patches, folders, (one, two) = story
+    _patches, folders, (one, two) = story
     cards = [out / "first/card.md", out / "second/card.md"]
     shipped = [folders[1] / "README.md", folders[2] / "README.md"]
     assert row(cards[0], RESULT) == row(shipped[0], RESULT) == row(cards[1], BASE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from muwa.data.samples import decode
 from muwa.eval.base import Measure
 from muwa.eval.images.canvas import COUNTED, canvas_requests, hit_rate, kept_count
 from muwa.eval.images.clips import embed
+from muwa.eval.statistics import by_name
 from muwa.fingerprint import EncodedImage
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Tower, class_features, width
@@ -150,7 +151,8 @@ class Lookalike(Measure):
             label="Look-alikes, generated and recognised",
             counted=COUNTED,
         )
-        return {"retain/lookalike": hit_rate(hits, reading)}
+        each = by_name(hits, [one.concept for one in requests])
+        return {"retain/lookalike": replace(hit_rate(hits, reading), by_name=each)}
 
     def _retained(self, task: Task) -> list[ImageRequest]:
         count = kept_count(task, self.seeds, self.kept_seeds)

@@ -22,6 +22,7 @@ from muwa.run import Run
 from muwa.types.data import Classes, Split
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
+from muwa.types.metric import NameRate
 
 ALL = {"seeds": 3, "first_seed": 1000, "retain": None, "cross": None}
 
@@ -226,6 +227,7 @@ def test_lookalikes_are_generated_and_counted_by_hand():
     found = measured(model, painter.identity(), "lookalike", **settings)
     assert (found["retain/lookalike"].value, found["retain/lookalike"].n) == (pytest.approx(2 / 3), 3)
     assert f"({near})" in found["retain/lookalike"].reading.text
+    assert found["retain/lookalike"].by_name == {near: NameRate(pytest.approx(2 / 3), 3)}
     assert {text for text, _ in model.asked} == {f"a photo of {near}"}
 
 
