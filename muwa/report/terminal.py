@@ -16,8 +16,8 @@ from rich.text import Text
 
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
-from muwa.report.sweep import headline, outcomes, read_runs, row_of
-from muwa.report.sweep_page import cells
+from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
+from muwa.report.sweep_page import cells, heading_of
 from muwa.report.verdicts import verdict
 from muwa.types.metric import Metric
 from muwa.types.report import CARD, PATCH, Report
@@ -117,13 +117,14 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
     rows = list(map(row_of, runs))
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     named = [] if swept else ["names"]
-    results = outcomes([run for run in runs if run.results])
+    finished = [run for run in runs if run.results]
+    results, written = outcomes(finished), units(finished)
     columns = ["run", *swept, *named, *results, "layer", "status"]
     columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in results else "left", overflow="fold")
-    for row in cells(rows[:RUNS], columns):
+        table.add_column(heading_of(name), justify="right" if name in results else "left", overflow="fold")
+    for row in cells(rows[:RUNS], columns, written):
         table.add_row(*(Text(cell.text, style="red" if cell.style == "worse" else "") for cell in row))
     yield Text(headline(runs))
     yield table
