@@ -352,7 +352,7 @@ def _instead(run: Mapping[str, Any], says: str, names: Sequence[str]) -> dict[st
         "says": how the sentence begins; "names": the most frequent as (name, how often); "others": how often
         still others; "none": how often no name; "kept": how often its own; "n": of how many.
     """
-    found = next(
+    found: Mapping[str, int] = next(
         (one["guessed"] for one in run["metrics"].get("after", {}).values() if one.get("guessed")), {}
     )
     if not found or not says:

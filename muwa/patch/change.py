@@ -161,9 +161,9 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
     outcome = _outcome(base, written, dropped, unedited)
     weights = _weights_after(base, written, ledger, dropped)
     (first, *more) = changes
-    whole = weights[written_name(first, base)] if not more and _is_whole(base, rewrite) else ""
+    alone = weights[written_name(first, base)] if not more and _is_whole(base, rewrite) else ""
     rows = [*ledger.rows, *(_row(one, outcome, weights) for one in given)]
-    rows[-1] |= {"result": _result(given, changes, ledger, whole)}
+    rows[-1] = {**rows[-1], "result": _result(given, changes, ledger, alone)}
     text = text_of(rows, weights, ledger.removed)
     _write(base, out, written, dropped, ledger, rows, text)
     return outcome

@@ -33,7 +33,7 @@ Makes = Callable[[], figures.Figure]  # makes a figure
 SAMPLES = 300  # samples whose scores the page lists
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
-DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units have three
+DECIMALS = {RATE: 1, "cosine": 3, "auc": 3, "steps": 0}  # unit -> decimals of its numbers
 
 
 def write_report(report: Report, *, show_forget: bool) -> None:
@@ -255,7 +255,7 @@ def _value(metric: Metric) -> str:
 
 
 def _number(value: float, unit: str, sign: str = "") -> str:
-    """A rate in per cent with one decimal; other numbers with three, or with three digits when small.
+    """A rate in per cent with one decimal; cosines and areas with three; others with three digits when small.
 
     >>> [_number(x, "distance") for x in (0.0, 0.000123, -0.00456, 0.0256, 12.3456)]
     ['0', '0.000123', '-0.00456', '0.026', '12.346']
@@ -263,8 +263,8 @@ def _number(value: float, unit: str, sign: str = "") -> str:
     ['0.0', '0.0', '+0.1']
     >>> _number(0.00123, "distance", "+")
     '+0.00123'
-    >>> _number(24.0, "steps", "+")
-    '+24'
+    >>> _number(24.0, "steps", "+"), _number(-0.00263, "cosine", "+"), _number(0.1, "auc")
+    ('+24', '-0.003', '0.100')
     """
     if unit in DECIMALS:
         return rounded(value, f"{sign}.{DECIMALS[unit]}f")

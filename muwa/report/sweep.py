@@ -23,7 +23,7 @@ from muwa.report.drawn import draw
 from muwa.report.heat import heat
 from muwa.report.runs import REPEATED, Results, SweptRun, variant_of
 from muwa.report.status import DONE, status_of
-from muwa.report.sweep_page import OBJECTIVE, POINTS, SECONDS, Pictures, mean_and_deviation, write_page
+from muwa.report.sweep_page import OBJECTIVE, POINTS, SECONDS, STEP, Pictures, mean_and_deviation, write_page
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
@@ -106,7 +106,7 @@ def units(finished: Sequence[SweptRun]) -> dict[str, str]:
 
     Columns of settings, and metrics of earlier versions, which do not say their unit, are missing.
     """
-    found = {"objective": OBJECTIVE, "seconds": SECONDS}
+    found = {"objective": OBJECTIVE, "seconds": SECONDS, "step": STEP, "relative_norm": RATE}
     for run in finished:
         for name, metric in run.results["metrics"]["after"].items():
             if unit := metric.get("unit"):

@@ -24,14 +24,17 @@ _LONG = 28  # letters of a text in a cell; a longer one is cut, with the whole t
 _FOLDED = 12  # a setting with more values than this is folded under "By setting"
 _DIGITS = 3  # of a number in a cell; of settings more, where two numbers of a column would look alike
 # How numbers are written, beside the units of metrics.
-POINTS, OBJECTIVE, SECONDS = "points", "objective", "seconds"
+POINTS, OBJECTIVE, SECONDS, STEP = "points", "objective", "seconds", "step"
 _MEANS = {  # unit -> formats of a mean and of its deviation
     RATE: (".2f", ".2f"),
     POINTS: ("+.2f", ".2f"),
     OBJECTIVE: (".4f", ".4f"),
     SECONDS: (".0f", ".0f"),
 }
-_HEADINGS = {"objective": "objective (lower is better)"}  # column -> its heading, where that is another
+_HEADINGS = {
+    "objective": "objective (lower is better)",
+    "relative_norm": "size, ‖Δθ‖ / ‖θ‖",
+}  # column -> its heading, where that is another
 
 Row = Mapping[str, Any]
 
@@ -97,7 +100,12 @@ def write_page(
             figure=pictures.outcomes,
             heat=pictures.heat,
             harms=[
-                {"title": harm.title, "sentences": sentences(harm), "figure": figure, "metric": harm.metric}
+                {
+                    "title": harm.title,
+                    "sentences": sentences(harm),
+                    "figure": figure if harm.worst() else None,  # else it is empty
+                    "metric": harm.metric,
+                }
                 for harm, figure in pictures.harms
             ],
             settings=by_setting(runs, rows, results, units),
@@ -153,7 +161,7 @@ def number_text(value: float, unit: str) -> str:
     """A number of a column: rates in per cent, changes in points, others with three digits.
 
     Args:
-        unit: The unit of a metric, `POINTS`, `OBJECTIVE`, `SECONDS`, or "" for other numbers.
+        unit: The unit of a metric, `POINTS`, `OBJECTIVE`, `SECONDS`, `STEP`, or "" for other numbers.
 
     >>> number_text(0.98485, "rate"), number_text(-0.1263, POINTS), number_text(-0.01, POINTS)
     ('98.5 %', '-0.1', '0.0')
@@ -174,13 +182,15 @@ def mean_and_deviation(values: Sequence[Any], unit: str = "") -> str:
 
     >>> mean_and_deviation([0.5, 1.0]), mean_and_deviation([2]), mean_and_deviation([True, False])
     ('0.75 ± 0.35', '2', '1 of 2')
+    >>> mean_and_deviation(["shown", "failed", "shown"])
+    '2 shown, 1 failed'
     >>> mean_and_deviation([0.5, 1.0], "rate"), mean_and_deviation([-0.13, 0.0], POINTS)
     ('75.00 ± 35.36 %', '-0.07 ± 0.09')
     """
     if values and all(isinstance(value, bool) for value in values):
         return f"{sum(values)} of {len(values)}"
     if values and all(isinstance(value, str) for value in values):
-        return ", ".join(f"{text} {count}" for text, count in Counter(values).most_common())
+        return ", ".join(f"{count} {text}" for text, count in Counter(values).most_common())
     numbers = [value for value in values if isinstance(value, int | float)]
     if not numbers:
         return ""
@@ -200,9 +210,11 @@ def cells(rows: Sequence[Row], columns: Sequence[str], units: Mapping[str, str])
     """
     made = []
     for column in columns:
-        values = [row.get(column, "") for row in rows]
-        if column == "layer" and all(values):
-            texts = [short(value) for value in values]
+        values = [
+            "" if row.get(column) is None else row[column] for row in rows
+        ]  # a method may choose no layer
+        if column == "layer":
+            texts = [short(value) if value else "" for value in values]
         elif column in units:
             numbers = [_number(value) for value in values]
             texts = [

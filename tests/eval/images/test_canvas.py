@@ -146,6 +146,14 @@ def test_by_default_there_are_enough_images_of_others_to_show_a_loss_below_the_t
     )  # Wilson, 119 of 120
 
 
+def test_the_names_that_images_of_the_target_get_are_counted():
+    """Of seeds 1000 to 1007, two still show Ada and six show Bo."""
+    model = painter.Painter(lambda text, seed: "Bo Hill" if "Ada" in text and seed % 4 else None)
+    found = measured(model, painter.identity(), forget_seeds=8)
+    assert found["forget/ua"].guessed == {"Bo Hill": 6, "Ada Fox": 2}
+    assert found["retain/ira"].guessed == {}
+
+
 def test_an_unknown_name_is_refused_before_anything_is_generated():
     class Blind(painter.Colours):
         labels = MappingProxyType({"class": painter.CLASSES[1:], "style": painter.STYLES})
