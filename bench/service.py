@@ -39,6 +39,7 @@ class Family:
         base: The folder of the unedited model.
         rates: What is measured: of the target, of others, of everything else.
         higher: Whether the first rate is higher where the target is forgotten.
+        samples: Settings of how many samples the tables of docs/requests.md are measured on.
     """
 
     setting: str
@@ -46,13 +47,25 @@ class Family:
     base: Path
     rates: tuple[str, str, str]
     higher: bool = False
+    samples: tuple[str, ...] = ()
 
 
 FAMILIES = {
     "clip": Family("name", "local-dir:", MINIATURE / "clip", ("forget/top1", "retain/top1", "utility/top1")),
-    "sd": Family("path", "", MINIATURE / "sd", ("forget/ua", "retain/ira", "retain/cra"), higher=True),
+    "sd": Family(
+        "path",
+        "",
+        MINIATURE / "sd",
+        ("forget/ua", "retain/ira", "retain/cra"),
+        higher=True,
+        samples=("eval.canvas.kept_seeds=5", "eval.lookalike.kept_seeds=5"),
+    ),
     "vlm": Family(
-        "path", "", MINIATURE / "llava", ("forget/answered", "retain/answered", "utility/answered")
+        "path",
+        "",
+        MINIATURE / "llava",
+        ("forget/answered", "retain/answered", "utility/answered"),
+        samples=("eval.answers.retain=200", "eval.answers.utility=200"),
     ),
 }
 
@@ -91,7 +104,7 @@ class Service:
             model = f"model.{self.about.setting}={self.about.prefix}{self.folder(state)}"
             fixed = [f"paths.outputs={self.out}", f"dataset.root={self.root}", f"hydra.run.dir={folder}"]
             fixed += [f"runtime.device={self.device}", "runtime.progress=false"]
-            run_command("launch.py", f"model={self.family}", model, *fixed, *overrides)
+            run_command("launch.py", f"model={self.family}", model, *fixed, *self.about.samples, *overrides)
         return json.loads((folder / "results.json").read_text())
 
     def meet(self, number: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ For SLUG, the method (muwa/methods/slug.py) is gradients -> scores -> layer sear
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import subprocess
 import time
@@ -25,10 +26,10 @@ from muwa.eval.clip.similarity import matrix
 from muwa.eval.measure import check_measures, evaluate, fitting
 from muwa.fingerprint import file_digest
 from muwa.methods.base import Method, make_edit
-from muwa.models.base import Editable
+from muwa.models.base import Editable, Weighted
 from muwa.patch.apply import STATE, write_patch
 from muwa.patch.carrying import Carrying, carry
-from muwa.patch.change import uneditable
+from muwa.patch.change import result_of, uneditable
 from muwa.patch.ledger import state_of
 from muwa.report.loggers import Loggers
 from muwa.report.page import write_report
@@ -48,6 +49,8 @@ from muwa.types.report import CARD, PATCH, Report
 from muwa.types.short import short_repr
 from muwa.types.stages import AFTER, BEFORE, EDIT, LOAD, REPORT, only_measures
 from muwa.types.verdict import Rules
+
+log = logging.getLogger(__name__)
 
 LIBRARIES = (
     "muwa",
@@ -283,6 +286,7 @@ def unlearn(
             "weights": edited.patch_base(made.edit).weights_fingerprint,
             "base": base.weights_fingerprint,
             "patch": file_digest(patch),
+            **_result(patch, model, base),
         },
     )
 
@@ -369,6 +373,17 @@ def _name_unedited(patch: Path, model: Mapping[str, Any]) -> None:
             f"{folder}: {file} brings the forgotten back to whoever loads it ({why}); "
             "`python -m muwa.patch apply` leaves it out of its copy"
         )
+
+
+def _result(patch: Path, model: Editable, base: Weighted) -> dict[str, str]:
+    """`result_of` the patch; empty where the model's files are not on this machine, or are not its base."""
+    if model.place is None:
+        return {}
+    try:
+        return result_of(patch, model.place, base.weights)
+    except (ValueError, KeyError, OSError) as error:  # such as patches that were put on in memory
+        log.info("the weights that `apply` will write are not known: %s", error)
+        return {}
 
 
 def local_folder(model: Mapping[str, Any]) -> Path | None:

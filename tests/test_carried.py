@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from conftest import SMALL
@@ -12,11 +13,14 @@ from muwa.gradients.export import from_run
 from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch.__main__ import main
 from muwa.patch.apply import read_patch
+from muwa.patch.files import read_file
 from muwa.patch.ledger import file_digest, requests_on
+from muwa.patch.weights import weights_fingerprint
 from muwa.types.stages import only_measures
 
 QUICK = (*SMALL, "layer_search.candidates=1", "layer_search.max_evals=6", "whitening=inputs")
 KAEL, EDDA = "Kael Lindqvar", "Edda Everlane"
+WEIGHTS = "open_clip_model.safetensors"
 LITTLE = 0.25  # few samples and a short search: two of eight held-out images may be left
 
 
@@ -67,6 +71,52 @@ def test_the_second_request_keeps_the_first_forgotten_and_says_so(story):
     assert one["requests"] == []
     assert all("earlier_top1" in row for row in two["trace"])
     assert two["task"]["retain_pairs_left_out"] >= one["task"]["retain_pairs_left_out"]
+
+
+BASE, RESULT = (
+    "Fingerprint of the base: the model before",
+    "Fingerprint of the result: the whole edited model",
+)
+
+
+def row(card, first):
+    """The fingerprints or digests in the row of a card that begins with `first`."""
+    (line,) = [line for line in card.read_text().splitlines() if line.startswith(f"| {first}")]
+    return re.findall(r"`([0-9a-f]{64})`", line)
+
+
+def test_what_one_card_gives_as_its_result_is_the_base_of_the_next(story, service, capsys):
+    """The miniature is stored in fp16, so the folder's weights differ from those that the run measured in fp32."""
+    _, out = service
+    _patches, folders, (one, two) = story
+    cards = [out / "first/card.md", out / "second/card.md"]
+    shipped = [folders[1] / "README.md", folders[2] / "README.md"]
+    assert row(cards[0], RESULT) == row(shipped[0], RESULT) == row(cards[1], BASE)
+    assert row(cards[0], RESULT) == [weights_fingerprint(read_file(folders[1] / WEIGHTS))]
+    assert row(cards[0], RESULT) != [one["edited"]["weights"]]
+    assert row(cards[1], RESULT) == [weights_fingerprint(read_file(folders[2] / WEIGHTS))]
+    assert row(cards[1], BASE) == [two["edited"]["base"]]
+    assert row(cards[1], "Patches on that base") == row(cards[0], "SHA-256 of the patch")
+    last = shipped[1].read_text().rpartition("### What was changed: patch 2")[2]
+    assert f"| {RESULT}, base of the next request | `{row(cards[1], RESULT)[0]}` |" in last
+    page = (out / "first/report.html").read_text()
+    assert row(cards[0], RESULT)[0] in page
+    assert main(["list", str(folders[1])]) == 0
+    assert f"base of the next request: {row(cards[0], RESULT)[0]}" in capsys.readouterr().out
+
+
+def test_the_cards_say_how_much_was_changed_and_whose_name_the_pictures_get_now(story, service):
+    _, out = service
+    _, _, (one, _) = story
+    text, after = (out / "first/card.md").read_text(), one["metrics"]["after"]["forget/top1"]
+    every = sum(tensor.numel() for tensor in read_file(MINIATURE / WEIGHTS).values())
+    changed = one["cost"]["parameters"]
+    assert f"Changed: {changed:,.0f} of the {every:,} numbers that make up the model" in text
+    assert sum(after["guessed"].values()) == after["n"] == 8
+    assert after["guessed"].get(KAEL, 0) == round(8 * after["value"])
+    most = next(name for name in after["guessed"] if name != KAEL)
+    assert f"these names most often: {most} ({after['guessed'][most]} of 8)" in text
+    assert one["metrics"]["before"]["forget/top1"]["guessed"] == {KAEL: 8}
 
 
 def test_the_patch_records_the_state_that_it_was_made_on(story):

@@ -75,6 +75,7 @@ class Retriever(Content):
 
     observer: ClassVar[type[Names]] = Names
     requests: ClassVar[tuple[Request, ...]] = ()  # it is never loaded with patches
+    place: ClassVar[Path | None] = None
 
     def __init__(self, clip: Clip, names: tuple[str, ...], source: str, index: Tensor | None = None):
         self.clip = clip.restricted(frozenset(name for name in clip.weights if name.startswith("visual")))

@@ -9,7 +9,8 @@ Wilson's interval (`rate_interval`), while that of another mean is a single poin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -133,6 +134,15 @@ def by_name(hits: Sequence[float], names: Sequence[str]) -> dict[str, NameRate]:
     for hit, name in zip(hits, names, strict=True):
         values.setdefault(name, []).append(float(hit))
     return {name: NameRate(sum(mine) / len(mine), len(mine)) for name, mine in values.items()}
+
+
+def most_frequent(names: Iterable[str]) -> dict[str, int]:
+    """Name -> how often it occurs, the most frequent first; of equally frequent ones, the first to appear.
+
+    >>> most_frequent(["Bo Hill", "Ada Fox", "Ada Fox"])
+    {'Ada Fox': 2, 'Bo Hill': 1}
+    """
+    return dict(Counter(names).most_common())
 
 
 def mean(values: Tensor, reading: Reading) -> Metric:

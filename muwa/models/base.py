@@ -7,6 +7,7 @@ family says so in `check`. docs/extending.md shows how to add a family.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from torch import Tensor
@@ -65,10 +66,13 @@ class Editable(Protocol):
         source: Where the weights came from, for messages: a name, a file or a folder.
         requests: The requests that the loaded weights carry, by the record beside them
             (`muwa.patch.ledger.requests_on`); none for original weights.
+        place: The file or folder of this machine that the weights were read from; None for random weights and
+            for a hub id.
     """
 
     source: str
     requests: tuple[Request, ...]
+    place: Path | None
 
     @property
     def unedited(self) -> Self:

@@ -82,6 +82,8 @@ def _list(place: Path) -> None:
         facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
         print(f"     {' · '.join(fact for fact in facts if fact)}")
         print(f"     sha256 {one.sha256}")
+    if result := ledger.rows[-1].get("result"):
+        print(f"     fingerprint of the result, base of the next request: {result}")
     for row in ledger.removed:
         print(f"     taken off {row['when']}: sha256 {row['sha256']}")
 

@@ -26,14 +26,16 @@ from muwa.json_files import read_json
 from muwa.patch.apply import Patch
 from muwa.types.metric import RATE, still_recognised
 from muwa.types.search import BOTH_TOWERS
+from muwa.types.verdict import BAD, UNSURE, word
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOT_STATED = "not stated"
 RUN, FOLDER, HUB = "run", "folder", "hub"  # where a card is
-WORDS = {"good": "Shown", "unsure": "Not shown", "bad": "Failed", "note": "Note"}  # kind of a finding -> word
 _METRIC = (
     "value", "n", "low", "high", "better", "unit", "reads", "role", "label", "counted", "capped", "gone_at",
+    "guessed",
 )  # fmt: skip
+_MOST = 3  # names that are listed of those that are guessed instead
 _GONE = ("forgotten", "earlier", "attack")  # roles of rates that say whether something is still recognised
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$&<>#@]|:(?=//)|(?<=www)\.)")  # the last two: no address becomes a link
 _KEPT = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "language")
@@ -106,6 +108,8 @@ def told(results: Mapping[str, Any]) -> dict[str, Any]:
         "changes": dict(results.get("changes", {})),
         "edited": dict(results.get("edited", {})),
         "parameters": results.get("cost", {}).get("parameters"),
+        "all_parameters": about.get("model", {}).get("parameters"),
+        "carried": [one["sha256"] for one in results.get("requests", ())],
         "measures": list(about.get("measures", ())),
         "observer": about.get("observer", ""),
     }
@@ -200,7 +204,7 @@ def card_text(
             place=place,
             entries=shown,
             names=", ".join(dict.fromkeys(name for one in shown for name in one["list"])) or "nothing",
-            words=WORDS,
+            word=word,
             asked=_asked,
             unedited=sorted({name for entry in entries for name in entry.get("unedited", ())}),
             files=files,
@@ -288,8 +292,12 @@ def _shown(entry: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]
     open_checks = [text for name, text in wanted if name not in (*measures, answered)]
     if run is None:
         open_checks = ["anything: the results of the run are not known"]
+    edited = run["edited"] if run else {}
+    state = [one["sha256"] for one in story.get("state", {}).get("patches", ())]
     return {
         **entry,
+        "result": entry.get("result", edited.get("result", "")),
+        "on": state or (run.get("carried", []) if run else []),
         "list": names,
         "names": ", ".join(names) or "nothing",
         "subject": subject,
@@ -297,6 +305,8 @@ def _shown(entry: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]
         "layers": sorted({move["layer"] for move in moves}),
         "parts": [_checks()["parts"].get(tower, tower) for tower in towers],
         "told_apart": told_apart.format(subject=subject),
+        "share": _share(run),
+        "instead": _instead(run, checks.get("instead", "").format(subject=subject), names) if run else "",
         "method": str(story.get("method", NOT_STATED)).rpartition(".")[2],
         "version": story.get("versions", {}).get("muwa", NOT_STATED),
         "not_measured": [text.format(subject=subject) for text in open_checks],
@@ -324,6 +334,41 @@ def _told_apart(
     return f"{question['asks']} {state}.", ""
 
 
+def _share(run: Mapping[str, Any] | None) -> str:
+    """The numbers that were changed, in per cent of all; "" if it is not known.
+
+    >>> _share({"parameters": 49_152, "all_parameters": 8_000_000}), _share({"parameters": 3})
+    ('0.61', '')
+    """
+    if not run or not run.get("parameters") or not run.get("all_parameters"):
+        return ""
+    return f"{100 * run['parameters'] / run['all_parameters']:.2g}"
+
+
+def _instead(run: Mapping[str, Any], says: str, names: Sequence[str]) -> dict[str, Any] | None:
+    """Which names what was forgotten gets after the edit; None where it was not counted.
+
+    Returns:
+        "says": how the sentence begins; "names": the most frequent as (name, how often); "others": how often
+        still others; "none": how often no name; "kept": how often its own; "n": of how many.
+    """
+    found: Mapping[str, int] = next(
+        (one["guessed"] for one in run["metrics"].get("after", {}).values() if one.get("guessed")), {}
+    )
+    if not found or not says:
+        return None
+    wrong = {name: count for name, count in found.items() if name and name not in names}
+    most = list(wrong.items())[:_MOST]
+    return {
+        "says": says,
+        "names": most,
+        "others": sum(wrong.values()) - sum(count for _, count in most),
+        "none": found.get("", 0),
+        "kept": sum(found.get(name, 0) for name in names),
+        "n": sum(found.values()),
+    }
+
+
 def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """The first rate of the target, the rates that were judged and the worst single other name, in counts."""
     before, after = (run["metrics"].get(when, {}) for when in ("before", "after"))
@@ -342,7 +387,9 @@ def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
         "worst": worst and _counts((worst["before"], worst["n"]), (worst["after"], worst["n"])),
         "lost": bool(worst and worst["lost"] > 0),
         "open": [
-            one for one in (run["verdict"] or {}).get("findings", ()) if one["kind"] in ("unsure", "bad")
+            {**one, "role": after.get(one["metric"], {}).get("role", "")}
+            for one in (run["verdict"] or {}).get("findings", ())
+            if one["kind"] in (UNSURE, BAD)
         ],
     }
 
@@ -417,6 +464,7 @@ def _rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "n": after["n"],
                 "better": after["better"],
                 "kind": kinds.get(name, ""),
+                "role": after.get("role", ""),
             }
         )
     return rows

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from muwa.patch import names
@@ -159,7 +160,10 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
     written = {**changes, **{file: t for file, t in twins.changes.items() if file not in dropped}}
     outcome = _outcome(base, written, dropped, unedited)
     weights = _weights_after(base, written, ledger, dropped)
+    (first, *more) = changes
+    alone = weights[written_name(first, base)] if not more and _is_whole(base, rewrite) else ""
     rows = [*ledger.rows, *(_row(one, outcome, weights) for one in given)]
+    rows[-1] = {**rows[-1], "result": _result(given, changes, ledger, alone)}
     text = text_of(rows, weights, ledger.removed)
     _write(base, out, written, dropped, ledger, rows, text)
     return outcome
@@ -293,17 +297,17 @@ def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Ou
     written = {**changes, **twins.changes}
     outcome = _outcome(base, written, {}, {})
     weights = _weights_after(base, written, ledger, ())
-    rows = [_without_run(row, mine) for row in ledger.rows if row["sha256"] != mine.request.sha256]
+    rows = [_without(row, mine) for row in ledger.rows if row["sha256"] != mine.request.sha256]
     removed = [*ledger.removed, {"sha256": mine.request.sha256, "when": _now()}]
     after = replace(ledger, removed=tuple(removed))
     _write(base, out, written, {}, after, rows, text_of(rows, weights, removed) if rows else None)
     return outcome
 
 
-def _without_run(row: Mapping[str, Any], off: Given) -> dict[str, Any]:
-    """A row of the record without what its run measured, if that was with the patch that is taken off."""
-    measured_with = off.request.sha256 in row.get("made_on", ())
-    return {key: value for key, value in row.items() if key != "run" or not measured_with}
+def _without(row: Mapping[str, Any], off: Given) -> dict[str, Any]:
+    """A row of the record without its result, and without what its run measured with the patch that goes."""
+    gone = ("result", "run") if off.request.sha256 in row.get("made_on", ()) else ("result",)
+    return {key: value for key, value in row.items() if key not in gone}
 
 
 def _taking_off(
@@ -418,6 +422,57 @@ def uneditable(path: Path, base: Path) -> dict[str, str]:
     """
     _, found = expected_changes(base, [path])
     return {_relative(file, base): why for file, why in sorted(found.items())}
+
+
+def result_of(path: Path, base: Path, bound: Mapping[str, Tensor]) -> dict[str, str]:
+    """The weights after a patch was put on a model's files: what the patch of the next request is bound to.
+
+    Files may store a rounded value of an edited tensor, in fp16 say. A later run starts from that.
+
+    Args:
+        path: The patch file.
+        base: The files that the model was read from.
+        bound: The weights that the patch is bound to, with the names of its deltas.
+
+    Returns:
+        "result": the fingerprint of these weights, SHA-256 in hex; "stored": the dtype of the edited tensors
+        in the files ("float16"). Empty if they have several dtypes.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: See `put_on`.
+    """
+    given = read_given([path])
+    rewrite, whole = _putting(given, checked_ledger(base), add=False)
+    stored = _dtypes(_required(base, rewrite, whole)[0])
+    if len(stored) != 1:
+        return {}
+    (dtype,) = stored
+    deltas = read_patch(path).deltas
+    new = {name: (bound[name].cpu().float() + delta).to(dtype) for name, delta in deltas.items()}
+    return {"result": weights_fingerprint({**bound, **new}), "stored": str(dtype).removeprefix("torch.")}
+
+
+def _dtypes(changes: Changes) -> set[torch.dtype]:
+    return {tensor.dtype for tensors in changes.values() for tensor in tensors.values()}
+
+
+def _result(given: Sequence[Given], changes: Changes, ledger: Ledger, whole: str) -> str:
+    """The fingerprint that the patch of the next request is bound to; "" if it is not known.
+
+    It is known of a whole model in one file. Of a part of a model, the run of the patch tells it, if the
+    patch was made on these weights, and these files store its tensors as those of the run did.
+
+    Args:
+        changes: The changed tensors of the files that the patches must fit.
+        whole: The fingerprint of the file that holds a whole model; "" if these files do not.
+    """
+    if whole:
+        return whole
+    last, on = given[-1], [one.sha256 for one in ledger.requests]
+    edited = (_run(last) or {}).get("edited", {})
+    alone = len(given) == 1 and list(last.request.made_on) == on
+    as_there = {str(dtype).removeprefix("torch.") for dtype in _dtypes(changes)} == {edited.get("stored")}
+    return str(edited.get("result", "")) if alone and as_there else ""
 
 
 def _outcome(

@@ -109,6 +109,15 @@ def requests_on(place: str | Path) -> tuple[Request, ...]:
     return checked_ledger(path).requests if path.exists() else ()
 
 
+def local_place(name: str) -> Path | None:
+    """The file or folder of this machine with this name; None for a hub id.
+
+    >>> local_place("."), local_place("ORG/NAME")
+    (PosixPath('.'), None)
+    """
+    return Path(name) if Path(name).exists() else None
+
+
 def text_of(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, str], removed: Sequence[Any]) -> str:
     """The record's file."""
     content = {

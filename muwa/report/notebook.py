@@ -14,8 +14,8 @@ from typing import Any
 from muwa.json_files import read_json
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
-from muwa.report.sweep import headline, outcomes, read_runs, row_of
-from muwa.report.sweep_page import cells
+from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
+from muwa.report.sweep_page import cells, heading_of
 from muwa.report.terminal import as_text, metrics_table, sweep_parts
 from muwa.report.text import environment
 from muwa.types.metric import Metric, NameRate, Reading
@@ -116,7 +116,8 @@ class FinishedSweep:
 
     def _repr_html_(self) -> str:
         swept = list(dict.fromkeys(key for run in self._runs for key in run.swept))
-        results = outcomes([run for run in self._runs if run.results])
+        finished = [run for run in self._runs if run.results]
+        results = outcomes(finished)
         columns = ["run", *(swept or ["names"]), *results, "layer", "status"]
         columns = [name for name in columns if any(row.get(name, "") != "" for row in self.rows)]
         return (
@@ -124,8 +125,8 @@ class FinishedSweep:
             .get_template("notebook.html")
             .render(
                 title=headline(self._runs),
-                headings=columns,
-                rows=[[cell.text for cell in row] for row in cells(self.rows, columns)],
+                headings=list(map(heading_of, columns)),
+                rows=[[cell.text for cell in row] for row in cells(self.rows, columns, units(finished))],
                 page=str(self.folder / "sweep.html"),
             )
         )

@@ -16,7 +16,7 @@ from muwa.data.shards import image_ending
 from muwa.drafts import write_text
 from muwa.eval.statistics import change_of
 from muwa.fingerprint import read_image
-from muwa.patch.card import RUN, WORDS, base_metadata, card_text, run_entry
+from muwa.patch.card import RUN, base_metadata, card_text, run_entry
 from muwa.report import alt, figures, samples
 from muwa.report.drawn import Drawn, draw
 from muwa.report.record import results
@@ -26,13 +26,14 @@ from muwa.types.edit import Edit
 from muwa.types.metric import RATE, Change, Metric
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.search import LAMBDA, RELATIVE, Search
+from muwa.types.verdict import word
 
 Makes = Callable[[], figures.Figure]  # makes a figure
 
 SAMPLES = 300  # samples whose scores the page lists
 FORGET_IMAGES = 16  # held-out images of the forget set on a page that shows them
 STEPS = {LAMBDA: "step λ", RELATIVE: "step, in ‖θ‖ / ‖g_f‖"}  # headings; any other unit is its own heading
-DECIMALS = {RATE: 1, "steps": 0}  # unit -> decimals of its numbers; other units have three
+DECIMALS = {RATE: 1, "cosine": 3, "auc": 3, "steps": 0}  # unit -> decimals of its numbers
 
 
 def write_report(report: Report, *, show_forget: bool) -> None:
@@ -58,7 +59,8 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .render(
             record=record,
             verdict=judged,
-            words=WORDS,
+            word=word,
+            roles={name: metric.reading.role for name, metric in report.after.items()},
             points=_points,
             groups=grouped(metric_rows(report.before, report.after, judged.kinds)),
             images=_images(report),
@@ -253,7 +255,7 @@ def _value(metric: Metric) -> str:
 
 
 def _number(value: float, unit: str, sign: str = "") -> str:
-    """A rate in per cent with one decimal; other numbers with three, or with three digits when small.
+    """A rate in per cent with one decimal; cosines and areas with three; others with three digits when small.
 
     >>> [_number(x, "distance") for x in (0.0, 0.000123, -0.00456, 0.0256, 12.3456)]
     ['0', '0.000123', '-0.00456', '0.026', '12.346']
@@ -261,8 +263,8 @@ def _number(value: float, unit: str, sign: str = "") -> str:
     ['0.0', '0.0', '+0.1']
     >>> _number(0.00123, "distance", "+")
     '+0.00123'
-    >>> _number(24.0, "steps", "+")
-    '+24'
+    >>> _number(24.0, "steps", "+"), _number(-0.00263, "cosine", "+"), _number(0.1, "auc")
+    ('+24', '-0.003', '0.100')
     """
     if unit in DECIMALS:
         return rounded(value, f"{sign}.{DECIMALS[unit]}f")

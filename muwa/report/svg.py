@@ -60,6 +60,7 @@ def inline(figure: Figure, name: str, alt: str, *, whole: bool) -> Markup:
         "role": "img",
         "aria-label": alt,
         "class": "figure whole" if whole else "figure",
+        "style": f"--natural:{width}px",
     }
     # tostring escapes all texts
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))

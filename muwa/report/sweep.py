@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,20 @@ from filelock import FileLock
 from muwa.data.addresses import hide
 from muwa.drafts import write_text
 from muwa.json_files import read_json
-from muwa.patch.card import WORDS
 from muwa.report import figures
 from muwa.report.drawn import draw
 from muwa.report.heat import heat
-from muwa.report.runs import REPEATED, Results, SweptRun
+from muwa.report.runs import REPEATED, Results, SweptRun, variant_of
 from muwa.report.status import DONE, status_of
-from muwa.report.sweep_page import Pictures, write_page
+from muwa.report.sweep_page import OBJECTIVE, POINTS, SECONDS, STEP, Pictures, mean_and_deviation, write_page
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
 from muwa.types.metric import RATE, still_recognised
+from muwa.types.verdict import word
 
 TABLES = (unlearncanvas, vlm, methods)  # each has `applies(runs)` and `write(folder, runs)`
+_SYMBOLS = "os^DvPXp*h"  # of the methods in a figure
 _SHARED = ("learning_rate", "checkpoint", "forget_target")  # keys of config.yaml that some methods read
 
 
@@ -70,6 +72,7 @@ def _write(folder: Path) -> None:
         rows,
         results=outcomes(finished),
         summary=summary(runs),
+        units=units(finished),
         headline=headline(runs),
         pictures=Pictures(figure, tuple(zip(harms, drawn, strict=True)), heat(results)),
     )
@@ -96,6 +99,19 @@ def outcomes(finished: Sequence[SweptRun]) -> list[str]:
     shared = [f"after {name}" for name in results[0]["metrics"]["after"]]
     judged = ["verdict"] if all(found.get("verdict") for found in results) else []
     return [*judged, *(names or shared), "objective"]
+
+
+def units(finished: Sequence[SweptRun]) -> dict[str, str]:
+    """Column of `row_of` -> how its numbers are written (`muwa.report.sweep_page.number_text`).
+
+    Columns of settings, and metrics of earlier versions, which do not say their unit, are missing.
+    """
+    found = {"objective": OBJECTIVE, "seconds": SECONDS, "step": STEP, "relative_norm": RATE}
+    for run in finished:
+        for name, metric in run.results["metrics"]["after"].items():
+            if unit := metric.get("unit"):
+                found |= {f"before {name}": unit, f"after {name}": unit, f"change {name}": POINTS}
+    return found
 
 
 def read_runs(folder: Path) -> list[SweptRun]:
@@ -148,7 +164,7 @@ def row_of(run: SweptRun) -> dict[str, Any]:
     found = run.results
     before, after, edit = found["metrics"]["before"], found["metrics"]["after"], found["edit"]
     if judged := found.get("verdict"):
-        row["verdict"] = WORDS[judged["kind"]]
+        row["verdict"] = word(judged["kind"])
     row |= {
         "names": ", ".join(found["task"]["names"]),
         "tower": edit["tower"],
@@ -171,14 +187,14 @@ def summary(runs: Sequence[SweptRun]) -> dict[str, str]:
     """
     if not _alike(runs):
         return {}
-    rows = list(map(row_of, runs))
+    rows, written = list(map(row_of, runs)), units([run for run in runs if run.results])
     cells: dict[str, str] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         values = [
             v for row in rows if isinstance(v := row.get(column), int | float) and not isinstance(v, bool)
         ]
         if values:
-            cells[column] = f"{rounded(statistics.mean(values), '.4g')} ± {_std(values):.2g}"
+            cells[column] = mean_and_deviation(values, written.get(column, ""))
     return cells
 
 
@@ -191,9 +207,9 @@ def headline(runs: Sequence[SweptRun]) -> str:
     """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates."""
     done = [run.results for run in runs if run.results]
     text = f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs are done."
-    judged = Counter(WORDS[found["verdict"]["kind"]] for found in done if found.get("verdict"))
+    judged = Counter(word(found["verdict"]["kind"]) for found in done if found.get("verdict"))
     if judged:
-        text += f" Verdicts: {', '.join(f'{word.lower()} {n}' for word, n in judged.most_common())}."
+        text += f" Verdicts: {', '.join(f'{n} {one}' for one, n in judged.most_common())}."
     names = _of_role(done, "forgotten")
     if names:
         forgot = sum(_forgot(found, names) for found in done)
@@ -259,29 +275,50 @@ def _std(values: Sequence[float]) -> float:
 def _figure(finished: Sequence[SweptRun]) -> figures.Figure:
     """Forgetting against keeping, of runs that have rates of both kinds.
 
-    There is one dot per run and kept rate. The horizontal position of a run is the highest
-    of its forget accuracies.
+    There is one dot per run and kept rate. Its colour tells the rate and its symbol the method; with a single
+    method the symbol tells the rate too. The horizontal position of a run is the highest of its forget
+    accuracies.
     """
     done = [run.results for run in finished]
     forget, kept = _of_role(done, "forgotten"), _of_role(done, "kept")
     figure, axes = figures.blank(7.2, 4.2)
     axis = axes[0, 0]
-    still = [100 * _highest(found, forget) for found in done]
+    made_by = list(map(_method, finished))
+    methods = list(dict.fromkeys(made_by))
+    symbols = dict(zip(methods, itertools.cycle(_SYMBOLS), strict=False))
     for i, name in enumerate(kept):
         colour = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.GREY)[i % 4]
-        changes = [_points(found, name) for found in done]
-        dots = axis.scatter(still, changes, c=colour, marker="os^D"[i % 4], s=34, alpha=0.8, label=name)
-        figures.hover(
-            dots,
-            [
-                f"run {run.name}: {name} {point:+.2f} points"
-                for run, point in zip(finished, changes, strict=True)
-            ],
-        )
+        for method in methods:
+            marker = symbols[method] if len(methods) > 1 else _SYMBOLS[i % len(_SYMBOLS)]
+            some = [run for run, by in zip(finished, made_by, strict=True) if by == method]
+            _dots(axis, some, forget, name, c=colour, marker=marker)
+        label = {"color": colour, "label": name}
+        axis.plot([], [], "o" if len(methods) > 1 else _SYMBOLS[i % len(_SYMBOLS)], **label)
+    for method in methods if len(methods) > 1 else ():
+        axis.plot([], [], symbols[method], color="#666666", markerfacecolor="none", label=method)
     axis.axhline(0, color="#999999", linewidth=0.8)
     axis.set_xlim(-4, 104)
     source = f"{'highest of ' if len(forget) > 1 else 'from '}{', '.join(forget)}"
     axis.set_xlabel(f"target still recognised, % ({source})   (left: forgotten)", fontsize=9)
     axis.set_ylabel("change, points   (up: kept)", fontsize=9)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper left", ncols=4, frameon=False)
     return figure
+
+
+def _dots(
+    axis: Any, runs: Sequence[SweptRun], forget: Sequence[str], kept: str, *, c: str, marker: str
+) -> None:
+    """The dots of one method's runs and one kept rate in `_figure`."""
+    found = [(run, 100 * _highest(run.results, forget), _points(run.results, kept)) for run in runs]
+    dots = axis.scatter([x for _, x, _ in found], [y for *_, y in found], c=c, marker=marker, s=34, alpha=0.8)
+    texts = [
+        f"run {run.name} ({_method(run)}): {kept} {rounded(y, '+.1f')} points, "
+        f"still recognised {rounded(x, '.1f')} %"
+        for run, x, y in found
+    ]
+    figures.hover(dots, texts)
+
+
+def _method(run: SweptRun) -> str:
+    """The name of a run's method, without its package."""
+    return variant_of(run).method.rpartition(".")[2]

@@ -16,12 +16,12 @@ from rich.text import Text
 
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
-from muwa.report.sweep import headline, outcomes, read_runs, row_of
-from muwa.report.sweep_page import cells
+from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
+from muwa.report.sweep_page import cells, heading_of
 from muwa.report.verdicts import verdict
 from muwa.types.metric import Metric, Reading
 from muwa.types.report import CARD, PATCH, Report
-from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE
+from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE, word
 
 log = logging.getLogger(__name__)
 WIDE = 1000  # columns where there is no terminal: nothing is cut or broken into lines
@@ -29,20 +29,6 @@ RUNS = 40  # rows of a sweep's table; the rest are in sweep.html
 MOVES = 5  # edited layers that are named
 FILES = {"report": "report.html", "card": CARD, "patch": PATCH}  # in the order in which they are named
 STYLES = {GOOD: "green", UNSURE: "yellow", BAD: "red", NOTE: ""}
-VERDICTS = {  # (role of a metric, what was judged) -> in a word or two
-    ("forgotten", GOOD): "forgotten",
-    ("forgotten", UNSURE): "not shown",
-    ("forgotten", BAD): "still recognised",
-    ("earlier", GOOD): "stays forgotten",
-    ("earlier", UNSURE): "not shown",
-    ("earlier", BAD): "recognised again",
-    ("kept", GOOD): "kept",
-    ("kept", UNSURE): "not shown",
-    ("kept", BAD): "lost some",
-    ("attack", GOOD): "withstood",
-    ("attack", UNSURE): "not shown",
-    ("attack", BAD): "brought back",
-}
 
 
 def print_outcome(report: Report) -> None:
@@ -117,11 +103,11 @@ def metrics_table(
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in metric_rows(before, after, kinds):
         if (name := row["name"]) in names:
-            word = VERDICTS.get((after[name].reading.role, row["judged"]), "")
             keys = ("before", "after", "interval", "change", "change_interval")
             numbers = (*(row[key] for key in keys), str(row["n"]))
-            shown = Text(word, style=STYLES.get(row["judged"], ""))
-            table.add_row(name, _label(after[name].reading), *numbers, shown)
+            reading = after[name].reading
+            shown = Text(word(row["judged"], reading.role), style=STYLES.get(row["judged"], "dim"))
+            table.add_row(name, _label(reading), *numbers, shown)
     return table
 
 
@@ -136,13 +122,14 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
     rows = list(map(row_of, runs))
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     named = [] if swept else ["names"]
-    results = outcomes([run for run in runs if run.results])
+    finished = [run for run in runs if run.results]
+    results, written = outcomes(finished), units(finished)
     columns = ["run", *swept, *named, *results, "layer", "status"]
     columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in results else "left", overflow="fold")
-    for row in cells(rows[:RUNS], columns):
+        table.add_column(heading_of(name), justify="right" if name in results else "left", overflow="fold")
+    for row in cells(rows[:RUNS], columns, written):
         table.add_row(*(Text(cell.text, style="red" if cell.style == "worse" else "") for cell in row))
     yield Text(headline(runs))
     yield table

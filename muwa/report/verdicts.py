@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from muwa.eval.statistics import change_of
 from muwa.report.text import percent, percent_interval, rounded
-from muwa.types.metric import RATE, Metric, still_recognised
+from muwa.types.metric import RATE, Change, Metric, still_recognised
 from muwa.types.report import Report
 from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE, Finding, Rules, Verdict, worst
 
@@ -185,11 +185,7 @@ def _kept(report: Report) -> list[Finding]:
     """A sentence for each rate of role "kept", with its change in percentage points."""
     found = []
     allowed = f"{report.rules.kept_points:g} points"
-    said = {
-        GOOD: f"no more than {allowed} lost",
-        UNSURE: f"too few to show that no more than {allowed} were lost",
-        BAD: f"more than {allowed} lost",
-    }
+    said = {GOOD: f"no more than {allowed} lost", BAD: f"more than {allowed} lost"}
     for name, metric in _of_role(report.after, "kept").items():
         if metric.reading.unit != RATE:
             continue
@@ -200,12 +196,21 @@ def _kept(report: Report) -> list[Finding]:
             ends = " to ".join(rounded(100 * end, "+.1f") for end in (change.low, change.high))
             points += f", 95 % interval {ends}"
         kind = kept_kind(before, metric, report.rules)
-        lost = change.value if metric.reading.better == "lower" else -change.value
-        over = kind == UNSURE and 100 * lost > report.rules.kept_points
-        end = f"that more than {allowed} were lost is likely, not shown" if over else said[kind]
+        end = _undecided(change, metric, report.rules) if kind == UNSURE else said[kind]
         rates = f"{percent(before.value)} → {percent(metric.value)} % of {metric.n} {metric.reading.counted}"
         found.append(Finding(kind, f"{metric.reading.label}: {rates} ({points}): {end}.", name))
     return found
+
+
+def _undecided(change: Change, after: Metric, rules: Rules) -> str:
+    """What the samples of a rate of role "kept" show where they do not show that it is kept or lost."""
+    allowed = f"{rules.kept_points:g} points"
+    gain = -1 if after.reading.better == "lower" else 1
+    if 100 * gain * change.value < -rules.kept_points:
+        return f"that more than {allowed} were lost is likely, not shown"
+    if change.low is not None and change.high is not None and max(gain * change.low, gain * change.high) < 0:
+        return f"a loss is shown; that it is no more than {allowed} is not"
+    return f"too few to show that no more than {allowed} were lost"
 
 
 def _attacks(report: Report) -> list[Finding]:

@@ -124,6 +124,9 @@ class Metric:
         reading: What the value means.
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
         by_name: Name -> its own rate, for a rate over the images of several names; empty for other metrics.
+        guessed: Of a rate of role "forgotten": which names were recognised in the samples, the right one
+            among them, and how often, the most frequent first. The key "" counts samples without any name.
+            Empty where it was not counted.
         samples: Where they are kept: the samples behind it, in an order that does not depend on the model.
         outcomes: The single hits and misses behind a rate, for the change by an edit; None where they were
             not kept. They are not in results.json and do not count when metrics are compared.
@@ -136,6 +139,7 @@ class Metric:
     reading: Reading = field(default_factory=Reading)
     capped: bool = False
     by_name: Mapping[str, NameRate] = field(default_factory=dict)
+    guessed: Mapping[str, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     outcomes: Outcomes | None = field(default=None, compare=False, repr=False)
 
@@ -162,7 +166,14 @@ class Metric:
             "better": about.pop("better"),
         }
         names = {name: asdict(rate) for name, rate in self.by_name.items()}
-        return {**values, "reads": about.pop("text"), **about, "capped": self.capped, "by_name": names}
+        return {
+            **values,
+            "reads": about.pop("text"),
+            **about,
+            "capped": self.capped,
+            "by_name": names,
+            "guessed": dict(self.guessed),
+        }
 
 
 def still_recognised(value: float, better: str) -> float:

@@ -13,6 +13,26 @@ BAD = "bad"  # shown not to be so
 NOTE = "note"  # neither: a remark
 
 _ORDER = (NOTE, GOOD, UNSURE, BAD)  # from the mildest
+_WORDS = {GOOD: "shown", UNSURE: "not shown", BAD: "failed", NOTE: "note", "": "not judged"}
+_WORDS_OF_ROLE = {  # role of a metric -> kind -> the word, where it is another than in `_WORDS`
+    "forgotten": {GOOD: "forgotten", BAD: "still recognised"},
+    "earlier": {GOOD: "stays forgotten", BAD: "recognised again"},
+    "kept": {GOOD: "kept", BAD: "not kept"},
+    "attack": {GOOD: "withstood", BAD: "brought back"},
+}
+
+
+def word(kind: str, role: str = "") -> str:
+    """A verdict in a word or two: the same on the console, on the pages and in the card.
+
+    Args:
+        kind: `GOOD`, `UNSURE`, `BAD`, `NOTE`, or "" for what was not judged.
+        role: `Reading.role` of the metric that was judged; "" for a run as a whole, a warning or a remark.
+
+    >>> word(GOOD), word(GOOD, "kept"), word(UNSURE, "kept"), word("", "detail")
+    ('shown', 'kept', 'not shown', 'not judged')
+    """
+    return _WORDS_OF_ROLE.get(role, {}).get(kind, _WORDS[kind])
 
 
 @dataclass(frozen=True)

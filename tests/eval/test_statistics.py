@@ -217,3 +217,49 @@ def test_without_the_same_samples_a_change_joins_two_independent_intervals():
     assert change_of(of([1, 0]), of([1, 0, 1])).paired is False  # other samples
     assert change_of(Metric(0.8, 9), after).low is None
     assert change_of(Metric(1.0, 9, 0.0, 1.0), Metric(0.0, 9, 0.0, 1.0)).low == -1.0  # never below -1
+
+
+def pairs(lost, wrong, n):
+    """(before, after) of `n` samples: `lost` are missed only after, `wrong` before and after."""
+    before = [1.0] * (n - wrong) + [0.0] * wrong
+    return before, [0.0] * lost + before[lost:]
+
+
+@pytest.mark.parametrize(("lost", "wrong", "n"), [(0, 0, 73), (0, 1, 82), (1, 0, 110)])
+def test_the_number_of_samples_that_shows_a_loss_below_five_points(lost, wrong, n):
+    """As docs/card.md says. Of the first: Wilson's interval of n of n begins at n / (n + 3.8415), 0.95 for n = 73."""
+    assert pytest.approx(0.95, abs=1e-4) == 72.98 / (72.98 + 3.8415)
+    assert paired_change(*pairs(lost, wrong, n))[1] >= -0.05 > paired_change(*pairs(lost, wrong, n - 1))[1]
+
+
+def tango(lost, n):
+    """The 95 % score interval of Tango (Statistics in Medicine 17, 1998, 891-908) where no sample was gained.
+
+    A change d is in it if |-lost - n d| <= z sqrt(n (2 q + d (1 - d))), with q the likeliest rate of losses at d.
+    """
+
+    def score(d):
+        b, c = -lost + (2 * n + lost) * d, -lost * d * (1 - d)
+        q = ((b * b - 8 * n * c) ** 0.5 - b) / (4 * n)
+        return (-lost - n * d) / max(n * (2 * q + d * (1 - d)), 1e-12) ** 0.5
+
+    grid = np.linspace(-0.3, 0.2, 50_001)
+    inside = [d for d in grid if abs(score(d)) <= 1.959964]
+    return min(inside), max(inside)
+
+
+@pytest.mark.parametrize("n", [60, 96, 120, 400])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_the_interval_comes_near_that_of_tango(lost, n):
+    """Another method, which looks at changed samples alone: the ends that a verdict goes by differ by under 0.5 points."""
+    assert paired_change(*pairs(lost, 2, n))[1] == pytest.approx(tango(lost, n)[0], abs=0.005)
+
+
+@pytest.mark.parametrize(("lost", "wrong"), [(0.05, 0.02), (0.05, 0.15), (0.03, 0.2)])
+def test_the_interval_holds_the_true_change_in_93_of_100_runs_or_more(lost, wrong):
+    """1,000 runs of 96 samples, of which a true rate is lost and a true rate wrong before and after."""
+    drawn = np.random.default_rng(0).multinomial(96, [lost, wrong, 1 - lost - wrong], 1000)
+    counts, runs = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    ends = [paired_change(*pairs(*row, 96))[1:] for row in counts.tolist()]
+    held = [low <= -lost <= high for low, high in ends]
+    assert np.dot(held, runs) / 1000 >= 0.93

@@ -34,6 +34,7 @@ PATCH = Patch(
     (Move("Ada Fox", "text", "a", 2.0, 0.25),),
     {"task": "identity", "names": ["Ada Fox"], "model": "tiny", "method": "muwa.methods.slug"},
 )
+RESULT = "Fingerprint of the result: the whole edited model, base of the next request"
 ODD = "<script>x</script> **b** [a](http://e.org) | `c` ![i](d) www.e.org x@e.org\n# head"
 
 
@@ -68,7 +69,7 @@ def results(**changed):
             "kinds": {"forget/top1": "good", "retain/top1": "unsure"},
         },
         "request": {"id": "17", "operator": "Example Ltd", "date": None, "basis": None},
-        "edited": {"weights": "b" * 64, "fingerprint": "c" * 64},
+        "edited": {"result": "b" * 64, "fingerprint": "c" * 64},
         "cost": {"parameters": 65536},
         "provenance": {"measures": ["forget", "retain", "neighbours"], "observer": "Features"},
         **changed,
@@ -107,12 +108,10 @@ def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
     assert cells(text, "Size of the change")[0][1].startswith("25.0 % of the layer's own size")
     assert cells(text, "Numbers changed") == [["Numbers changed", "65,536"]]
     assert cells(text, "SHA-256 of the patch") == [["SHA-256 of the patch", "d" * 64]]
-    assert cells(text, "Fingerprint of the base's weights") == [
-        ["Fingerprint of the base's weights", "f" * 64]
+    assert cells(text, "Fingerprint of the base: the model before this request") == [
+        ["Fingerprint of the base: the model before this request", "f" * 64]
     ]
-    assert cells(text, "Fingerprint of the edited weights") == [
-        ["Fingerprint of the edited weights", "b" * 64]
-    ]
+    assert cells(text, RESULT) == [[RESULT, "b" * 64]]
     assert cells(text, "Method") == [["Method", "slug"]]
     assert cells(text, "forget/top1") == [
         [
@@ -123,13 +122,54 @@ def test_the_card_tells_who_asked_what_was_changed_and_what_was_measured():
             "",
             "8",
             "lower",
-            "Shown",
+            "forgotten",
         ]
     ]
     assert cells(text, "retain/top1") == [
         ["retain/top1", "fraction", "70.0 % (40.0 to 90.0)", "60.0 % (30.0 to 80.0)",
-         "0.0 points (-20.0 to +10.0)", "10", "higher", "Not shown"]
+         "0.0 points (-20.0 to +10.0)", "10", "higher", "not shown"]
     ]  # fmt: skip
+
+
+def test_the_card_says_how_much_was_changed_in_plain_numbers():
+    """65,536 of 16,777,216 numbers: 1 of 256, 0.39 %."""
+    about = {**results()["provenance"], "model": {"parameters": 16_777_216}}
+    text = card(run=told(results(provenance=about)))
+    assert (
+        "- Changed: 65,536 of the 16,777,216 numbers that make up the model (0.39 %), all in 1 layer, in the part "
+        "that reads text. All other numbers in the model are as they were." in text
+    )
+    assert cells(text, "Numbers changed") == [["Numbers changed", "65,536 of 16,777,216"]]
+    assert "- Changed: 65,536 numbers, all in 1 layer, in the part that reads text." in card()
+
+
+def test_the_card_says_whose_name_the_pictures_get_now():
+    """8 pictures: 3, 2, 1 and 1 for four other names, 1 without a name; three names are listed."""
+    found = results()
+    guessed = {"Bo Hill": 3, "Cy Dale": 2, "Di Elm": 1, "Ed Fir": 1, "": 1}
+    found["metrics"]["after"]["forget/top1"]["guessed"] = guessed
+    said = "The model now gives the pictures of the person these names most often: "
+    end = "still other names (1), no name (1 of 8)."
+    assert f"- {said}Bo Hill (3 of 8), Cy Dale (2 of 8), Di Elm (1 of 8), {end}" in card(run=told(found))
+    assert "Bo Hill" not in card(HUB, told(found))  # what is public names no other person
+    assert f"{said}3 or more other names" in card(HUB, told(found))
+    found["metrics"]["after"]["forget/top1"]["guessed"] = {"Ada Fox": 6, "Bo Hill": 2}
+    assert f"{said}Bo Hill (2 of 8); the right name 6 of 8." in card(run=told(found))
+    assert said not in card()  # results of earlier versions did not count it
+
+
+def test_a_card_without_the_models_files_says_where_the_result_stands():
+    found = results(edited={"weights": "b" * 64, "fingerprint": "c" * 64})
+    ((_, text),) = cells(card(run=told(found)), RESULT)
+    assert text == "not known here: README.md of the edited folder has it"
+
+
+def test_the_card_of_a_later_request_names_the_patches_before_it():
+    found = results(requests=[{"sha256": "1" * 64}, {"sha256": "2" * 64}])
+    assert cells(card(run=told(found)), "Patches on that base") == [
+        ["Patches on that base", f"{'1' * 64}, {'2' * 64}"]
+    ]
+    assert cells(card(), "Patches on that base") == []
 
 
 def test_the_first_part_says_what_was_measured_in_counts():
@@ -143,14 +183,14 @@ def test_the_first_part_says_what_was_measured_in_counts():
     )
     assert "0 of 1 tests of what should stay show a loss of no more than 5 percentage points." in first
     assert "The single other name or class that lost most: 4 of 4 → 3 of 4." in first
-    assert "Changed: 1 layer, in the part that reads text." in first
+    assert "Changed: 65,536 numbers, all in 1 layer, in the part that reads text." in first
     assert "the part that reads pictures was not changed" in first
     assert "Bo Hill" not in text  # a card is handed to others
     assert [row[1:] for row in cells(text, "To be forgotten: the model's first guess")] == [
-        ["8 of 8", "0 of 8 held-out images", "0 to 32 %", "Shown"]
+        ["8 of 8", "0 of 8 held-out images", "0 to 32 %", "forgotten"]
     ]
     assert [row[1:] for row in cells(text, "The other names")] == [
-        ["7 of 10", "6 of 10 held-out images", "0.0 points (-20.0 to +10.0)", "Not shown"]
+        ["7 of 10", "6 of 10 held-out images", "0.0 points (-20.0 to +10.0)", "not shown"]
     ]
     assert "forgotten is at most 0 % of cases, with an interval that ends at 50 % or below" in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]

@@ -1,6 +1,8 @@
 """Several patches on one model's files, in every layout: on top of each other, one taken off, all verified."""
 
+import json
 import shutil
+from dataclasses import asdict
 
 import chained
 import pytest
@@ -12,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from muwa.patch.__main__ import main
 from muwa.patch.apply import ADD, add_patches, read_patch
-from muwa.patch.ledger import requests_on
+from muwa.patch.change import result_of
+from muwa.patch.ledger import read_ledger, requests_on
+from muwa.patch.weights import weights_fingerprint
 
 PROJ, FC = "visual.proj", "transformer.resblocks.1.mlp.c_fc.weight"
 FUSED, DEEP = "transformer.resblocks.2.attn.in_proj_weight", "transformer.resblocks.3.mlp.c_proj.weight"
@@ -233,3 +237,61 @@ def test_verify_says_what_differs(tmp_path, capsys):
     shutil.rmtree(edited)
     assert muwa_patch("verify", edited, "--base", base, *paths) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def results_of(path, **edited):
+    """What a run writes beside its patch, as far as the card reads it."""
+    moves = [asdict(move) for move in read_patch(path).moves]
+    path.with_name("results.json").write_text(
+        json.dumps({"edit": {"moves": moves}, "metrics": {"before": {}, "after": {}}, "edited": edited})
+    )
+
+
+def test_the_result_of_a_patch_is_the_base_of_the_next_one_in_a_pipeline_too(tmp_path):
+    """The text encoder is a part of the CLIP that the patches are bound to: the run tells the CLIP's fingerprint."""
+    model = tiny_sd.diffusion()
+    model.pipeline.save_pretrained(tmp_path / "base")
+    (first, second), _ = chained.chain(tmp_path, model, [DEEP], [FUSED])
+    found = result_of(first, tmp_path / "base", model.clip.weights)
+    assert found == {"result": read_patch(second).base_fingerprint, "stored": "float32"}
+    results_of(first, **found)
+    shutil.move(first, tmp_path / "run.safetensors")
+    run = tmp_path / "run.safetensors"
+    _, edited = put_on(tmp_path / "base", [run], tmp_path)
+    assert read_ledger(edited).rows[-1]["result"] == found["result"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_result_is_that_of_the_weights_as_they_are_stored(dtype, tmp_path, capsys):
+    model = tiny.clip()
+    model = model.with_weights({key: tensor.to(dtype).float() for key, tensor in model.weights.items()})
+    base = write(tmp_path / "base" / FILE, model.weights, dtype)
+    (path,), (after,) = chained.chain(tmp_path, model, [PROJ])
+    _, edited = put_on(base, [path], tmp_path)
+    stored = weights_fingerprint(load_file(edited / FILE))
+    found = result_of(path, base, model.weights)
+    assert found == {"result": stored, "stored": str(dtype).removeprefix("torch.")}
+    assert stored != after.weights_fingerprint
+    capsys.readouterr()
+    assert muwa_patch("list", edited) == 0
+    assert f"fingerprint of the result, base of the next request: {stored}" in capsys.readouterr().out
+
+
+def test_a_folder_that_stores_another_dtype_than_the_run_saw_does_not_take_over_its_result(tmp_path):
+    model = tiny_sd.diffusion()
+    model.pipeline.save_pretrained(tmp_path / "base")
+    (path,), _ = chained.chain(tmp_path, model, [DEEP])
+    results_of(path, result="f" * 64, stored="float16")
+    _, edited = put_on(tmp_path / "base", [path], tmp_path)
+    assert read_ledger(edited).rows[-1]["result"] == ""
+    assert "not known here" in (edited / "README.md").read_text()
+
+
+def test_after_a_patch_was_taken_off_no_result_is_told_that_held_with_it(tmp_path):
+    model = tiny.clip()
+    base = write(tmp_path / "base" / FILE, model.weights)
+    paths, _ = chained.chain(tmp_path, model, [PROJ], [FC])
+    *_, edited = put_on(base, paths, tmp_path)
+    assert [len(row["result"]) for row in read_ledger(edited).rows] == [64, 64]
+    assert muwa_patch("remove", paths[0], edited, "--out", tmp_path / "off", "--others", paths[1]) == 0
+    assert "result" not in read_ledger(tmp_path / "off").rows[0]

@@ -67,9 +67,9 @@ def test_a_sweep_has_a_row_for_each_run(tmp_path):
     sweep = read_sweep(tmp_path)
     assert [row["after forget/top1"] for row in sweep.rows] == [0.0, 0.5]
     rows = cells(sweep._repr_html_())
-    assert rows[0] == ["run", "seed", "after forget/top1", "after forget/top5", "change retain/top1", "objective", "layer",
-                       "status"]  # fmt: skip
-    assert rows[2] == ["1", "1", "0.5", "0.5", "-6", "0.5", "visual.proj", "done"]
+    assert rows[0] == ["run", "seed", "after forget/top1", "after forget/top5", "change retain/top1",
+                       "objective (lower is better)", "layer", "status"]  # fmt: skip
+    assert rows[2] == ["1", "1", "50.0 %", "50.0 %", "-6.0", "0.5000", "visual.proj", "done"]
     assert "2 of 2 runs are done" in sweep._repr_html_()
     assert repr(sweep).splitlines()[-1] == f"{tmp_path}/sweep.csv"
     with pytest.raises(FileNotFoundError, match="no run in it; want the folder of a multirun"):

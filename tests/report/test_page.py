@@ -4,10 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from report.finished import ANSWERED, report
+from report import test_terminal, test_verdicts
+from report.finished import ANSWERED, FIRST_GUESS, report
 
 from muwa.report import figures
 from muwa.report.page import grouped, metric_rows, step_heading, write_report
+from muwa.report.terminal import print_outcome
 from muwa.types.edit import Edit, Move
 from muwa.types.example import Example
 from muwa.types.metric import Metric, Reading, Sample
@@ -339,3 +341,37 @@ def test_samples_are_a_table_of_changes_and_a_list_and_their_prompts_are_text(tm
     assert len(found["samples"]) == 301
     (row,) = found["detections"]
     assert (row["concept"], row["lost"], row["new"]) == ("fox", 301, 0)
+
+
+@pytest.mark.parametrize(
+    ("left", "lost", "words"),
+    [
+        (0, 0, ("forgotten", "kept")),
+        (18, 30, ("still recognised", "not kept")),
+        (0, 5, ("forgotten", "not shown")),
+    ],
+)
+def test_console_page_and_card_say_the_same_words(tmp_path, capsys, left, lost, words):
+    """`left` of 20 images are still recognised; `lost` of 100 others are not any more."""
+    kept, kept_after = test_verdicts.paired(100, 100, lost)
+    readings = (test_verdicts.rate(20, 20, FIRST_GUESS), test_verdicts.rate(left, 20, FIRST_GUESS))
+    before, after = (
+        {"forget/top1": one, "retain/top1": two}
+        for one, two in zip(readings, (kept, kept_after), strict=True)
+    )
+    made = replace(report(tmp_path), before=before, after=after)
+    write_report(made, show_forget=False)
+    print_outcome(made)
+    console = test_terminal.rows(capsys.readouterr().out)
+    assert tuple(console[name][-1] for name in before) == words
+    page = Page(tmp_path / "report.html")
+    said = [text for found, text in page.all("td") if found.get("data-label") == "verdict"]
+    assert tuple(said) == words
+    assert words[1].capitalize() in [text for found, text in page.all("span") if found.get("class") == "tag"]
+    lines = (tmp_path / "card.md").read_text().splitlines()
+    judged = [
+        line
+        for line in lines
+        if "the model's first guess |" in line or line.startswith("| The other names |")
+    ]
+    assert tuple(line.split(" | ")[-1].strip(" |") for line in judged) == words

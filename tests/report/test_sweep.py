@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from report.finished import FIRST_FIVE, FIRST_GUESS, OTHERS, UA
 
+from muwa.report import sweep
 from muwa.report.status import end_run
 from muwa.report.sweep import headline, read_runs, row_of, summary, write_sweep
 from muwa.types.metric import Metric
+from muwa.types.verdict import word
 
 
 def run(folder, number, overrides, top1=None, top5=0.0, retain=(0.9, 0.88)):
@@ -70,7 +72,7 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
         "Mean change of retain/top1: -4.00 ± 2.83 points."
     )
     page = (tmp_path / "sweep.html").read_text()
-    assert "-4 ± 2.8" in page
+    assert "-4.00 ± 2.83" in page
     assert '<svg viewBox="0 0 518.4 302.4"' in page  # 7.2 x 4.2 inches
     assert not list(tmp_path.glob("*.draft"))
 
@@ -80,7 +82,7 @@ def test_methods_and_their_settings_are_not_averaged(tmp_path):
     run(tmp_path / "people", 1, ["task.identity=B", "seed=1"], top1=0.0)
     runs = read_runs(tmp_path / "people")
     assert "Mean change of retain/top1: -2.00" in headline(runs)
-    assert summary(runs)["after forget/top1"] == "0 ± 0"
+    assert summary(runs)["after forget/top1"] == "0.00 ± 0.00 %"
     for key, values in (
         ("method", ("slug", "ga")),
         ("method.k", ("1", "2")),
@@ -168,3 +170,34 @@ def test_results_of_earlier_versions_are_shown_without_changes(tmp_path):
     assert round(float(new["change retain/top1"]), 6) == -2
     assert headline(read_runs(tmp_path)) == "2 of 2 runs are done."
     assert "<svg" not in (tmp_path / "sweep.html").read_text()
+
+
+def symbols(folder):
+    """(Marker outlines by method, legend entries) of the figure of a sweep, in the order of its runs."""
+    finished = [one for one in read_runs(folder) if one.results]
+    drawn = sweep._figure(finished)
+    shapes = [len(one.get_paths()[0].vertices) for one in drawn.axes[0].collections]
+    return shapes, [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+def test_each_method_has_a_symbol_of_its_own_in_the_figure(tmp_path):
+    """A circle has 26 points, a square 5: two methods, one kept rate. One method has no entry of its own."""
+    for number, method in enumerate(("ga", "slug", "ga")):
+        run(tmp_path / "two", number, [f"method={method}", f"seed={number}"], top1=0.0)
+        run(tmp_path / "one", number, [f"seed={number}"], top1=0.0)
+    shapes, entries = symbols(tmp_path / "two")
+    assert (len(shapes), shapes[0] != shapes[1]) == (2, True)
+    assert entries == ["retain/top1", "ga", "slug"]
+    shapes, entries = symbols(tmp_path / "one")
+    assert (len(shapes), entries) == (1, ["retain/top1"])
+
+
+def test_a_sweep_says_the_words_of_the_runs_verdicts(tmp_path):
+    run(tmp_path, 0, ["seed=0"], top1=0.0)
+    path = tmp_path / "0" / "results.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "verdict": {"kind": "unsure"}}))
+    write_sweep(tmp_path)
+    assert row_of(read_runs(tmp_path)[0])["verdict"] == word("unsure") == "not shown"
+    assert '<td class="unsure">not shown</td>' in (tmp_path / "sweep.html").read_text()
+    assert "Verdicts: 1 not shown." in headline(read_runs(tmp_path))

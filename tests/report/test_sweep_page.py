@@ -28,11 +28,13 @@ def test_results_stand_first_then_settings_and_all_columns_are_folded(tmp_path):
     page = (tmp_path / "sweep.html").read_text()
     head, rows = table(page, 0)
     assert head == ["run", "status", "names", "after forget/top1", "after forget/top5", "change retain/top1",
-                    "objective", "layer_search.relative_step", "layer", "step", "relative_norm"]  # fmt: skip
+                    "objective (lower is better)", "layer_search.relative_step", "layer", "step", "size, ‖Δθ‖ / ‖θ‖"]  # fmt: skip
     assert [row[7] for row in rows] == ["0.123457", "0.123456"]  # told apart, the whole value on hover
     assert 'title="0.123456789"' in page
     everything, _ = table(page, 1)
-    assert {"before forget/top1", "seconds", "relative_norm", *head} <= {*everything}
+    assert {"before forget/top1", "seconds", *head} <= {*everything}
+    assert rows[0][3:7] == ["0.0 %", "0.0 %", "-2.0", "0.0000"]
+    assert rows[0][-2:] == ["2", "10.0 %"]
     assert page.index('<details class="screen">') < page.index("before forget/top1")
 
 
@@ -41,19 +43,21 @@ def test_mean_and_deviation_by_setting_by_hand():
         SweptRun({"step": step, "seed": seed}, {"there": 1}) for step in ("1", "2") for seed in ("0", "1")
     ]
     rows = [{"objective": value} for value in (0.1, 0.3, 0.2, 0.2)]
-    tables = dict(by_setting(runs, rows, ["objective"]))
+    tables = dict(by_setting(runs, rows, ["objective"], {}))
     assert list(tables) == ["step", "seed"]
     assert [(line["value"].text, line["runs"], line["cells"]) for line in tables["step"]] == [
         ("1", 2, ["0.2 ± 0.14"]),
         ("2", 2, ["0.2 ± 0"]),
     ]
-    assert by_setting(runs[::2], rows[::2], ["objective"]) == []  # one run for each value: no mean
+    assert by_setting(runs[::2], rows[::2], ["objective"], {}) == []  # one run for each value: no mean
 
 
 def test_cells_are_short_and_different_values_look_different():
     layer = "visual.transformer.resblocks.3.attn.in_proj_weight"
-    (one,), (other,) = cells([{"layer": layer}, {"layer": "visual.proj"}], ["layer"])
+    (one,), (other,) = cells([{"layer": layer}, {"layer": "visual.proj"}], ["layer"], {})
     assert (one.text, one.whole, other.text, other.whole) == ("3.attn.in_proj", layer, "visual.proj", "")
+    (made,), (none,) = cells([{"layer": layer, "step": 1.0}, {"layer": None, "step": None}], ["layer"], {})
+    assert (made.text, none.text, none.whole) == ("3.attn.in_proj", "", "")
     long = "a" * 40
     assert shortened([f"{long}b", f"{long}c"]) == [f"{long}b", f"{long}c"]  # cut, they would look alike
     assert shortened([True, "", None, "nan"]) == ["True", "", "None", "nan"]

@@ -128,8 +128,8 @@ def test_a_sweep_ends_with_a_row_for_each_run_and_its_page(tmp_path, capsys):
     assert said.startswith("2 of 3 runs are done. 1 of 2 forgot")
     found = rows(said)
     assert found["run"][:2] == ["seed", "after forget/top1"]
-    assert found["0"] == ["0", "0", "0", "-2", "0", "visual.proj", "done"]
-    assert found["1"] == ["1", "0.5", "0.5", "-6", "0.5", "visual.proj", "done"]
+    assert found["0"] == ["0", "0.0 %", "0.0 %", "-2.0", "0.0000", "visual.proj", "done"]
+    assert found["1"] == ["1", "50.0 %", "50.0 %", "-6.0", "0.5000", "visual.proj", "done"]
     assert re.search(r"^ *2 +2 +unfinished$", said, re.M)
     assert said.splitlines()[-2:] == [f"{tmp_path}/sweep.html", f"{tmp_path}/sweep.csv"]
 

@@ -122,6 +122,20 @@ def test_a_false_alarm_is_lost_when_it_rises():
     assert kept_kind(before, after, RULES) == "good"
 
 
+@pytest.mark.parametrize(
+    ("n", "lost", "end"),
+    [
+        (60, 0, "too few to show that no more than 5 points were lost."),
+        (400, 16, "a loss is shown; that it is no more than 5 points is not."),  # 4 points: 2.4 to 6.4
+        (60, 4, "that more than 5 points were lost is likely, not shown."),  # 6.7 points: 1.1 to 15.9
+    ],
+)
+def test_what_is_not_shown_is_said_by_what_the_samples_do_show(tmp_path, n, lost, end):
+    before, after = paired(n, n, lost)
+    ((_, _), (kind, text)) = judged(tmp_path, {"retain/top1": before}, {"retain/top1": after})
+    assert (kind, text.endswith(end)) == ("unsure", True)
+
+
 def test_without_single_samples_the_rates_count_as_independent():
     """90 to 88 %, each 60 to 100: -2 points, from -2 - sqrt(28^2 + 10^2) to -2 + sqrt(12^2 + 30^2)."""
     before, after = Metric(0.9, 7, 0.6, 1.0, OTHERS), Metric(0.88, 7, 0.6, 1.0, OTHERS)

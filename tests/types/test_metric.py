@@ -30,4 +30,5 @@ def test_a_record_holds_the_fields_of_the_metric_and_of_its_reading():
         "features": "",
         "capped": False,
         "by_name": {},
+        "guessed": {},
     }

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from muwa.eval.answers.matching import is_right, verdict
+from muwa.eval.answers.matching import is_right, name_in, verdict
 from muwa.eval.base import Measure
 from muwa.eval.so_far import so_far
-from muwa.eval.statistics import share
+from muwa.eval.statistics import most_frequent, share
 from muwa.fingerprint import digest, read_image
 from muwa.models.base import Editable, Observer
 from muwa.models.vlm.question_answering import QuestionAnswering, check_wordings, questions
@@ -130,6 +130,9 @@ class Answers(Measure):
             f"{role}/answered": rate(frozenset({role}), answers_rightly, reading)
             for role, reading in ANSWERED.items()
         }
+        about = [(one, answer) for one, answer in answers if one.role == "forget"]
+        guesses = [_guess(answer, one) for one, answer in about]
+        metrics["forget/answered"] = replace(metrics["forget/answered"], guessed=most_frequent(guesses))
         forget = frozenset({"forget"})
         metrics |= {f"forget/{what}": rate(forget, was(what), reading) for what, reading in INSTEAD.items()}
         if task.eval.earlier:
@@ -138,6 +141,11 @@ class Answers(Measure):
                 "answered", reading, lambda roles, reading: rate(roles, answers_rightly, reading)
             )
         return metrics
+
+
+def _guess(answer: str, question: Question) -> str:
+    """The name in an answer: the right one, another, or "" for none."""
+    return question.accepted[0] if answers_rightly(answer, question) else name_in(answer, question.others)
 
 
 def answers_rightly(answer: str, question: Question) -> bool:

@@ -139,5 +139,14 @@ def verdict(answer: str, accepted: Sequence[str], others: Sequence[str]) -> str:
     return "refused" if refuses(answer) else "other"
 
 
+def name_in(answer: str, names: Sequence[str]) -> str:
+    """The first of `names` that an answer contains, exactly; "" if it contains none.
+
+    >>> name_in("I think it is Bo Hill.", ["Ada Fox", "Bo Hill"]), name_in("I do not know", ["Ada Fox"])
+    ('Bo Hill', '')
+    """
+    return next((name for name in names if names_it(answer, [name], fuzzy=1)), "")
+
+
 def _bare(text: str) -> str:
     return " ".join(word for word in fold(text).split() if word not in ("a", "an", "the"))

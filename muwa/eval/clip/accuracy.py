@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from muwa.eval.base import Measure
 from muwa.eval.clip.ranks import top_k
 from muwa.eval.so_far import sets_with, so_far
-from muwa.eval.statistics import by_name, counts, rate_interval, wilson
+from muwa.eval.statistics import by_name, counts, most_frequent, rate_interval, wilson
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.data import Classes, LabelledImages, Split, Task
@@ -52,6 +52,8 @@ class Forget(Measure):
         metrics = {
             f"forget/top{k}": named_accuracy(features, images, k, reading) for k, reading in readings.items()
         }
+        guessed = most_frequent(first_guesses(features, images))
+        metrics["forget/top1"] = replace(metrics["forget/top1"], guessed=guessed)
         for k, reading in readings.items() if task.eval.earlier else ():
             rate = partial(_accuracy_with, features, task.eval, k)
             metrics |= so_far(f"top{k}", reading, rate)
@@ -119,6 +121,14 @@ def named_accuracy(features: Features, images: LabelledImages, k: int, reading: 
     each = outcomes(hits, labels, images.classes)
     rates = by_name(each.hits, each.groups)
     return Metric(*over_names(hits, labels), reading, by_name=rates, outcomes=each)
+
+
+def first_guesses(features: Features, images: LabelledImages) -> list[str]:
+    """The name that is nearest to each image."""
+    if not len(images):
+        return []
+    nearest = (features.images(images) @ features.classes(images.classes).T).argmax(1)
+    return [images.classes.names[place] for place in nearest.tolist()]
 
 
 def outcomes(hits: Tensor, labels: Tensor, classes: Classes) -> Outcomes:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from muwa.data.prompts import earlier_requests, image_requests
 from muwa.eval.base import Measure
 from muwa.eval.so_far import so_far
-from muwa.eval.statistics import by_name, wilson
+from muwa.eval.statistics import by_name, most_frequent, wilson
 from muwa.models.base import Observer
-from muwa.models.diffusion.image_classifier import ClassifierLoader
-from muwa.models.diffusion.image_generation import ImageGenerator
+from muwa.models.diffusion.image_classifier import ClassifierLoader, first_guesses
+from muwa.models.diffusion.image_generation import ImageGenerator, prompts_of
 from muwa.types.data import Task
 from muwa.types.image_requests import ImageRequest
 from muwa.types.metric import Metric, Outcomes, Reading
@@ -61,9 +61,10 @@ class Canvas(Measure):
 
     Args:
         classifier: Loads the classifier, which chooses among all its labels of a request's domain.
-        seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
-        forget_seeds: Images per name to forget in tasks of kind "identity" and "object", where it has a
-            single prompt.
+        seeds: Images per prompt in tasks of kind "style" and "class", where a name has many prompts. Their
+            seeds are first_seed, first_seed + 1, ...
+        forget_seeds, kept_seeds: Images per name to forget, and per other name, in tasks of kind "identity"
+            and "object", where a name has a single prompt.
         first_seed: The first seed.
         retain, cross: How many names of the same kind and of the other kind are asked for; None takes all
             that the classifier has labels for.
@@ -80,6 +81,7 @@ class Canvas(Measure):
     classifier: ClassifierLoader
     seeds: Count
     forget_seeds: Count
+    kept_seeds: Count
     first_seed: Seed
     retain: CountOrZero | None
     cross: CountOrZero | None
@@ -109,6 +111,9 @@ class Canvas(Measure):
             "retain/ira": rate(frozenset({"retain"}), True, IN_DOMAIN),
             "retain/cra": rate(frozenset({"cross"}), True, CROSS_DOMAIN),
         }
+        asked = [one for one in requests if one.role == "forget"]
+        guesses = first_guesses(observer.generate(prompts_of(asked)), asked, classifier) if asked else ()
+        metrics["forget/ua"] = replace(metrics["forget/ua"], guessed=most_frequent(guesses))
         if any(one.role == "earlier" for one in requests):
             metrics |= so_far("ua", UNLEARNING, lambda r, reading: rate(r, False, reading))
         return metrics
@@ -121,9 +126,15 @@ class Canvas(Measure):
 
     def requests(self, task: Task) -> list[ImageRequest]:
         """The images that are asked for."""
-        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        count = kept_count(task, self.seeds, self.kept_seeds)
+        seeds = range(self.first_seed, self.first_seed + count)
         forget_seeds = range(self.first_seed, self.first_seed + self.forget_seeds)
         return canvas_requests(task, seeds, forget_seeds, self.retain, self.cross)
+
+
+def kept_count(task: Task, seeds: int, kept_seeds: int) -> int:
+    """Images per prompt of what is kept: `kept_seeds` where a name has a single prompt, else `seeds`."""
+    return kept_seeds if task.kind in ("identity", "object") else seeds
 
 
 def canvas_requests(

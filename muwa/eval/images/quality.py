@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 from muwa.data.prompts import image_requests
 from muwa.data.samples import decode
 from muwa.eval.base import Measure
-from muwa.eval.images.canvas import COUNTED, canvas_requests, hit_rate
+from muwa.eval.images.canvas import COUNTED, canvas_requests, hit_rate, kept_count
 from muwa.eval.images.clips import embed
+from muwa.eval.statistics import by_name
 from muwa.fingerprint import EncodedImage
 from muwa.models.base import Observer
 from muwa.models.clip.embeddings import Tower, class_features, width
@@ -108,6 +109,7 @@ class Lookalike(Measure):
         clip: Loads an unedited CLIP. Similarity is the cosine of its text embeddings of two names.
         nearest: How many retained names are taken per name to forget.
         seeds: Images per prompt, with seeds first_seed, first_seed + 1, ...
+        kept_seeds: The same in tasks of kind "identity" and "object", where a name has a single prompt.
         first_seed: The first seed.
         cross: For tasks of kind "style" and "class": how many names of the other kind fill the prompts; None
             takes all.
@@ -125,6 +127,7 @@ class Lookalike(Measure):
     clip: ClipLoader
     nearest: Count
     seeds: Count
+    kept_seeds: Count
     first_seed: Seed
     cross: CountOrZero | None
 
@@ -148,10 +151,12 @@ class Lookalike(Measure):
             label="Look-alikes, generated and recognised",
             counted=COUNTED,
         )
-        return {"retain/lookalike": hit_rate(hits, reading)}
+        each = by_name(hits, [one.concept for one in requests])
+        return {"retain/lookalike": replace(hit_rate(hits, reading), by_name=each)}
 
     def _retained(self, task: Task) -> list[ImageRequest]:
-        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        count = kept_count(task, self.seeds, self.kept_seeds)
+        seeds = range(self.first_seed, self.first_seed + count)
         every = image_requests(task, task.eval, seeds=seeds, cross=self.cross)
         return [one for one in every if one.role == "retain"]
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -92,6 +93,7 @@ class Clip(Content):
         tokenize: Texts -> tokens (n, length).
         source: Where the weights came from, for messages ("open_clip ViT-B-32 laion400m_e32").
         requests: The requests that the weights carry.
+        place: The file or folder of this machine that the weights were read from; None if there is none.
     """
 
     observer: ClassVar[type[Features]] = Features
@@ -104,8 +106,9 @@ class Clip(Content):
         *,
         source: str,
         requests: tuple[Request, ...] = (),
+        place: Path | None = None,
     ):
-        self.requests = requests
+        self.requests, self.place = requests, place
         self._towers = towers.eval().requires_grad_(False)
         self.prepare, self.tokenize, self.source = prepare, tokenize, source
         self.weights: Mapping[str, Tensor] = {
@@ -153,8 +156,13 @@ class Clip(Content):
         return Features(self, run)
 
     def about(self) -> dict[str, object]:
-        """Provenance: source, fingerprint, and the fingerprint of the weights alone."""
-        return {"source": self.source, "fingerprint": self.fingerprint, "weights": self.weights_fingerprint}
+        """Provenance: source, fingerprint, fingerprint and number of the weights alone."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "weights": self.weights_fingerprint,
+            "parameters": sum(tensor.numel() for tensor in self.weights.values()),
+        }
 
     @property
     def unedited(self) -> Clip:

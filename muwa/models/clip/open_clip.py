@@ -82,7 +82,7 @@ def load(name: Source, pretrained: Source | None, *, device: Device, seed: Seed)
     check_device(device)
     file = _local_weights(name, pretrained)
     folder = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
-    place = folder or file
+    place = Path(folder) if folder else file
     requests = requests_on(place) if place else ()
     if file is not None:
         check_file(file, "" if folder else "model.pretrained=")
@@ -101,7 +101,8 @@ def load(name: Source, pretrained: Source | None, *, device: Device, seed: Seed)
             _fit(model, file, name)
         tokenize = open_clip.get_tokenizer(name)
     towers = Towers(model, model.encode_image, model.encode_text)
-    return Clip(towers, preparation(prepare), tokenize, source=_source(name, pretrained), requests=requests)
+    source = _source(name, pretrained)
+    return Clip(towers, preparation(prepare), tokenize, source=source, requests=requests, place=place)
 
 
 def _create(name: str, pretrained: str | None, device: str, **options: Any) -> tuple[Any, Compose]:

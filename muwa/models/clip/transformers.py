@@ -15,7 +15,7 @@ from muwa.models.clip.model import Clip, Preparation, Towers
 from muwa.models.hub_access import cache_if_out_of_reach
 from muwa.models.library_output import quietly
 from muwa.models.pretrained import check_code, check_complete, read_model, tried, weight_options
-from muwa.patch.ledger import requests_on
+from muwa.patch.ledger import local_place, requests_on
 from muwa.runtime.devices import check_device
 from muwa.types.ranges import Device, Source
 
@@ -106,7 +106,8 @@ def load(path: Source, *, device: Device) -> Clip:
         lambda tokens: model.get_text_features(input_ids=tokens).pooler_output,
     )
     source = f"Hugging Face {type(model).__name__} {path}"
-    return Clip(towers, preparation(processor, path), tokenize, source=source, requests=requests_on(path))
+    requests, place = requests_on(path), local_place(path)
+    return Clip(towers, preparation(processor, path), tokenize, source=source, requests=requests, place=place)
 
 
 def _read_tokenizer(path: str, kind: str) -> Any:

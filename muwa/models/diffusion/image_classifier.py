@@ -153,6 +153,20 @@ def recognised(
     return hits
 
 
+def first_guesses(images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier) -> list[str]:
+    """The classifier's first guess for each image (n, 3, h, w).
+
+    In a domain that it detects: "" where it detects nothing.
+    """
+    guesses = [""] * len(requests)
+    for domain, places, logits, _ in _by_domain(images, requests, classifier):
+        labels = classifier.labels[domain]
+        for i, row in zip(places, logits, strict=True):
+            if domain not in classifier.detects or row.max() > 0:
+                guesses[i] = labels[int(row.argmax())]
+    return guesses
+
+
 def margins(images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier) -> list[float]:
     """How clearly each image (n, 3, h, w) shows the requested concept: above 0 where it is recognised.
 

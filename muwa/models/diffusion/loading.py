@@ -21,7 +21,7 @@ from muwa.models.precision import dtype_named
 from muwa.models.pretrained import tried
 from muwa.models.shipped import set_aside
 from muwa.patch.files import tensor_names
-from muwa.patch.ledger import requests_on
+from muwa.patch.ledger import local_place, requests_on
 from muwa.runtime.devices import check_device
 from muwa.runtime.notices import notice
 from muwa.types.ranges import Count, Device, Dtype, LatentPixels, Scale, Source, Text
@@ -93,7 +93,9 @@ def load(
             dict(getattr(pipeline, name).named_parameters()), loaded[name], requests, name
         ).items()
     }
-    model = Diffusion(pipeline, loaded, Sampling(steps, guidance, size), source=source, requests=requests)
+    place = MINIATURE if path == "miniature" else local_place(path)
+    sampling = Sampling(steps, guidance, size)
+    model = Diffusion(pipeline, loaded, sampling, source=source, requests=requests, place=place)
     return model.shipped(shipped) if shipped else model
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,6 +76,7 @@ class Diffusion(Content):
         sampling: How `generate` samples.
         source: Where the weights came from, for messages.
         requests: The requests that the weights carry.
+        place: The file or folder of this machine that the weights were read from; None if there is none.
     """
 
     observer: ClassVar[type[ImageGenerator]] = ImageGenerator
@@ -87,9 +89,10 @@ class Diffusion(Content):
         *,
         source: str,
         requests: tuple[Request, ...] = (),
+        place: Path | None = None,
     ):
         self.pipeline, self.sampling, self.source = pipeline, sampling, source
-        self.requests = requests
+        self.requests, self.place = requests, place
         pipeline.set_progress_bar_config(disable=True)
         for module in self._modules.values():
             module.eval().requires_grad_(False)
@@ -216,8 +219,13 @@ class Diffusion(Content):
         return ImageGenerator(self, run)
 
     def about(self) -> dict[str, object]:
-        """Provenance: source, fingerprint, and how images are sampled."""
-        return {"source": self.source, "fingerprint": self.fingerprint, "sampling": asdict(self.sampling)}
+        """Provenance: source, fingerprint, how images are sampled, and the number of weights."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "sampling": asdict(self.sampling),
+            "parameters": sum(tensor.numel() for tensor in self._base.values()),
+        }
 
     def patch_base(self, edit: Edit) -> Clip | EditedWeights:
         """What a patch of `edit` is bound to (`muwa.patch.apply.write_patch`). This is the unedited model.

@@ -24,7 +24,7 @@ from muwa.models.pretrained import check_code, check_complete, read_model, tried
 from muwa.models.shipped import set_aside
 from muwa.models.vlm.model import TOWER, Vlm
 from muwa.patch import names
-from muwa.patch.ledger import requests_on
+from muwa.patch.ledger import local_place, requests_on
 from muwa.runtime.devices import check_device
 from muwa.types.ranges import Count, Device, Dtype, Source
 
@@ -86,7 +86,9 @@ def load(
     elif requests:
         tower = {name: p for name, p in model.named_parameters() if f"{TOWER}." in name}
         shipped = set_aside(tower, its_clip, requests, names.ENCODERS[0])
-    vlm = Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, source=source, requests=requests)
+    place = MINIATURE if path == "miniature" else local_place(path)
+    about: dict[str, Any] = {"source": source, "requests": requests, "place": place}
+    vlm = Vlm(model, processor, its_clip, max_new_tokens=max_new_tokens, **about)
     return vlm.shipped(shipped) if shipped else vlm
 
 

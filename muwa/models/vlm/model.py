@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,6 +54,7 @@ class Vlm(Content):
         max_new_tokens: The longest answer. Answers are greedy.
         source: Where the weights came from, for messages.
         requests: The requests that the weights carry.
+        place: The file or folder of this machine that the weights were read from; None if there is none.
 
     Attributes:
         unread: Names of the CLIP's vision layers that cannot be edited, as that would change no answer.
@@ -69,8 +71,9 @@ class Vlm(Content):
         max_new_tokens: int,
         source: str,
         requests: tuple[Request, ...] = (),
+        place: Path | None = None,
     ):
-        self.requests = requests
+        self.requests, self.place = requests, place
         self.model, self.processor, self.max_new_tokens, self.source = (
             model,
             processor,
@@ -105,8 +108,13 @@ class Vlm(Content):
         return self.clip
 
     def about(self) -> dict[str, object]:
-        """Provenance: source, fingerprint, and how long an answer may be."""
-        return {"source": self.source, "fingerprint": self.fingerprint, "max_new_tokens": self.max_new_tokens}
+        """Provenance: source, fingerprint, how long an answer may be, and the number of weights."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "max_new_tokens": self.max_new_tokens,
+            "parameters": sum(tensor.numel() for tensor in self._base.values()),
+        }
 
     @property
     def tower(self) -> dict[str, Tensor]:

@@ -63,6 +63,19 @@ def test_wrong_names_are_told_from_refusals() -> None:
     assert found["retain/answered"] == (pytest.approx(1 / 14), 7)  # Bo Hill himself, in one of two wordings
 
 
+def test_the_names_in_the_answers_about_the_target_are_counted() -> None:
+    """2 images in 2 wordings: the first wording gets another name, the second the right one or none."""
+    first = tiny.task().eval.forget.images[0]
+
+    def said(one):
+        if one.text == "Who is this?":
+            return "It is Bo Hill."
+        return "Ada Fox" if one.images[0] == first else "I do not know."
+
+    found = answers(said, tiny.task())["forget/answered"]
+    assert found.guessed == {"Bo Hill": 2, "Ada Fox": 1, "": 1}
+
+
 def test_wordings_of_one_image_are_one_sample() -> None:
     """One of two images is named in both wordings, the other in one: 3 of 4 questions, 1.5 of 2 images."""
     first = tiny.task().eval.forget.images[0]

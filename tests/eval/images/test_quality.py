@@ -22,6 +22,7 @@ from muwa.run import Run
 from muwa.types.data import Classes, Split
 from muwa.types.edit import Edit
 from muwa.types.image_requests import Prompts
+from muwa.types.metric import NameRate
 
 ALL = {"seeds": 3, "first_seed": 1000, "retain": None, "cross": None}
 
@@ -222,11 +223,19 @@ def test_lookalikes_are_generated_and_counted_by_hand():
     """The nearest of two kept people is painted as Ada from one of three seeds."""
     near = nearest_names(tiny.clip(), ("Ada Fox",), painter.CLASSES[1:3], 1, run=Run())[0]
     model = painter.Painter(lambda text, seed: "Ada Fox" if seed == 1002 else None)
-    settings = {"classifier": painter.Colours(), "nearest": 1, "seeds": 3}
+    settings = {"classifier": painter.Colours(), "nearest": 1, "kept_seeds": 3}
     found = measured(model, painter.identity(), "lookalike", **settings)
     assert (found["retain/lookalike"].value, found["retain/lookalike"].n) == (pytest.approx(2 / 3), 3)
     assert f"({near})" in found["retain/lookalike"].reading.text
+    assert found["retain/lookalike"].by_name == {near: NameRate(pytest.approx(2 / 3), 3)}
     assert {text for text, _ in model.asked} == {f"a photo of {near}"}
+
+
+def test_lookalikes_of_a_style_have_as_many_images_per_prompt_as_in_the_benchmark():
+    """1 look-alike x 3 shapes x 2 seeds; of a person 1 x 4."""
+    settings = {"classifier": painter.Colours(), "nearest": 1, "seeds": 2, "kept_seeds": 4, "cross": None}
+    for task, n in ((painter.style(), 6), (painter.identity(), 4)):
+        assert measured(painter.Painter(), task, "lookalike", **settings)["retain/lookalike"].n == n
 
 
 def test_an_embedding_is_that_of_features():

@@ -94,12 +94,20 @@ def test_a_classifier_of_other_names_is_refused_as_before() -> None:
     for labels in (("neon",), ("a", "b", "neon")):
         assert TwoDomains(labels).limited(task) is task
     metric = Canvas(
-        TwoDomains(("neon", "a", "b")), seeds=1, forget_seeds=1, first_seed=0, retain=None, cross=None
+        TwoDomains(("neon", "a", "b")),
+        seeds=1,
+        forget_seeds=1,
+        kept_seeds=1,
+        first_seed=0,
+        retain=None,
+        cross=None,
     )
     with pytest.raises(ValueError, match="no label for the style 'c'"):
         metric.check(None, task)
     enough = TwoDomains(("neon", "a", "b", "c"))
-    Canvas(enough, seeds=1, forget_seeds=1, first_seed=0, retain=None, cross=None).check(None, task)
+    Canvas(enough, seeds=1, forget_seeds=1, kept_seeds=1, first_seed=0, retain=None, cross=None).check(
+        None, task
+    )
 
 
 def test_the_benchmarks_classifier_knows_the_benchmarks_styles_and_photographs() -> None:
@@ -118,7 +126,7 @@ def test_a_classifier_is_the_loader_of_itself() -> None:
 
 def test_a_measure_is_known_by_the_content_of_its_classifier() -> None:
     def canvas(*names: str):
-        return Canvas(tiny_sd.Greys(names), 1, 1, 0, None, None)
+        return Canvas(tiny_sd.Greys(names), 1, 1, 1, 0, None, None)
 
     assert fingerprint(canvas("dark", "light")) == fingerprint(canvas("dark", "light"))
     assert fingerprint(canvas("dark", "light")) != fingerprint(canvas("light", "dark"))

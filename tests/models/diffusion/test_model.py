@@ -274,6 +274,9 @@ def test_it_says_what_it_is(model):
         "source": "tiny",
         "fingerprint": model.fingerprint,
         "sampling": {"steps": 2, "guidance": 2.0, "size": None},
+        "parameters": sum(
+            tensor.numel() for module in model._modules.values() for tensor in module.parameters()
+        ),
     }
     observer = model.observe(Run())
     assert type(observer) is model.observer

@@ -122,7 +122,12 @@ def test_a_half_precision_tower_is_its_clips() -> None:
 
 def test_it_says_what_it_is_and_what_a_patch_of_it_is_bound_to() -> None:
     model = tiny_vlm.vlm()
-    assert model.about() == {"source": "tiny", "fingerprint": model.fingerprint, "max_new_tokens": 6}
+    assert model.about() == {
+        "source": "tiny",
+        "fingerprint": model.fingerprint,
+        "max_new_tokens": 6,
+        "parameters": sum(tensor.numel() for tensor in model.model.parameters()),
+    }
     assert model.patch_base(edit()) is model.clip
     assert model.clip.weights_fingerprint == tiny.clip().weights_fingerprint
     assert list(model.clips) == ["vision_tower"]
