@@ -10,7 +10,6 @@ without a feasible step ranks last.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -18,7 +17,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from bench import entry
 from bench.common import show
+from muwa.json_files import read_json
 
 SCORES = {
     "gain": 1,
@@ -45,9 +46,17 @@ def measured(record: Mapping[str, Any], score: str, towers: Sequence[str]) -> di
     Returns:
         "rank": Spearman's correlation of the score with what is kept. "first", "three": the kept margin of
         the first layer by the score, and the best of its first three. "best": the best of all layers.
+
+    Raises:
+        ValueError: The run searched fewer than two layers of these towers.
     """
     margins = kept(record)
     rows = [row for row in record["scores"] if row["layer"] in margins and row["tower"] in towers]
+    if len(rows) < 2:
+        raise ValueError(
+            f"{record['folder']}: {len(rows)} layers of the {' and '.join(towers)} tower were searched, want "
+            "two or more in every run of the sweep"
+        )
     rows.sort(key=lambda row: -SCORES[score] * row[score])
     found = [margins[row["layer"]] for row in rows]
     rank = spearmanr([SCORES[score] * row[score] for row in rows], found).statistic
@@ -60,9 +69,12 @@ def main() -> None:
     )
     parser.add_argument("sweep", type=Path, help="the folder of a sweep")
     folder: Path = parser.parse_args().sweep
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
+    records = [
+        {"folder": path.parent, **read_json(path, dict, "the results of a run")}
+        for path in sorted(folder.glob("*/results.json"))
+    ]
     if not records:
-        raise SystemExit(f"{folder}: no <run>/results.json in it; give the folder of a sweep")
+        raise ValueError(f"{folder}: no RUN/results.json in it; give the folder of a sweep")
     table = []
     for towers in TOWERS:
         for score in SCORES:
@@ -79,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.layer_scores", main)

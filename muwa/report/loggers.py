@@ -33,20 +33,26 @@ class Logger(Protocol):
         A run that a signal stops ends with "stopped", one that an error ends with "failed".
         """
 
-    def close(self, report: Report | None) -> None:
-        """The run has ended; `report` is None when it made none."""
+    def close(self, report: Report | None) -> str | None:
+        """The run has ended; `report` is None when it made none.
+
+        Returns:
+            A line for the user, printed last; None if there is nothing to say.
+        """
 
 
 class Loggers:
     """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set.
 
     If a signal ends the block, they receive the event "stopped" first, with the cache stage it was in. If an
-    error ends it, they receive "failed" with the first line of the error.
+    error ends it, they receive "failed" with the first line of the error. `last_words` then holds what they
+    have to tell the user.
     """
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = loggers
         self.report: Report | None = None
+        self.last_words: list[str] = []
 
     def __enter__(self) -> Loggers:
         return self
@@ -57,8 +63,8 @@ class Loggers:
         elif isinstance(error, Exception):
             why = hide(str(error)).strip().partition("\n")[0]
             self.log("failed", {"error": type(error).__name__, "why": why})
-        for logger in self._loggers:
-            logger.close(self.report)
+        said = [logger.close(self.report) for logger in self._loggers]
+        self.last_words = [line for line in said if line]
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
         """Pass one event on to each logger."""
@@ -150,9 +156,10 @@ class Wandb:
         """Send one event."""
         self._safely(self._log, event, row)
 
-    def close(self, report: Report | None) -> None:
-        """Send summary, figures and patch, and end the W&B run."""
+    def close(self, report: Report | None) -> str | None:
+        """Send summary, figures and patch, and end the W&B run. Says how to send an offline run."""
         self._safely(self._close, report)
+        return content.how_to_send(self._folder) if self._offline and not self._off else None
 
     def _safely(self, action: Any, *arguments: Any) -> None:
         if self._off:

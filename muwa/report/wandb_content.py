@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def patch_metadata(patch: Path, report: Report | None) -> dict[str, Any]:
     names = {"names": list(report.task.names), "objective": report.objective}
     told: dict[str, Any] = without_folders({**found, **about, **names, "moves": moves, **measured})
     return told
+
+
+def how_to_send(folder: Path, runs: str = "") -> str | None:
+    """The line that says how to send W&B what was logged offline; None if nothing was.
+
+    Args:
+        folder: The folder of a run, or of a sweep.
+        runs: Where the runs lie in `folder`: "" if it is one itself, "*/" in a sweep.
+    """
+    pattern = f"{runs}wandb/offline-run-*"
+    found = sorted(folder.glob(pattern))
+    if not found:
+        return None
+    places = shlex.quote(str(found[0])) if len(found) == 1 else f"{shlex.quote(str(folder))}/{pattern}"
+    return f"W&B was logged offline; to send it: wandb sync {places}"
 
 
 def plots(folder: Path) -> list[Path]:

@@ -39,6 +39,8 @@ def test_a_run_is_stopped_with_one_line_and_goes_on(miniature, tmp_path, number,
     )
     assert len(said.splitlines()) == 1
     assert (run / ".hydra" / "status.txt").read_text().startswith(f"stopped\nby {word}")
+    log = (run / "launch.log").read_text()
+    assert log.splitlines()[-1].partition("[INFO] ")[2].startswith(f"stopped by {word}")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["by"]) == ("stopped", word)
     assert not list(tmp_path.rglob("*.draft"))
