@@ -66,4 +66,4 @@ def test_every_command_wraps_its_work_in_a_line_of_its_own():
             )
             found[name] = "stopping.one_line(" in guarded and f'"{name}", ' in guarded
     assert all(found.values()), [name for name, said in found.items() if not said]
-    assert len(found) == 13
+    assert len(found) == 14
