@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import fnmatch
+import importlib.util
 import json
 import subprocess
 import sys
@@ -74,6 +75,8 @@ def logs(folder: Path) -> list[Path]:
 
 def records(log: Path) -> Iterator[dict[str, Any]]:
     """The records of a log, as wandb itself reads them."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("wandb is not installed, and it alone reads its logs: pip install 'wandb>=0.31'")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -97,10 +100,11 @@ def read_runs(folder: Path) -> list[Logged]:
 def add(run: Logged, record: Mapping[str, Any], kind: str, log: Path) -> None:
     """Add one record to a run."""
     if kind == "run":
-        run.name = record.get("display_name") or record["run_id"]
+        run.name = record.get("display_name") or run.name or record["run_id"]
         keys = {"run_group": "group", "job_type": "job type", "notes": "notes"}
         run.about |= {said: record[key] for key, said in keys.items() if key in record}
-        run.about |= {"tags": ", ".join(record.get("tags", [])), "state": "crashed"}  # until it says more
+        run.about |= {"tags": ", ".join(record["tags"])} if record.get("tags") else {}
+        run.about["state"] = "crashed"  # until it says more
     elif kind == "config":
         run.config |= record.get("update", {})
     elif kind == "summary":
@@ -212,11 +216,17 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
 
 
 def side_by_side(values: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(Key, its text in each run); of two keys, the one of `FIRST` stands first."""
+    """(Key, its text in each run): first the keys of `FIRST`, then those that differ, then the others."""
     sides = [dict(flat(one)) for one in values]
     keys = [*FIRST, *sorted({key for side in sides for key in side})]
     known = [key for key in dict.fromkeys(keys) if any(key in side for side in sides)]
-    return [(key, [side.get(key, "") for side in sides]) for key in known]
+    texts = {key: [side.get(key, "") for side in sides] for key in known}
+    return sorted(texts.items(), key=lambda one: one[0] not in FIRST and len(set(one[1])) == 1)
+
+
+def _numbers(run: Logged) -> dict[str, Any]:
+    """The summary without what is said of each image and table ("figures/gains.size")."""
+    return {key: value for key, value in run.summary.items() if key.rpartition(".")[0] not in run.media}
 
 
 def shown(value: Any) -> str:
@@ -224,19 +234,18 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def page(folder: Path) -> str:
-    """The page of a run or a sweep."""
-    runs = read_runs(folder)
+def page(title: str, runs: Sequence[Logged]) -> str:
+    """The page of some runs."""
     template = environment().get_template("wandb.html")
-    about = ("state", "notes", "group", "job type", "tags")
+    about = ("state", "group", "job type", "tags", "notes")
     return template.render(
-        folder=folder.name,
+        folder=title,
         runs=runs,
         about=about,
         sections=panels(runs),
         images=images(runs),
         tables=tables(runs),
-        summary=side_by_side([run.summary for run in runs]),
+        summary=side_by_side([_numbers(run) for run in runs]),
         config=side_by_side([run.config for run in runs]),
         shown=shown,
         most=ROWS,
@@ -254,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     out = given.out or given.folder / "wandb.html"
     try:
-        write_text(out, page(given.folder))
+        write_text(out, page(given.folder.resolve().name, read_runs(given.folder)))
     except (ValueError, OSError) as error:
         print(f"muwa.report.wandb_preview: {message_of(error)}", file=sys.stderr)
         return 2
