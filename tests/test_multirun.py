@@ -141,7 +141,7 @@ def test_a_process_alone_that_is_stopped_does_not_stop_the_others(multirun, tmp_
 @pytest.mark.parametrize(
     ("seed", "number", "said"),
     [
-        (1, signal.SIGINT, "stopped by Ctrl-C"),
+        pytest.param(1, signal.SIGINT, "stopped by Ctrl-C", marks=pytest.mark.slow),
         (1, signal.SIGTERM, "stopped by SIGTERM"),
         (2, None, "failed: seed: got 2"),
     ],

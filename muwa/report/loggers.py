@@ -223,10 +223,11 @@ class Wandb:
             self._arguments["id"] = run_id(self._folder)
         self._arguments["job_type"] = self._arguments["job_type"] or content.job_type(stages)
         self._run = wandb.init(**self._arguments, settings=settings)
-        for curves, steps in (("search", "search/evaluation"), ("training", "training/step")):
+        for steps in ("search/evaluation", "training/step"):
             self._run.define_metric(steps, hidden=True, summary="none")
-            # the last step of a search is not the one that was chosen: no summary of it
-            self._run.define_metric(f"{curves}/*", step_metric=steps, summary="none")
+        self._run.define_metric("training/*", step_metric="training/step")
+        # the last step of a search is not the one that was chosen: no summary of it
+        self._run.define_metric("search/*", step_metric="search/evaluation", summary="none")
 
     def _log_metrics(self, when: str, values: Mapping[str, float]) -> None:
         """Log the metrics before or after the edit; after it, also by how much each changed."""

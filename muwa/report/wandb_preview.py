@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def logs(folder: Path) -> list[Path]:
     return found
 
 
-def records(log: Path) -> Iterator[dict[str, Any]]:
+def records(log: Path) -> list[dict[str, Any]]:
     """The records of a log, as wandb itself reads them."""
     if importlib.util.find_spec("wandb") is None:
         raise ValueError("wandb is not installed, and it alone reads its logs: pip install 'wandb>=0.31'")
@@ -81,15 +82,18 @@ def records(log: Path) -> Iterator[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{log}: wandb cannot read it: {done.stderr.strip().rpartition('Error: ')[2]}")
-    yield from map(json.loads, done.stdout.splitlines())
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def read_runs(folder: Path) -> list[Logged]:
     """The runs of a folder. Attempts with the same id are one run."""
     runs: dict[str, Logged] = {}
-    for log in logs(folder):
+    found = logs(folder)
+    with ThreadPoolExecutor() as pool:  # each log is read by a process
+        read = list(pool.map(records, found))
+    for log, lines in zip(found, read, strict=True):
         run = runs.setdefault(log.name.rpartition("-")[2], Logged())
-        for record in records(log):
+        for record in lines:
             add(run, record[record["type"]], record["type"], log)
         for path in sorted((log / "files").rglob("*")):
             if path.is_file():
@@ -124,10 +128,14 @@ def add(run: Logged, record: Mapping[str, Any], kind: str, log: Path) -> None:
 def add_point(run: Logged, item: Mapping[str, Any], log: Path) -> None:
     """Add the numbers, images and tables that were logged together."""
     for key, value in item.items():
-        if key.endswith(".path"):
-            run.media[key.removesuffix(".path")] = log / "files" / value
+        media = key.rpartition(".")[0]
+        if f"{media}.path" in item:  # "figures/trace.path", "figures/trace.width"
+            path = log / "files" / item[f"{media}.path"]
+            if path.resolve().is_relative_to((log / "files").resolve()):
+                run.media[media] = path
+            continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and key[0] != "_" and key not in run.hidden and "." not in key:
+        if number and key[0] != "_" and key not in run.hidden:
             steps = next((x for one, x in run.steps.items() if fnmatch.fnmatchcase(key, one)), "_step")
             run.points.setdefault(key, []).append((item.get(steps, item["_step"]), value))
 

@@ -104,6 +104,22 @@ def test_the_page_has_charts_tables_figures_and_files(runs):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # nothing from outside
 
 
+def test_numbers_with_a_dot_are_charts_and_files_elsewhere_are_left_out(tmp_path):
+    run, inside = wandb_preview.Logged(), "media/a.png"
+    item = {"_step": 3, "after/p0.5": 1.0, "a.path": inside, "a.width": 7, "b.path": "../../b.png", "b.size": 1,
+            "after/true": True}  # fmt: skip
+    wandb_preview.add_point(run, item, tmp_path)
+    assert run.points == {"after/p0.5": [(3, 1.0)]}
+    assert run.media == {"a": tmp_path / "files" / inside}
+
+
+def test_without_wandb_it_says_so(tmp_path, capsys, monkeypatch):
+    (tmp_path / "wandb" / "offline-run-1-x").mkdir(parents=True)
+    monkeypatch.setattr(wandb_preview.importlib.util, "find_spec", lambda name: None)
+    assert wandb_preview.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("it alone reads its logs: pip install 'wandb>=0.31'\n")
+
+
 def test_keys_that_differ_stand_before_the_others():
     sides = wandb_preview.side_by_side(
         [{"a": 1, "z": {"b": 2}}, {"a": 1, "z": {"b": 3.14159}, "objective": None}]
