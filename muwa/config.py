@@ -56,6 +56,7 @@ PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
 GROUPS = (*PARTS, "gradient_source", "layer_search", "classifier")
+LISTS = ("eval", "logger")  # groups of which several choices are taken: name -> part
 RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
     "seed": Seed,
     "forget_target": Share,
@@ -255,7 +256,10 @@ def _check_values(cfg: DictConfig) -> None:
             f"stages: got {list(cfg.stages)}, want curate, unlearn or eval among them: nothing would be done"
         )
     written = OmegaConf.to_container(cfg, resolve=False)
-    composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
+    plain = {group: _plain(cfg, group) for group in GROUPS}
+    for group in LISTS:
+        composition.check_parts(group, plain[group])
+    composition.check(plain, cast(dict[str, Any], written), RECORDS)
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 
