@@ -245,7 +245,7 @@ def shown(value: Any) -> str:
 def page(title: str, runs: Sequence[Logged]) -> str:
     """The page of some runs."""
     template = environment().get_template("wandb.html")
-    about = ("state", "group", "job type", "tags", "notes")
+    about = ("state", "group", "job type", "tags")
     return template.render(
         folder=title,
         runs=runs,
