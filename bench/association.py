@@ -21,8 +21,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import entry
 from muwa.config import part
 from muwa.data.labelled import labelled
+from muwa.data.samples import find_name
 from muwa.eval.answers.accuracy import answers_rightly
 from muwa.eval.statistics import wilson
 from muwa.methods.base import make_edit
@@ -158,7 +160,7 @@ def main() -> None:
     parser.add_argument("--identity", default="Kael_Lindqvar")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    name = options.identity.replace("_", " ")
+    name = find_name(options.identity, NAMES, "the miniature")
     model: Vlm = part("model=vlm")()
     about, every, run = task(name), asked(name), Run()
     results = {"before": rates(model, run, every)}
@@ -182,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.association", main)

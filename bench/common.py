@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import muwa
+from bench import entry
 from muwa.miniature.population import FIRST_NAMES, LAST_NAMES
 from muwa.models.clip.model import Clip
 from muwa.types.data import Classes, Split, Task
@@ -32,7 +33,7 @@ def arguments(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("mini", *SIZES), default="mini")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--device", default="cpu", help="cpu | cuda")
+    parser.add_argument("--device", type=entry.device, default="cpu", help="cpu | cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of gradients")
     return parser
 

@@ -22,6 +22,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import entry
+
 NAMES = ("Kael Lindqvar", "Edda Everlane", "Lior Garrowby")
 SHARE = 1 / 2000  # of the captions that have one of the names
 WORK = {
@@ -104,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--captions", type=int, default=1_000_000)
-    parser.add_argument("--shards", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=10_000, help="of the tar")
+    parser.add_argument("--captions", type=entry.count, default=1_000_000)
+    parser.add_argument("--shards", type=entry.count, default=100)
+    parser.add_argument("--pairs", type=entry.count, default=10_000, help="of the tar")
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
@@ -145,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.curate", main)

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import entry
+
 CLASSES = 1000
 COLUMNS = ["process", "seconds", "files a second", "x", "read", "peak"]
 
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--files", type=int, default=50_000)
+    parser.add_argument("--files", type=entry.count, default=50_000)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.work:
@@ -97,4 +99,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.data", main)

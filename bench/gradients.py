@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bench import entry
 from bench.common import arguments, load, machine, measure, show, size_of, task, write
 from bench.reference import bare_loop
 from muwa.gradients.base import BatchLoss
@@ -80,12 +81,14 @@ def memory_of(name: str, args: argparse.Namespace) -> int:
 def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--pairs", type=int, help="how many [mini: 640, others: 96]")
+    parser.add_argument("--pairs", type=entry.count, help="how many [mini: 640, others: 96]")
     parser.add_argument("--memory-of", help="only print the peak memory of one variant")
     args = parser.parse_args()
     model, pairs = prepare(args.size, args.device, args.pairs)
     weights = sum(w.nbytes for w in model.weights.values())
     ours = variants(model, pairs, args.precision)
+    if args.memory_of and args.memory_of not in ours:
+        parser.error(f"--memory-of {args.memory_of}: want one of {', '.join(ours)}")
     if args.memory_of:
         print(measure(ours[args.memory_of], args.device)[1].peak)
         return
@@ -143,4 +146,4 @@ def report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.gradients", main)

@@ -9,6 +9,7 @@ Accuracy is to be compared with always giving the more frequent answer, and an A
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 import muwa
+from bench import entry
 from bench.association import NAMES, picture
 from muwa.config import part
 from muwa.eval.statistics import wilson
@@ -99,6 +101,10 @@ def llava_rows(model: QuestionAnswering, pictures: Sequence[Picture]) -> list[tu
 
 def main() -> None:
     """Print what is known."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     pictures = [(p, hat, picture(p.name, hat, USE, 0)) for p in people() for hat in (True, False)]
     table = Table("what", "how well", title=f"{len(pictures)} pictures of {len(NAMES)} people")
     rows = clip_rows(muwa.load_clip().observe(Run()), pictures)
@@ -108,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.known_facts", main)

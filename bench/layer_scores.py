@@ -16,7 +16,6 @@ feasible step ranks last.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -26,7 +25,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from bench import entry
 from bench.common import show
+from muwa.json_files import read_json
 from muwa.layer_search.bisection import ParetoBisect
 from muwa.layer_search.choice import Acceptance
 from muwa.layer_search.pareto import ScoredLayers
@@ -80,9 +81,17 @@ def measured(record: Mapping[str, Any], score: str, towers: Sequence[str]) -> di
     Returns:
         "rank": Spearman's correlation of the score with what is kept. "first", "three": what the first layer
         by the score keeps, and the best of its first three. "best": the best of all layers.
+
+    Raises:
+        ValueError: The run searched fewer than two layers of these towers.
     """
     margins = kept(record)
     rows = ranked(record, score, towers)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{record['folder']}: {len(rows)} layers of the {' and '.join(towers)} tower were searched, want "
+            "two or more in every run of the sweep"
+        )
     found = [margins[row["layer"]] for row in rows]
     rank = spearmanr([SCORES[score] * (row[score] or 0) for row in rows], found).statistic
     return {"rank": float(rank), "first": found[0], "three": max(found[:3]), "best": max(found)}
@@ -137,11 +146,14 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="the folder of a sweep")
     parser.add_argument("--firsts", action="store_true", help="the runs searched FirstByEachScore")
     args = parser.parse_args()
-    records = [json.loads(path.read_text()) for path in sorted(args.sweep.glob("*/results.json"))]
+    records = [
+        {"folder": path.parent, **read_json(path, dict, "the results of a run")}
+        for path in sorted(args.sweep.glob("*/results.json"))
+    ]
     if not records:
-        raise SystemExit(f"{args.sweep}: no <run>/results.json in it; give the folder of a sweep")
+        raise ValueError(f"{args.sweep}: no RUN/results.json in it; give the folder of a sweep")
     (firsts if args.firsts else all_layers)(records)
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.layer_scores", main)

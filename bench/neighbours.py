@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from bench import entry
 from bench.common import machine, show
 from muwa.runtime import threads
 
@@ -79,9 +80,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--spins", type=int, nargs="*", default=[], help="further values of GOMP_SPINCOUNT")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument(
+        "--spins", type=entry.count, nargs="*", default=[], help="further values of GOMP_SPINCOUNT"
+    )
+    parser.add_argument("--rounds", type=entry.count, default=3)
+    parser.add_argument("--seconds", type=entry.positive, default=4.0, help="of each measurement")
     parser.add_argument("--work", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -106,4 +109,4 @@ def _cell(rate: float, reference: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.neighbours", main)

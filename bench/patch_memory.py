@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from bench import entry
 from muwa.library import load_clip as load
 from muwa.patch import names
 from muwa.patch.apply import write_patch
@@ -63,7 +64,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--gigabytes", type=float, default=14)
+    parser.add_argument("--gigabytes", type=entry.positive, default=14)
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     base, out, patch = args.folder / "base", args.folder / "edited", args.folder / "patch.safetensors"
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.patch_memory", main)

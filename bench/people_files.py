@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from bench import entry
 from bench.association import NAMES, REPORT, picture
 from muwa.data import parquet
+from muwa.data.samples import find_name
 from muwa.miniature import draw, population
 from muwa.miniature.images import jpeg
 
@@ -105,10 +107,10 @@ def main() -> None:
     parser.add_argument("--identity", default="Kael_Lindqvar")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    name = options.identity.replace("_", " ")
+    name = find_name(options.identity, NAMES, "the miniature")
     salmubench(name, options.out / "salmubench")
     mlubench(name, options.out / "MLUBench")
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.people_files", main)

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import muwa
+from bench import entry
 from muwa.models.diffusion.single_file import clip_tokenizer
 from muwa.patch import names
 
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.pipeline_folder", main)

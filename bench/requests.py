@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import muwa
+from bench import entry
 from bench.common import ROOT, machine, show
 from bench.sequence import STRATEGIES, Request, TaskOf
 from muwa.eval.clip.ranks import top_k
@@ -112,8 +113,14 @@ class Rows:
 
 
 def drawn(draw: int, count: int) -> tuple[str, ...]:
-    """The first `count` people of a draw."""
+    """The first `count` people of a draw.
+
+    Raises:
+        ValueError: There are not so many.
+    """
     names = [person.name for person in people() if person.name not in CHOOSING]
+    if count > len(names):
+        raise ValueError(f"{count} requests: there are {len(names)} people that may be drawn")
     return tuple(names[i] for i in np.random.default_rng(draw).permutation(len(names))[:count])
 
 
@@ -239,14 +246,14 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--at-once", type=int, nargs="*", default=[], help="numbers of names")
-    parser.add_argument("--in-sequence", type=int, default=0, help="number of requests")
-    parser.add_argument("--draws", type=int, default=1, help="how many draws of people")
+    parser.add_argument("--at-once", type=entry.count, nargs="*", default=[], help="numbers of names")
+    parser.add_argument("--in-sequence", type=entry.count, default=0, help="number of requests")
+    parser.add_argument("--draws", type=entry.count, default=1, help="how many draws of people")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--root", type=Path, default=ROOT, help="the miniature's data")
     parser.add_argument("--out", type=Path, default=Path("outputs/requests"))
-    parser.add_argument("--device", default="cpu", help="cpu | cuda")
+    parser.add_argument("--device", type=entry.device, default="cpu", help="cpu | cuda")
     return parser
 
 
@@ -259,7 +266,10 @@ def write_tables(rows: Rows, out: Path) -> Tables:
 
 def main() -> None:
     """Run the bench."""
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    if not args.at_once and not args.in_sequence:
+        parser.error("want --at-once, --in-sequence or both")
     data, model = muwa.load_miniature(str(args.root)), muwa.load_clip(device=args.device)
     run = Run(store=muwa.Store(args.out / "cache"), progress=sys.stderr.isatty())
     rows = Rows(args.out / "requests.json")
@@ -285,4 +295,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.requests", main)

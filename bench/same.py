@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bench import entry
+
 EQUAL = "equal to the bit"
 
 
@@ -91,7 +93,13 @@ def values(pair: Sequence[Any]) -> str:
 
 
 def run_in(out: Path) -> Path:
-    """The folder of the one run in `out`."""
+    """The folder of the one run in `out`.
+
+    Raises:
+        ValueError: There is none, or there are several, or `out` itself is one.
+    """
+    if (out / "results.json").is_file():
+        raise ValueError(f"{out}: the folder of a run; want its paths.outputs, which holds run and cache")
     found = sorted(path.parent for path in out.glob("*/*/*/results.json"))
     if len(found) != 1:
         raise ValueError(f"{out}: {len(found)} runs in it, want one; give each run its own paths.outputs")
@@ -107,4 +115,4 @@ def gradient(out: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.same", main)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
+from bench import entry
 from bench.common import (
     Measured,
     Shape,
@@ -248,9 +249,11 @@ def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--reference-steps", type=int, help="steps of the reference that are timed [mini: all, others: 2]"
+        "--reference-steps",
+        type=entry.count,
+        help="steps of the reference that are timed [mini: all, others: 2]",
     )
-    parser.add_argument("--reference-batch", type=int, default=64)
+    parser.add_argument("--reference-batch", type=entry.count, default=64)
     args = parser.parse_args()
     bench = set_up(args)
     rows = measured(bench, args.size)
@@ -265,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.search", main)

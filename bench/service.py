@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import muwa
+from bench import entry
 from bench.common import ROOT
 from bench.requests import drawn, markdown
 
@@ -185,13 +186,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("--requests", type=int, default=10)
-    parser.add_argument("--take-back", type=int, default=4, help="the number of the request")
+    parser.add_argument("--requests", type=entry.count, default=10)
+    parser.add_argument("--take-back", type=int, default=4, help="which request; 0 takes none back")
     parser.add_argument("--draw", type=int, default=0, help="which draw of people (bench.requests)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the miniature's data")
     parser.add_argument("--out", type=Path, default=Path("outputs/service"))
-    parser.add_argument("--device", default="cpu", help="cpu | cuda")
+    parser.add_argument("--device", type=entry.device, default="cpu", help="cpu | cuda")
     args = parser.parse_args()
+    if not 0 <= args.take_back <= args.requests:
+        parser.error(f"--take-back {args.take_back}: want a request of 1 to {args.requests}, or 0 for none")
     out = (args.out / args.family).resolve()
     service = Service(args.family, drawn(args.draw, args.requests), out, args.root.resolve(), args.device)
     rows: list[list[str]] = []
@@ -215,4 +218,4 @@ def add(rows: list[list[str]], row: list[str], out: Path, started: float) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.service", main)

@@ -20,6 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench import entry
+
 HERE = Path(__file__).parent.parent
 LAUNCH = {
     "--help": "--help",
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--old", type=Path, help="another checkout")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--old", type=entry.checkout, help="another checkout")
+    parser.add_argument("--rounds", type=entry.count, default=3)
     parser.add_argument("--tree", type=float, help="print imports that take so many seconds instead")
     args = parser.parse_args(argv)
     checkouts = {"here": HERE, **({"old": args.old.resolve()} if args.old else {})}
@@ -102,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.startup", main)

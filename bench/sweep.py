@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import muwa
+from bench import entry
 from bench.common import ROOT, arguments, machine, show, write
 from muwa.miniature.population import people
 
@@ -102,7 +103,7 @@ def show_table(sweep: Sweep, device: str) -> None:
 def main() -> None:
     """Run the bench."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--identities", type=int, default=20)
+    parser.add_argument("--identities", type=entry.count, default=20)
     args = parser.parse_args()
     if args.size != "mini":
         parser.error("--size vit_b32: random weights forget nothing; the sweep is of the miniature")
@@ -123,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run("bench.sweep", main)

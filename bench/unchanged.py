@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import entry
+
 COMMANDS = {
     "default": "",
     "object": "task=object task.object=red_star",
@@ -72,7 +74,14 @@ def record(checkout: Path, out: Path, only: list[str]) -> None:
 
 
 def compare(old: Path, new: Path) -> int:
-    """Print all differences between two recorded folders and return how many there are."""
+    """Print all differences between two recorded folders and return how many there are.
+
+    Raises:
+        ValueError: A folder holds nothing that was recorded.
+    """
+    for folder in (old, new):
+        if not any(folder.glob("*.json")):
+            raise ValueError(f"{folder}: nothing recorded in it; want a folder that `record` wrote")
     count = 0
     for path in sorted(old.glob("*.json")):
         other = new / path.name
@@ -113,7 +122,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
-    recording.add_argument("checkout", type=Path)
+    recording.add_argument("checkout", type=entry.checkout)
     recording.add_argument("--out", type=Path, required=True)
     recording.add_argument("--only", nargs="*", default=[], choices=list(COMMANDS))
     comparing = commands.add_parser("compare")
@@ -127,4 +136,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run("bench.unchanged", main)

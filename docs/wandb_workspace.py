@@ -15,7 +15,7 @@ import wandb_workspaces.workspaces as ws
 # The metrics of each family; a run has some of them, and W&B leaves out the others.
 FORGOTTEN = ("forget/top1", "forget/top5", "forget/ua", "forget/answered")
 KEPT = ("retain/top1", "utility/top1", "retain/ira", "retain/cra", "retain/answered", "utility/answered")
-TABLES = ("metrics", "scores", "gradients", "answers")
+TABLES = ("metrics", "search", "scores", "gradients", "answers")
 FIGURES = ("gains", "pareto", "trace", "metrics", "similarity")
 
 
@@ -30,6 +30,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
     outcome = [
         bars("Forgotten: lower is better (ua: higher)", FORGOTTEN),
         bars("Kept: higher is better", KEPT),
+        wr.BarPlot(title="Change of what is kept", metrics=[f"change/{one}" for one in KEPT]),
         wr.ScatterPlot(
             title="What was forgotten and what was kept",
             x=wr.SummaryMetric("after/forget/top1"),
@@ -64,7 +65,12 @@ def workspace(entity: str, project: str) -> ws.Workspace:
         settings=ws.WorkspaceSettings(x_axis="Step", smoothing_type="none", remove_legends_from_panels=False),
         runset_settings=ws.RunsetSettings(
             order=[ws.Ordering(ws.Summary("objective"), ascending=True)],
-            pinned_columns=["summary:objective", "summary:edit/layer", "summary:after/forget/top1"],
+            pinned_columns=[
+                "summary:verdict",
+                "summary:objective",
+                "summary:edit/layer",
+                "summary:after/forget/top1",
+            ],
         ),
     )
 

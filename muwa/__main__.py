@@ -30,11 +30,22 @@ def _main() -> int:
     if len(sys.argv) > 1 and (name := sys.argv[1]) in TOOLS:
         with stopping.one_line(f"muwa {name}", "Nothing is left half-written: type the same command again."):
             return run_tool(name)
+    if "--version" in sys.argv[1:]:
+        print(versions())
+        return 0
     from muwa.cli import launch  # imports Hydra, which the tools do without
 
     with stopping.one_line("muwa", "Nothing was computed."):
         launch.main()
     return 0
+
+
+def versions() -> str:
+    """The versions of muwa, of Hydra, which reads its command line, and of Python."""
+    import platform
+    from importlib.metadata import version
+
+    return f"muwa {version('muwa')} (Hydra {version('hydra-core')}, Python {platform.python_version()})"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from muwa.cli.refused import NOTHING, Refusal
 from muwa.cli.spelling import check_fits, check_spelling
 from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
@@ -75,7 +77,7 @@ def adapted(words: Sequence[str]) -> list[str]:
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
-    folders = [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
+    folders = config_folders()
     read: list[str] = []
     named: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
@@ -94,6 +96,23 @@ def adapted(words: Sequence[str]) -> list[str]:
         read += overrides
     check_fits(named, folders)
     return read
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What Hydra refused while it composed a config, as data."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        return Refusal((error.missing_cfg_file or "").rpartition("/")[0], str(error), options=error.options)
+    if not isinstance(cause, OmegaConfBaseException):
+        return Refusal("", str(error))
+    value = cause.value if isinstance(cause, ValidationError) else NOTHING
+    unknown = isinstance(cause, ConfigAttributeError | ConfigKeyError)
+    return Refusal(cause.full_key or "", str(cause.msg or cause), value, unknown)
+
+
+def config_folders() -> list[Path]:
+    """The folders of configs: muwa's, and the user's own if there is one."""
+    return [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
 
 
 def _check_lone_word(before: str, word: str) -> None:

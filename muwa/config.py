@@ -16,10 +16,10 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from annotated_types import Interval
 from hydra import compose, initialize_config_dir
@@ -29,7 +29,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import InstantiationException
+from hydra.errors import ConfigCompositionException, InstantiationException, SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
@@ -39,7 +39,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from muwa import multirun
 from muwa.cli import help_page
-from muwa.command_line import CONF, OWN_CONF, adapted
+from muwa.cli.refused import in_one_line
+from muwa.command_line import CONF, OWN_CONF, adapted, config_folders, refusal_of
 from muwa.data.addresses import hide
 from muwa.errors import message_of
 from muwa.report.status import DONE, FAILED, end_run
@@ -48,12 +49,14 @@ from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
 from muwa.settings import composition
 from muwa.settings.signatures import check, check_value
+from muwa.settings.unused import unused
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
 
 PARTS = ("model", "dataset", "task", "method", "eval", "logger")
 # Groups whose parts are records of settings. The parts of the other groups are loaders.
 RECORDS = ("task", "method", "eval", "gradient_source", "layer_search")
 GROUPS = (*PARTS, "gradient_source", "layer_search", "classifier")
+LISTS = ("eval", "logger")  # groups of which several choices are taken: name -> part
 RANGES = {  # of the settings at the root; what a group's settings may be stands in the signature they fill
     "seed": Seed,
     "forget_target": Share,
@@ -172,9 +175,8 @@ def register() -> None:
 
 def _choices(*, _root_: DictConfig) -> str:
     """The groups of the page `--help`, with what the command line chose."""
-    folders = [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
     lists = {group: list(_root_[group]) for group in ("eval", "logger")}
-    return help_page.choices(folders, {**HydraConfig.get().runtime.choices, **lists})
+    return help_page.choices(config_folders(), {**HydraConfig.get().runtime.choices, **lists})
 
 
 class OwnConf(SearchPathPlugin):
@@ -254,7 +256,10 @@ def _check_values(cfg: DictConfig) -> None:
             f"stages: got {list(cfg.stages)}, want curate, unlearn or eval among them: nothing would be done"
         )
     written = OmegaConf.to_container(cfg, resolve=False)
-    composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
+    plain = {group: _plain(cfg, group) for group in GROUPS}
+    for group in LISTS:
+        composition.check_parts(group, plain[group])
+    composition.check(plain, cast(dict[str, Any], written), RECORDS)
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 
@@ -404,8 +409,17 @@ def composed(*overrides: str) -> DictConfig:
         raise FileNotFoundError(
             f"{CONF}: no such folder, want the defaults of muwa; install it with pip install -e ."
         )
+    words = [*adapted(overrides), "paths.run=outputs", "paths.sweep=outputs"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*adapted(overrides), "paths.run=outputs", "paths.sweep=outputs"])
+        try:
+            return compose("config", words)
+        except (ConfigCompositionException, OmegaConfBaseException) as error:
+            raise ValueError(refused(error, words)) from error
+
+
+def refused(error: Exception, words: Sequence[str]) -> str:
+    """One line on what Hydra refuses in a command line, in place of its several."""
+    return in_one_line(refusal_of(error), words, config_folders(), Root, RANGES)
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -419,6 +433,16 @@ def _given() -> list[str]:
     """The settings that the command line gives, by their keys ("task.identity")."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return [word.partition("=")[0].lstrip("+~") for word in words]
+
+
+def tell_unused(cfg: DictConfig) -> None:
+    """A notice for each setting of the command line that nothing in this run uses."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    frame = {name for name, kind in get_type_hints(Root).items() if is_dataclass(kind)}  # paths, runtime, ...
+    asked = [word for word in words if re.split("[.=]", word.lstrip("+~"))[0] not in frame]
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    for word, users in unused(asked, written, PARTS, config_folders()).items():
+        notice(f"{hide(word)}: nothing in this run uses it; it is for {', '.join(users)}")
 
 
 def _command() -> str:
@@ -511,6 +535,21 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
         raise SystemExit(2) from error
 
 
+@contextmanager
+def one_line_refusals() -> Iterator[None]:
+    """End a command with one line on stderr if its config cannot be composed, or refers to what is not there.
+
+    HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    try:
+        yield
+    except (ConfigCompositionException, SearchPathException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"muwa: {refused(error, sys.argv[1:])}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
 class OwnFolder(Callback):
     """Gives every launch a folder of its own, also if another started in the same second.
 
@@ -522,7 +561,7 @@ class OwnFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before a single run."""
-        with _ended_by_os_errors():
+        with _ended_by_os_errors(), one_line_refusals():
             if _is_named_by_time(config.hydra.run):
                 with read_write(config):
                     config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
@@ -538,7 +577,7 @@ class OwnFolder(Callback):
         Each run composes its config anew, from the overrides of the launching process.
         """
         if _is_named_by_time(config.hydra.sweep):
-            with _ended_by_os_errors():
+            with _ended_by_os_errors(), one_line_refusals():
                 folder = str(claimed(Path(config.hydra.sweep.dir)))
             quoted = folder.replace("\\", "\\\\").replace("'", r"\'")
             with read_write(config), open_dict(config):
@@ -613,7 +652,8 @@ class SweepPages(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before it makes the launcher."""
-        multirun.prepare(config)
+        with one_line_refusals():
+            multirun.prepare(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called by Hydra after each run, done or failed, in the process that ran it."""

@@ -29,6 +29,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from muwa.data.addresses import hide
+from muwa.errors import message_of
 from muwa.report.status import FAILED, STOPPED, begin_run, end_run, status_of
 from muwa.runtime import stopping
 from muwa.runtime.ranks import is_worker
@@ -53,7 +55,10 @@ class RefusedError(CompactHydraException):
 
 @contextmanager
 def noted(cfg: DictConfig) -> Iterator[None]:
-    """If a signal stops the run in this block, say so in its folder, and on the pages of its multirun."""
+    """If the run in this block is stopped or fails, say so in its launch.log.
+
+    If a signal stops it, say so also in the status of its folder, and on the pages of its multirun.
+    """
     if is_worker():
         with stopping.listening():
             yield
@@ -68,17 +73,26 @@ def noted(cfg: DictConfig) -> Iterator[None]:
     def killed_soon() -> None:
         """Slurm kills this process soon, which works on until then: the pages are written beside it."""
         end_run(run, STOPPED, "by SIGTERM")
+        threading.Thread(target=tell, daemon=True).start()
+
+    def tell() -> None:
+        log.info("stopped by SIGTERM")  # not in the handler, which may have come while a line was written
         if sweep:
-            threading.Thread(target=write_pages, args=(sweep,), daemon=True).start()
+            write_pages(sweep)
 
     try:
         with stopping.listening(), stopping.also_told(killed_soon):
             yield
     except KeyboardInterrupt as stop:
         stage = stopping.stage_of(stop)
-        end_run(run, STOPPED, f"by {stopping.word(stop)}{f' in stage {stage}' if stage else ''}")
+        why = f"by {stopping.word(stop)}{f' in stage {stage}' if stage else ''}"
+        end_run(run, STOPPED, why)
+        log.info("stopped %s", why)
         if sweep:
             write_pages(sweep)
+        raise
+    except Exception as error:
+        log.info("failed: %s", hide(message_of(error)))
         raise
 
 

@@ -167,6 +167,8 @@ def _run(
     pages = ["report.html", CARD, "results.json"] if report is not None and written else []
     files = ", ".join([*pages, *([] if only_eval else [PATCH])])
     print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
+    for line in loggers.last_words:
+        print(line)
     return report.objective if report is not None else 0.0
 
 

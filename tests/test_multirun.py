@@ -151,6 +151,28 @@ def test_a_process_alone_that_is_stopped_does_not_stop_the_others(multirun, tmp_
     assert rows(tmp_path) == {"0": ("done", ""), "1": ("stopped", "by SIGTERM"), "2": ("done", "")}
 
 
+@pytest.mark.parametrize(
+    ("seed", "number", "said"),
+    [
+        pytest.param(1, signal.SIGINT, "stopped by Ctrl-C", marks=pytest.mark.slow),
+        (1, signal.SIGTERM, "stopped by SIGTERM"),
+        (2, None, "failed: seed: got 2"),
+    ],
+)
+def test_the_log_of_a_run_says_how_it_ended(tmp_path, seed, number, said):
+    (tmp_path / "program.py").write_text(PROGRAM.format(conf=str(ROOT / "muwa" / "conf")))
+    words = ["-m", f"seed={seed}", f"paths.outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), *words], stderr=subprocess.PIPE, text=True,
+                               cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    while number and not list(tmp_path.glob("*.pid")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    if number:
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert (tmp_path / "sweep" / "0" / "program.log").read_text().endswith(f"[muwa.multirun][INFO] {said}\n")
+
+
 def test_a_worker_that_died_is_replaced():
     worker = _Worker({"OMP_NUM_THREADS": "3"})
     assert worker.run(os._exit, 3) == "its process ended without a result (exit code 3)"

@@ -128,6 +128,12 @@ def _check_choices(word: str, group: str, given: Iterable[str], folders: Sequenc
             raise ValueError(_unknown(word, name, names, f"choice of {group}", prefix=f"{group}="))
 
 
+def choices_with(group: str, setting: str, folders: Sequence[Path]) -> list[str]:
+    """The choices of a group whose config has a setting, by its dotted name."""
+    files = [path for folder in folders for path in sorted((folder / group).glob("*.yaml"))]
+    return [path.stem for path in files if setting in _paths(_read(path), ends=False)]
+
+
 def _unknown(word: str, name: str, known: Iterable[str], what: str, prefix: str = "") -> str:
     near = _nearest(name, known)
     listed = "--cfg job prints them" if what.startswith("setting of") else "--help lists them"

@@ -10,6 +10,7 @@ TOOLS = {  # name -> (module with `main`, what it does)
     "cache": ("muwa.cache.__main__", "list the entries of the cache, compare two keys, clear it"),
     "gradients": ("muwa.gradients.__main__", "write the gradients of a run to a file"),
     "data": ("muwa.data.__main__", "find the pairs of a name in LAION's metadata, before any download"),
+    "wandb": ("muwa.report.wandb_preview", "show on one page what W&B gets of runs that were logged offline"),
     "retrained": ("muwa.miniature.retrained", "train the miniature CLIP again without one person"),
 }
 

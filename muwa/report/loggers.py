@@ -33,20 +33,26 @@ class Logger(Protocol):
         A run that a signal stops ends with "stopped", one that an error ends with "failed".
         """
 
-    def close(self, report: Report | None) -> None:
-        """The run has ended; `report` is None when it made none."""
+    def close(self, report: Report | None) -> str | None:
+        """The run has ended; `report` is None when it made none.
+
+        Returns:
+            A line for the user, printed last; None if there is nothing to say.
+        """
 
 
 class Loggers:
     """Several loggers as one. A `with` block closes them however it ends, with the `report` if it was set.
 
     If a signal ends the block, they receive the event "stopped" first, with the cache stage it was in. If an
-    error ends it, they receive "failed" with the first line of the error.
+    error ends it, they receive "failed" with the first line of the error. `last_words` then holds what they
+    have to tell the user.
     """
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = loggers
         self.report: Report | None = None
+        self.last_words: list[str] = []
 
     def __enter__(self) -> Loggers:
         return self
@@ -57,8 +63,8 @@ class Loggers:
         elif isinstance(error, Exception):
             why = hide(str(error)).strip().partition("\n")[0]
             self.log("failed", {"error": type(error).__name__, "why": why})
-        for logger in self._loggers:
-            logger.close(self.report)
+        said = [logger.close(self.report) for logger in self._loggers]
+        self.last_words = [line for line in said if line]
 
     def log(self, event: str, row: Mapping[str, Any]) -> None:
         """Pass one event on to each logger."""
@@ -99,10 +105,11 @@ class Wandb:
     mode its file holds none, either. Nor is it told who asked to forget (the settings of `request`).
 
     A run is named by its method and the names to forget (`content.run_name`), and by the edited layer at its
-    end. It receives the config and each evaluation of the search as a step. At the end it receives tables of
-    gradient norms and layer scores with a column for the name to forget, the metrics before and after with
-    their intervals, the cost, the plots (`content.PLOTS`), a table of answers, and the patch: as an artifact,
-    or offline as a file of the run, since an artifact would note where the patch lies. Images are never sent:
+    end. It receives the config and each evaluation of the search as a step. At the end it receives the
+    verdict as its notes, tables of gradient norms, layer scores and the search with a column for the name to
+    forget, the metrics before and after with their intervals, the cost, the plots (`content.PLOTS`), a table
+    of answers, and the patch: as an artifact, or offline as a file of the run, since an artifact would note
+    where the patch lies. Images are never sent:
     they may show the forget set. A run that is stopped or fails says so, with its tags and its exit code.
 
     An error inside W&B switches this logger off with a warning, and the run goes on.
@@ -140,6 +147,7 @@ class Wandb:
         }
         self._method = ""
         self._tables: dict[tuple[str, tuple[str, ...]], list[list[Any]]] = {}
+        self._before: Mapping[str, float] = {}
         self._evaluations = 0
         self._exit = 0
         self._offline = mode == "offline"
@@ -150,9 +158,10 @@ class Wandb:
         """Send one event."""
         self._safely(self._log, event, row)
 
-    def close(self, report: Report | None) -> None:
-        """Send summary, figures and patch, and end the W&B run."""
+    def close(self, report: Report | None) -> str | None:
+        """Send summary, figures and patch, and end the W&B run. Says how to send an offline run."""
         self._safely(self._close, report)
+        return content.how_to_send(self._folder) if self._offline and not self._off else None
 
     def _safely(self, action: Any, *arguments: Any) -> None:
         if self._off:
@@ -181,15 +190,14 @@ class Wandb:
             self._rows("scores", content.SCORES, content.score_rows(row))
         elif event == "evaluation":
             self._evaluations += 1
-            flat = {key: value for key, value in row.items() if not isinstance(value, Mapping)}
-            flat["evaluation"] = self._evaluations
-            self._run.log({f"search/{key}": value for key, value in flat.items()})
+            self._run.log(content.search_point(row, self._evaluations))
+            self._rows("search", content.SEARCH, [content.search_row(row, self._evaluations)])
         elif event == "loss":
             self._run.log({"training/step": row["step"], "training/loss": row["loss"]})
         elif event == "edit":
             self._run.summary.update({f"edit/{key}": value for key, value in row.items()})
         elif event == "metrics":
-            self._run.log({f"{row['when']}/{key}": value for key, value in row.items() if key != "when"})
+            self._log_metrics(row["when"], {key: value for key, value in row.items() if key != "when"})
         elif event in ("stopped", "failed"):
             self._ends_early(event, row)
 
@@ -215,9 +223,19 @@ class Wandb:
             self._arguments["id"] = run_id(self._folder)
         self._arguments["job_type"] = self._arguments["job_type"] or content.job_type(stages)
         self._run = wandb.init(**self._arguments, settings=settings)
-        for curves, steps in (("search", "search/evaluation"), ("training", "training/step")):
-            self._run.define_metric(steps, hidden=True)
-            self._run.define_metric(f"{curves}/*", step_metric=steps)
+        for steps in ("search/evaluation", "training/step"):
+            self._run.define_metric(steps, hidden=True, summary="none")
+        self._run.define_metric("training/*", step_metric="training/step")
+        # the last step of a search is not the one that was chosen: no summary of it
+        self._run.define_metric("search/*", step_metric="search/evaluation", summary="none")
+
+    def _log_metrics(self, when: str, values: Mapping[str, float]) -> None:
+        """Log the metrics before or after the edit; after it, also by how much each changed."""
+        self._run.log({f"{when}/{key}": value for key, value in values.items()})
+        if when == "before":
+            self._before = values
+        elif changes := content.changes(self._before, values):
+            self._run.log(changes)
 
     def _describe(self, row: Mapping[str, Any]) -> None:
         """Name and tag the run by what it does."""
@@ -276,6 +294,7 @@ class Wandb:
             self._run.name = content.run_name(self._method, report.task.names, report.edit.moves)
         self._tag(*dict.fromkeys(move.tower for move in report.edit.moves))
         self._run.summary.update({"status": "done", **content.summary(report)})
+        self._run.notes = content.notes(report)
         plots = content.plots(self._folder / "figures")
         if plots:
             self._run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in plots})

@@ -19,6 +19,7 @@ from muwa.report.runs import SweptRun
 from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
 from muwa.report.sweep_page import cells, heading_of
 from muwa.report.verdicts import verdict
+from muwa.report.wandb_content import how_to_send
 from muwa.types.metric import Metric, Reading
 from muwa.types.report import CARD, PATCH, Report
 from muwa.types.verdict import BAD, GOOD, NOTE, UNSURE, word
@@ -118,7 +119,7 @@ def _label(reading: Reading) -> str:
 
 
 def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:
-    """The headline, one row for each run, and the pages."""
+    """The headline, one row for each run, the pages, and how to send W&B what was logged offline."""
     rows = list(map(row_of, runs))
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     named = [] if swept else ["names"]
@@ -137,3 +138,5 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
         yield Text(f"and {len(rows) - RUNS} more runs", style="dim")
     for name in ("sweep.html", "sweep.csv"):
         yield Text(str(folder / name), no_wrap=True, overflow="ignore")
+    if line := how_to_send(folder, "*/"):
+        yield Text(line, no_wrap=True, overflow="ignore")

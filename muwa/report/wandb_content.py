@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from muwa.fingerprint import file_digest
 from muwa.report.machine_paths import without_folders
+from muwa.report.verdicts import verdict, verdicts
 from muwa.types.edit import Move
 from muwa.types.report import Report
+from muwa.types.verdict import word
 
 # The figures that are sent: those of numbers. `examples` holds images and is not sent.
 PLOTS = ("gains", "pareto", "trace", "metrics", "similarity")
 GRADIENTS = ("concept", "encoder", "layer", "forget norm", "retain norm")
 SCORES = ("concept", "layer", "tower", "importance", "alignment", "cosine", "gain", "on front")
+SEARCH = (
+    "concept",
+    "evaluation",
+    "tower",
+    "layer",
+    "iteration",
+    "step",
+    "unit",
+    "relative norm",
+    "forgotten",
+    "kept",
+    "feasible",
+)
 METRICS = ("metric", "when", "value", "low", "high", "n", "better")
 ANSWERS = ("set", "question", "right answer", "before", "after")
 _LONGEST_NAME, _LONGEST_TAG = 128, 64  # limits of W&B, in letters
@@ -79,6 +95,50 @@ def score_rows(row: Mapping[str, Any]) -> list[list[Any]]:
     ]
 
 
+def search_point(row: Mapping[str, Any], evaluation: int) -> dict[str, float]:
+    """The curves of one event "evaluation": its measures, by the number of the evaluation.
+
+    W&B draws no texts and no truth values; table `search` has them, and the iteration within a layer.
+    """
+    curves = {
+        f"search/{key}": value
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "iteration"
+    }
+    return {**curves, "search/evaluation": evaluation}
+
+
+def search_row(row: Mapping[str, Any], evaluation: int) -> list[Any]:
+    """The row of table `search` for one event "evaluation"."""
+    keys = (
+        "tower",
+        "layer",
+        "iteration",
+        "step",
+        "step_unit",
+        "relative_norm",
+        "forgotten",
+        "kept",
+        "feasible",
+    )
+    return [row.get("concept", ""), evaluation, *(row.get(key) for key in keys)]
+
+
+def changes(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """By how much each metric changed that was measured before and after.
+
+    >>> changes({"forget/top1": 1.0}, {"forget/top1": 0.25, "forget/mia": 0.5})
+    {'change/forget/top1': -0.75}
+    """
+    return {f"change/{name}": after[name] - before[name] for name in sorted(before.keys() & after.keys())}
+
+
+def notes(report: Report) -> str:
+    """The notes of a run in W&B, which reads Markdown: the verdict, then what was found of each part."""
+    headline, *findings = (one["text"] for one in verdicts(report))
+    return "\n".join([headline, "", *(f"- {text}" for text in findings)]).strip()
+
+
 def metric_rows(report: Report) -> list[list[Any]]:
     """The rows of table `metrics`: each metric before and after, with its interval."""
     return [
@@ -92,11 +152,12 @@ def metric_rows(report: Report) -> list[list[Any]]:
 def summary(report: Report) -> dict[str, Any]:
     """What W&B's table of runs shows.
 
-    Objective, commit, edit, cost, and each metric before and after with `_n`, `_better`, `_low` and `_high`,
-    and its change.
+    Objective, verdict, commit, edit, cost, and each metric before and after with `_n`, `_better`, `_low` and
+    `_high`, and its change.
     """
     found: dict[str, Any] = {
         "objective": report.objective,
+        "verdict": word(verdict(report).kind),
         "git_commit": report.provenance.get("git_commit"),
         "names": ", ".join(report.task.names),
         "evaluations": sum(len(search.trace) for search in report.edit.searches),
@@ -114,8 +175,8 @@ def summary(report: Report) -> dict[str, Any]:
             found |= {key: metric.value, f"{key}_n": metric.n, f"{key}_better": metric.reading.better}
             if metric.low is not None and metric.high is not None:
                 found |= {f"{key}_low": metric.low, f"{key}_high": metric.high}
-    both = report.before.keys() & report.after.keys()
-    found |= {f"change/{name}": report.after[name].value - report.before[name].value for name in sorted(both)}
+    values = [{name: one.value for name, one in side.items()} for side in (report.before, report.after)]
+    found |= changes(*values)
     return found | {f"cost/{name}": value for name, value in report.cost.items()}
 
 
@@ -145,6 +206,21 @@ def patch_metadata(patch: Path, report: Report | None) -> dict[str, Any]:
     names = {"names": list(report.task.names), "objective": report.objective}
     told: dict[str, Any] = without_folders({**found, **about, **names, "moves": moves, **measured})
     return told
+
+
+def how_to_send(folder: Path, runs: str = "") -> str | None:
+    """The line that says how to send W&B what was logged offline; None if nothing was.
+
+    Args:
+        folder: The folder of a run, or of a sweep.
+        runs: Where the runs lie in `folder`: "" if it is one itself, "*/" in a sweep.
+    """
+    pattern = f"{runs}wandb/offline-run-*"
+    found = sorted(folder.glob(pattern))
+    if not found:
+        return None
+    places = shlex.quote(str(found[0])) if len(found) == 1 else f"{shlex.quote(str(folder))}/{pattern}"
+    return f"W&B was logged offline; to send it: wandb sync {places}"
 
 
 def plots(folder: Path) -> list[Path]:

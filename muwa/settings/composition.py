@@ -32,6 +32,23 @@ def check(config: Mapping[str, Any], written: Mapping[str, Any], records: Sequen
         _check(group, value, written, whole=group in records)
 
 
+def check_parts(group: str, parts: Mapping[str, Any]) -> None:
+    """Raise if a group that holds parts by name holds something else.
+
+    So it does after `+eval.mia.seeds=3` and `eval.forget=3`.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            raise ValueError(
+                f"{group}.{name}: got {part!r}, want one of its settings, {group}.{name}.SETTING=VALUE"
+            )
+        if "_target_" not in part:
+            raise ValueError(f"{group}.{name}: not in use, so it has no settings; want {group}=[...,{name}]")
+
+
 def _check(key: str, value: Any, written: Mapping[str, Any], *, whole: bool) -> None:
     """Check the nodes of a value, from the outside in."""
     key = _source(key, written)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,17 @@ def test_a_word_that_is_no_setting_is_refused_with_what_could_be_meant(tmp_path)
         "muwa: pach: want SETTING=VALUE, GROUP=CHOICE or a flag (--help lists them), or, as the first word, a tool: "
         f"{', '.join(TOOLS)}\n"
     )
+
+
+def test_the_version_is_muwas_and_hydras_without_the_heavy_imports(tmp_path):
+    """Neither torch nor Hydra is imported: the answer comes at once."""
+    versions = [metadata.version(name) for name in ("muwa", "hydra-core")]
+    code = "import sys; from muwa.__main__ import main; sys.argv = ['launch.py', '--version']; main();"
+    code += "print(sorted({'torch', 'hydra'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    said = f"muwa {versions[0]} (Hydra {versions[1]}, Python {platform.python_version()})\n"
+    assert done.stdout == f"{said}[]\n"
+    assert muwa("--version", cwd=tmp_path).stdout == said
 
 
 def test_tab_completes_choices_and_settings(tmp_path):

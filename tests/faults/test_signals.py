@@ -39,6 +39,8 @@ def test_a_run_is_stopped_with_one_line_and_goes_on(miniature, tmp_path, number,
     )
     assert len(said.splitlines()) == 1
     assert (run / ".hydra" / "status.txt").read_text().startswith(f"stopped\nby {word}")
+    log = (run / "launch.log").read_text()
+    assert log.splitlines()[-1].partition("[INFO] ")[2].startswith(f"stopped by {word}")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["by"]) == ("stopped", word)
     assert not list(tmp_path.rglob("*.draft"))
@@ -64,4 +66,4 @@ def test_every_command_wraps_its_work_in_a_line_of_its_own():
             )
             found[name] = "stopping.one_line(" in guarded and f'"{name}", ' in guarded
     assert all(found.values()), [name for name, said in found.items() if not said]
-    assert len(found) == 13
+    assert len(found) == 14

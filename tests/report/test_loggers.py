@@ -59,6 +59,12 @@ def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     curves = {m.glob_name or m.name: m for m in (r.metric for r in records) if m.glob_name or m.name}
     assert not {"before/*", "after/*"} & set(curves)  # a summary of them would nest: {"last": 1.0}
     assert curves["search/*"].step_metric == "search/evaluation"
+    changes = {key: sent[key] for key in sent if key.startswith("change/")}
+    assert changes == {
+        f"change/{name}": metric["value"] - found["metrics"]["before"][name]["value"]
+        for name, metric in found["metrics"]["after"].items()
+    }
+    assert sent["search/nrows"] == len(found["trace"])
     assert [row["search/evaluation"] for row in steps] == list(range(1, len(steps) + 1))
     files = [file.path for r in records if r.WhichOneof("record_type") == "files" for file in r.files.files]
     assert "patch.safetensors" in files
@@ -125,9 +131,13 @@ def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path)
         project="p", group=None, name=None, job_type=None, mode="offline", folder=str(tmp_path), tags=[]
     )
     logger.log("config", {"report": {"show_forget": True}})
-    logger.log("evaluation", {"concept": "Ada Fox", "step": 2.0, "layers": {"": "visual.proj"}})
+    logger.log(
+        "evaluation", {"concept": "Ada Fox", "tower": "vision", "step": 2.0, "layers": {"": "visual.proj"}}
+    )
     said = (Example("forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"),)
-    logger.close(replace(report(tmp_path), cost={"seconds": 1.5, "bytes": 7}, examples=said))
+    said_last = logger.close(replace(report(tmp_path), cost={"seconds": 1.5, "bytes": 7}, examples=said))
+    (log,) = tmp_path.glob("wandb/offline-run-*")
+    assert said_last == f"W&B was logged offline; to send it: wandb sync {log}"
     sent = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "wandb").rglob("media/images/**/*.png")}
     assert sent == {"pareto_1", "trace", "metrics", "similarity"}
     (answers,) = (tmp_path / "wandb").rglob("media/table/answers*.json")
@@ -135,23 +145,27 @@ def test_plots_are_sent_but_no_images_and_numbers_have_their_intervals(tmp_path)
         "columns": ["set", "question", "right answer", "before", "after"],
         "data": [["forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"]],
     }
-    found, steps, names = {}, {}, []
+    found, steps, names, notes = {}, {}, [], ""
     for record in settled_records(tmp_path):
-        names += [record.run.display_name] if record.WhichOneof("record_type") == "run" else []
+        if record.WhichOneof("record_type") == "run":
+            names, notes = [*names, record.run.display_name], record.run.notes
         items = record.history.item if record.WhichOneof("record_type") == "history" else ()
         steps |= {
-            "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items if "search" in str(i)
+            "/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items if "search/" in str(i)
         }
         items = record.summary.update if record.WhichOneof("record_type") == "summary" else ()
         found |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
     assert names[-1] == f"{tiny.NAMES[0]} · vision visual.proj"  # the layer is known at the end
-    assert steps == {
-        "search/concept": "Ada Fox",
-        "search/step": 2.0,
-        "search/evaluation": 1,
-    }  # no nested layers
+    assert steps == {"search/step": 2.0, "search/evaluation": 1}  # texts and nested layers draw no curve
+    (table,) = (tmp_path / "wandb").rglob("media/table/search*.json")
+    assert json.loads(table.read_text())["data"] == [["Ada Fox", 1, "vision", None, None, 2.0, *[None] * 5]]
     sent = {key: found[f"after/forget/top1{key}"] for key in ("", "_n", "_low", "_high", "_better")}
     assert sent == {"": 0.0, "_n": 2, "_low": 0.0, "_high": 0.7, "_better": "lower"}
+    assert notes.startswith("Neither that it is forgotten nor that the rest is kept is shown. ")
+    assert found["verdict"] == "not shown"
+    assert not [
+        key for key in found if key.startswith("search/") and key in steps
+    ]  # the last is not the chosen
     assert (found["before/retain/top1_low"], found["cost/seconds"], found["cost/bytes"]) == (0.6, 1.5, 7)
 
 
@@ -257,6 +271,7 @@ def test_a_wandb_that_fails_never_fails_a_run(tmp_path, caplog):
         both.log("config", {"a": 1})
         both.log("metrics", {"when": "before", "forget/top1": 1.0})
     assert caplog.text.count("W&B is switched off for this run") == 1
+    assert both.last_words == []
     assert [json.loads(line)["event"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [
         "config",
         "metrics",

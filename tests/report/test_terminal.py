@@ -134,6 +134,16 @@ def test_a_sweep_ends_with_a_row_for_each_run_and_its_page(tmp_path, capsys):
     assert said.splitlines()[-2:] == [f"{tmp_path}/sweep.html", f"{tmp_path}/sweep.csv"]
 
 
+def test_a_sweep_that_was_logged_offline_ends_with_how_to_send_it(tmp_path, capsys):
+    sweep = tmp_path / "my sweep"
+    for number in (0, 1):
+        run(sweep, number, [f"seed={number}"], top1=0.0, retain=(0.9, 0.88))
+        (sweep / str(number) / "wandb" / "offline-run-1-a").mkdir(parents=True)
+    print_sweep(sweep)
+    line = f"W&B was logged offline; to send it: wandb sync '{sweep}'/*/wandb/offline-run-*"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 def test_a_folder_without_runs_prints_nothing(tmp_path, capsys):
     print_sweep(tmp_path)
     print_sweep(tmp_path / "nowhere")
