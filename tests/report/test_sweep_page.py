@@ -104,3 +104,19 @@ def test_a_setting_with_many_values_is_folded_and_stands_last(tmp_path):
     assert part.index('<th scope="col">task.limits.forget_pairs</th>') < part.index(
         "<summary>task.identity: 13 values</summary>"
     )
+
+
+def test_a_matrix_in_which_no_other_name_lost_is_not_drawn_on_the_page(tmp_path):
+    for number, name in enumerate(("Ada Fox", "Bo Hill")):
+        run(tmp_path, number, [f"task.identity={name.replace(' ', '_')}"], top1=0.0)
+        path = tmp_path / str(number) / "results.json"
+        found = json.loads(path.read_text())
+        found["task"]["names"] = [name]
+        for when in ("before", "after"):
+            by = Metric(1.0, 8, reading=OTHERS, by_name={"Cy Dale": NameRate(1.0, 8)}).record()
+            found["metrics"][when]["retain/top1"] = by
+        path.write_text(json.dumps(found))
+    write_sweep(tmp_path)
+    page = (tmp_path / "sweep.html").read_text()
+    assert "<li>No other name lost accuracy.</li>" in page
+    assert page.count("<svg ") == 1  # forgetting against keeping
