@@ -1,3 +1,4 @@
+import copy
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
 
 from muwa import config
@@ -26,12 +28,35 @@ SMALL = (
 )
 
 
-LONGEST = ("test_pipeline.py", "test_distributed.py", "test_launchers.py")  # files that launch whole runs
+# Files that take more than ten seconds of a processor, the longest first.
+LONGEST = (
+    "test_pipeline.py", "test_launchers.py", "test_distributed.py", "test_documented_commands.py", "test_config.py",
+    "test_notebook.py", "test_library.py", "test_carried.py", "test_wandb_sweep.py", "test_multirun.py",
+    "test_fourth_family.py", "test_clip.py", "test_page.py", "test_laws.py", "test_threads.py", "test_extending.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the longest files, so that no worker ends alone with one of them."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Start with the longest files, so that no process ends alone with one of them (with --no-loadscope-reorder)."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once():
+    """Each file of muwa/conf/ is parsed once a process: the tests compose some thousand configs of them."""
+    load, parsed = FileConfigSource.load_config, {}
+
+    def load_config(self, config_path):
+        if Path(self.path) != CONF:
+            return load(self, config_path)
+        if config_path not in parsed:
+            parsed[config_path] = load(self, config_path)
+        return copy.deepcopy(parsed[config_path])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FileConfigSource, "load_config", load_config)
+        yield
 
 
 @pytest.fixture(scope="session")
