@@ -9,7 +9,7 @@ run: install
 	$(BIN)/python launch.py
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes with one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # two processes with one thread each
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,3 +1,4 @@
+import copy
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigSource
 
 from muwa import config
 from muwa.miniature import data
@@ -26,12 +29,37 @@ SMALL = (
 )
 
 
-LONGEST = ("test_pipeline.py", "test_distributed.py", "test_launchers.py")  # files that launch whole runs
+# The files that take longest, the longest first.
+LONGEST = (
+    "test_pipeline.py", "test_launchers.py", "runtime/test_distributed.py", "test_documented_commands.py",
+    "test_config.py", "test_carried.py", "test_notebook.py", "test_library.py", "test_wandb_sweep.py",
+    "test_multirun.py", "test_fourth_family.py", "miniature/train/test_clip.py", "report/test_page.py",
+    "methods/test_laws.py", "test_startup.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the longest files, so that no worker ends alone with one of them."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Start with the longest files, so that no process ends alone with one of them (with --no-loadscope-reorder)."""
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once():
+    """Each file of muwa/conf/ is parsed once a process: the tests compose some thousand configs of them."""
+    (source,) = (one for one in Plugins.instance().discover(ConfigSource) if one.scheme() == "file")
+    load, parsed = source.load_config, {}
+
+    def load_config(self, config_path):
+        if Path(self.path) != CONF:
+            return load(self, config_path)
+        if config_path not in parsed:
+            parsed[config_path] = load(self, config_path)
+        return copy.deepcopy(parsed[config_path])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(source, "load_config", load_config)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 import csv
 import inspect
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import test_fourth_family
 import tiny
@@ -98,10 +97,7 @@ def test_method_metric_and_layout_in_one_run_of_the_command_line(extras, table, 
         "method=random_step", "eval=[forget,own_rank]", f"dataset.root={miniature}", f"paths.outputs={tmp_path}",
         "dataset.utility=0.05", "dataset.utility_probe=0.03", "runtime.progress=false",
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *words], capture_output=True, text=True, cwd=extras, check=False,
-        env={**os.environ, "PYTHONPATH": "."},
-    )  # fmt: skip
+    done = forked.run(forked.LAUNCH, *words, cwd=extras, PYTHONPATH=".")
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results.json")
     results = json.loads(path.read_text())

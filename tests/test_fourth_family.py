@@ -197,7 +197,8 @@ class Found(Measure):
 
 
 SMALL = (
-    "task.limits.retain_pairs=96",
+    "task.limits.forget_pairs=24",
+    "task.limits.retain_pairs=48",
     "task.limits.eval_retain=1",
     "dataset.utility=0.05",
     "dataset.utility_probe=0.03",

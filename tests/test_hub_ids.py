@@ -1,5 +1,6 @@
 """Hub ids rot: they stand in muwa/conf/model/*.yaml alone, where one line mends them. All else refers to these files."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -24,6 +25,7 @@ OWNERS = {
 IDS = re.compile(r"(?<![\w/.:-])([A-Za-z0-9][\w-]*)/([A-Za-z0-9][\w.-]*)")
 
 
+@functools.cache
 def configured():
     """Config -> the hub id that it loads."""
     found = {path.stem: OmegaConf.load(path).get("path") for path in CONFIGS}

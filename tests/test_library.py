@@ -1,9 +1,9 @@
 """The Python block of the README does what the command line does."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 from muwa.patch.apply import read_patch
 
@@ -19,7 +19,8 @@ def test_the_example_of_the_readme_runs_as_it_stands(miniature, default_run, tmp
     (tmp_path / "outputs" / "cache").symlink_to(default_run[0].parents[2] / "cache")
     cached = tmp_path / "outputs" / "cache" / "search"
     searches = sorted(cached.iterdir())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "example.py").write_text(code)
+    done = forked.run(str(tmp_path / "example.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(cached.iterdir()) == searches  # the same search, read back
     rows = dict(re.findall(r"(\S+/\S+) +\S+ -> (\S+)", done.stdout))

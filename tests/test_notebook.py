@@ -1,20 +1,19 @@
 """docs/notebook.ipynb: every cell runs, none shows a picture, and none was committed with its output."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
 # Runs the cells in turn as Jupyter does: the last expression of a cell is shown, as HTML if it can. One JSON line a cell.
 READER = """
-import ast, io, json, sys
+import ast, io, json
 from contextlib import redirect_stdout
 names = {"__name__": "__main__"}
-for source in json.load(sys.stdin):
+for source in json.load(open("cells.json")):
     tree, shown = ast.parse(source), {}
     last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
     printed = io.StringIO()
@@ -54,10 +53,9 @@ def outputs(miniature, default_run, tmp_path_factory):
     (folder / "outputs" / "miniature").symlink_to(miniature)
     (folder / "outputs" / "cache").symlink_to(default_run[0].parents[2] / "cache")
     (folder / "outputs" / "slug").symlink_to(default_run[0].parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", READER], input=json.dumps(cells("code")), capture_output=True, text=True, cwd=folder,
-        check=False,
-    )  # fmt: skip
+    (folder / "reader.py").write_text(READER)
+    (folder / "cells.json").write_text(json.dumps(cells("code")))
+    done = forked.run(str(folder / "reader.py"), cwd=folder)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -3,15 +3,13 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +22,8 @@ from muwa.patch.apply import read_patch
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
-    "task.limits.retain_pairs=96",
+    "task.limits.forget_pairs=24",
+    "task.limits.retain_pairs=48",
     "layer_search.max_evals=3",
     "layer_search.towers=[vision]",
     "task.limits.eval_retain=1",
@@ -41,15 +40,17 @@ def run(composed, miniature, *overrides, small=True):
     return score, json.loads((Path(cfg.paths.run) / "results.json").read_text())
 
 
-def launch(miniature, out, *overrides, wait=True):
-    """`python launch.py` as a user types it."""
+def launch(miniature, out, *overrides):
+    """The program of `python launch.py OVERRIDES`."""
     fixed = (f"paths.outputs={out}", f"dataset.root={miniature}")
-    command = [sys.executable, str(ROOT / "launch.py"), *overrides, *fixed]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out)
-    if not wait:
-        return process
-    stdout, stderr = process.communicate()
-    return process.returncode, stdout, stderr
+    return forked.start(forked.LAUNCH, *overrides, *fixed, cwd=out)
+
+
+def launched(miniature, out, *overrides):
+    """Its exit code, and what it wrote to stderr."""
+    program = launch(miniature, out, *overrides)
+    _, stderr = program.communicate()
+    return program.poll(), stderr
 
 
 def test_the_default_forgets_and_keeps(default_run):
@@ -130,15 +131,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     cut.mkdir()
     whole.mkdir()
-    process = launch(miniature, cut, *SMALL, wait=False)
+    program = launch(miniature, cut, *SMALL)
     while not [p for p in cut.glob("cache/gradients/forget/*/value.json") if p.parent.suffix != ".draft"]:
-        assert process.poll() is None, process.stderr.read()
+        assert program.poll() is None, program.communicate()
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    program.process.kill()
+    program.communicate()
+    assert program.poll() == -signal.SIGKILL
     assert not list(cut.glob("slug/*/*/results.json"))
     for out in (cut, whole):
-        code, _, stderr = launch(miniature, out, *SMALL)
+        code, stderr = launched(miniature, out, *SMALL)
         assert code == 0, stderr
     (resumed,), (straight,) = (list(out.glob("slug/*/*/results.json")) for out in (cut, whole))
     assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
@@ -147,7 +149,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
 
 
 def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniature, tmp_path):
-    code, _, stderr = launch(miniature, tmp_path, "-m", *SMALL, "task.identity=Kael_Lindqvar,Lior_Garrowby")
+    code, stderr = launched(miniature, tmp_path, "-m", *SMALL, "task.identity=Kael_Lindqvar,Lior_Garrowby")
     assert code == 0, stderr
     (table,) = tmp_path.glob("slug/*/*/sweep.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
@@ -159,7 +161,7 @@ def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniatur
 
 
 def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
-    code, _, stderr = launch(miniature, tmp_path, "-m", *SMALL, "task.identity=Nobody_Atall,Kael_Lindqvar")
+    code, stderr = launched(miniature, tmp_path, "-m", *SMALL, "task.identity=Nobody_Atall,Kael_Lindqvar")
     assert code != 0
     assert "Unknown name 'Nobody_Atall'" in stderr
     (table,) = tmp_path.glob("slug/*/*/sweep.csv")
@@ -167,7 +169,7 @@ def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
 
 
 def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):
-    code, _, stderr = launch(miniature, tmp_path, "task.identity=Kael_Lindqvist")
+    code, stderr = launched(miniature, tmp_path, "task.identity=Kael_Lindqvist")
     assert code == 2
     assert re.match(
         r"muwa: Unknown name 'Kael_Lindqvist': not among the 100 names of .*Nearest: Kael_Lindqvar", stderr

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -74,8 +75,7 @@ def test_a_concept_of_a_prompt_file_is_forgotten(miniature, tmp_path, method, de
 
 
 def test_a_gradient_of_pairs_is_refused_before_anything_is_generated(miniature, tmp_path):
-    line = [sys.executable, str(ROOT / "launch.py"), "model=sd", "task=prompts", "gradient_source=clip"]
-    line += [f"dataset.root={miniature}", f"paths.outputs={tmp_path}", "runtime.progress=false"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    words = ["model=sd", "task=prompts", "gradient_source=clip", f"dataset.root={miniature}"]
+    done = forked.run(forked.LAUNCH, *words, f"paths.outputs={tmp_path}", "runtime.progress=false")
     assert done.returncode == 2
     assert "task=prompts has prompts and no image-text pairs; take gradient_source=prompts" in done.stderr

@@ -1,5 +1,6 @@
 """What a command imports before it answers. Imports of torch and its kin take seconds, so help must do without."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +12,36 @@ HEAVY = {
     "torch", "torchvision", "open_clip", "timm", "transformers", "diffusers", "webdataset", "torchmetrics",
     "scipy", "sklearn", "matplotlib", "wandb",
 }  # fmt: skip
-RUN = """
-import runpy, sys
-try:
-    runpy.run_path("launch.py", run_name="__main__")
-finally:
-    print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
+# Runs each command (a JSON list of words) in a fork of a Python that has imported what composes a config, and no more.
+# Its output goes to a file named by its place, with the packages that are imported at its end.
+EACH = """
+import json, os, runpy, sys
+import muwa.cli.launch
+for place, words in enumerate(json.load(sys.stdin)):
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        continue
+    with open(os.path.join(sys.argv[1], str(place)), "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["launch.py", *words]
+    try:
+        runpy.run_path("launch.py", run_name="__main__")
+    finally:
+        sys.stderr.flush()
+        print("imported", *sorted({name.partition(".")[0] for name in sys.modules}), flush=True)
+        os._exit(0)
 """
 
 
-def imported(code: str, *words: str) -> tuple[set[str], str]:
+def imported(code: str) -> tuple[set[str], str]:
     """(The packages that a fresh Python has imported at the end, everything else that it said)."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     said, _, packages = done.stdout.rpartition("imported ")
     return set(packages.split()), said + done.stderr
 
 
-@pytest.mark.parametrize(("command", "said"), [
+COMMANDS = [  # a command, and what it says
     ("--help", "Ten commands"),
     ("--cfg job", "layer_search:"),
     ("--info config", "Config"),
@@ -56,13 +68,25 @@ def imported(code: str, *words: str) -> tuple[set[str], str]:
     ("dataset.root={miniature} dataset.canvas=nowhere task=style", "nowhere"),
     ("dataset.root={miniature} dataset.retain=nowhere/*.tar", "1 of 1 shards are missing"),
     ("dataset.root={miniature} dataset.shards=[]", "the pattern gives no shard"),
-])  # fmt: skip
-def test_help_and_refusals_come_before_the_heavy_imports(command, said, miniature, tmp_path):
-    words = command.format(miniature=miniature).split()
-    packages, output = imported(RUN, *words, f"paths.outputs={tmp_path}")
-    assert said in output
-    assert "hydra" in packages
-    assert not packages & HEAVY
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers(miniature, tmp_path_factory):
+    """The output of each of the commands."""
+    folder = tmp_path_factory.mktemp("answers")
+    words = [command.format(miniature=miniature).split() for command, _ in COMMANDS]
+    given = json.dumps([[*some, f"paths.outputs={folder}/{place}-"] for place, some in enumerate(words)])
+    subprocess.run([sys.executable, "-c", EACH, folder], input=given, text=True, cwd=ROOT, check=True)
+    return [(folder / str(place)).read_text() for place in range(len(COMMANDS))]
+
+
+@pytest.mark.parametrize("place", range(len(COMMANDS)), ids=[command for command, _ in COMMANDS])
+def test_help_and_refusals_come_before_the_heavy_imports(place, answers):
+    output, _, packages = answers[place].rpartition("imported ")
+    assert COMMANDS[place][1] in output
+    assert "hydra" in packages.split()
+    assert not set(packages.split()) & HEAVY
 
 
 def test_muwa_itself_imports_nothing():

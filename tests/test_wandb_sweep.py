@@ -29,7 +29,7 @@ def arguments(values):
     ]
 
 
-@pytest.mark.parametrize("values", COMBINATIONS, ids=lambda values: " ".join(arguments(values)))
+@pytest.mark.parametrize("values", COMBINATIONS, ids=lambda values: " ".join(map(str, values.values())))
 def test_each_combination_composes_and_builds(values):
     others = SWEEP["command"][SWEEP["command"].index("${args_no_hyphens}") + 1 :]
     assert set(config.build(config.composed(*arguments(values), *others))) == set(config.PARTS)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from models.clip.test_staged_forward import hugging_face
-from runtime.test_distributed import torchrun
+from runtime.test_distributed import ranks
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -469,7 +469,7 @@ with join("cpu") as ranks:
 def test_two_processes_give_the_moments_of_one(tmp_path):
     """One pair mentions the name, so that one of the processes has no pair of that sum."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    torchrun(2, str(tmp_path / "program.py"), str(tmp_path))
+    ranks(2, str(tmp_path / "program.py"), str(tmp_path))
     task, recipe = replace(tiny.task(), mentions=(8,)), replace(RECIPE, batch_size=5)
     want = ClipGradients().moments(tiny.clip(), task, recipe, Run(), outputs=True)[""]
     got = load_file(tmp_path / "two")

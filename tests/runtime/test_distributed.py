@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -43,10 +44,24 @@ with join("cpu") as ranks:
 """
 
 
-def torchrun(processes, *command, cwd=ROOT, code=0, **environment):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def ranks(processes, *command):
+    """A program in several processes, with the environment that torchrun gives to each."""
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    programs = [
+        forked.start(*command, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(processes)
+    ]
+    for program in programs:
+        _, stderr = program.communicate()
+        assert program.poll() == 0, stderr
+
+
+def torchrun(processes, *command, cwd=ROOT, code=0, **environment):
     run = [
         sys.executable,
         "-m",
@@ -54,7 +69,7 @@ def torchrun(processes, *command, cwd=ROOT, code=0, **environment):
         f"--nproc-per-node={processes}",
         "--master-addr=127.0.0.1",
     ]
-    done = subprocess.run([*run, f"--master-port={port}", *command], cwd=cwd, text=True, capture_output=True,
+    done = subprocess.run([*run, f"--master-port={free_port()}", *command], cwd=cwd, text=True, capture_output=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})  # fmt: skip
     assert done.returncode == code, done.stderr[-3000:]
     return done
@@ -88,7 +103,7 @@ def test_a_named_gpu_cannot_be_shared(monkeypatch):
 def test_two_processes_give_the_gradient_of_one(tmp_path, micro):
     """Batches of 5 are shared 2 and 3, the last one of 2 pairs 1 and 1; both with whole shares and in parts of one pair."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    torchrun(2, str(tmp_path / "program.py"), str(tmp_path), str(micro))
+    ranks(2, str(tmp_path / "program.py"), str(tmp_path), str(micro))
     recipe = Recipe("cosine", "contrastive", 5, 0, "fp32")
     one = mean_gradients(tiny.clip(), tiny.task(), tiny.NAMES[0], recipe, Run())
     write_gradients(tmp_path / "one.safetensors", one)
@@ -151,8 +166,8 @@ def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature,
              "dataset.utility_probe=0.02", "layer_search.max_evals=2", "layer_search.towers=[text]",
              f"dataset.root={miniature}"]  # fmt: skip
     torchrun(2, str(ROOT / "launch.py"), *small, f"paths.outputs={tmp_path}/two")
-    subprocess.run([sys.executable, str(ROOT / "launch.py"), *small, f"paths.outputs={tmp_path}/one"], check=True,
-                   capture_output=True, cwd=ROOT)  # fmt: skip
+    alone = forked.run(forked.LAUNCH, *small, f"paths.outputs={tmp_path}/one")
+    assert alone.returncode == 0, alone.stderr
     two, one = (list((tmp_path / name / "slug").glob("*/*")) for name in ("two", "one"))
     assert len(two) == len(one) == 1
     a, b = (json.loads((run[0] / "results.json").read_text()) for run in (two, one))

@@ -45,24 +45,22 @@ def test_a_process_bound_to_one_core_has_one():
     assert done.stdout.strip() == "1"
 
 
-def launch(tmp_path, miniature, *words, **environment):
-    """A run that ends before any compute, after torch was loaded: its checkpoint is missing. Returns stderr."""
-    command = [sys.executable, "launch.py", f"dataset.root={miniature}", f"paths.outputs={tmp_path}", *words]
+def spins(tmp_path, miniature, **environment):
+    """What a run's OpenMP waits: GNU's prints what it read when torch loads it. The run goes no further."""
+    words = ("model.name=ViT-B-32", f"model.pretrained={tmp_path}/nowhere.pt", f"dataset.root={miniature}")
     clean = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**clean, **environment}, check=False
-    )
-    return done.stderr
+    with subprocess.Popen(
+        [sys.executable, "launch.py", *words, f"paths.outputs={tmp_path}"], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**clean, "OMP_DISPLAY_ENV": "verbose", **environment},
+    ) as process:  # fmt: skip
+        found = next((line.strip() for line in process.stderr if "SPINCOUNT" in line), "nothing")
+        process.kill()
+    return found
 
 
 def test_openmp_reads_the_policy_before_torch_starts_it(tmp_path, miniature):
-    """GNU's OpenMP prints what it read when it is loaded."""
-    nowhere = ("model.name=ViT-B-32", f"model.pretrained={tmp_path}/nowhere.pt")
-    said = launch(tmp_path, miniature, *nowhere, OMP_DISPLAY_ENV="verbose")
-    assert f"GOMP_SPINCOUNT = '{threads.SPINS}'" in said
-    assert "nowhere.pt" in said
-    said = launch(tmp_path, miniature, *nowhere, OMP_DISPLAY_ENV="verbose", GOMP_SPINCOUNT="77")
-    assert "GOMP_SPINCOUNT = '77'" in said
+    assert spins(tmp_path, miniature) == f"GOMP_SPINCOUNT = '{threads.SPINS}'"
+    assert spins(tmp_path, miniature, GOMP_SPINCOUNT="77") == "GOMP_SPINCOUNT = '77'"
 
 
 @pytest.mark.slow

@@ -41,7 +41,9 @@ def folders(tmp_path_factory):
         image_token_index=answer_tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="full",
     )
-    model = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LlavaForConditionalGeneration(config)
     for parameter in model.model.language_model.parameters():
         parameter.data *= 8
     tower = model.model.vision_tower.parameters()  # their names differ between versions, their order does not
