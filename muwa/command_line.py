@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from muwa.cli.refused import NOTHING, Refusal
-from muwa.cli.spelling import check_fits, check_spelling
+from muwa.cli.spelling import check_spelling
 from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
 from muwa.runtime.ranks import is_worker
@@ -79,7 +79,6 @@ def adapted(words: Sequence[str]) -> list[str]:
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
     folders = config_folders()
     read: list[str] = []
-    named: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or "=" not in word:
             _check_lone_word(before, word)
@@ -90,11 +89,9 @@ def adapted(words: Sequence[str]) -> list[str]:
         _check_choice(word)
         if not elsewhere:  # a folder of configs that is not read here
             check_spelling(word, folders)
-            named.append(word)
         overrides = _with_new_keys(word)
         _check_readable(overrides[-1], sweep=sweep)
         read += overrides
-    check_fits(named, folders)
     return read
 
 

@@ -100,6 +100,7 @@ def test_nothing_recorded_is_not_the_same(tmp_path):
 
 def test_runs_that_searched_one_layer_have_no_rank(tmp_path):
     record = {"folder": tmp_path, "trace": [{"layer": "a", "feasible": False}],
+              "search": [{"before": {"kept": 1.0}}],
               "scores": [{"layer": "a", "tower": "vision", "gain": 1.0}]}  # fmt: skip
     with pytest.raises(ValueError, match="1 layers of the vision tower were searched, want two or more"):
         layer_scores.measured(record, "gain", ("vision",))

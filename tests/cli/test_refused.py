@@ -26,6 +26,8 @@ OF_ANOTHER_CHOICE = "'object' is no setting of the task in use; it is one of tas
     (["task.object=x"], f"task.object=x: {OF_ANOTHER_CHOICE}"),
     (["task=object", "task.identity=A"], "task.identity=A: 'identity' is no setting of the task in use; "
                                          "it is one of task=celeba"),
+    (["model.path=/tmp"], "model.path=/tmp: 'path' is no setting of the model in use; it is one of model=clip_hf|llava15_13b|"
+     "llava15_7b|llava16_7b|sd|sd15|sd21|sdxl|vlm"),
     (["eval.mia.seeds=3"], "eval.mia.seeds=3: 'mia.seeds' is no setting of the eval in use; it is one of eval=mia"),
     (["hydra.run.foo=1"], "hydra.run.foo=1: Key 'foo' not in 'RunDir'"),
     (["hydra/launcher=nope"], "hydra/launcher=nope: want one of basic, joblib, slurm, submitit_local, submitit_slurm"),

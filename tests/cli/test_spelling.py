@@ -6,7 +6,7 @@ import time
 import pytest
 from conftest import CONF
 
-from muwa.cli.spelling import check_fits, check_spelling
+from muwa.cli.spelling import check_spelling
 
 
 @pytest.mark.parametrize(("word", "said"), [
@@ -57,23 +57,3 @@ def test_it_takes_no_time_that_is_felt():
     for word in ("eval.mia.seeds=1", "task.identity=A", "model=sd"):
         check_spelling(word, [CONF])
     assert time.process_time() - started < 0.5
-
-
-@pytest.mark.parametrize(("words", "said"), [
-    ("model.path=DIR", "model.path=DIR: model=clip has no setting 'path'; it is one of model=clip_hf, "),
-    ("model=vlm model.steps=3", "model.steps=3: model=vlm has no setting 'steps'; it is one of model=sd, "),
-    ("method.rounds=2 method=slug", "method.rounds=2: method=slug has no setting 'rounds'; it is one of method=razor"),
-    ("task.concept=neon", "task=celeba has no setting 'concept'; it is one of task=canvas, task=canvas_class, task=style"),
-])  # fmt: skip
-def test_a_setting_of_another_choice_is_named_with_it(words, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        check_fits(words.split(), [CONF])
-
-
-@pytest.mark.parametrize("words", [
-    "model=sd15 model.path=DIR", "model=clip,sd model.path=DIR", "experiment=vlm model.path=DIR", "+model.path=DIR",
-    "task=style task.concept=neon", "task.limits.forget_pairs=8", "task.aliases.Kael=[K]", "layer_search.layer=x",
-    "model=mine model.path=DIR", "dataset.root=DIR", "eval.mia.folds=2", "runtime.device=cuda", "method=razor method.rounds=2",
-])  # fmt: skip
-def test_a_setting_that_the_choice_has_or_may_have_is_left_to_hydra(words):
-    check_fits(words.split(), [CONF])
