@@ -2,11 +2,10 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 
 from muwa import command_line, config
@@ -126,9 +125,9 @@ def test_a_documented_command_that_needs_no_weights_runs(command, miniature, sha
     words = command_line.adapted(command.overrides)
     few = [one for one in FEW if one.partition("=")[0] not in {word.partition("=")[0] for word in words}]
     fixed = [f"paths.outputs={shared / 'documented'}", f"dataset.root={miniature}", "runtime.progress=false"]
-    line = [sys.executable, str(ROOT / "launch.py"), *command.overrides, *few, *fixed]
+    line = [forked.LAUNCH, *command.overrides, *few, *fixed]
     if "--cfg" in command.words:
         line += ["--cfg", "job"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=shared)
+    done = forked.run(*line, cwd=shared)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ("Finished in" in done.stdout) == ("--cfg" not in command.words and "stages=[curate]" not in words)

@@ -19,7 +19,8 @@ from muwa.types.search import LayerScore
 wandb = pytest.importorskip("wandb")
 ROOT = Path(__file__).parent.parent.parent
 SMALL = (
-    "task.limits.retain_pairs=64",
+    "task.limits.forget_pairs=24",
+    "task.limits.retain_pairs=48",
     "layer_search.max_evals=2",
     "layer_search.towers=[vision]",
     "task.limits.eval_retain=1",

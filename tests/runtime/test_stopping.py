@@ -40,8 +40,9 @@ time.sleep(60)
 
 
 def heeding():
-    """Ctrl-C may be ignored where the tests run: a job of a shell without a terminal inherits that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Signals may be ignored where the tests run: Ctrl-C in a job of a shell without a terminal, SIGHUP after nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def started(out, program, *words, env=(), preexec_fn=heeding, **keywords):
