@@ -7,6 +7,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from omegaconf import OmegaConf
 
 from muwa import command_line, config
 
@@ -115,17 +116,45 @@ NEEDS = re.compile(  # weights, data sets or machines that are not part of muwa
     r"|model=clip_(?!vit_b32 model\.pretrained=null)(?:vit|eva|siglip)"  # larger random ones take hours of a CPU
 )
 RUNNABLE = [one for one in COMMANDS if not OWN_FILES.search(shown(one)) and not NEEDS.search(shown(one))]
-FEW = ("task.limits.retain_pairs=96", "dataset.utility=0.1", "dataset.utility_probe=0.05")  # samples
+# The last part of a key of `eval` or `layer_search` -> its value: few samples, images, answers and steps.
+FEW = {
+    "max_evals": 2, "candidates": 1, "confirmations": 1, "pictures": 12, "retain_pictures": 4, "sampling_steps": 4,
+    "seeds": 1, "forget_seeds": 2, "kept_seeds": 1, "retain": 2, "cross": 1, "utility": 8,
+    "nearest": 1, "others": 16, "steps": 4, "prompts": 2, "subset_size": 2, "examples": 4, "limit": 16,
+}  # fmt: skip
+FEWER = {
+    "task.limits.forget_pairs": 24, "task.limits.retain_pairs": 96, "dataset.utility": 0.1, "dataset.utility_probe": 0.05,
+    "method.rounds": 1, "method.epochs": 1,
+}  # fmt: skip
+
+
+def few(command: Command) -> list[str]:
+    """Overrides that make a command short, of settings that it has and does not give itself."""
+    given = {word.partition("=")[0].lstrip("+~") for word in command_line.adapted(command.overrides)}
+    cfg = config.composed(*command.overrides)
+    wanted = {key: value for key, value in FEWER.items() if OmegaConf.select(cfg, key) is not None}
+    for group in ("eval", "layer_search"):
+        for key, value in whole_numbers(OmegaConf.to_container(cfg[group], resolve=True), group):
+            wanted[key] = min(value, FEW.get(key.rpartition(".")[2], value))
+    return [f"{key}={value}" for key, value in wanted.items() if key not in given]
+
+
+def whole_numbers(node, before):
+    """(Key, value) of the whole numbers in nested mappings."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from whole_numbers(value, f"{before}.{name}")
+        elif type(value) is int:
+            yield f"{before}.{name}", value
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUNNABLE, ids=shown)
 def test_a_documented_command_that_needs_no_weights_runs(command, miniature, shared):
-    """On few samples, what it does not set itself; of a multirun the first run. The cache is shared."""
+    """On few samples, where it does not say how many; of a multirun the first run. The cache is shared."""
     words = command_line.adapted(command.overrides)
-    few = [one for one in FEW if one.partition("=")[0] not in {word.partition("=")[0] for word in words}]
     fixed = [f"paths.outputs={shared / 'documented'}", f"dataset.root={miniature}", "runtime.progress=false"]
-    line = [forked.LAUNCH, *command.overrides, *few, *fixed]
+    line = [forked.LAUNCH, *command.overrides, *few(command), *fixed]
     if "--cfg" in command.words:
         line += ["--cfg", "job"]
     done = forked.run(*line, cwd=shared)
