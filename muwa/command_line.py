@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
+from muwa.cli.flags import in_an_order_for_hydra
 from muwa.cli.spelling import check_fits, check_spelling
 from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
@@ -58,7 +59,7 @@ def adapt_command_line() -> None:
 
 
 def adapted(words: Sequence[str]) -> list[str]:
-    """The words as Hydra should read them. Flags stay as they are.
+    """The words as Hydra should read them. Flags stay as they are, but not between settings.
 
     Args:
         words: What follows launch.py.
@@ -74,6 +75,7 @@ def adapted(words: Sequence[str]) -> list[str]:
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
+    words = in_an_order_for_hydra(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
     folders = [CONF, *([OWN_CONF] if OWN_CONF.is_dir() else [])]
     read: list[str] = []

@@ -30,9 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from muwa.errors import message_of
-from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
-from muwa.patch.change import put_on, take_off
-from muwa.patch.ledger import checked_ledger, is_patch
+from muwa.patch.apply import Patch, read_patch, save_patch
+from muwa.patch.change import joined, put_on, take_off
+from muwa.patch.earlier import absent, still_lacking
+from muwa.patch.ledger import Ledger, checked_ledger, is_patch
 from muwa.patch.lora import save_lora
 from muwa.patch.verify import verify
 
@@ -78,12 +79,27 @@ def _list(place: Path) -> None:
     print(f"{place}: {count} {'patch' if count == 1 else 'patches'}; {checked}")
     for number, one in enumerate(ledger.requests, 1):
         print(f"{number:3}  {', '.join(one.names) or '(no names)'}")
-        made_on = f"made on top of {len(one.made_on)}" if one.made_on else "made on the original"
+        made_on = _made_on(ledger, number - 1)
         facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
         print(f"     {' · '.join(fact for fact in facts if fact)}")
         print(f"     sha256 {one.sha256}")
     for row in ledger.removed:
         print(f"     taken off {row['when']}: sha256 {row['sha256']}")
+
+
+def _made_on(ledger: Ledger, number: int) -> str:
+    """On top of how many patches one of the record was made, and which of them are not on the weights."""
+    one, on = ledger.requests[number], {other.sha256 for other in ledger.requests}
+    if not one.made_on:
+        return "made on the original"
+    said = f"made on top of {len(one.made_on)}"
+    if not (missing := absent(one, on)):
+        return said
+    lacking = still_lacking(ledger.rows, number)
+    sure = lacking is None or lacking.checked
+    count = f"{len(missing)} {'is' if len(missing) == 1 else 'are'}"
+    where = "not on these weights" if sure else "not known to be on these weights, whose base had no record"
+    return f"{said}, of which {count} {where}: {', '.join(sha[:12] for sha in missing)}"
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -105,7 +121,7 @@ def _add(args: argparse.Namespace) -> None:
     """Join patches into a file; or, if the last of them is a model, put them on it."""
     *first, last = args.patches
     if (last.is_file() and is_patch(last)) or not last.exists():
-        save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
+        save_patch(args.out, joined(args.patches))
         return
     if not first:
         raise ValueError(f"{last}: want a patch before the model: add PATCH MODEL --out DIR")
