@@ -46,7 +46,7 @@ from muwa.report.status import DONE, FAILED, end_run
 from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
-from muwa.settings import composition
+from muwa.settings import composition, observers
 from muwa.settings.signatures import check, check_value
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
 
@@ -254,7 +254,10 @@ def _check_values(cfg: DictConfig) -> None:
             f"stages: got {list(cfg.stages)}, want curate, unlearn or eval among them: nothing would be done"
         )
     written = OmegaConf.to_container(cfg, resolve=False)
-    composition.check({group: _plain(cfg, group) for group in GROUPS}, cast(dict[str, Any], written), RECORDS)
+    groups = {group: _plain(cfg, group) for group in GROUPS}
+    composition.check(groups, cast(dict[str, Any], written), RECORDS)
+    if "eval" in cfg.stages:
+        observers.check(groups, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 

@@ -47,11 +47,11 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     progress = settings["runtime"]["progress"] and not is_worker()
     with shown.stages(_names(stages), show=progress):
         with shown.stage(OPEN):
-            dataset: Dataset = parts["dataset"]()
             if computes:
                 _check_patches(settings["patches"])
-                if not only_eval or f"task.{task.names_setting}" in settings["given"]:
-                    task.check(dataset)
+            dataset: Dataset = parts["dataset"]()
+            named = not only_eval or f"task.{task.names_setting}" in settings["given"]
+            dataset.prepare(task.check if computes and named else lambda _: None)
         if computes:
             with shown.stage(LIBRARIES):
                 threads.wait_briefly()
