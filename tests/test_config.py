@@ -16,7 +16,11 @@ from omegaconf import OmegaConf
 from muwa import config
 from muwa.types.report import PATCH
 
-GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
+GIVEN = {  # choices that need others
+    "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
+    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people")},
+    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts")},
+}
 FILES = sorted(
     path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF
 )

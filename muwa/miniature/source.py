@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from muwa.data.dataset import Dataset
 from muwa.data.samples import UnknownNameError
+from muwa.drafts import check_writable
 from muwa.miniature import data
 from muwa.runtime.progress import track
 from muwa.settings.signatures import check_values
@@ -37,6 +38,7 @@ class MiniatureDataset(Dataset):
         world = Path(self.root) / "world"
         try:
             if not data.is_written(world):
+                check_writable("dataset.root", Path(self.root))
                 self._check_outline(check, world)
                 drawn = track(data.write(world), "drawing images", data.PARTS, show=self.progress)
                 for _ in drawn:

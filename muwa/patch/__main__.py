@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +34,31 @@ from muwa.errors import message_of
 from muwa.patch.apply import Patch, read_patch, save_patch
 from muwa.patch.change import joined, put_on, take_off
 from muwa.patch.earlier import absent, still_lacking
-from muwa.patch.ledger import Ledger, checked_ledger, is_patch
+from muwa.patch.ledger import Ledger, checked_ledger, is_patch, read_ledger
 from muwa.patch.lora import save_lora
 from muwa.patch.verify import verify
 
 WIDE = 250  # columns in a pipe: no name is cut
+
+
+def _next(args: argparse.Namespace, written: Sequence[str]) -> list[str]:
+    """The commands that follow `apply`: check what was written, and take the patch off again."""
+    program = _parser().prog
+    edited = args.out / written[0] if args.base.is_file() and written else args.out
+    alone = not read_ledger(args.base).requests
+    check = (
+        f"verify {_word(edited)} --base {_word(args.base)} {_word(args.patch)}"
+        if alone
+        else f"list {_word(edited)}"
+    )
+    return [
+        f"  check it: {program} {check}",
+        f"  undo it:  {program} remove {_word(args.patch)} {_word(edited)} --out DIR",
+    ]
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _show(path: Path, patch: Patch) -> None:
@@ -213,9 +234,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(args)
         _run(args)
     except (ValueError, OSError, KeyError) as error:
-        print(f"muwa.patch: {message_of(error)}", file=sys.stderr)
+        print(f"muwa.patch: {_of_out(error, args)}{message_of(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _of_out(error: BaseException, args: argparse.Namespace) -> str:
+    """What stands before an error of the operating system that is about the place of --out."""
+    out, name = vars(args).get("out"), getattr(error, "filename", None)
+    if out is None or not name or Path(name) not in (out, *out.parents):
+        return ""
+    return f"--out {out}: cannot be written there: "
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -234,7 +263,7 @@ def _run(args: argparse.Namespace) -> None:
         _add(args)
     elif args.command == "apply":
         done = put_on([args.patch], args.base, args.out, keep=args.keep_unedited, add=False)
-        print("\n".join(done.lines(args.out, remove=False)))
+        print("\n".join([*done.lines(args.out, remove=False), *_next(args, done.edited)]))
     else:
         done = take_off(args.patch, args.base, args.out, others=args.others)
         print("\n".join(done.lines(args.out, remove=True)))

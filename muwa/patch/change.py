@@ -60,12 +60,14 @@ class Outcome:
 
     Args:
         tensors: The number of tensors changed, over all files.
+        split: How one tensor of the patch and those of the files differ; "" if they have the same tensors.
         edited: The files with changed tensors, relative to the folder.
         left_out: File -> why it is not in the copy.
         unedited: File -> why it holds unedited weights and is in the copy all the same.
     """
 
     tensors: int
+    split: str
     edited: tuple[str, ...]
     left_out: Mapping[str, str]
     unedited: Mapping[str, str]
@@ -73,7 +75,9 @@ class Outcome:
     def lines(self, out: Path, *, remove: bool) -> list[str]:
         """The outcome as text: one line, and one for each file that was not edited."""
         what = f"{self.tensors} tensor{'s' * (self.tensors != 1)}"
-        said = [f"{out}: {what} {'restored' if remove else 'edited'}"]
+        where = f" in {', '.join(self.edited)}" if self.edited else ""
+        split = f" ({self.split})" if self.split else ""
+        said = [f"{out}: {what} {'restored' if remove else 'edited'}{where}{split}"]
         said += [f"  left out: {name} ({why})" for name, why in self.left_out.items()]
         said += [f"  UNEDITED: {name} ({why})" for name, why in self.unedited.items()]
         return said
@@ -184,7 +188,7 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
     unedited = {**partly, **(twins.unedited if keep else {})}
     dropped = {} if keep else twins.unedited
     written = {**changes, **{file: t for file, t in twins.changes.items() if file not in dropped}}
-    outcome = _outcome(base, written, dropped, unedited)
+    outcome = _outcome(base, written, dropped, unedited, given)
     weights = _weights_after(base, written, ledger, dropped)
     rows = [*ledger.rows, *(_row(one, outcome, weights, lacking.get(one.path)) for one in given)]
     text = text_of(rows, weights, ledger.removed)
@@ -345,7 +349,7 @@ def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Ou
     known = [ledger.path.parent / name for name in ledger.weights or {}]
     twins = find_twins(base, rewrite, changes, known, rewrite)
     written = {**changes, **twins.changes}
-    outcome = _outcome(base, written, {}, {})
+    outcome = _outcome(base, written, {}, {}, every[:1])
     weights = _weights_after(base, written, ledger, ())
     rows = [_without_run(row, mine) for row in ledger.rows if row["sha256"] != mine.request.sha256]
     removed = [*ledger.removed, {"sha256": mine.request.sha256, "when": _now()}]
@@ -475,14 +479,32 @@ def uneditable(path: Path, base: Path) -> dict[str, str]:
 
 
 def _outcome(
-    base: Path, written: Changes, dropped: Mapping[Path, str], unedited: Mapping[Path, str]
+    base: Path,
+    written: Changes,
+    dropped: Mapping[Path, str],
+    unedited: Mapping[Path, str],
+    given: Sequence[Given],
 ) -> Outcome:
     return Outcome(
         sum(map(len, written.values())),
+        _split(
+            [name for one in given for name in one.patch.deltas],
+            [name for tensors in written.values() for name in tensors],
+        ),
         tuple(sorted(written_name(file, base) for file, tensors in written.items() if tensors)),
         {_relative(file, base): why for file, why in sorted(dropped.items())},
         {_relative(file, base): why for file, why in sorted(unedited.items())},
     )
+
+
+def _split(of_patches: Sequence[str], stored: Sequence[str]) -> str:
+    """Why the edited tensors are more or fewer than those of the patches; "" if names are not the reason."""
+    fused, fused_there = (any(".in_proj_" in name for name in some) for some in (of_patches, stored))
+    if fused and not fused_there:
+        return "q, k and v are one tensor in the patch, and three here"
+    if fused_there and not fused:
+        return "q, k and v are three tensors in the patch, and one here"
+    return ""
 
 
 def _weights_after(

@@ -178,3 +178,22 @@ def test_joined_patches_keep_that_another_one_is_missing(sd, tmp_path):
     assert requests_on(tmp_path / "out")[0].made_on == (file_digest(first),)
     assert muwa_patch("add", first, tmp_path / "joined", base, "--out", tmp_path / "all") == 0
     assert muwa_patch("verify", tmp_path / "all", "--base", base, first, second) == 0
+
+
+def test_apply_says_what_is_split_and_what_to_do_next(tmp_path, capsys):
+    model = tiny_sd.diffusion()
+    model.pipeline.save_pretrained(tmp_path / "base")
+    (patch,), _ = chained.chain(tmp_path, model, ["transformer.resblocks.2.attn.in_proj_weight"])
+    assert muwa_patch("apply", patch, tmp_path / "base", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert (
+        "3 tensors edited in text_encoder/model.safetensors (q, k and v are one tensor in the patch" in said
+    )
+    assert f"verify {tmp_path}/out --base {tmp_path}/base {patch}\n" in said
+    assert f"remove {patch} {tmp_path}/out --out DIR\n" in said
+    assert muwa_patch("apply", patch, patch, "--out", tmp_path / "a") == 2
+    assert "1.safetensors: a patch, want a model" in capsys.readouterr().err
+    assert muwa_patch("apply", patch, tmp_path / "base", "--out", patch / "k") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"muwa.patch: --out {patch}/k: cannot be written there: {patch}: ")
+    assert ".draft" not in error
