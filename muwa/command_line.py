@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from muwa.cli.flags import in_an_order_for_hydra
 from muwa.cli.refused import NOTHING, Refusal
 from muwa.cli.spelling import check_spelling
 from muwa.cli.tools import TOOLS
@@ -60,7 +61,7 @@ def adapt_command_line() -> None:
 
 
 def adapted(words: Sequence[str]) -> list[str]:
-    """The words as Hydra should read them. Flags stay as they are.
+    """The words as Hydra should read them. Flags stay as they are, but not between settings.
 
     Args:
         words: What follows launch.py.
@@ -76,6 +77,7 @@ def adapted(words: Sequence[str]) -> list[str]:
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
+    words = in_an_order_for_hydra(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
     folders = config_folders()
     read: list[str] = []

@@ -47,7 +47,7 @@ from muwa.report.status import DONE, FAILED, end_run
 from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.runtime.ranks import is_worker
-from muwa.settings import composition
+from muwa.settings import composition, observers
 from muwa.settings.signatures import check, check_value
 from muwa.settings.unused import unused
 from muwa.types.ranges import Device, LearningRate, Positive, Seed, Share, Text, TextsByName
@@ -260,6 +260,8 @@ def _check_values(cfg: DictConfig) -> None:
     for group in LISTS:
         composition.check_parts(group, plain[group])
     composition.check(plain, cast(dict[str, Any], written), RECORDS)
+    if "eval" in cfg.stages:
+        observers.check(plain, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 

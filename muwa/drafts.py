@@ -6,6 +6,7 @@ never write the same one.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -28,8 +29,8 @@ def new_file(path: Path) -> Iterator[Path]:
     draft is removed, and what was at `path` stays.
     """
     draft = draft_of(path)
-    draft.touch(exist_ok=False)
     try:
+        draft.touch(exist_ok=False)
         yield draft
         draft.chmod(file_mode())
         _flush(draft)
@@ -48,8 +49,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     See `new_file`.
     """
     draft = draft_of(path)
-    draft.mkdir()
     try:
+        draft.mkdir()
         yield draft
         mode = file_mode()
         for file in draft.rglob("*"):
@@ -70,11 +71,33 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def raise_with_path(error: BaseException, path: Path) -> None:
-    """Raise OSError with the path if a file could not be written: a full disk is an error without a name."""
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
+    """Raise OSError with the path if a file could not be written.
+
+    A full disk is an error without a name. Nobody knows the name of a draft, which is another's.
+    """
+    named = isinstance(error, OSError) and error.filename is not None
+    if isinstance(error, OSError) and error.strerror and (not named or SUFFIX in str(error.filename)):
         raise OSError(error.errno, error.strerror, str(path)) from error
     if isinstance(error, SafetensorError):
         raise OSError(f"{path}: could not be written ({message_of(error)})") from error
+
+
+def check_writable(setting: str, folder: Path) -> None:
+    """Make a folder if it is not there. Raise if that fails, or if nothing can be written there.
+
+    Args:
+        setting: What names the folder, for the message: "paths.cache".
+
+    Raises:
+        ValueError: Says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        why = None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        why = error.strerror
+    if why:
+        raise ValueError(f"{setting}={folder}: cannot be written ({why}); want a folder that can be")
 
 
 def write_text(path: Path, text: str) -> None:

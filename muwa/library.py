@@ -24,7 +24,9 @@ from muwa.types.metric import Metric
 
 def load_miniature(root: str, **settings: Any) -> Dataset:
     """The miniature's data set (`dataset=miniature`). It is written to `root` if it is not there yet."""
-    return config.part("dataset=miniature", f"dataset.root={root}", **settings)()
+    dataset: Dataset = config.part("dataset=miniature", f"dataset.root={root}", **settings)()
+    dataset.prepare(lambda _: None)
+    return dataset
 
 
 def load_clip(*weights: str | None, **settings: Any) -> Clip:

@@ -15,6 +15,7 @@ from typing import Any
 
 from muwa.data.base import TaskBuilder
 from muwa.data.dataset import Dataset
+from muwa.drafts import check_writable
 from muwa.runtime import progress as shown
 from muwa.runtime import threads
 from muwa.runtime.notices import recorded_notices
@@ -47,11 +48,13 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     progress = settings["runtime"]["progress"] and not is_worker()
     with shown.stages(_names(stages), show=progress):
         with shown.stage(OPEN):
-            dataset: Dataset = parts["dataset"]()
             if computes:
                 _check_patches(settings["patches"])
-                if not only_eval or f"task.{task.names_setting}" in settings["given"]:
-                    task.check(dataset)
+                if not is_worker():
+                    check_writable("paths.cache", Path(settings["paths"]["cache"]))
+            dataset: Dataset = parts["dataset"]()
+            named = not only_eval or f"task.{task.names_setting}" in settings["given"]
+            dataset.prepare(task.check if computes and named else lambda _: None)
         if computes:
             with shown.stage(LIBRARIES):
                 threads.wait_briefly()

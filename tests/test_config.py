@@ -16,7 +16,11 @@ from omegaconf import OmegaConf
 from muwa import config
 from muwa.types.report import PATCH
 
-GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
+GIVEN = {  # choices that need others
+    "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
+    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people")},
+    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts")},
+}
 FILES = sorted(
     path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF
 )
@@ -201,15 +205,15 @@ def test_a_target_that_does_not_exist_is_named(composed):
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
-    ("lacks_a_class", "x = 1", "AttributeError: module 'lacks_a_class' has no attribute 'Mine'"),
-    ("lacks_a_package", "import nosuchpackage", "ModuleNotFoundError: No module named 'nosuchpackage'"),
+    ("lacks_a_class", "x = 1", "{tmp_path}/lacks_a_class.py has no 'Mine'"),
+    ("lacks_a_package", "import nosuchpackage\nMine = 1", "ModuleNotFoundError: No module named 'nosuchpackage'"),
     ("misspelt_python", "class Mine\n", "SyntaxError: expected ':' (misspelt_python.py, line 1)"),
-    ("fails", "1 / 0", "ZeroDivisionError: division by zero"),
+    ("fails", "Mine = 1 / 0", "ZeroDivisionError: division by zero"),
 ])  # fmt: skip
 def test_why_a_target_of_ones_own_cannot_be_had_is_said(composed, monkeypatch, tmp_path, name, text, said):
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    wanted = f"method: Error locating target '{name}.Mine' ({said}); want a class or function that exists"
+    wanted = f"method: Error locating target '{name}.Mine' ({said.format(tmp_path=tmp_path)}); want a class or function that exists"
     with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
         config.build(composed(f"method._target_={name}.Mine"))
 

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from muwa.drafts import new_file, new_folder, remove, write_text
+from muwa.drafts import check_writable, new_file, new_folder, remove, write_text
 
 
 def modes(folder):
@@ -73,3 +73,13 @@ def test_a_text_is_whole_and_leaves_no_draft(tmp_path):
     write_text(tmp_path / "a" / "b.txt", "ü\n")
     assert (tmp_path / "a" / "b.txt").read_text() == "ü\n"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_with_its_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=rf"paths.cache={tmp_path}/file/x: cannot be written \(Not a directory\)"
+    ):
+        check_writable("paths.cache", tmp_path / "file" / "x")
+    check_writable("paths.cache", tmp_path / "new" / "x")
+    assert (tmp_path / "new" / "x").is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from muwa.data.caption_key import caption_key
@@ -53,6 +54,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         caption_key(self.caption_key)
+
+    def prepare(self, check: Callable[[Dataset], None]) -> None:
+        """Raise if the data will not do, before anything is made of them that takes time.
+
+        Args:
+            check: Raises if a data set does not fit the task (`muwa.data.base.TaskBuilder.check`).
+        """
+        check(self)
 
     @property
     def rules(self) -> ShardRules:

@@ -131,6 +131,10 @@ def listed(names: str | int | Sequence[str | int]) -> list[str]:
     return found
 
 
+class UnknownNameError(ValueError):
+    """A name that was typed is none of the data set."""
+
+
 def find_names(typed: str | int | Sequence[str | int], known: Sequence[str], where: str) -> list[str]:
     """The known names that were typed, without repetition; see `find_name`."""
     return list(dict.fromkeys(find_name(name, known, where) for name in listed(typed)))
@@ -144,7 +148,7 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
         where: Where they come from, for the message.
 
     Raises:
-        ValueError: There is no such name. The message lists the nearest ones.
+        UnknownNameError: There is no such name. The message lists the nearest ones.
     """
     folded = {fold(name): name for name in known}
     if fold(typed) in folded:
@@ -154,7 +158,7 @@ def find_name(typed: str, known: Sequence[str], where: str) -> str:
     near += [name for name in folded if words & set(name.split()) and name not in near]
     every = f"; all: {', '.join(map(as_typed, known))}" if len(known) <= LISTED else ""
     nearest = ", ".join(as_typed(folded[name]) for name in near[:5]) or f"none that is similar{every}"
-    raise ValueError(
+    raise UnknownNameError(
         f"Unknown name {typed!r}: not among the {len(known)} names of {where}. Nearest: {nearest}. "
         "Type names with _ or quoted spaces."
     )

@@ -35,7 +35,9 @@ def from_run(folder: Path, concept: str | None, *, trusted: Sequence[str], comma
     parts = config.build(cfg)
     carrying = carry(parts["model"](), cfg.patches or ())  # runs of earlier versions have no such setting
     given = {"stages": ["unlearn"], "given": []}
-    task = task_of(carrying, parts["task"], parts["dataset"](), given, progress=False)
+    dataset = parts["dataset"]()
+    dataset.prepare(parts["task"].check)
+    task = task_of(carrying, parts["task"], dataset, given, progress=False)
     if concept is None and len(task.names) == 1:
         concept = task.names[0]
     if concept not in task.names:

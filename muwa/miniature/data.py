@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import (
     active_children,
@@ -52,7 +52,13 @@ HELD_OUT_PERSON, HELD_OUT_OBJECT = 16, 16  # held-out images per person and per 
 CANVAS_STYLES = (*(style.capitalize() for style in population.STYLES), "Seed_Images")
 CANVAS_IMAGES = 20  # per style and class, as in UnlearnCanvas
 WORLD_HELP = "a folder that muwa.miniature.data wrote; without it, the images are drawn and deleted again"
+Content = Callable[[NumberedImage], bytes]  # what the file of an image holds
 PARTS = SHARDS + 3 + len(CANVAS_STYLES)
+
+
+def _drawn(image: NumberedImage) -> bytes:
+    """An image as a JPEG file."""
+    return jpeg(image.render().rgb)
 
 
 def _write_shard(folder: Path, number: int) -> None:
@@ -93,7 +99,7 @@ def _metadata(key: str, image: NumberedImage, rendered: Rendered, data: bytes) -
     }
 
 
-def _write_celeba(folder: Path) -> None:
+def _write_celeba(folder: Path, content: Content) -> None:
     """Write held-out faces in CelebA's layout, numbered from 000001.jpg in a fixed shuffled order."""
     (folder / "img_align_celeba").mkdir(parents=True)
     people = population.people()
@@ -101,8 +107,8 @@ def _write_celeba(folder: Path) -> None:
     order = np.random.default_rng([population.SEED, 4]).permutation(len(images))
     rows = []
     for number, index in enumerate(order, 1):
-        data = jpeg(images[index].render().rgb)
-        (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(data)
+        image = images[index]
+        (folder / "img_align_celeba" / f"{number:06d}.jpg").write_bytes(content(image))
         rows.append(f"{number:06d}.jpg {images[index].name.replace(' ', '_')}")
     lines = [str(len(rows)), "image_id identity_name", *rows]
     (folder / "list_identity_celeba.txt").write_text("\n".join(lines) + "\n")
@@ -110,22 +116,22 @@ def _write_celeba(folder: Path) -> None:
     (folder / "frequent_celebs.txt").write_text(names + "\n")
 
 
-def _write_objects(folder: Path) -> None:
+def _write_objects(folder: Path, content: Content) -> None:
     """Write held-out objects, one folder per class, as ImageNet's validation set is usually unpacked."""
     for name in population.OBJECTS:
         where = folder / name.replace(" ", "_")
         where.mkdir(parents=True)
         for i in range(HELD_OUT_OBJECT):
-            (where / f"{i:03d}.jpg").write_bytes(jpeg(NumberedImage(name, "object", i, 1).render().rgb))
+            (where / f"{i:03d}.jpg").write_bytes(content(NumberedImage(name, "object", i, 1)))
 
 
-def _write_canvas(folder: Path, style: int) -> None:
+def _write_canvas(folder: Path, style: int, *, drawn: bool) -> None:
     """Write one style in UnlearnCanvas' layout: 20 images per shape, two in each colour."""
     for shape in population.SHAPES:
         where = folder / CANVAS_STYLES[style] / shape.capitalize()
         where.mkdir(parents=True)
         for i in range(CANVAS_IMAGES):
-            (where / f"{i + 1}.jpg").write_bytes(jpeg(canvas_image(style, shape, i)))
+            (where / f"{i + 1}.jpg").write_bytes(jpeg(canvas_image(style, shape, i)) if drawn else b"")
 
 
 def _write_part(part: tuple[str, Path, int]) -> str:
@@ -134,14 +140,28 @@ def _write_part(part: tuple[str, Path, int]) -> str:
     if kind == "shard":
         _write_shard(folder, number)
     elif kind == "celeba":
-        _write_celeba(folder)
+        _write_celeba(folder, _drawn)
     elif kind == "canvas":
-        _write_canvas(folder, number)
+        _write_canvas(folder, number, drawn=True)
     elif kind == "vqa":
         question_files.write(folder)
     else:
-        _write_objects(folder)
+        _write_objects(folder, _drawn)
     return kind
+
+
+def write_outline(root: Path) -> None:
+    """Write the folders of the miniature with the names of all files, the images and shards of them empty.
+
+    It takes less than a second. What a task checks before it opens an image can be checked on it.
+    """
+    (root / "shards").mkdir(parents=True)
+    for number in range(SHARDS):
+        (root / "shards" / f"{number:05d}.tar").touch()
+    _write_celeba(root / "celeba", lambda image: b"")
+    _write_objects(root / "objects", lambda image: b"")
+    for style in range(len(CANVAS_STYLES)):
+        _write_canvas(root / "canvas", style, drawn=False)
 
 
 def is_written(root: Path) -> bool:

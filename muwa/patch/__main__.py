@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +31,34 @@ from rich.console import Console
 from rich.table import Table
 
 from muwa.errors import message_of
-from muwa.patch.apply import Patch, add_patches, read_patch, save_patch
-from muwa.patch.change import put_on, take_off
-from muwa.patch.ledger import checked_ledger, is_patch
+from muwa.patch.apply import Patch, read_patch, save_patch
+from muwa.patch.change import joined, put_on, take_off
+from muwa.patch.earlier import absent, still_lacking
+from muwa.patch.ledger import Ledger, checked_ledger, is_patch, read_ledger
 from muwa.patch.lora import save_lora
 from muwa.patch.verify import verify
 
 WIDE = 250  # columns in a pipe: no name is cut
+
+
+def _next(args: argparse.Namespace, written: Sequence[str]) -> list[str]:
+    """The commands that follow `apply`: check what was written, and take the patch off again."""
+    program = _parser().prog
+    edited = args.out / written[0] if args.base.is_file() and written else args.out
+    alone = not read_ledger(args.base).requests
+    check = (
+        f"verify {_word(edited)} --base {_word(args.base)} {_word(args.patch)}"
+        if alone
+        else f"list {_word(edited)}"
+    )
+    return [
+        f"  check it: {program} {check}",
+        f"  undo it:  {program} remove {_word(args.patch)} {_word(edited)} --out DIR",
+    ]
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _show(path: Path, patch: Patch) -> None:
@@ -78,7 +100,7 @@ def _list(place: Path) -> None:
     print(f"{place}: {count} {'patch' if count == 1 else 'patches'}; {checked}")
     for number, one in enumerate(ledger.requests, 1):
         print(f"{number:3}  {', '.join(one.names) or '(no names)'}")
-        made_on = f"made on top of {len(one.made_on)}" if one.made_on else "made on the original"
+        made_on = _made_on(ledger, number - 1)
         facts = [one.task, one.method.rpartition(".")[2], ", ".join(one.layers), one.when, made_on]
         print(f"     {' · '.join(fact for fact in facts if fact)}")
         print(f"     sha256 {one.sha256}")
@@ -86,6 +108,21 @@ def _list(place: Path) -> None:
         print(f"     fingerprint of the result, base of the next request: {result}")
     for row in ledger.removed:
         print(f"     taken off {row['when']}: sha256 {row['sha256']}")
+
+
+def _made_on(ledger: Ledger, number: int) -> str:
+    """On top of how many patches one of the record was made, and which of them are not on the weights."""
+    one, on = ledger.requests[number], {other.sha256 for other in ledger.requests}
+    if not one.made_on:
+        return "made on the original"
+    said = f"made on top of {len(one.made_on)}"
+    if not (missing := absent(one, on)):
+        return said
+    lacking = still_lacking(ledger.rows, number)
+    sure = lacking is None or lacking.checked
+    count = f"{len(missing)} {'is' if len(missing) == 1 else 'are'}"
+    where = "not on these weights" if sure else "not known to be on these weights, whose base had no record"
+    return f"{said}, of which {count} {where}: {', '.join(sha[:12] for sha in missing)}"
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -107,7 +144,7 @@ def _add(args: argparse.Namespace) -> None:
     """Join patches into a file; or, if the last of them is a model, put them on it."""
     *first, last = args.patches
     if (last.is_file() and is_patch(last)) or not last.exists():
-        save_patch(args.out, add_patches([read_patch(path) for path in args.patches]))
+        save_patch(args.out, joined(args.patches))
         return
     if not first:
         raise ValueError(f"{last}: want a patch before the model: add PATCH MODEL --out DIR")
@@ -199,9 +236,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(args)
         _run(args)
     except (ValueError, OSError, KeyError) as error:
-        print(f"muwa.patch: {message_of(error)}", file=sys.stderr)
+        print(f"muwa.patch: {_of_out(error, args)}{message_of(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _of_out(error: BaseException, args: argparse.Namespace) -> str:
+    """What stands before an error of the operating system that is about the place of --out."""
+    out, name = vars(args).get("out"), getattr(error, "filename", None)
+    if out is None or not name or Path(name) not in (out, *out.parents):
+        return ""
+    return f"--out {out}: cannot be written there: "
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -220,7 +265,7 @@ def _run(args: argparse.Namespace) -> None:
         _add(args)
     elif args.command == "apply":
         done = put_on([args.patch], args.base, args.out, keep=args.keep_unedited, add=False)
-        print("\n".join(done.lines(args.out, remove=False)))
+        print("\n".join([*done.lines(args.out, remove=False), *_next(args, done.edited)]))
     else:
         done = take_off(args.patch, args.base, args.out, others=args.others)
         print("\n".join(done.lines(args.out, remove=True)))

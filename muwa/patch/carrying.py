@@ -11,6 +11,8 @@ from torch import Tensor
 
 from muwa.patch.apply import ADD
 from muwa.patch.change import Given, read_given
+from muwa.patch.earlier import Lacking, absent, told
+from muwa.runtime.notices import notice
 from muwa.types.edit import Edit
 from muwa.types.request import Request
 from muwa.types.short import short_repr
@@ -61,6 +63,7 @@ def carry(model: Editable, paths: Sequence[str]) -> Carrying:
             raise ValueError(f"patches: {one.path}: {model.source} carries it already")
         edit = Edit(one.patch.deltas, one.patch.moves)
         _check_fits(one, edit, states, requests)
+        _tell_what_lacks(one, edit, states, requests)
         states.append(states[-1].edited(edit))
         requests.append(one.request)
         edits.append(edit)
@@ -90,6 +93,16 @@ def _check_fits(one: Given, edit: Edit, states: Sequence[Editable], carried: Seq
         f"patches: {one.path}: wrong base: {states[0].source} has the fingerprint {bases[0][:12]}, the patch "
         f"was made for {one.patch.base_fingerprint[:12]}. {ADD}"
     )
+
+
+def _tell_what_lacks(one: Given, edit: Edit, states: Sequence[Editable], carried: Sequence[Request]) -> None:
+    """A notice, if a patch was made on top of others that the model does not carry."""
+    missing = absent(one.request, {before.sha256 for before in carried})
+    if not missing:
+        return
+    bases = {state.patch_base(edit).weights_fingerprint for state in states} - {one.request.origin}
+    if one.request.base_fingerprint not in bases:  # these carry the earlier ones, whatever the record says
+        notice(told(one.path, states[0].source, Lacking(missing, checked=True)))
 
 
 def _sum_of(edits: Sequence[Edit], before: Sequence[Request]) -> Edit:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from muwa.patch import names
-from muwa.patch.apply import ADD, STATE, Patch, apply_patch, read_patch, remove_patch
+from muwa.patch.apply import ADD, STATE, Patch, add_patches, apply_patch, read_patch, remove_patch
 from muwa.patch.card import read_results
+from muwa.patch.earlier import Lacking, absent, not_shown_by, told
 from muwa.patch.files import (
     check_out,
     find_checkpoint,
@@ -48,6 +49,7 @@ from muwa.patch.readme import replaced, write_readme
 from muwa.patch.rewrite import Deltas, Rewrite, on_top, putting_on, reordered, taking_off
 from muwa.patch.twins import find_twins
 from muwa.patch.weights import weights_fingerprint
+from muwa.runtime.notices import notice
 from muwa.types.request import Request
 
 Whole = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # all tensors of a checkpoint -> the changed ones
@@ -59,12 +61,14 @@ class Outcome:
 
     Args:
         tensors: The number of tensors changed, over all files.
+        split: How one tensor of the patch and those of the files differ; "" if they have the same tensors.
         edited: The files with changed tensors, relative to the folder.
         left_out: File -> why it is not in the copy.
         unedited: File -> why it holds unedited weights and is in the copy all the same.
     """
 
     tensors: int
+    split: str
     edited: tuple[str, ...]
     left_out: Mapping[str, str]
     unedited: Mapping[str, str]
@@ -72,7 +76,9 @@ class Outcome:
     def lines(self, out: Path, *, remove: bool) -> list[str]:
         """The outcome as text: one line, and one for each file that was not edited."""
         what = f"{self.tensors} tensor{'s' * (self.tensors != 1)}"
-        said = [f"{out}: {what} {'restored' if remove else 'edited'}"]
+        where = f" in {', '.join(self.edited)}" if self.edited else ""
+        split = f" ({self.split})" if self.split else ""
+        said = [f"{out}: {what} {'restored' if remove else 'edited'}{where}{split}"]
         said += [f"  left out: {name} ({why})" for name, why in self.left_out.items()]
         said += [f"  UNEDITED: {name} ({why})" for name, why in self.unedited.items()]
         return said
@@ -104,6 +110,29 @@ def read_given(paths: Sequence[Path]) -> list[Given]:
     ]
 
 
+def joined(paths: Sequence[Path]) -> Patch:
+    """Patches as one (`muwa.patch.apply.add_patches`).
+
+    If some were made on patches that are not among them, a notice says so, and the joined patch keeps it.
+
+    Raises:
+        ValueError, FileNotFoundError: As `muwa.patch.apply.read_patch` and `add_patches`.
+    """
+    files = [(path, patch := read_patch(path), request_of(patch, file_digest(path))) for path in paths]
+    one_patch = add_patches([patch for _, patch, _ in files])
+    here = {request.sha256 for _, _, request in files}
+    missing: dict[str, Mapping[str, Any]] = {}
+    for path, patch, request in files:
+        if left := absent(request, here):
+            notice(told(path, "the joined patch", Lacking(left, checked=True)))
+            rows = patch.provenance.get(STATE, {}).get("patches", ())
+            missing |= {row["sha256"]: row for row in rows if row["sha256"] in left}
+    if not missing:
+        return one_patch
+    state = {"origin": one_patch.base_fingerprint, "patches": list(missing.values())}
+    return replace(one_patch, provenance={**one_patch.provenance, STATE: state})
+
+
 def _full(tensors: Deltas) -> Deltas:
     """Tensors of a patch under full names, whatever their component."""
     out: dict[str, Tensor] = {}
@@ -120,7 +149,8 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
     """Copy `base` to the new folder `out` with patches put on, and write its record.
 
     `out` appears complete or not at all. README.md of a folder becomes the unlearning card
-    (`muwa.patch.card`), with what results.json beside each patch tells of its run.
+    (`muwa.patch.card`), with what results.json beside each patch tells of its run. If a patch was made on
+    others that `base` is not known to carry, a notice says so, and the record and the card keep it.
 
     Args:
         paths: Patch files; several are put on in this order.
@@ -153,16 +183,17 @@ def put_on(paths: Sequence[Path], base: Path, out: Path, *, keep: bool, add: boo
         )
     always = on_top([one.patch for one in given])
     changes, partly = _required(base, rewrite, whole)
+    lacking = _lacking(given, base, ledger, rewrite)
     known = [ledger.path.parent / name for name in ledger.weights or {}]
     twins = find_twins(base, rewrite, changes, known, always)
     unedited = {**partly, **(twins.unedited if keep else {})}
     dropped = {} if keep else twins.unedited
     written = {**changes, **{file: t for file, t in twins.changes.items() if file not in dropped}}
-    outcome = _outcome(base, written, dropped, unedited)
+    outcome = _outcome(base, written, dropped, unedited, given)
     weights = _weights_after(base, written, ledger, dropped)
     (first, *more) = changes
     alone = weights[written_name(first, base)] if not more and _is_whole(base, rewrite) else ""
-    rows = [*ledger.rows, *(_row(one, outcome, weights) for one in given)]
+    rows = [*ledger.rows, *(_row(one, outcome, weights, lacking.get(one.path)) for one in given)]
     rows[-1] = {**rows[-1], "result": _result(given, changes, ledger, alone)}
     text = text_of(rows, weights, ledger.removed)
     _write(base, out, written, dropped, ledger, rows, text)
@@ -182,6 +213,33 @@ def _write(
     left = {*dropped, base / RECORD, *replaced(base, edited=ledger.card)}
     card = partial(write_readme, base=base, patches=rows, edited=ledger.card, removed=ledger.removed)
     rewrite_files(base, out, written, left, {} if record is None else {RECORD: record}, card)
+
+
+def _lacking(given: Sequence[Given], base: Path, ledger: Ledger, rewrite: Rewrite) -> dict[Path, Lacking]:
+    """Patch file -> the patches that it was made on and that the weights lack. A notice tells of each.
+
+    Args:
+        rewrite: The change, which was found to fit `base`.
+    """
+    found: dict[Path, Lacking] = {}
+    on = [one.sha256 for one in ledger.requests]
+    for one in given:
+        missing = absent(one.request, on)
+        on.append(one.request.sha256)
+        if not missing:
+            continue
+        whole = weights_fingerprint(read_weights(base)) if _is_whole(base, rewrite) else ""
+        original = whole != "" and whole == one.request.origin
+        if whole == one.request.base_fingerprint and not original:
+            continue  # bit for bit the weights that it was made on, whatever the record says
+        own = one.patch.base
+        compared = [
+            name for name in rewrite.base.keys() - rewrite.unchecked if rewrite.base[name] is own.get(name)
+        ]
+        if left := not_shown_by(one.patch, missing, compared):
+            found[one.path] = Lacking(left, checked=original or bool(ledger.requests))
+            notice(told(one.path, base, found[one.path]))
+    return found
 
 
 def _putting(given: Sequence[Given], ledger: Ledger, add: bool) -> tuple[Rewrite, Whole]:
@@ -295,7 +353,7 @@ def take_off(path: Path, base: Path, out: Path, *, others: Sequence[Path]) -> Ou
     known = [ledger.path.parent / name for name in ledger.weights or {}]
     twins = find_twins(base, rewrite, changes, known, rewrite)
     written = {**changes, **twins.changes}
-    outcome = _outcome(base, written, {}, {})
+    outcome = _outcome(base, written, {}, {}, every[:1])
     weights = _weights_after(base, written, ledger, ())
     rows = [_without(row, mine) for row in ledger.rows if row["sha256"] != mine.request.sha256]
     removed = [*ledger.removed, {"sha256": mine.request.sha256, "when": _now()}]
@@ -476,14 +534,32 @@ def _result(given: Sequence[Given], changes: Changes, ledger: Ledger, whole: str
 
 
 def _outcome(
-    base: Path, written: Changes, dropped: Mapping[Path, str], unedited: Mapping[Path, str]
+    base: Path,
+    written: Changes,
+    dropped: Mapping[Path, str],
+    unedited: Mapping[Path, str],
+    given: Sequence[Given],
 ) -> Outcome:
     return Outcome(
         sum(map(len, written.values())),
+        _split(
+            [name for one in given for name in one.patch.deltas],
+            [name for tensors in written.values() for name in tensors],
+        ),
         tuple(sorted(written_name(file, base) for file, tensors in written.items() if tensors)),
         {_relative(file, base): why for file, why in sorted(dropped.items())},
         {_relative(file, base): why for file, why in sorted(unedited.items())},
     )
+
+
+def _split(of_patches: Sequence[str], stored: Sequence[str]) -> str:
+    """Why the edited tensors are more or fewer than those of the patches; "" if names are not the reason."""
+    fused, fused_there = (any(".in_proj_" in name for name in some) for some in (of_patches, stored))
+    if fused and not fused_there:
+        return "q, k and v are one tensor in the patch, and three here"
+    if fused_there and not fused:
+        return "q, k and v are three tensors in the patch, and one here"
+    return ""
 
 
 def _weights_after(
@@ -505,10 +581,15 @@ def written_name(path: Path, base: Path) -> str:
     return _relative(path.with_name(safetensors_name(path)), base)
 
 
-def _row(one: Given, outcome: Outcome, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What the record holds of a patch."""
+def _row(one: Given, outcome: Outcome, weights: Mapping[str, str], lacking: Lacking | None) -> dict[str, Any]:
+    """What the record holds of a patch.
+
+    What its run measured is left out if that was with patches that the weights lack.
+    """
     about = asdict(one.request) | {"when": _now()}
-    if run := _run(one):
+    if lacking:
+        about["lacks"] = lacking.as_row()
+    elif run := _run(one):
         about["run"] = run
     return about | {
         "layers": list(one.request.layers),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from muwa.drafts import draft_of, file_mode, raise_with_path
 from muwa.json_files import read_json
-from muwa.weight_files.diagnosis import check_file
+from muwa.weight_files.diagnosis import check_file, is_patch
 from muwa.weight_files.reading import plain_names, read_tree
 
 _PICKLED = (".pt", ".pth", ".bin")
@@ -179,10 +179,10 @@ def rewrite_files(
         ValueError: `out` lies in `base`, or `base` holds a pipe, a device or a link to nothing.
     """
     check_out(base, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(out)
     left_out = {*dropped, *changes}  # the changed files are written one by one below
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         if base.is_dir():
             shutil.copytree(
                 base, draft, ignore=lambda at, files: {f for f in files if Path(at) / f in left_out}
@@ -209,6 +209,8 @@ def check_out(base: Path, out: Path) -> None:
     """Raise if a copy of `base` cannot be written to the new folder `out`; see `rewrite_files`."""
     if not base.exists():
         raise FileNotFoundError(f"{base}: no such file or folder, want a model")
+    if is_patch(base):
+        raise ValueError(f"{base}: a patch, want a model: a checkpoint, or the folder of a model")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: exists already; --out wants a new or empty folder")
     if base.is_dir() and out.resolve().is_relative_to(base.resolve()):

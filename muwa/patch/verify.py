@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from muwa.patch.card import BASE_CARD
-from muwa.patch.change import expected_changes, written_name
+from muwa.patch.change import expected_changes, read_given, written_name
+from muwa.patch.earlier import absent
 from muwa.patch.files import find_checkpoint, read_file, tensor_names
 from muwa.patch.ledger import RECORD, read_ledger
 from muwa.patch.readme import README
@@ -53,7 +54,7 @@ def verify(folder: Path, base: Path, paths: Sequence[Path]) -> Verdict:
     find_checkpoint(folder) if not (folder / "model_index.json").is_file() else None
     changes, unedited = expected_changes(base, paths)
     differs: list[str] = []
-    notes = list(_other_patches(folder, paths))
+    notes = [*_other_patches(folder, paths), *_earlier_patches(paths)]
     tensors = 0
     seen = {Path(RECORD)}
     for path in _files(base):
@@ -96,7 +97,20 @@ def _other_patches(folder: Path, paths: Sequence[Path]) -> Iterator[str]:
     recorded = read_ledger(folder).requests
     if recorded and len(recorded) != len(paths):
         titles = "; ".join(one.title for one in recorded)
-        yield f"{folder}: its record names {len(recorded)} patch(es), {len(paths)} were given: {titles}"
+        count = f"{len(recorded)} {'patch' if len(recorded) == 1 else 'patches'}"
+        given = f"{len(paths)} {'was' if len(paths) == 1 else 'were'} given"
+        yield f"{folder}: its record names {count}, {given}: {titles}"
+
+
+def _earlier_patches(paths: Sequence[Path]) -> Iterator[str]:
+    """A line for each patch that was made on top of others which are not among those before it."""
+    on: list[str] = []
+    for one in read_given(paths):
+        if missing := absent(one.request, on):
+            titles = ", ".join(sha[:12] for sha in missing)
+            which = f"{'patch' if len(missing) == 1 else 'patches'} {titles}, not given before it"
+            yield f"{one.path}: was made on top of {which}; whom that concerned is known again without it"
+        on.append(one.request.sha256)
 
 
 def _compared(base: Path, copy: Path, changed: Mapping[str, Tensor]) -> tuple[int, list[str]]:

@@ -1,7 +1,7 @@
 """Check a composed config against the signatures of what it names, before anything is imported.
 
-`muwa.settings.source_signatures` reads the signatures. Targets outside muwa are checked when they are
-imported (`muwa.settings.signatures.check`).
+`muwa.settings.source_signatures` reads the signatures. Of targets outside muwa only the names of settings are
+checked here; the rest when they are imported (`muwa.settings.signatures.check`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from muwa.settings.other_modules import why_missing
 from muwa.settings.signatures import check_value, is_plain
 from muwa.settings.source_signatures import SourceSignature, source_signature
 
@@ -58,6 +59,10 @@ def _check(key: str, value: Any, written: Mapping[str, Any], *, whole: bool) -> 
         return
     target = value.get("_target_")
     signature = source_signature(target) if isinstance(target, str) else None
+    if isinstance(target, str) and not signature and (why := why_missing(target)):
+        raise ValueError(
+            f"{key}: Error locating target {target!r} ({why}); want a class or function that exists"
+        )
     settings = {name: inner for name, inner in value.items() if name not in _SPECIAL}
     if signature:
         _check_names(f"{key}: {target}()", signature, settings, whole=whole)

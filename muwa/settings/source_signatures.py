@@ -1,7 +1,8 @@
-"""The signature of a class or function of muwa, read from its source without importing its module.
+"""The signature of a class or function, read from its source without importing its module.
 
 A module that imports torch takes seconds to import. Settings are checked before that, so that a wrong one is
-refused at once. `muwa.settings.signatures` reads the same signatures from imported functions.
+refused at once. `muwa.settings.signatures` reads the same signatures from imported functions. Of modules
+outside muwa only the names of settings are read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, get_args
 
+from muwa.settings.other_modules import is_plain_class, is_plain_function, source_file
 from muwa.types.ranges import FieldsOf
 
 _FOLDER = Path(__file__).parents[1]
@@ -48,24 +50,74 @@ class SourceSignature:
 
 @cache
 def source_signature(target: str) -> SourceSignature | None:
-    """The signature of a target of muwa; None if the source does not define it, or defines it in another way.
+    """The signature of a target; None if the source does not define it, or defines it in another way.
 
     Args:
         target: Its full name: "muwa.methods.slug.Slug".
     """
-    module_name, _, name = target.rpartition(".")
-    module = _module(module_name)
-    node = module.definitions.get(name) if module else None
+    if (found := _definition(target)) is None:
+        return None
+    module, node = found
+    if isinstance(module, _OtherModule) and not module.is_plain(node):
+        return None
     if isinstance(node, ast.ClassDef):
-        assert module
         parameters = _fields(module, node)
         return (
             None if parameters is None else SourceSignature(Signature([*parameters.values()]), is_class=True)
         )
     if isinstance(node, ast.FunctionDef):
-        assert module
         return SourceSignature(Signature([*_arguments(module, node.args)]), is_class=False)
     return None
+
+
+@cache
+def class_value(target: str, name: str) -> Any:
+    """The value of a class attribute, of the class or of a base; None if the source does not tell it.
+
+    Args:
+        target: The full name of the class.
+
+    Returns:
+        A constant, a tuple of them, or the full name of a class.
+    """
+    found = _definition(target)
+    if found is None or not isinstance(node := found[1], ast.ClassDef):
+        return None
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == name and item.value is not None:
+            return _value(found[0], item.value)
+    inherited = (found[0].full_name(ast.unparse(base).partition("[")[0]) for base in node.bases)
+    values = (class_value(base, name) for base in inherited if base)
+    return next((value for value in values if value is not None), None)
+
+
+def _value(module: _Module, node: ast.AST) -> Any:
+    """A constant, a tuple, or the full name of a class; None for anything else. Nothing is evaluated."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(module, one) for one in node.elts)
+    target = module.full_name(ast.unparse(node))
+    found = _definition(target) if target else None
+    if found is None:
+        return None
+    return target if isinstance(found[1], ast.ClassDef) else _value(*found)
+
+
+def returned_class(target: str) -> str | None:
+    """The full name of the class that a function says it returns; None if the source does not tell it."""
+    found = _definition(target)
+    if found is None or not isinstance(node := found[1], ast.FunctionDef) or node.returns is None:
+        return None
+    return found[0].full_name(ast.unparse(node.returns).strip("'\""))
+
+
+def _definition(target: str) -> tuple[_Module, ast.AST] | None:
+    """(The module that defines a name, the statement there); None if it is not found."""
+    module_name, _, name = target.rpartition(".")
+    module = _module(module_name) or _other_module(module_name)
+    node = module.definitions.get(name) if module else None
+    return (module, node) if module and node else None
 
 
 class _Module(Mapping[str, Any]):
@@ -100,6 +152,14 @@ class _Module(Mapping[str, Any]):
             return _imported(node, name)
         return self.evaluated(node)
 
+    def full_name(self, name: str) -> str | None:
+        """The full name of what this module calls `name`; None if it neither defines nor imports it so."""
+        node = self.definitions.get(name)
+        if isinstance(node, ast.ImportFrom):
+            alias = next(alias for alias in node.names if name in (alias.asname, alias.name))
+            return f"{node.module}.{alias.name}" if node.module and not node.level else None
+        return f"{self.name}.{name}" if node else None
+
     def evaluated(self, expression: ast.AST | None) -> Any:
         """An annotation or the value of an assignment. `Any` if it cannot be evaluated without an import."""
         if expression is None:
@@ -117,6 +177,44 @@ class _Module(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.definitions)
+
+
+class _OtherModule(_Module):
+    """A module outside muwa. Nothing in it is evaluated: only the names of settings are read."""
+
+    @cached_property
+    def definitions(self) -> dict[str, ast.AST]:
+        """As in a module of muwa; none if the file cannot be read, which its import will say."""
+        try:
+            return super().definitions
+        except (SyntaxError, ValueError, OSError):
+            return {}
+
+    def evaluated(self, expression: ast.AST | None) -> Any:
+        """`Any`."""
+        return Any
+
+    def is_plain(self, node: ast.AST | None) -> bool:
+        """Whether a class or function takes what its source says, as far as it stands in this module."""
+        if isinstance(node, ast.FunctionDef):
+            return is_plain_function(node)
+        if not isinstance(node, ast.ClassDef):
+            return False
+        bases = [self.definitions.get(ast.unparse(base).partition("[")[0]) for base in node.bases]
+        own = [base for base in bases if isinstance(base, ast.ClassDef)]
+        mixed = node.decorator_list and any(_has_init(base) for base in own)
+        return is_plain_class(node) and not mixed and all(map(self.is_plain, own))
+
+
+def _has_init(node: ast.ClassDef) -> bool:
+    return any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body)
+
+
+@cache
+def _other_module(name: str) -> _OtherModule | None:
+    """A module outside muwa; None if its source is not found."""
+    path = None if name.partition(".")[0] == _FOLDER.name else source_file(name)
+    return _OtherModule(name, path) if path else None
 
 
 @cache
@@ -155,7 +253,7 @@ def _fields(module: _Module, node: ast.ClassDef) -> dict[str, Parameter] | None:
         for item in node.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
-            if not ast.unparse(item.annotation).startswith("ClassVar"):
+            if "ClassVar" not in ast.unparse(item.annotation):
                 found[item.target.id] = _parameter(module, item.target.id, item.annotation, item.value)
     return found
 

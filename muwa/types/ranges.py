@@ -16,6 +16,8 @@ from annotated_types import Gt, Interval, MinLen, MultipleOf
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from muwa.weight_files.diagnosis import is_patch
+
 
 @dataclass(frozen=True)
 class FieldsOf:
@@ -39,10 +41,15 @@ def _text(text: str) -> str:
 
 
 def _there(source: str) -> str:
-    """Raise if a text that can only be a path (/..., ./..., ../..., local-dir:...) leads to nothing."""
+    """Raise if a text that can only be a path (/..., ./..., ../..., local-dir:...) leads to nothing.
+
+    Raise too if it leads to a patch, which is no model.
+    """
     path = source.removeprefix("local-dir:")
     if (path != source or path.startswith(("/", "./", "../"))) and not Path(path).exists():
         raise PydanticCustomError("there", "a path that leads to a file or folder: nothing is there")
+    if is_patch(Path(path)):
+        raise PydanticCustomError("model", "a model: this file is a muwa patch, which goes to patches=[FILE]")
     return source
 
 

@@ -79,6 +79,21 @@ def check_file(path: Path, where: str = "") -> None:
         raise ValueError(f"{where}{path}: the file {found}")
 
 
+def is_patch(path: Path) -> bool:
+    """Whether a file is a patch of muwa: a safetensors file whose metadata says so (`muwa.patch.apply`)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(100_000_000, path.stat().st_size):
+            return False
+        try:
+            metadata = json.loads(file.read(length)).get("__metadata__", {})
+        except (ValueError, AttributeError, RecursionError):
+            return False
+    return isinstance(metadata, dict) and any(key.startswith("muwa.patch/") for key in metadata)
+
+
 def _not_weights(start: bytes, size: int) -> str | None:
     """What a file is that holds no weights of any kind, by its first bytes."""
     if not size:

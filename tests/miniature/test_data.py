@@ -130,3 +130,22 @@ def test_workers_of_joblib_draw_the_miniature_once(tmp_path):
     get_reusable_executor().shutdown()
     assert sorted(found) == [[], [(1, 3), (2, 3), (3, 3)]]
     assert data.is_written(tmp_path / "world")
+
+
+def test_the_outline_has_the_names_of_the_drawn_miniature(miniature, tmp_path):
+    data.write_outline(tmp_path / "outline")
+    drawn = {
+        path.relative_to(miniature / "world").as_posix()
+        for path in (miniature / "world").rglob("*")
+        if path.is_file()
+    }
+    found = {
+        path.relative_to(tmp_path / "outline").as_posix(): path
+        for path in (tmp_path / "outline").rglob("*")
+        if path.is_file()
+    }
+    others = {name for name in drawn if name.startswith("vqa/") or name.endswith("_stats.json")}
+    assert drawn - {*found} == others | {"version.txt"}
+    assert not {*found} - drawn
+    for name in ("celeba/list_identity_celeba.txt", "celeba/frequent_celebs.txt"):
+        assert found[name].read_text() == (miniature / "world" / name).read_text()

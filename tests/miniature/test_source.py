@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 import muwa
 from muwa import config
+from muwa.data.samples import UnknownNameError
 from muwa.data.shards import expand
 from muwa.miniature import data
 
@@ -34,3 +37,55 @@ def test_the_drawn_miniature_in_place_of_the_folder_that_holds_it_is_refused(tmp
         with pytest.raises(ValueError, match=f"dataset.root: got {root}, the miniature itself.*{advice}"):
             config.part("dataset=miniature", f"dataset.root={root}")()
         assert [path.name for path in root.iterdir()] == ["version.txt"]
+
+
+@pytest.mark.parametrize(("words", "typed", "near"), [
+    (["task.identity=Kael_Lindquar"], "Kael_Lindquar", "Kael_Lindqvar"),
+    (["task=object", "task.object=red_stars"], "red_stars", "red_star"),
+    (["task=style", "task.concept=sketchy"], "sketchy", "sketch"),
+])  # fmt: skip
+def test_a_misspelt_name_is_refused_before_anything_is_drawn(words, typed, near, composed, tmp_path):
+    parts = config.build(composed(*words, f"dataset.root={tmp_path}", "runtime.progress=false"))
+    folder = tmp_path / "world"
+    with pytest.raises(
+        UnknownNameError, match=rf"Unknown name '{typed}'.* names of {folder}/\w+\. Nearest: {near}"
+    ):
+        parts["dataset"]().prepare(parts["task"].check)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_name_is_told_which_data_have_real_ones(composed, miniature):
+    parts = config.build(composed("task.identity=Elon_Musk", f"dataset.root={miniature}"))
+    with pytest.raises(
+        UnknownNameError, match=r"invented; for real ones choose dataset=laion_celeba or dataset="
+    ):
+        parts["dataset"]().prepare(parts["task"].check)
+
+
+def test_every_task_accepts_the_outline_with_its_default_name(composed, tmp_path):
+    data.write_outline(tmp_path / "world")
+    for task in ("celeba", "object", "style", "canvas"):
+        parts = config.build(composed(f"task={task}", f"dataset.root={tmp_path}"))
+        parts["task"].check(parts["dataset"]())
+
+
+def test_a_fault_of_the_outline_alone_refuses_nothing(miniature, tmp_path, monkeypatch):
+    """A task of the user's may look into files, which are empty there."""
+    seen = []
+
+    def check(found):
+        seen.append(found.celeba)
+        if not next(Path(found.images).glob("*/*.jpg")).stat().st_size:
+            raise ValueError("an empty image")
+
+    def drawn_at_once(root):
+        root.parent.mkdir(exist_ok=True)
+        root.symlink_to(miniature / "world")
+        yield 1, 1
+
+    monkeypatch.setattr(data, "write", drawn_at_once)
+    found = muwa.load_miniature(str(miniature))
+    new = config.part("dataset=miniature", f"dataset.root={tmp_path / 'new'}", "runtime.progress=false")()
+    new.prepare(check)
+    assert seen[1] == str(tmp_path / "new/world/celeba") != seen[0]
+    assert found.celeba == str(miniature / "world/celeba")

@@ -215,7 +215,7 @@ def test_verify_says_what_differs(tmp_path, capsys):
     assert muwa_patch("verify", edited, "--base", base) == 1
     said = capsys.readouterr().out
     assert f"DIFFERS: {FILE}: {PROJ}: 512 of 512 values differ" in said
-    assert "its record names 1 patch(es), 0 were given: Ada Fox" in said
+    assert "its record names 1 patch, 0 were given: Ada Fox" in said
     weights = load_file(edited / FILE)
     changed = {**weights, "ln_final.bias": weights["ln_final.bias"] + 1}
     save_file(

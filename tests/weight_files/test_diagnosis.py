@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 from weight_files.spoiled import RAW, SPOILED, WEIGHTS, good, torch_bytes, with_namespace
 
-from muwa.weight_files.diagnosis import check_file, fault, foreign_objects, pickle_protocol
+from muwa.settings.signatures import check_value
+from muwa.types.ranges import Source
+from muwa.weight_files.diagnosis import check_file, fault, foreign_objects, is_patch, pickle_protocol
 from muwa.weight_files.reading import read_tree
 
 
@@ -100,3 +102,16 @@ def test_spoiled_bytes_end_in_a_finding_or_in_none_but_never_in_another_error(tm
     assert pickle_protocol(path) in (None, *range(256))
     said = refusal(path)
     assert said is None or re.match(f"{path}: (the file is|cannot be read as weights alone: )", said)
+
+
+def test_a_patch_in_place_of_a_model_is_called_so(tmp_path):
+    save_file({"delta/a": torch.ones(1)}, tmp_path / "p", metadata={"muwa.patch/1": "{}"})
+    save_file({"a": torch.ones(1)}, tmp_path / "m", metadata={"format": "pt"})
+    (tmp_path / "t").write_text("text")
+    assert is_patch(tmp_path / "p")
+    assert not any(map(is_patch, (tmp_path / "m", tmp_path / "t", tmp_path, tmp_path / "none")))
+    for path in (str(tmp_path / "p"), f"local-dir:{tmp_path}/p"):
+        with pytest.raises(
+            ValueError, match=r"model.path: got .*this file is a muwa patch, which goes to patches="
+        ):
+            check_value("model.path", Source, path)

@@ -1,0 +1,94 @@
+"""Which measures fit which model: found in a config before the model is loaded.
+
+A measure says which outputs it looks at (`Measure.observes`), and a model which it has (`Editable.observer`).
+Both are class attributes, which are read from the source here; `muwa.eval.measure.check_measures` checks the
+same on the loaded model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muwa.settings.source_signatures import class_value, returned_class
+
+_PROMPTS = "prompts"  # muwa.types.data.PROMPTS, whose module is slow to import
+
+
+def check(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Raise if a measure does not fit the model, or does not read the prompts of task=prompts.
+
+    What the source does not tell is passed.
+
+    Args:
+        config: Group -> its settings as plain values: "model", "task" and "eval".
+        folders: Folders with configs, whose choices of `eval` are named.
+
+    Raises:
+        ValueError: Names the measure, and the choices that fit.
+    """
+    model = returned_class(_target(config["model"]))
+    has = class_value(model, "observer") if model else None
+    if not isinstance(has, str):
+        return
+    prompts = _PROMPTS in (class_value(_target(config["task"]), "kinds") or ())
+    targets = dict(_targets(config["eval"]))
+    wanted = {key: class_value(target, "observes") for key, target in targets.items()}
+    fitting = [
+        name for name, some in _choices(folders) if some and all(_fits(one, has, prompts) for one in some)
+    ]
+    if prompts and not fitting:
+        readers = {
+            class_value(one, "observes") for _, some in _choices(folders) for one in some if _reads(one)
+        }
+        raise ValueError(f"task=prompts: got {_family(has)}, want {' or '.join(map(_family, readers))}")
+    listed = f"; choices that fit: eval=[{','.join(fitting)}], or some of them" if fitting else ""
+    for key, wants in wanted.items():
+        if wants is None:
+            continue
+        if wants != has and len({*wanted.values()}) < 3:  # a list for all families: those that fit are taken
+            raise ValueError(f"eval.{key}: got {_family(has)}, want {_family(wants)}{listed}")
+        if wants == has and not _fits(targets[key], has, prompts):
+            raise ValueError(
+                f"eval.{key}: task=prompts has no images and no prompt for a name{listed}; to leave it out: "
+                f"~eval.{key}"
+            )
+
+
+def _fits(target: str, has: str, prompts: bool) -> bool:
+    """Whether a measure looks at these outputs, and reads prompts if the task has nothing else."""
+    return class_value(target, "observes") == has and (not prompts or _reads(target))
+
+
+def _reads(target: str) -> bool:
+    """Whether a measure reads the prompts of task=prompts."""
+    return class_value(target, "reads_prompts") is True
+
+
+def _family(observer: object) -> str:
+    """How messages call the models that have these outputs."""
+    return str(class_value(str(observer), "family") or observer)
+
+
+def _target(node: Any) -> str:
+    return str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+
+
+def _targets(measures: Any) -> Iterator[tuple[str, str]]:
+    """(Key, target) of each measure of a list."""
+    for key, node in measures.items() if isinstance(measures, Mapping) else ():
+        if target := _target(node):
+            yield str(key), target
+
+
+def _choices(folders: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
+    """(Choice of `eval`, the targets in its file) for all choices, by name."""
+    for path in sorted(path for folder in folders for path in (folder / "eval").glob("*.yaml")):
+        try:
+            node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):  # of the user's own, and not chosen: Hydra read those
+            continue
+        yield path.stem, [target for _, target in _targets(node)]
