@@ -217,9 +217,10 @@ def test_nothing_in_a_pipelines_folder_brings_the_forgotten_back_unsaid(sd, mode
         "v1-5-pruned-emaonly.ckpt": "pickled weights with the original tensors",
         ".git": "the repository's history, which holds the original weights",
     }
-    assert {line.strip() for line in said.splitlines()[1:]} == {
-        f"left out: {k} ({v})" for k, v in left.items()
-    }
+    lines = [line.strip() for line in said.splitlines()[1:]]
+    assert sorted(line for line in lines if not line.startswith(("check it: ", "undo it: "))) == [
+        f"left out: {k} ({v})" for k, v in sorted(left.items())
+    ]
     assert relative(sd) - relative(tmp_path / "out") == {*left, ".git/lfs/1234"} - {".git"}
     assert relative(tmp_path / "out") - relative(sd) == {"muwa_patch.json", "README.base.md"}
     (record,) = read_record(tmp_path / "out")
