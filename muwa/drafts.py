@@ -6,10 +6,10 @@ never write the same one.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,7 +83,7 @@ def raise_with_path(error: BaseException, path: Path) -> None:
 
 
 def check_writable(setting: str, folder: Path) -> None:
-    """Make a folder if it is not there. Raise if that fails, or if nothing can be written there.
+    """Raise if nothing can be written to a folder, or below the one above it where it is not there yet.
 
     Args:
         setting: What names the folder, for the message: "paths.cache".
@@ -91,13 +91,13 @@ def check_writable(setting: str, folder: Path) -> None:
     Raises:
         ValueError: Says why.
     """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        why = None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+        os.rmdir(tempfile.mkdtemp(dir=there))
     except OSError as error:
-        why = error.strerror
-    if why:
-        raise ValueError(f"{setting}={folder}: cannot be written ({why}); want a folder that can be")
+        raise ValueError(
+            f"{setting}={folder}: cannot be written ({error.strerror}); want a folder that can be"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -50,8 +50,11 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         with shown.stage(OPEN):
             if computes:
                 _check_patches(settings["patches"])
-                if not is_worker():
-                    check_writable("paths.cache", Path(settings["paths"]["cache"]))
+                cache = Path(settings["paths"]["cache"])
+                if (
+                    not is_worker() and not cache.exists()
+                ):  # one that is there may be a shared one, only to read
+                    check_writable("paths.cache", cache)
             dataset: Dataset = parts["dataset"]()
             named = not only_eval or f"task.{task.names_setting}" in settings["given"]
             dataset.prepare(task.check if computes and named else lambda _: None)

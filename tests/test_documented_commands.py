@@ -93,7 +93,7 @@ def test_there_are_commands_of_every_kind_of_text():
 @pytest.mark.parametrize("command", COMMANDS, ids=shown)
 def test_a_documented_command_composes_and_builds(command):
     overrides = [re.sub(r"\$(\w+)", lambda m: ENVIRONMENT[m[1]], word) for word in command.overrides]
-    overrides = [word for word in overrides if word != "..."]
+    overrides = [word.replace("local-dir:FOLDER", f"local-dir:{ROOT}") for word in overrides if word != "..."]
     parts = config.build(config.composed(*overrides))
     assert set(parts) == set(config.PARTS)
 

@@ -82,4 +82,4 @@ def test_a_folder_that_cannot_be_written_is_said_with_its_setting(tmp_path):
     ):
         check_writable("paths.cache", tmp_path / "file" / "x")
     check_writable("paths.cache", tmp_path / "new" / "x")
-    assert (tmp_path / "new" / "x").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
