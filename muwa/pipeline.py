@@ -50,10 +50,8 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
         with shown.stage(OPEN):
             if computes:
                 _check_patches(settings["patches"])
-                cache = Path(settings["paths"]["cache"])
-                if (
-                    not is_worker() and not cache.exists()
-                ):  # one that is there may be a shared one, only to read
+                cache = Path(settings["paths"]["cache"])  # one that is there may be shared, to be read only
+                if not is_worker() and not cache.exists():
                     check_writable("paths.cache", cache)
             dataset: Dataset = parts["dataset"]()
             named = not only_eval or f"task.{task.names_setting}" in settings["given"]
