@@ -18,6 +18,16 @@ RUN = Path("run")
 RECIPE = Recipe("cosine", "contrastive", 4, 0, "fp32")
 
 
+class TinyTask:
+    """The task of `tiny`, on any data set."""
+
+    def check(self, dataset):
+        pass
+
+    def __call__(self, dataset, *, progress):
+        return tiny.task()
+
+
 @dataclass(frozen=True)
 class Other(GradientSource):
     """A source that is not the CLIP's."""
@@ -68,8 +78,8 @@ def run(tmp_path, monkeypatch):
     method = SimpleNamespace(recipe=RECIPE, gradients=ClipGradients())
     parts = {
         "model": tiny.clip,
-        "dataset": list,
-        "task": lambda dataset, progress: tiny.task(),
+        "dataset": lambda: SimpleNamespace(prepare=lambda check: check(None)),
+        "task": TinyTask(),
         "method": method,
     }
     cfg = SimpleNamespace(patches=[], paths=SimpleNamespace(cache=str(tmp_path / "cache")))
