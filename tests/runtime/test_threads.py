@@ -47,7 +47,8 @@ def test_a_process_bound_to_one_core_has_one():
 
 def spins(tmp_path, miniature, **environment):
     """What a run's OpenMP waits: GNU's prints what it read when torch loads it. The run goes no further."""
-    words = ("model.name=ViT-B-32", f"model.pretrained={tmp_path}/nowhere.pt", f"dataset.root={miniature}")
+    (tmp_path / "empty.pt").touch()
+    words = ("model.name=ViT-B-32", f"model.pretrained={tmp_path}/empty.pt", f"dataset.root={miniature}")
     clean = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
     with subprocess.Popen(
         [sys.executable, "launch.py", *words, f"paths.outputs={tmp_path}"], stderr=subprocess.PIPE, text=True, cwd=ROOT,
