@@ -62,11 +62,22 @@ def test_a_real_name_is_told_which_data_have_real_ones(composed, miniature):
         parts["dataset"]().prepare(parts["task"].check)
 
 
-def test_every_task_accepts_the_outline_with_its_default_name(composed, tmp_path):
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("celeba", "identity"), ("object", "object"), ("style", "concept"), ("canvas", "concept")],
+)
+def test_every_task_accepts_the_outline_with_its_default_name_and_no_other_name(
+    composed, tmp_path, task, names
+):
     data.write_outline(tmp_path / "world")
-    for task in ("celeba", "object", "style", "canvas"):
-        parts = config.build(composed(f"task={task}", f"dataset.root={tmp_path}"))
-        parts["task"].check(parts["dataset"]())
+    words = (f"task={task}", f"dataset.root={tmp_path}")
+    parts, others = (
+        config.build(composed(*words)),
+        config.build(composed(*words, f"task.{names}=Nobody_Atall")),
+    )
+    assert parts["task"].check(parts["dataset"]()) is None
+    with pytest.raises(UnknownNameError, match="Nobody_Atall"):
+        others["task"].check(others["dataset"]())
 
 
 def test_a_fault_of_the_outline_alone_refuses_nothing(miniature, tmp_path, monkeypatch):

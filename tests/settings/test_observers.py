@@ -67,7 +67,8 @@ def test_what_does_not_fit_is_said_with_what_fits(words, said, composed):
     *([f"model={model}"] for model in MODELS[1:]),
 ])  # fmt: skip
 def test_what_fits_passes(words, composed):
-    config.Parts(composed(*words, *(["model.path=x"] if words == ["model=clip_hf"] else [])))
+    cfg = composed(*words, *(["model.path=x"] if words == ["model=clip_hf"] else []))
+    assert {*config.Parts(cfg)["eval"]} == {*cfg.eval}
 
 
 def test_the_choices_that_are_named_fit(composed):
@@ -83,8 +84,10 @@ def test_the_choices_that_are_named_fit(composed):
 
 def test_what_the_source_does_not_tell_is_passed():
     for model in ({"_target_": "elsewhere.load"}, {}, None):
-        check(
-            {"model": model, "task": {}, "eval": {"forget": {"_target_": MEASURES["forget.forget"]}}}, [CONF]
-        )
-    clip = {"_target_": "muwa.models.clip.open_clip.load"}
-    check({"model": clip, "task": {}, "eval": {"own": {"_target_": "elsewhere.Own"}, "none": None}}, [CONF])
+        forget = {"forget": {"_target_": MEASURES["forget.forget"]}}
+        assert check({"model": model, "task": {}, "eval": forget}, [CONF]) is None
+    clip, answers = {"_target_": "muwa.models.clip.open_clip.load"}, {"_target_": MEASURES["answers.answers"]}
+    own = {"own": {"_target_": "elsewhere.Own"}, "none": None}
+    assert check({"model": clip, "task": {}, "eval": own}, [CONF]) is None
+    with pytest.raises(ValueError, match=f"eval.answers: got {CLIP}"):  # what the source tells is not passed
+        check({"model": clip, "task": {}, "eval": {**own, "answers": answers}}, [CONF])
