@@ -19,7 +19,7 @@ LAUNCH = str(ROOT / "launch.py")
 SMALL = (
     "task.limits.forget_pairs=8", "task.limits.retain_pairs=16", "task.limits.eval_retain=1",
     "dataset.utility_probe=0.02", "dataset.utility=0.02", "eval=[forget,retain]", "runtime.progress=false",
-    "runtime.threads=1", "layer_search.max_evals=2", "layer_search.towers=[vision]",
+    "runtime.threads=1", "layer_search.max_evals=6", "layer_search.candidates=1", "layer_search.towers=[vision]",
 )  # fmt: skip
 HEAVY = ("muwa.unlearning", "muwa.models.clip.open_clip", "muwa.layer_search.choice", "muwa.methods.slug_whitened",
          "muwa.report.sweep", "webdataset", "open_clip", "hydra")  # fmt: skip
