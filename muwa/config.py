@@ -1,15 +1,13 @@
-"""The bridge to Hydra: the typed root of the config, the parts that it configures, and the pages of a sweep.
+"""The config: its typed root, the parts that it configures, and how a command ends if it does not fit.
 
-Besides launch.py and `command_line`, this is the only module that imports hydra or omegaconf. A config group
-names a class or a function (`_target_`). Its signature is the schema: every keyword is checked against it
-before any compute.
+A config group names a class or a function (`_target_`). Its signature is the schema: every keyword is checked
+against it before any compute.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import os
 import re
 import shlex
@@ -28,13 +26,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import ConfigCompositionException, InstantiationException, SearchPathException
-from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from muwa import multirun
@@ -43,10 +39,7 @@ from muwa.cli.refused import in_one_line
 from muwa.command_line import CONF, OWN_CONF, adapted, config_folders, refusal_of
 from muwa.data.addresses import hide
 from muwa.errors import message_of
-from muwa.report.status import DONE, FAILED, end_run
-from muwa.runtime import stopping
 from muwa.runtime.notices import notice
-from muwa.runtime.ranks import is_worker
 from muwa.settings import composition, observers
 from muwa.settings.signatures import check, check_value
 from muwa.settings.unused import unused
@@ -550,129 +543,3 @@ def one_line_refusals() -> Iterator[None]:
             raise
         print(f"muwa: {refused(error, sys.argv[1:])}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-class OwnFolder(Callback):
-    """Gives every launch a folder of its own, also if another started in the same second.
-
-    A folder that is named by the time (`${now:...}`) is made here, and nobody else may have made it: the
-    second launch of a second takes `<time>-2`, the third `<time>-3`. A folder that the user names is taken as
-    it is: a run that is repeated there goes on there. The patch of another run is not written over: without
-    it, an edit that is in use could not be taken back.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before a single run."""
-        with _ended_by_os_errors(), one_line_refusals():
-            if _is_named_by_time(config.hydra.run):
-                with read_write(config):
-                    config.hydra.run.dir = str(claimed(Path(config.hydra.run.dir)))
-            else:
-                _check_earlier_run(config)
-            (Path(config.hydra.run.dir) / (config.hydra.output_subdir or "")).mkdir(
-                parents=True, exist_ok=True
-            )
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before a multirun, in the process that launches it.
-
-        Each run composes its config anew, from the overrides of the launching process.
-        """
-        if _is_named_by_time(config.hydra.sweep):
-            with _ended_by_os_errors(), one_line_refusals():
-                folder = str(claimed(Path(config.hydra.sweep.dir)))
-            quoted = folder.replace("\\", "\\\\").replace("'", r"\'")
-            with read_write(config), open_dict(config):
-                config.hydra.sweep.dir = folder
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
-
-
-def _check_earlier_run(config: DictConfig) -> None:
-    """End with one line on stderr if a run would write over the patch of a run with other settings."""
-    folder = Path(config.hydra.run.dir)
-    saved = folder / (config.hydra.output_subdir or "") / "overrides.yaml"
-    writes = "unlearn" in config.stages and not config.curate.dry_run and not is_worker()
-    if not writes or not saved.is_file():
-        return
-    from muwa.types.report import PATCH  # with torch, which a run that goes on needs anyway
-
-    if not (folder / PATCH).is_file():
-        return
-    earlier, now = (
-        [str(word) for word in words if not str(word).startswith(("runtime.", "paths."))]
-        for words in (list(OmegaConf.load(saved)), list(config.hydra.overrides.task))
-    )
-    if earlier != now:
-        print(
-            f"muwa: hydra.run.dir={folder}: holds the patch of a run with other settings "
-            f"({shlex.join(map(hide, earlier)) or 'none given'}); want a new folder, or the same settings",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-
-
-@contextmanager
-def _ended_by_os_errors() -> Iterator[None]:
-    """End with one line on stderr if a folder cannot be made. Hydra would end with a traceback."""
-    try:
-        yield
-    except OSError as error:
-        print(f"muwa: {message_of(error)}; want paths.outputs=FOLDER that can be written", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-def _is_named_by_time(folder: DictConfig) -> bool:
-    """Whether the `dir` of this node contains the time of the launch."""
-    written = OmegaConf.to_container(folder, resolve=False)
-    assert isinstance(written, dict)
-    return "${now:" in str(written["dir"])
-
-
-def claimed(folder: Path) -> Path:
-    """Make a new folder: `folder`, or the first of `folder`-2, `folder`-3, ... that is not there.
-
-    Making a folder is atomic, so two processes never get the same one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            place.mkdir()
-        except FileExistsError:
-            continue
-        return place
-    raise AssertionError("unreachable")
-
-
-class SweepPages(Callback):
-    """Writes sweep.csv and sweep.html next to the runs of a multirun, again after each run.
-
-    Runs in parallel may end at any time, on any machine. Each run notes in its folder how it ended, then
-    writes the pages under a lock. The last run therefore leaves them complete, even if the launching process
-    is gone. Of a run that is stopped, `muwa.multirun.noted` does both: Hydra does not call `on_job_end`.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before it makes the launcher."""
-        with one_line_refusals():
-            multirun.prepare(config)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Called by Hydra after each run, done or failed, in the process that ran it."""
-        if config.hydra.mode != RunMode.MULTIRUN or is_worker():
-            return
-        with stopping.listening():
-            run = Path(config.hydra.runtime.output_dir)
-            if job_return.status == JobStatus.COMPLETED:
-                end_run(run, DONE)
-            else:
-                end_run(run, FAILED, f"{job_return._return_value}".removeprefix("muwa: "))
-            multirun.write_pages(Path(config.hydra.sweep.dir))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra when every run is done, in the process that launched them."""
-        if not is_worker():
-            from muwa.report.terminal import print_sweep
-
-            multirun.write_pages(Path(config.hydra.sweep.dir))
-            print_sweep(Path(config.hydra.sweep.dir))

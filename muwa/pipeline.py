@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     only_eval = only_measures(stages)
     computes = "unlearn" in stages or only_eval
     progress = settings["runtime"]["progress"] and not is_worker()
+    seconds: dict[str, float] = {}
     with shown.stages(_names(stages), show=progress):
-        with shown.stage(OPEN):
+        with _timed(seconds, "open"), shown.stage(OPEN):
             if computes:
                 _check_patches(settings["patches"])
                 cache = Path(settings["paths"]["cache"])  # one that is there may be shared, to be read only
@@ -57,19 +59,24 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
             named = not only_eval or f"task.{task.names_setting}" in settings["given"]
             dataset.prepare(task.check if computes and named else lambda _: None)
         if computes:
-            with shown.stage(LIBRARIES):
+            with _timed(seconds, "libraries"), shown.stage(LIBRARIES):
                 threads.wait_briefly()
                 parts = dict(parts)  # makes and checks all parts; this imports torch
                 from muwa import unlearning
-        seconds: dict[str, float] = {}
         if "curate" in stages and not is_worker():
-            started = time.perf_counter()
-            with shown.stage(CURATE):
+            with _timed(seconds, "curate"), shown.stage(CURATE):
                 _curate(task, dataset, progress, dry_run=settings["curate"]["dry_run"])
-            seconds["curate"] = time.perf_counter() - started
         if not computes:
             return 0.0
         return unlearning.run(parts, dataset, settings, seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds that this block took."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
 
 
 def _names(stages: Sequence[str]) -> list[str]:

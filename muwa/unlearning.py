@@ -126,7 +126,8 @@ def _run(
     torch.set_num_threads(runtime["threads"] or min(torch.get_num_threads(), threads.available()))
     check_device(runtime["device"])
     reset_peak(runtime["device"])  # the runs of a sweep follow each other in one process
-    started = time.perf_counter() - sum(seconds.values())
+    began = time.perf_counter()
+    earlier = sum(seconds.values())
     progress = runtime["progress"] and distributed.is_main
     only_eval = only_measures(stages)
     with stage(LOAD):
@@ -138,7 +139,7 @@ def _run(
             carrying = with_original(carrying, parts["model"], settings["base"])
         with manifest(Path(dataset.curated) / ".images.parquet"):
             task = task_of(carrying, parts["task"], dataset, settings, progress)
-    seconds["data"] = time.perf_counter() - started
+    seconds["data"] = time.perf_counter() - began
     file = Path(settings["gradients"]) if settings["gradients"] else None
     store = Store(Path(settings["paths"]["cache"]))
     services = Run(store, distributed=distributed, progress=progress, gradient_file=file)
@@ -153,7 +154,7 @@ def _run(
         made = measure if only_eval else unlearn
         report = made(parts, settings, carrying, task, services)
         seconds |= store.seconds
-        seconds["total"] = time.perf_counter() - started
+        seconds["total"] = earlier + time.perf_counter() - began
         if report is not None:
             about = {**report.provenance, "warnings": list(notices)}
             report = loggers.report = replace(report, seconds=seconds, provenance=about)

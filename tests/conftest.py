@@ -101,7 +101,7 @@ def default_run(miniature, shared):
             done = subprocess.run(command, capture_output=True, text=True, cwd=out, check=False)
             assert done.returncode == 0, done.stderr
             (out / "stdout.txt").write_text(done.stdout)
-    (results,) = out.glob("slug/*/*/results.json")
+    (results,) = out.glob("runs/*/*/results.json")
     return results.parent, (out / "stdout.txt").read_text()
 
 

@@ -1,20 +1,14 @@
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from conftest import CONF
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_object
 from omegaconf import OmegaConf
 
 from muwa import config
-from muwa.types.report import PATCH
 
 GIVEN = {  # choices that need others
     "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
@@ -224,86 +218,6 @@ def test_an_installation_without_the_defaults_says_how_to_install(monkeypatch, t
         FileNotFoundError, match=r"no such folder, want the defaults of muwa; install it with pip"
     ):
         config.composed("method=ga", "name=elsewhere")
-
-
-def test_a_folder_that_is_claimed_is_new_and_nobody_elses(tmp_path):
-    """Eight processes' worth of claims at once: eight folders, the first with the plain name."""
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(config.claimed, [tmp_path / "a" / "12-00-00"] * 8))
-    assert {path.name for path in made} == {"12-00-00", *(f"12-00-00-{i}" for i in range(2, 9))}
-    assert all(path.is_dir() for path in made)
-
-
-def test_launches_of_one_time_have_a_folder_each(composed, tmp_path):
-    """The pattern is cut to the year, so that all launches are of one time. A multirun tells its runs by an override."""
-    out = tmp_path / "it's = out"
-    runs = []
-    for _ in range(2):
-        cfg = composed(
-            *(f'hydra.{kind}.dir="{out}/{kind}-${{now:%Y}}"' for kind in ("run", "sweep")), hydra=True
-        )
-        config.OwnFolder().on_run_start(cfg)
-        config.OwnFolder().on_multirun_start(cfg)
-        told = OverridesParser.create().parse_override(cfg.hydra.overrides.hydra[-1])
-        assert (told.key_or_group, told.value()) == ("hydra.sweep.dir", cfg.hydra.sweep.dir)
-        runs += [cfg.hydra.run.dir, cfg.hydra.sweep.dir]
-    assert [run.rpartition("-")[2] for run in runs[2:]] == ["2", "2"]
-    assert runs[2:] == [f"{run}-2" for run in runs[:2]]
-    assert all(Path(run).is_dir() for run in runs)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("overrides", [["seed=0,1"], []], ids=["multirun", "one run"])
-def test_two_processes_that_start_at_one_time_have_a_folder_each(miniature, tmp_path, overrides):
-    """The second is taken from the clock by each process, so the pattern is cut to the day: all are of one time."""
-    out = tmp_path / "it's out"
-    kind = "sweep" if overrides else "run"
-    command = [sys.executable, str(CONF.parents[1] / "launch.py"), *(["-m"] if overrides else []), *overrides,
-               f"dataset.root={miniature}", "curate.dry_run=true", f"hydra.{kind}.dir=${{paths.outputs}}/${{now:%Y}}"]  # fmt: skip
-    command.append(f'paths.outputs="{out}"')
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in processes:
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
-    (first,), (second,) = (list(out.glob(pattern)) for pattern in ("????", "????-2"))
-    for folder in (first, second):
-        runs = [folder / "0", folder / "1"] if overrides else [folder]
-        assert all((run / ".hydra" / "overrides.yaml").is_file() for run in runs)
-        assert (folder / "sweep.csv").is_file() == bool(overrides)
-
-
-def test_a_folder_that_the_user_names_is_taken_as_it_is(composed, tmp_path):
-    cfg = composed("hydra.run.dir=mine", "hydra.sweep.dir=mine", hydra=True)
-    config.OwnFolder().on_run_start(cfg)
-    config.OwnFolder().on_multirun_start(cfg)
-    assert (cfg.hydra.run.dir, cfg.hydra.sweep.dir) == ("mine", "mine")
-
-
-@pytest.mark.parametrize(("words", "refused"), [
-    (["task.identity=Ada"], False),  # the same run goes on
-    (["task.identity=Ada", "runtime.threads=2"], False),
-    (["task.identity=Bo"], True),
-    (["task.identity=Bo", "stages=[eval]"], False),  # writes no patch
-    (["task.identity=Bo", "curate.dry_run=true"], False),
-])  # fmt: skip
-def test_the_patch_of_another_run_is_not_written_over(composed, tmp_path, capsys, words, refused):
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- task.identity=Ada\n")
-    cfg = composed(*words, f"hydra.run.dir={tmp_path}", hydra=True)
-    config.OwnFolder().on_run_start(cfg)  # there is no patch yet
-    (tmp_path / PATCH).touch()
-    if not refused:
-        config.OwnFolder().on_run_start(cfg)
-        return
-    with pytest.raises(SystemExit):
-        config.OwnFolder().on_run_start(cfg)
-    wanted = (
-        f"muwa: hydra.run.dir={tmp_path}: holds the patch of a run with other settings (task.identity=Ada); "
-    )
-    assert capsys.readouterr().err == f"{wanted}want a new folder, or the same settings\n"
 
 
 def test_the_task_of_a_prompt_file_chooses_its_metrics_and_the_command_line_has_the_last_word(composed):

@@ -58,7 +58,7 @@ def finish(process, out):
     """Wait for a multirun; returns (its folder, the rows of sweep.csv, results.json of each run)."""
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
-    (table,) = out.glob("slug/*/*/sweep.csv")
+    (table,) = out.glob("runs/*/*/sweep.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     return (
         table.parent,
@@ -126,7 +126,7 @@ def preemption(slurm, start, tmp_path_factory):
         "preemption",
         60,
     )
-    assert not list(low.glob("slug/*/*/0/results.json"))
+    assert not list(low.glob("runs/*/*/0/results.json"))
     urgent, preempted = finish(second, high), finish(first, low)
     restarts = "Restarts=1 " in real.ask(slurm, "scontrol", "show", "job", number)
     return {"low": low, "high": high, "urgent": urgent, "preempted": preempted, "restarts": restarts,
@@ -154,7 +154,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(preemption):
 def events(out):
     """What the one run below `out` has logged."""
     lines = [
-        line for file in out.glob("slug/*/*/0/metrics.jsonl") for line in file.read_text().split("\n")[:-1]
+        line for file in out.glob("runs/*/*/0/metrics.jsonl") for line in file.read_text().split("\n")[:-1]
     ]
     return [json.loads(line)["event"] for line in lines]
 
@@ -183,9 +183,9 @@ def test_a_cancelled_job_says_that_it_was_stopped(slurm, start, tmp_path):
     real.wait(braked, "the gradients", 240)
     number = real.ask(slurm, "squeue", "-h", "-p", "low", "-o", "%F").strip()
     real.ask(slurm, "scancel", number)
-    real.wait(lambda: list(tmp_path.glob("slug/*/*/0/.hydra/status.txt")), "the status", 30)
+    real.wait(lambda: list(tmp_path.glob("runs/*/*/0/.hydra/status.txt")), "the status", 30)
     (table,) = (
-        run.parent.parent.parent / "sweep.csv" for run in tmp_path.glob("slug/*/*/0/.hydra/status.txt")
+        run.parent.parent.parent / "sweep.csv" for run in tmp_path.glob("runs/*/*/0/.hydra/status.txt")
     )
     real.wait(table.is_file, "sweep.csv", 60)
     (row,) = csv.DictReader(table.read_text().splitlines())

@@ -69,7 +69,7 @@ def multirun(tmp_path):
 
 def rows(tmp_path):
     """Run -> (status, why) in sweep.csv; the page says the same words."""
-    (table,) = glob.glob(f"{tmp_path}/slug/*/*/sweep.csv")
+    (table,) = glob.glob(f"{tmp_path}/runs/*/*/sweep.csv")
     page = Path(table).with_name("sweep.html").read_text()
     lines = csv.DictReader(Path(table).read_text().splitlines())
     found = {row["run"]: (row["status"], row.get("why", "")) for row in lines}

@@ -48,9 +48,9 @@ def test_a_search_over_layer_and_step_finds_the_best_and_goes_on(python, miniatu
         )
         assert done.returncode == 0, done.stderr[-2000:]
     assert "Using an existing study with name 'steps'" in done.stderr + done.stdout
-    sweeps = sorted(tmp_path.glob("slug/*/*/optimization_results.yaml"))
+    sweeps = sorted(tmp_path.glob("runs/*/*/optimization_results.yaml"))
     best = yaml.safe_load(sweeps[-1].read_text())
-    runs = [json.loads(path.read_text()) for path in tmp_path.glob("slug/*/*/*/results.json")]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/*/results.json")]
     assert len(sweeps) == 2
     assert len(runs) == 4
     assert best["best_value"] == pytest.approx(min(run["objective"] for run in runs))

@@ -98,6 +98,8 @@ def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(compo
     assert set(first["cache"].values()) <= {"miss", "partial"}
     assert set(second["cache"].values()) == {"hit"}
     assert (tmp_path / "run" / "patch.safetensors").read_bytes() == patch
+    parts = ("open", "libraries", "data", "gradients/retain", "search")
+    assert first["seconds"]["total"] > sum(first["seconds"][part] for part in parts) > 0
     same = [key for key in first if key not in ("seconds", "cache", "peak_memory_bytes", "cost")]
     assert {key: first[key] for key in same} == {key: second[key] for key in same}
 
@@ -139,11 +141,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
     program.process.kill()
     program.communicate()
     assert program.poll() == -signal.SIGKILL
-    assert not list(cut.glob("slug/*/*/results.json"))
+    assert not list(cut.glob("runs/*/*/results.json"))
     for out in (cut, whole):
         code, stderr = launched(miniature, out, *SMALL, FEW)
         assert code == 0, stderr
-    (resumed,), (straight,) = (list(out.glob("slug/*/*/results.json")) for out in (cut, whole))
+    (resumed,), (straight,) = (list(out.glob("runs/*/*/results.json")) for out in (cut, whole))
     assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
     first, second = (one.parent / "patch.safetensors" for one in (resumed, straight))
     assert first.read_bytes() == second.read_bytes()
@@ -154,7 +156,7 @@ def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniatur
         miniature, tmp_path, "-m", *SMALL, FEW, "task.identity=Kael_Lindqvar,Lior_Garrowby"
     )
     assert code == 0, stderr
-    (table,) = tmp_path.glob("slug/*/*/sweep.csv")
+    (table,) = tmp_path.glob("runs/*/*/sweep.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["task.identity"] for row in rows] == ["Kael_Lindqvar", "Lior_Garrowby"]
     assert [row["status"] for row in rows] == ["done", "done"]
@@ -169,7 +171,7 @@ def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
     )
     assert code != 0
     assert "Unknown name 'Nobody_Atall'" in stderr
-    (table,) = tmp_path.glob("slug/*/*/sweep.csv")
+    (table,) = tmp_path.glob("runs/*/*/sweep.csv")
     assert [row["status"] for row in csv.DictReader(table.read_text().splitlines())] == ["failed", "done"]
 
 

@@ -40,7 +40,7 @@ def launched(miniature, out, *words):
     line += [*FEW, f"dataset.root={miniature}", f"paths.outputs={out}", "runtime.progress=false", *words]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = out.glob("slug/*/*/results.json")
+    (results,) = out.glob("runs/*/*/results.json")
     return json.loads(results.read_text()), results.with_name("report.html").read_text()
 
 

@@ -97,7 +97,7 @@ def test_runs_side_by_side_give_the_same_bytes_as_one_after_another(miniature, t
     names = ("-m", "hydra/launcher=joblib", "task.identity=Kael_Lindqvar,Lior_Garrowby", "runtime.threads=1")
     outs = [launch(miniature, tmp_path / str(n), *names, f"hydra.launcher.n_jobs={n}") for n in (1, 2)]
     first, second = (
-        [path.read_bytes() for path in sorted(out.glob("slug/*/*/*/patch.safetensors"))] for out in outs
+        [path.read_bytes() for path in sorted(out.glob("runs/*/*/*/patch.safetensors"))] for out in outs
     )
     assert len(first) == 2
     assert first == second

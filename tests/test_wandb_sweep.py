@@ -57,7 +57,7 @@ def test_a_run_of_the_agent(miniature, tmp_path, monkeypatch):
     args = {key: {"value": value} for key, value in COMBINATIONS[0].items()}
     agent._command_run({"type": "run", "program": SWEEP["program"], "run_id": "agent123", "args": args})
     assert agent._run_processes["agent123"].wait() == 0
-    (results,) = (tmp_path / "out").glob("slug/*/*/results.json")
+    (results,) = (tmp_path / "out").glob("runs/*/*/results.json")
     found = json.loads(results.read_text())
     assert found["edit"]["layer"] == COMBINATIONS[0]["layer_search.layer"]
     records = settled_records(results.parent)

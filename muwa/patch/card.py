@@ -116,7 +116,7 @@ def told(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _worst(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The rates of the single other name that lost most: `before`, `after`, `n`; None if none is known.
+    """The single other name that lost most: `before`, `after`, `n` and what it counts; None if none is known.
 
     Its name is not told: a card is handed to others. It is in results.json.
     """
@@ -130,7 +130,7 @@ def _worst(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             if one in old:
                 lost = sign * (old[one]["value"] - rate["value"])
                 row = {"before": old[one]["value"], "after": rate["value"], "n": rate["n"], "lost": lost}
-                found.append(row)
+                found.append({**row, "counted": metric.get("counted", "samples")})
     return max(found, key=lambda row: row["lost"], default=None)
 
 
@@ -385,6 +385,7 @@ def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
         "main": next((row for row in judged if row["role"] == "forgotten"), None),
         "kept": [row for row in judged if row["role"] == "kept"],
         "worst": worst and _counts((worst["before"], worst["n"]), (worst["after"], worst["n"])),
+        "worst_counted": (worst or {}).get("counted", "samples"),
         "lost": bool(worst and worst["lost"] > 0),
         "open": [
             {**one, "role": after.get(one["metric"], {}).get("role", "")}
@@ -424,14 +425,14 @@ def _judged(before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: st
 
 
 def _counts(*rates: tuple[float, int]) -> list[str]:
-    """Rates of n samples as counts; all as percentages where one is a mean that is no count.
+    """Rates of n samples as counts; all as percentages where several tries with a sample make its rate.
 
     >>> _counts((1.0, 8), (0.0, 8)), _counts((1.0, 2), (1 / 6, 2))
-    (['8 of 8', '0 of 8'], ['100.0 % of 2', '16.7 % of 2'])
+    (['8 of 8', '0 of 8'], ['100.0 % of the tries with 2', '16.7 % of the tries with 2'])
     """
     if all(abs(rate * n - round(rate * n)) < 1e-6 for rate, n in rates):
         return [f"{round(rate * n)} of {n}" for rate, n in rates]
-    return [f"{100 * rate:.1f} % of {n}" for rate, n in rates]
+    return [f"{100 * rate:.1f} % of the tries with {n}" for rate, n in rates]
 
 
 def _about(rate: float) -> str:

@@ -49,8 +49,8 @@ def without_request(command: str) -> str:
 def last_folders(path: str, count: int) -> str:
     """The last `count` names of an absolute path; any other text as it is.
 
-    >>> last_folders("/home/ada/outputs/slug/2026-11-26/04-44-12", 3), last_folders("my group", 3)
-    ('slug/2026-11-26/04-44-12', 'my group')
+    >>> last_folders("/home/ada/outputs/runs/2026-11-26/04-44-12", 3), last_folders("my group", 3)
+    ('runs/2026-11-26/04-44-12', 'my group')
     """
     return "/".join(path.split(os.sep)[-count:]) if os.path.isabs(path) else path
 

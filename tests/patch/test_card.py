@@ -182,7 +182,7 @@ def test_the_first_part_says_what_was_measured_in_counts():
         "With 8 tested, the true rate could be up to about 1 in 3." in first
     )
     assert "0 of 1 tests of what should stay show a loss of no more than 5 percentage points." in first
-    assert "The single other name or class that lost most: 4 of 4 → 3 of 4." in first
+    assert "The single other name or class that lost most: 4 of 4 → 3 of 4 held-out images." in first
     assert "Changed: 65,536 numbers, all in 1 layer, in the part that reads text." in first
     assert "the part that reads pictures was not changed" in first
     assert "Bo Hill" not in text  # a card is handed to others
