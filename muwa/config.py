@@ -253,8 +253,10 @@ def _check_values(cfg: DictConfig) -> None:
     for group in LISTS:
         composition.check_parts(group, plain[group])
     composition.check(plain, cast(dict[str, Any], written), RECORDS)
+    if "unlearn" in cfg.stages:
+        observers.check_method(plain, [CONF, OWN_CONF])
     if "eval" in cfg.stages:
-        observers.check(plain, [CONF, OWN_CONF])
+        observers.check_measures(plain, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
 

@@ -12,9 +12,11 @@ from muwa import config
 
 GIVEN = {  # choices that need others
     "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
-    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people")},
-    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts")},
-}
+    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people", "answer", "margin",
+                                        "answering", "answering_by_gain")},
+    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts", "generation",
+                                       "generation_by_gain", "esd", "uce", "concept_ablation")},
+}  # fmt: skip
 FILES = sorted(
     path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF
 )

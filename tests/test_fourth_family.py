@@ -118,9 +118,11 @@ class Retriever(Content):
 class Retrieval(OutputSettings, LayerSearch):
     """Bisect the step of each candidate layer until the person is no longer found."""
 
+    observes: ClassVar[type[Names] | None] = Names
+
     def check(self, model: Retriever, task: Task) -> None:
         """Refuse other families and settings out of range."""
-        self.check_settings("layer_search=retrieval", Names, model)
+        self.check_settings("layer_search=retrieval", model)
 
     def __call__(
         self, model: Any, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

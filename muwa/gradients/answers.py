@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.mean import GradientSum
 from muwa.gradients.moments import Sums, minus
 from muwa.gradients.towers import moments_by_clip
-from muwa.models.base import check_observer
+from muwa.models.base import Observer, check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
 from muwa.types.gradients import Gradients
 from muwa.types.ranges import TextsByName
@@ -61,6 +61,8 @@ class AnswerGradients(GradientSource):
     Source: muwa's own. The paper takes both gradients on the CLIP.
     """
 
+    observes: ClassVar[type[Observer]] = QuestionAnswering
+
     loss: Literal["log_probability", "margin"]
     wordings: TextsByName
     retained: Literal["described", "named"]
@@ -71,7 +73,7 @@ class AnswerGradients(GradientSource):
         Raises:
             ValueError: Says which setting does not fit.
         """
-        check_observer("gradient_source=answer", QuestionAnswering, model)
+        check_observer("gradient_source=answer", self.observes, model)
         for key, value, choices in (("loss", self.loss, LOSSES), ("retained", self.retained, RETAINED)):
             if value not in choices:
                 raise ValueError(f"gradient_source.{key}: got {value!r}, want one of {', '.join(choices)}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from muwa.gradients.accumulation import PRECISIONS
 from muwa.gradients.losses import by_name
 
 if TYPE_CHECKING:
-    from muwa.models.base import Editable
+    from muwa.models.base import Editable, Observer
     from muwa.run import Run
     from muwa.types.data import Task
     from muwa.types.gradients import Gradients, Moments
@@ -80,7 +80,13 @@ class Recipe:
 
 
 class GradientSource(Protocol):
-    """Gives the mean forget gradient of a name and the mean retain gradient, for each encoder of a model."""
+    """Gives the mean forget gradient of a name and the mean retain gradient, for each encoder of a model.
+
+    Attributes:
+        observes: The kind of observer that models must have; None: it fits all models.
+    """
+
+    observes: ClassVar[type[Observer] | None] = None
 
     @property
     def reads_pairs(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from muwa.fingerprint import digest
 from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.moments import Sums, WeightProducts, adder
 from muwa.gradients.towers import gradients_by_clip, moments_by_clip
-from muwa.models.base import check_observer
+from muwa.models.base import Observer, check_observer
 from muwa.models.clip.layers import as_matrix, matrices
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.text_encoders import prompt_only
@@ -212,6 +212,8 @@ class PromptGradients(GradientSource):
     Source: muwa's own. UCE (arXiv 2308.14761) moves the same prompts, there in the UNet's cross-attention.
     """
 
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
     anchor: str | None
     stand_ins: Count
 
@@ -226,7 +228,7 @@ class PromptGradients(GradientSource):
         Raises:
             ValueError: Says which setting does not fit.
         """
-        check_observer("gradient_source=prompts", ImageGenerator, model)
+        check_observer("gradient_source=prompts", self.observes, model)
         if self.stand_ins < 1:
             raise ValueError(f"gradient_source.stand_ins: got {self.stand_ins}, want at least 1")
         if run.gradient_file is not None:

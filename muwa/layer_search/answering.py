@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.checks import check_at_least_1, check_enough
 from muwa.layer_search.evaluators.answers import AnswerEvaluator
 from muwa.layer_search.settings import OutputSettings
-from muwa.models.base import Editable
+from muwa.models.base import Editable, Observer
 from muwa.models.vlm.question_answering import QuestionAnswering, questions
 from muwa.run import Run
 from muwa.types.data import Task
@@ -44,6 +44,8 @@ class Answering(OutputSettings, LayerSearch):
     looks at answers afterwards.
     """
 
+    observes: ClassVar[type[Observer]] = QuestionAnswering
+
     wordings: TextsByName
     aliases: Aliases
     search_wordings: Count
@@ -55,7 +57,7 @@ class Answering(OutputSettings, LayerSearch):
         Raises:
             ValueError: Names the key, what it was and what it may be.
         """
-        self.check_settings("layer_search=answering", QuestionAnswering, model)
+        self.check_settings("layer_search=answering", model)
         check_at_least_1(search_wordings=self.search_wordings, retain_pictures=self.retain_pictures)
         questions(
             task, task.probe, wordings=self.wordings, aliases=self.aliases, forget=0, retain=0, utility=0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
-from muwa.models.base import Editable
+from muwa.models.base import Editable, Observer
 from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.gradients import Gradients
@@ -18,7 +18,12 @@ class LayerSearch(Protocol):
     A method first calls `check`. Then it calls `muwa.layer_search.replay.run_search` with
     `search.ready(model, task)`, which reads the search back from the cache if it was run before. The record's
     fields are part of the cache key.
+
+    Attributes:
+        observes: The kind of observer that models must have; None: it fits all models.
     """
+
+    observes: ClassVar[type[Observer] | None] = None
 
     def check(self, model: Editable, task: Task) -> None:
         """Raise if a setting is out of range or does not fit the model; before any compute.

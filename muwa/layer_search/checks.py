@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Z = 1.959964  # standard normal quantile of a 95 % interval
 
 
-def check_family(search: str, wanted: type[Observer], model: Editable) -> None:
+def check_family(search: str, wanted: type[Observer] | None, model: Editable) -> None:
     """Raise if a search does not fit the kind of model.
 
     Args:
         search: The search, for the message: "layer_search=grid".
-        wanted: The kind of observer that the search uses.
+        wanted: The kind of observer that the search uses; None if it fits all models.
 
     Raises:
         ValueError: Names the model, the models that the search wants, and the searches that fit the model.

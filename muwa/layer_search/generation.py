@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from muwa.eval.images.kept_prompts import judge_of
 from muwa.layer_search.base import LayerSearch
@@ -12,6 +12,7 @@ from muwa.layer_search.by_outputs import by_outputs
 from muwa.layer_search.checks import check_at_least_1, check_enough
 from muwa.layer_search.evaluators.images import ImageEvaluator, probe_requests
 from muwa.layer_search.settings import OutputSettings
+from muwa.models.base import Observer
 from muwa.models.diffusion.image_classifier import ClassifierLoader
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.run import Run
@@ -45,6 +46,8 @@ class Generation(OutputSettings, LayerSearch):
     is compared with the image of the same prompt and seed before the edit, and intervals decide.
     """
 
+    observes: ClassVar[type[Observer]] = ImageGenerator
+
     classifier: ClassifierLoader
     pictures: Count
     retain_pictures: Count
@@ -58,7 +61,7 @@ class Generation(OutputSettings, LayerSearch):
             ValueError: Names the key, what it was and what it may be.
             FileNotFoundError: The classifier's weights are missing.
         """
-        self.check_settings("layer_search=generation", ImageGenerator, model)
+        self.check_settings("layer_search=generation", model)
         check_at_least_1(
             pictures=self.pictures, retain_pictures=self.retain_pictures, sampling_steps=self.sampling_steps
         )

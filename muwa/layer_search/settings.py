@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from muwa.layer_search.checks import (
     check_above_0,
@@ -53,6 +54,8 @@ class ZeroShotSettings:
         towers: The towers that are searched, in this order: "vision", "text" or both.
     """
 
+    observes: ClassVar[type[Observer] | None] = Features
+
     granularity: Granularity
     rule: StepRule | None
     tolerance: NotNegative
@@ -80,7 +83,7 @@ class ZeroShotSettings:
         Raises:
             ValueError: Names the key, what it was and what it may be.
         """
-        check_family(search, Features, model)
+        check_family(search, self.observes, model)
         self.acceptance(whitened=False).check()
         check_towers(self.towers)
         for clip in model.clips.values():
@@ -115,6 +118,8 @@ class OutputSettings:
             step so many times as long, as often as `confirmations` allows. None: there is no edit then.
     """
 
+    observes: ClassVar[type[Observer] | None]
+
     start: Start | None
     candidates: Count | None
     granularity: Granularity
@@ -132,17 +137,16 @@ class OutputSettings:
         """How one of the steps is chosen. By outputs, forget accuracy is top-1: the criterion is "top1"."""
         return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance, stranger=0.0)
 
-    def check_settings(self, search: str, observer: type[Observer], model: Editable) -> None:
+    def check_settings(self, search: str, model: Editable) -> None:
         """Raise if one of these settings is out of range or does not fit the model.
 
         Args:
             search: For the message: "layer_search=generation".
-            observer: The kind of observer that the search uses.
 
         Raises:
             ValueError: Names the key, what it was and what it may be.
         """
-        check_family(search, observer, model)
+        check_family(search, self.observes, model)
         if self.start is not None and self.start not in STARTS:
             raise ValueError(f"layer_search.start: got {self.start!r}, want one of {', '.join(STARTS)}")
         if self.candidates is not None and self.candidates < 1:

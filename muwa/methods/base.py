@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
-from muwa.models.base import Editable
+from muwa.models.base import Editable, Observer
 from muwa.run import Run
 from muwa.types.data import Task
 from muwa.types.edit import Edit
@@ -15,9 +15,11 @@ class Method(Protocol):
 
     Attributes:
         uses_workers: Whether worker ranks help to compute gradients. If not, they do nothing.
+        observes: The kind of observer that models must have; None: it fits all models.
     """
 
     uses_workers: ClassVar[bool] = False
+    observes: ClassVar[type[Observer] | None] = None
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """Raise if a setting is out of range or does not fit the model; before any compute.

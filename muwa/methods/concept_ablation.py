@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from muwa.methods._prompts import ANCHORS, prompt_pairs
 from muwa.methods._unet import Training, check_unet_method, log_losses, train_weights, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser, cross_attention
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.ranges import Count, LearningRate, NotNegative, Seed, Text
 
 if TYPE_CHECKING:
-    from muwa.models.base import Editable
+    from muwa.models.base import Editable, Observer
     from muwa.models.diffusion.denoiser import Conditions
     from muwa.models.diffusion.model import Diffusion
     from muwa.run import Run
@@ -61,6 +62,8 @@ class ConceptAblation(Method):
     - Images are not resized, flipped or filtered.
     - The key and the value of the start token have gradients like those of the other tokens.
     """
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
 
     anchor: Text | None
     weights: Literal["cross-attn", "full"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from muwa.methods._checks import check_above_zero, check_at_least
 from muwa.methods._unet import Training, check_unet_method, log_losses, train_weights, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import Denoiser
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.ranges import Count, LearningRate, NotNegative, Scale, Seed
 
 if TYPE_CHECKING:
-    from muwa.models.base import Editable
+    from muwa.models.base import Editable, Observer
     from muwa.models.diffusion.model import Diffusion
     from muwa.run import Run
     from muwa.types.data import Task
@@ -55,6 +56,8 @@ class ESD(Method):
     - "u" trains every weight outside `attn2`. The authors leave out the time embedding and the last layer.
     - The prompts of a name are the task's prompts and the bare name.
     """
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
 
     variant: Literal["x", "u"]
     eta: NotNegative

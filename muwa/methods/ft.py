@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import retain_pairs
 from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Loss
 
@@ -40,11 +40,13 @@ class FT(FineTuningSettings, Method):
     cosine schedule. We differ: eval mode, no augmentation, no warm-up.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     retain_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=ft", Features, model)
+        check_observer("method=ft", self.observes, model)
         refuse_gradient_file("ft", run)
         self.check_fine_tuning()
         by_name(self.retain_loss)

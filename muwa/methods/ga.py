@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._edits import forget_pairs
 from muwa.methods._finetune import FineTuningSettings, Phase, fine_tuned_edit
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Loss
 
@@ -41,11 +41,13 @@ class GA(FineTuningSettings, Method):
     warm-up.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     forget_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=ga", Features, model)
+        check_observer("method=ga", self.observes, model)
         refuse_gradient_file("ga", run)
         self.check_fine_tuning()
         by_name(self.forget_loss)

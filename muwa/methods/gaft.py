@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from muwa.gradients.losses import by_name
 from muwa.methods._checks import refuse_gradient_file
 from muwa.methods._finetune import FineTuningSettings, ascent_and_descent, fine_tuned_edit
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Loss
 
@@ -41,12 +41,14 @@ class GAFT(FineTuningSettings, Method):
     no augmentation, no warm-up.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     forget_loss: Loss
     retain_loss: Loss
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=gaft", Features, model)
+        check_observer("method=gaft", self.observes, model)
         refuse_gradient_file("gaft", run)
         self.check_fine_tuning()
         for loss in (self.forget_loss, self.retain_loss):

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from muwa.methods._edits import Deltas, difference, edit_of
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features, Tower, class_features
 from muwa.models.clip.layers import tower_of
 from muwa.run import Run
@@ -81,6 +81,8 @@ class LIP(SelectionSettings, Method):
     - The edit is chosen by `rule`; the authors take the last epoch that was not undone.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     pictures: Count
     confidence: PartialShare
     dream_steps: Count
@@ -96,7 +98,7 @@ class LIP(SelectionSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=lip", Features, model)
+        check_observer("method=lip", self.observes, model)
         refuse_gradient_file("lip", run)
         _ = self.selection  # raises for a setting that is out of range
         positive = ("pictures", "dream_steps", "copies", "layers", "epochs", "batch_size")

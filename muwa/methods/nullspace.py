@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from annotated_types import MinLen
@@ -19,7 +19,7 @@ from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Count, Share, Templates
 from muwa.types.search import Candidate
@@ -61,13 +61,15 @@ class NullSpace(SelectionSettings, Method):
     does with the texts of retained classes is not implemented.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     templates: Templates | None
     rank: Count | None
     strengths: Annotated[Sequence[Share], MinLen(1)]
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=nullspace", Features, model)
+        check_observer("method=nullspace", self.observes, model)
         refuse_gradient_file("nullspace", run)
         _ = self.selection  # raises for a setting that is out of range
         projection(model.clips[""])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from muwa.methods._edits import Deltas, edit_of, retain_pairs
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features, pixel_batches
 from muwa.types.edit import Edit
 from muwa.types.ranges import Count, Granularity, NotNegative, Positive, Share
@@ -78,6 +78,8 @@ class RAZOR(SelectionSettings, MeanGradientSettings, Method):
     - Round 1 has no mismatch gradient, because nothing has changed yet.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     granularity: Granularity
     alpha: Share
     threshold: Share
@@ -89,7 +91,7 @@ class RAZOR(SelectionSettings, MeanGradientSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=razor", Features, model)
+        check_observer("method=razor", self.observes, model)
         refuse_gradient_file("razor", run)
         _ = self.selection, self.recipe  # these records raise for a setting that is out of range
         check_granularity(self.granularity)

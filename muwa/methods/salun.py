@@ -15,7 +15,7 @@ from muwa.gradients.files import read_gradients
 from muwa.gradients.mean import MeanGradientSettings, forget_sum, origin
 from muwa.methods._finetune import FineTuningSettings, ascent_and_descent, fine_tuned_edit
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
 from muwa.types.ranges import Share
@@ -51,13 +51,14 @@ class SalUn(FineTuningSettings, MeanGradientSettings, Method):
     not move masked weights either.
     """
 
+    observes: ClassVar[type[Observer]] = Features
     uses_workers: ClassVar[bool] = True
 
     share: Share
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=salun", Features, model)
+        check_observer("method=salun", self.observes, model)
         self.check_fine_tuning()
         if not 0 < self.share <= 1:
             raise ValueError(f"method.share: got {self.share}, want a share of all weights in (0, 1]")

@@ -18,7 +18,7 @@ from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
 from muwa.methods.slug import Slug
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
 from muwa.types.ranges import Count, CountOrZero, Positive
@@ -49,6 +49,7 @@ class SlugIterative(SelectionSettings, MeanGradientSettings, Method):
     Source: ours, as a comparison with SLUG (arXiv 2407.11867), which takes one gradient and one step.
     """
 
+    observes: ClassVar[type[Observer]] = Features
     uses_workers: ClassVar[bool] = True
 
     layer_search: LayerSearch
@@ -64,7 +65,7 @@ class SlugIterative(SelectionSettings, MeanGradientSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=slug_iterative", Features, model)
+        check_observer("method=slug_iterative", self.observes, model)
         _ = self.selection  # raises for a setting that is out of range
         check_above_zero({"step": self.step})
         check_at_least({"rounds": (self.rounds, 1), "patience": (self.patience, 0)})

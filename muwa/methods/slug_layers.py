@@ -18,7 +18,7 @@ from muwa.methods._edits import Deltas, edit_of
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import Checkpoints, SelectionSettings, cached_trace, deltas_of, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Count, Granularity, Positive
 from muwa.types.search import BOTH_TOWERS, RELATIVE, Candidate
@@ -58,6 +58,7 @@ class SlugLayers(SelectionSettings, MeanGradientSettings, Method):
     step.
     """
 
+    observes: ClassVar[type[Observer]] = Features
     uses_workers: ClassVar[bool] = True
 
     pick: Literal["front", "importance", "alignment", "random", "all"]
@@ -68,7 +69,7 @@ class SlugLayers(SelectionSettings, MeanGradientSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=slug_layers", Features, model)
+        check_observer("method=slug_layers", self.observes, model)
         if self.pick not in PICKS:
             raise ValueError(f"method.pick: got {self.pick!r}, want one of {', '.join(PICKS)}")
         _ = self.selection  # raises for a setting that is out of range

@@ -21,7 +21,7 @@ from muwa.methods._edits import Deltas, edit_of, forget_pairs, nonzero, retain_p
 from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.edit import Edit
 from muwa.types.ranges import Count, Fractions, Loss, Positive, Seed
@@ -64,6 +64,7 @@ class SSD(SelectionSettings, Method):
     computed on the retain pairs, not on all training pairs.
     """
 
+    observes: ClassVar[type[Observer]] = Features
     uses_workers: ClassVar[bool] = True
 
     alpha: Positive
@@ -80,7 +81,7 @@ class SSD(SelectionSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=ssd", Features, model)
+        check_observer("method=ssd", self.observes, model)
         refuse_gradient_file("ssd", run)
         _ = self.selection, self.recipe  # these records raise for a setting that is out of range
         check_above_zero({"alpha": self.alpha})

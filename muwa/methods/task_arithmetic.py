@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from muwa.methods._evaluator import EditEvaluator
 from muwa.methods._finetune import Phase, Schedule, tune
 from muwa.methods._selection import SelectionSettings, cached_trace, evaluate_each, search_of
 from muwa.methods.base import Method
-from muwa.models.base import Editable, check_observer
+from muwa.models.base import Editable, Observer, check_observer
 from muwa.models.clip.embeddings import Features
 from muwa.types.ranges import Count, Fractions, LearningRate, Loss, NotNegative, Seed
 
@@ -53,6 +53,8 @@ class TaskArithmetic(SelectionSettings, Method):
     128 images. We fine-tune both towers on image-text pairs, and the loss is our choice.
     """
 
+    observes: ClassVar[type[Observer]] = Features
+
     scales: Fractions | None
     forget_loss: Loss
     epochs: Count
@@ -68,7 +70,7 @@ class TaskArithmetic(SelectionSettings, Method):
 
     def check(self, model: Editable, task: Task, run: Run) -> None:
         """See `Method`."""
-        check_observer("method=task_arithmetic", Features, model)
+        check_observer("method=task_arithmetic", self.observes, model)
         refuse_gradient_file("task_arithmetic", run)
         _ = self.selection, self.schedule  # these records raise for a setting that is out of range
         by_name(self.forget_loss)

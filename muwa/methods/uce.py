@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from muwa.methods._prompts import prompt_pairs
 from muwa.methods._unet import check_unet_method, unet_edit
 from muwa.methods.base import Method
 from muwa.models.diffusion.denoiser import cross_attention
+from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.types.edit import Edit
 from muwa.types.ranges import NotNegative, Positive
 
 if TYPE_CHECKING:
-    from muwa.models.base import Editable
+    from muwa.models.base import Editable, Observer
     from muwa.models.diffusion.model import Diffusion
     from muwa.run import Run
     from muwa.types.data import Task
@@ -56,6 +57,8 @@ class UCE(Method):
     - The empty prompt is always retained, not only if there is no other.
     - All W share one factor, W = W_0 (I + R M^-1), which is solved once in fp64.
     """
+
+    observes: ClassVar[type[Observer]] = ImageGenerator
 
     anchor: str
     erase_scale: Positive

@@ -110,15 +110,15 @@ class Editable(Protocol):
         """Provenance in plain values; at least "source" and "fingerprint"."""
 
 
-def check_observer(where: str, wanted: type[Observer], model: Editable) -> None:
+def check_observer(where: str, wanted: type[Observer] | None, model: Editable) -> None:
     """Raise if a method, a search or a metric does not support this model.
 
     Args:
         where: The setting, for the message: "method=ga", "eval.canvas".
-        wanted: The kind of observer that the setting needs.
+        wanted: The kind of observer that the setting needs; None if it fits all models.
 
     Raises:
         ValueError: The model has another kind of observer.
     """
-    if model.observer is not wanted:
+    if wanted is not None and model.observer is not wanted:
         raise ValueError(f"{where}: got {model.observer.family} ({model.source}), want {wanted.family}")

@@ -1,8 +1,8 @@
-"""Which measures fit which model: found in a config before the model is loaded.
+"""Which methods, layer searches and measures fit which model: found in a config before the model is loaded.
 
-A measure says which outputs it looks at (`Measure.observes`), and a model which it has (`Editable.observer`).
-Both are class attributes, which are read from the source here; `muwa.eval.measure.check_measures` checks the
-same on the loaded model.
+Each says which outputs it looks at (`Measure.observes`), and a model which it has (`Editable.observer`). Both
+are class attributes, which are read from the source here. `muwa.models.base.check_observer` checks the same
+on the loaded model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,42 @@ import yaml
 
 from muwa.settings.source_signatures import class_value, returned_class
 
+_OF_METHODS = ("gradient_source", "layer_search")  # groups that methods refer to
 _PROMPTS = "prompts"  # muwa.types.data.PROMPTS, whose module is slow to import
 
 
-def check(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
+def check_method(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Raise if the method, or the gradient source or layer search that it uses, does not fit the model.
+
+    What the source does not tell is passed.
+
+    Args:
+        config: Group -> its settings as plain values: "model", "method" and the groups that it refers to.
+        folders: Folders with configs, whose choices are named.
+
+    Raises:
+        ValueError: Names the group, and its choices that fit.
+    """
+    model = returned_class(_target(config["model"]))
+    has = class_value(model, "observer") if model else None
+    if not isinstance(has, str):
+        return
+    for target in _targets_within(config["method"]):
+        wants = class_value(target, "observes")
+        if wants in (None, has):
+            continue
+        # What is written within the method's own settings is told of the method.
+        group = next((one for one in _OF_METHODS if _target(config[one]) == target), "method")
+        fitting = [
+            name
+            for name, nodes in _choices(folders, group)
+            if all(class_value(_target(node), "observes") in (None, has) for node in nodes)
+        ]
+        listed = f"; choices that fit: {group}={', '.join(fitting)}" if fitting else ""
+        raise ValueError(f"{group}: got {_family(has)}, want {_family(wants)}{listed}")
+
+
+def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     """Raise if a measure does not fit the model, or does not read the prompts of task=prompts.
 
     What the source does not tell is passed.
@@ -37,13 +69,15 @@ def check(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     prompts = _PROMPTS in (class_value(_target(config["task"]), "kinds") or ())
     targets = dict(_targets(config["eval"]))
     wanted = {key: class_value(target, "observes") for key, target in targets.items()}
+    choices = {
+        name: [target for node in nodes for _, target in _targets(node)]
+        for name, nodes in _choices(folders, "eval")
+    }
     fitting = [
-        name for name, some in _choices(folders) if some and all(_fits(one, has, prompts) for one in some)
+        name for name, some in choices.items() if some and all(_fits(one, has, prompts) for one in some)
     ]
     if prompts and not fitting:
-        readers = {
-            class_value(one, "observes") for _, some in _choices(folders) for one in some if _reads(one)
-        }
+        readers = {class_value(one, "observes") for some in choices.values() for one in some if _reads(one)}
         raise ValueError(f"task=prompts: got {_family(has)}, want {' or '.join(map(_family, readers))}")
     listed = f"; choices that fit: eval=[{','.join(fitting)}], or some of them" if fitting else ""
     for key, wants in wanted.items():
@@ -84,11 +118,23 @@ def _targets(measures: Any) -> Iterator[tuple[str, str]]:
             yield str(key), target
 
 
-def _choices(folders: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
-    """(Choice of `eval`, the targets in its file) for all choices, by name."""
-    for path in sorted(path for folder in folders for path in (folder / "eval").glob("*.yaml")):
+def _targets_within(node: Any) -> Iterator[str]:
+    """The target of a node, then those of the nodes in it."""
+    if isinstance(node, Mapping):
+        if target := _target(node):
+            yield target
+        for inner in node.values():
+            yield from _targets_within(inner)
+
+
+def _choices(folders: Sequence[Path], group: str) -> Iterator[tuple[str, list[Any]]]:
+    """(Choice of a group, what is in its file, after what is in those that it is based on), by name."""
+    nodes = {}
+    for path in sorted(path for folder in folders for path in (folder / group).glob("*.yaml")):
         try:
-            node = yaml.safe_load(path.read_text(encoding="utf-8"))
+            nodes[path.stem] = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError):  # of the user's own, and not chosen: Hydra read those
             continue
-        yield path.stem, [target for _, target in _targets(node)]
+    for name, node in nodes.items():
+        bases = node.get("defaults") if isinstance(node, Mapping) else None
+        yield name, [*(nodes[one] for one in bases or () if isinstance(one, str) and one in nodes), node]

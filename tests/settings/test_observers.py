@@ -6,7 +6,7 @@ from conftest import CONF
 from hydra.utils import get_object
 
 from muwa import config
-from muwa.settings.observers import check
+from muwa.settings.observers import check_measures
 from muwa.settings.source_signatures import class_value, returned_class
 
 MEASURES = {
@@ -61,6 +61,51 @@ def test_what_does_not_fit_is_said_with_what_fits(words, said, composed):
         config.Parts(composed(*words))
 
 
+METHODS = {
+    f"{path.parent.name}={path.stem}": node["_target_"]
+    for group in ("method", "gradient_source", "layer_search")
+    for path in sorted((CONF / group).glob("*.yaml"))
+    if "_target_" in (node := yaml.safe_load(path.read_text()))
+}
+
+
+@pytest.mark.parametrize("target", sorted({*METHODS.values()}))
+def test_what_the_source_says_of_a_method_is_what_its_class_says(target):
+    kind = get_object(target)
+    assert class_value(target, "observes") == (kind.observes and name_of(kind.observes))
+
+
+ALL = "slug, slug_subspace, slug_whitened"
+OTHERS = "ft, ga, gaft, lip, nullspace, razor, salun"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["model=vlm", "method=uce"], rf"method: got {VLM} \(.*want {SD} \(.*; choices that fit: method={ALL}$"),
+    (["model=sd", "method=ga"],
+     rf"method: got {SD} \(.*want {CLIP} \(.*fit: method=concept_ablation, esd, {ALL}, uce$"),
+    (["method=esd"], rf"method: got {CLIP}.*want {SD} .*fit: method={OTHERS}, slug, slug_iterative, slug_layers, "
+                     r"slug_subspace, slug_whitened, ssd, task_arithmetic$"),
+    (["gradient_source=margin"], rf"gradient_source: got {CLIP}.*want {VLM}.*fit: gradient_source=clip$"),
+    (["model=sd", "gradient_source=answer"],
+     rf"gradient_source: got {SD}.*want {VLM}.*fit: gradient_source=clip, prompts$"),
+    (["model=vlm", "layer_search=grid"],
+     rf"layer_search: got {VLM}.*want {CLIP}.*fit: layer_search=answering, answering_by_gain$"),
+    (["model=sd", "layer_search=answering"],
+     rf"layer_search: got {SD}.*want {VLM}.*fit: layer_search=generation, generation_by_gain$"),
+])  # fmt: skip
+def test_a_method_that_does_not_fit_is_said_with_what_fits(words, said, composed):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        config.Parts(composed(*words))
+
+
+@pytest.mark.parametrize("words", [
+    ["model=vlm", "method=uce", "stages=[eval]"], ["model=sd", "method=ga", "stages=[curate]"],
+    ["method=esd", "layer_search=generation", "model=sd", "gradient_source=answer"],  # ESD reads no gradients
+])  # fmt: skip
+def test_what_is_not_used_may_be_of_another_family(words, composed):
+    config.Parts(composed(*words))
+
+
 @pytest.mark.parametrize("words", [
     ["eval=full"], ["model=sd", "eval=full"], ["model=vlm", "eval=full"], ["model=sd", "task=prompts"],
     ["model=sd", "task=prompts", "eval=[prompts,token_attack]"], ["eval=[canvas]", "stages=[unlearn]"],
@@ -85,9 +130,9 @@ def test_the_choices_that_are_named_fit(composed):
 def test_what_the_source_does_not_tell_is_passed():
     for model in ({"_target_": "elsewhere.load"}, {}, None):
         forget = {"forget": {"_target_": MEASURES["forget.forget"]}}
-        assert check({"model": model, "task": {}, "eval": forget}, [CONF]) is None
+        assert check_measures({"model": model, "task": {}, "eval": forget}, [CONF]) is None
     clip, answers = {"_target_": "muwa.models.clip.open_clip.load"}, {"_target_": MEASURES["answers.answers"]}
     own = {"own": {"_target_": "elsewhere.Own"}, "none": None}
-    assert check({"model": clip, "task": {}, "eval": own}, [CONF]) is None
+    assert check_measures({"model": clip, "task": {}, "eval": own}, [CONF]) is None
     with pytest.raises(ValueError, match=f"eval.answers: got {CLIP}"):  # what the source tells is not passed
-        check({"model": clip, "task": {}, "eval": {**own, "answers": answers}}, [CONF])
+        check_measures({"model": clip, "task": {}, "eval": {**own, "answers": answers}}, [CONF])
