@@ -152,10 +152,10 @@ class Root:
     gradient_source: Any = MISSING
     whitening: Any = MISSING
     layer_search: Any = MISSING
-    eval: Any = MISSING
+    eval: Any = field(default_factory=dict)
     classifier: Any = MISSING
     questions: Any = MISSING
-    logger: Any = MISSING
+    logger: Any = field(default_factory=dict)
 
 
 def register() -> None:
@@ -256,6 +256,10 @@ def _check_values(cfg: DictConfig) -> None:
     if "unlearn" in cfg.stages:
         observers.check_method(plain, [CONF, OWN_CONF])
     if "eval" in cfg.stages:
+        if not cfg.eval:
+            raise ValueError(
+                "eval: got no measure, want some (eval=[forget,retain]), or stages=[unlearn]"
+            )
         observers.check_measures(plain, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")

@@ -231,3 +231,11 @@ def test_the_task_of_a_prompt_file_chooses_its_metrics_and_the_command_line_has_
     }
     assert "token_attack" in composed("eval=[attacks]").eval
     assert set(composed("model=sd").eval) == {"canvas", "clip_score", "lookalike", "distances"}
+
+
+def test_no_logger_is_a_list_and_no_measure_is_refused(composed):
+    assert config.Parts(composed("logger=[]"))["logger"] == {}
+    assert config.Parts(composed("eval=[]", "stages=[unlearn]"))["eval"] == {}
+    for words in (["eval=[]"], ["eval=[forget]", "~eval.forget"]):
+        with pytest.raises(ValueError, match=r"^eval: got no measure, want some .*, or stages=\[unlearn\]$"):
+            config.Parts(composed(*words))

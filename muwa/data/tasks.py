@@ -20,6 +20,7 @@ from muwa.data.retain import read_retain
 from muwa.data.samples import check_broken, find_names, fold, listed
 from muwa.data.shards import expand
 from muwa.data.splits import Limits, split_images, utility_images
+from muwa.drafts import check_writable
 from muwa.fingerprint import EncodedImage
 from muwa.types.data import Broken, Classes, LabelledImages, Pairs, Split, Task
 from muwa.types.ranges import Aliases, Names, ObjectTemplates, Seed, Template
@@ -306,7 +307,7 @@ def _curate(
         dataset.shards,
         names,
         aliases=builder.aliases,
-        out=Path(dataset.curated),
+        out=_curated_folder(dataset),
         limit=builder.limits.forget_pairs,
         rules=dataset.rules,
         progress=progress,
@@ -320,10 +321,22 @@ def _preview(
         dataset.shards,
         names,
         aliases=builder.aliases,
-        out=Path(dataset.curated),
+        out=_curated_folder(dataset),
         caption_key=dataset.caption_key,
         progress=progress,
     )
+
+
+def _curated_folder(dataset: Dataset) -> Path:
+    """Where forget sets are kept. A folder that is there may be somebody else's, to be read only.
+
+    Raises:
+        ValueError: It is not there, and cannot be made.
+    """
+    folder = Path(dataset.curated)
+    if not folder.exists():
+        check_writable("dataset.curated", folder)
+    return folder
 
 
 def _folder_names(names: str | int | Sequence[str | int]) -> list[str]:

@@ -1,5 +1,7 @@
 import dataclasses
+import re
 import shutil
+from functools import partial
 
 import pytest
 import tiny
@@ -226,6 +228,18 @@ def test_curating_alone_needs_the_shards_only(world, tmp_path):
     assert found.counts == {"Ada Fox": 5}
     assert found.folders == {"Ada Fox": tmp_path / "Ada_Fox"}
     assert sorted(path.name for path in (tmp_path / "Ada_Fox").iterdir()) == ["forget.tar", "manifest.json"]
+
+
+def test_a_folder_for_forget_sets_that_cannot_be_made_is_named(world, tmp_path):
+    (tmp_path / "file").touch()
+    data = dataclasses.replace(dataset(world, tmp_path), curated=str(tmp_path / "file" / "sets"))
+    wanted = rf"^dataset.curated={re.escape(data.curated)}: cannot be written \(Not a directory\); want a folder that can be$"
+    for build in (
+        datasets.builder("celeba", identity="Ada_Fox").preview,
+        partial(curate, identity="Ada_Fox"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            build(data)
 
 
 def test_a_curated_set_given_is_cut_to_the_limit(world, tmp_path):
