@@ -257,9 +257,7 @@ def _check_values(cfg: DictConfig) -> None:
         observers.check_method(plain, [CONF, OWN_CONF])
     if "eval" in cfg.stages:
         if not cfg.eval:
-            raise ValueError(
-                "eval: got no measure, want some (eval=[forget,retain]), or stages=[unlearn]"
-            )
+            raise ValueError("eval: got no measure, want some (eval=[forget,retain]), or stages=[unlearn]")
         observers.check_measures(plain, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
