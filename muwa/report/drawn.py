@@ -39,7 +39,6 @@ def draw(make: Callable[[], figures.Figure], path: Path, alt: str, *, whole: boo
     figure = figures.try_save(make, path)
     if figure is None:
         return None
-    figure.set_layout_engine(None)  # stays as it was laid out for the file, and is drawn once
     try:
         return Drawn(inline(figure, path.stem, alt, whole=whole))
     except Exception as error:  # whatever a name with odd letters does to XML: it must not cost the page

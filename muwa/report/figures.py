@@ -488,6 +488,9 @@ def png(figure: Figure) -> bytes:
     for text in figure.findobj(Text):
         if text not in numbers:
             text.set_parse_math(False)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)  # here: savefig would draw the whole figure once for it
+        figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -35,6 +36,7 @@ def md_cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
+@cache
 def environment() -> jinja2.Environment:
     """The environment of the templates. It escapes what it inserts, and an undefined name is an error."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
