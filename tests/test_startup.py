@@ -53,6 +53,9 @@ COMMANDS = [  # a command, and what it says
     ("model=sd model.path=/nowhere/pipeline", "model.path: got '/nowhere/pipeline', want a path that leads to"),
     ("model.name=local-dir:nowhere", "model.name: got 'local-dir:nowhere', want a path that leads to"),
     ("eval=[mia] eval.mia.folds=1", "eval.mia.folds: got 1, want at least 2"),
+    ("model=sd method=ga", "method: got a text-to-image model"),
+    ("model=vlm layer_search=grid", "layer_search: got a vision-language model"),
+    ("eval=[]", "eval: got no measure"),
     ("method=razor method.alpha=2", "method.alpha: got 2, want at most 1"),
     ("+method.alhpa=2", "unexpected keyword argument 'alhpa'"),
     ("stages=[report]", "want curate, unlearn or eval among them"),
@@ -95,6 +98,15 @@ def test_muwa_itself_imports_nothing():
     )
     assert "muwa" in packages
     assert not packages & {*HEAVY, "hydra", "omegaconf", "numpy", "PIL"}
+
+
+def test_the_pages_of_a_sweep_need_no_torch():
+    """The process that launches a sweep on other processes writes them, and loads no model."""
+    packages, _ = imported(
+        "import muwa.report.sweep, sys; print('imported', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    assert "matplotlib" in packages
+    assert not packages & (HEAVY - {"matplotlib", "scipy"})
 
 
 @pytest.mark.parametrize("module", ["cache", "miniature.data"])

@@ -22,6 +22,7 @@ from muwa.errors import message_of
 from muwa.report.status import DONE, FAILED, end_run
 from muwa.runtime import stopping
 from muwa.runtime.ranks import is_worker
+from muwa.types.report import PATCH
 
 _SWEEP_CONFIG = "multirun.yaml"  # as Hydra's own sweeper names it
 
@@ -71,7 +72,7 @@ def _check_earlier_run(config: DictConfig) -> None:
     """End with one line on stderr if a run would write over the patch of a run with other settings."""
     folder = Path(config.hydra.run.dir)
     saved = folder / (config.hydra.output_subdir or "") / "overrides.yaml"
-    if _writes_patch(config) and saved.is_file() and (folder / _patch_name()).is_file():
+    if _writes_patch(config) and saved.is_file() and (folder / PATCH).is_file():
         _check_settings("hydra.run.dir", folder, list(OmegaConf.load(saved)), config)
 
 
@@ -79,19 +80,13 @@ def _check_earlier_sweep(config: DictConfig) -> None:
     """End with one line on stderr if a multirun would write over the patches of one with other settings."""
     folder = Path(config.hydra.sweep.dir)
     saved = folder / _SWEEP_CONFIG
-    if _writes_patch(config) and saved.is_file() and any(folder.rglob(_patch_name())):
+    if _writes_patch(config) and saved.is_file() and any(folder.rglob(PATCH)):
         earlier = OmegaConf.select(OmegaConf.load(saved), "hydra.overrides.task", default=())
         _check_settings("hydra.sweep.dir", folder, list(earlier), config)
 
 
 def _writes_patch(config: DictConfig) -> bool:
     return "unlearn" in config.stages and not config.curate.dry_run and not is_worker()
-
-
-def _patch_name() -> str:
-    from muwa.types.report import PATCH  # with torch, which a run that goes on needs anyway
-
-    return PATCH
 
 
 def _check_settings(key: str, folder: Path, saved: Sequence[str], config: DictConfig) -> None:

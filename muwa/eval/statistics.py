@@ -12,12 +12,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from muwa.types.data import LabelledImages
 from muwa.types.metric import RATE, Change, Metric, NameRate, Outcomes, Reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESAMPLES = 1000
 Array = np.ndarray

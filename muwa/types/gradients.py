@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypedDict
 
 from muwa.fingerprint import Content, digest
 from muwa.types.finite import check_finite
 from muwa.types.short import short_repr
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Moments(TypedDict):

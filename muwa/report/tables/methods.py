@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from muwa.drafts import write_text
 from muwa.report import figures
@@ -115,7 +115,7 @@ def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "-"
     mean = statistics.mean(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
     mean_text, low, high = (rounded(value, "+.2f") for value in (mean, mean - half, mean + half))
     return f"{mean_text} ({low} to {high})"
 
