@@ -52,7 +52,7 @@ def outputs(miniature, default_run, tmp_path_factory):
     (folder / "outputs").mkdir()
     (folder / "outputs" / "miniature").symlink_to(miniature)
     (folder / "outputs" / "cache").symlink_to(default_run[0].parents[2] / "cache")
-    (folder / "outputs" / "slug").symlink_to(default_run[0].parents[1])
+    (folder / "outputs" / "runs").symlink_to(default_run[0].parents[1])
     (folder / "reader.py").write_text(READER)
     (folder / "cells.json").write_text(json.dumps(cells("code")))
     done = forked.run(str(folder / "reader.py"), cwd=folder)

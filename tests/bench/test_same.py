@@ -9,7 +9,7 @@ from bench.same import EQUAL, compared, main, tensors, values
 
 def written(out, *, gradient=(1.0, 2.0), layer="visual.proj", step=0.5, top1=0.25):
     """The files of one run that are compared."""
-    run = out / "slug" / "day" / "time"
+    run = out / "runs" / "day" / "time"
     run.mkdir(parents=True)
     metrics = {"forget/top1": {"value": top1}}
     results = {

@@ -168,7 +168,7 @@ def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature,
     torchrun(2, str(ROOT / "launch.py"), *small, f"paths.outputs={tmp_path}/two")
     alone = forked.run(forked.LAUNCH, *small, f"paths.outputs={tmp_path}/one")
     assert alone.returncode == 0, alone.stderr
-    two, one = (list((tmp_path / name / "slug").glob("*/*")) for name in ("two", "one"))
+    two, one = (list((tmp_path / name / "runs").glob("*/*")) for name in ("two", "one"))
     assert len(two) == len(one) == 1
     a, b = (json.loads((run[0] / "results.json").read_text()) for run in (two, one))
     assert [row["layer"] for row in a["front"]] == [row["layer"] for row in b["front"]]
