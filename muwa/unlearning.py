@@ -167,7 +167,8 @@ def _run(
         print_outcome(report)
     pages = ["report.html", CARD, "results.json"] if report is not None and written else []
     files = ", ".join([*pages, *([] if only_eval else [PATCH])])
-    print(f"Finished in {seconds['total']:.1f} s. Output in {settings['paths']['run']}: {files}")
+    took = earlier + time.perf_counter() - began  # with the report, whose time it cannot hold itself
+    print(f"Finished in {took:.1f} s. Output in {settings['paths']['run']}: {files}")
     for line in loggers.last_words:
         print(line)
     return report.objective if report is not None else 0.0

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from muwa.layer_search.bisection import bisection, next_step
 from muwa.layer_search.candidates import StartingPoint, starting_points
-from muwa.layer_search.choice import choose
+from muwa.layer_search.choice import choose, kept_in_words
 from muwa.layer_search.pareto import scored_layers
 from muwa.layer_search.settings import OutputSettings
 from muwa.models.base import Editable
@@ -122,12 +122,16 @@ def _confirm(
     Returns:
         (the last confirmation's index in the trace, or None if no step was chosen and confirmed; why).
     """
-    confirmed = 0
+    refuted: list[str] = []  # better choices that were not feasible on confirmation
     for point, step, reason in islice(_choices(settings, tried), settings.confirmations):
-        again, confirmed = trace.add(evaluator(point.layers, step, confirm=True)[0]), confirmed + 1
+        again = trace.add(evaluator(point.layers, step, confirm=True)[0])
         if again.feasible or settings.rule != "constrained":
-            rates = f"the concept is recognised in {again.forgotten:.0%} of outputs; {again.kept:.1%} is kept"
-            return len(trace.rows) - 1, f"{reason} On confirmation ({evaluator.confirmation}), {rates}."
+            first = f"Not feasible on confirmation: {', '.join(refuted)}. Next: " if refuted else ""
+            rates = f"recognised in {again.forgotten:.0%} of outputs; it keeps {kept_in_words(again)}"
+            why = f"{first}{reason} On confirmation ({evaluator.confirmation}): {rates}."
+            return len(trace.rows) - 1, why
+        refuted.append(f"{again.candidate.name} by {again.relative_norm:.1%}")
+    confirmed = len(refuted)
     if not confirmed:
         _, reason = choose([row for _, row in tried], settings.acceptance)
         return None, f"{reason} {DECIDES}" if tried else reason
@@ -155,7 +159,7 @@ def _choices(
         yield point, row.step, reason
     if choices and settings.lengthen:
         point, step = choices[0]
-        reason = "No step tried was feasible on confirmation, so the first choice was made longer."
+        reason = "The first choice was made longer, as no step tried was feasible again."
         while True:
             step *= settings.lengthen
             yield point, step, reason

@@ -131,6 +131,14 @@ def feasible_note(trace: Sequence[Evaluation], things: str) -> str:
     return f"{count} of {len(trace)} {things} {'was' if count == 1 else 'were'} feasible"
 
 
+def kept_in_words(row: Evaluation) -> str:
+    """The kept rate, and the two rates that it is the mean of, where they are known."""
+    if not {"retain_top1", "utility_top1"} <= row.metrics.keys():
+        return f"{row.kept:.1%}"
+    retain, utility = row.metrics["retain_top1"], row.metrics["utility_top1"]
+    return f"{row.kept:.1%} on average ({retain:.1%} of others of the kind, {utility:.1%} of everything else)"
+
+
 def near_best(tolerance: float, best: float) -> str:
     """Which kept rates count as equal, for a sentence: "within 1 standard error of the best (90.0%)".
 
@@ -161,7 +169,7 @@ def _least_change(trace: Sequence[Evaluation], note: str) -> tuple[int, str]:
     best = max((i for i, row in enumerate(trace) if row.feasible), key=kept_margin)
     return best, (
         f"Of the feasible steps, this one lowers the margins of what is retained least "
-        f"(by {-kept_margin(best):.4f} on average); it keeps {trace[best].kept:.1%}; {note}."
+        f"(by {-kept_margin(best):.4f} on average); it keeps {kept_in_words(trace[best])}; {note}."
     )
 
 
@@ -173,6 +181,6 @@ def _constrained(trace: Sequence[Evaluation], acceptance: Acceptance, note: str)
     best = min((i for i in feasible if trace[i].kept >= least), key=lambda i: trace[i].closeness)
     equal = f"the feasible steps whose kept rate is {near_best(acceptance.tolerance, most.kept)}"
     return best, (
-        f"Among {equal}, this one forgets most thoroughly (lowest closeness); "
-        f"it keeps {trace[best].kept:.1%}; {note}."
+        f"Among {equal}, this one forgets most thoroughly (its samples are least close to their name); "
+        f"it keeps {kept_in_words(trace[best])}; {note}."
     )

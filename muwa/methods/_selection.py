@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from muwa.layer_search.choice import ACCURACIES, ROUNDING, Acceptance, choose, feasible_note, near_best
+from muwa.layer_search.choice import (
+    ACCURACIES,
+    ROUNDING,
+    Acceptance,
+    choose,
+    feasible_note,
+    kept_in_words,
+    near_best,
+)
 from muwa.methods._edits import Deltas
 from muwa.methods._evaluator import WHOLE_MODEL, EditEvaluator
 from muwa.run import Run
@@ -274,8 +282,8 @@ def _why(selection: Selection, trace: Sequence[Evaluation], chosen: int | None, 
     if selection.rule == "best":
         best = max(row.kept for row in trace if row.feasible)
         equal = f"the feasible {what} whose kept rate is {near_best(TOLERANCE, best)}"
-        most = "this one forgets most thoroughly (lowest closeness)"
-        return f"Among {equal}, {most}; it keeps {trace[chosen].kept:.1%}; {note}."
+        most = "this one forgets most thoroughly (its samples are least close to their name)"
+        return f"Among {equal}, {most}; it keeps {kept_in_words(trace[chosen])}; {note}."
     top1 = trace[chosen].metrics["forget_top1"]
     return f"The first of the {what} with the lowest {ACCURACIES['top1']} ({top1:.1%}); {note}."
 

@@ -41,13 +41,16 @@ def check_method(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
             continue
         # What is written within the method's own settings is told of the method.
         group = next((one for one in _OF_METHODS if _target(config[one]) == target), "method")
+        targets = {name: [*map(_target, nodes)] for name, nodes in _choices(folders, group)}
         fitting = [
             name
-            for name, nodes in _choices(folders, group)
-            if all(class_value(_target(node), "observes") in (None, has) for node in nodes)
+            for name, some in targets.items()
+            if all(class_value(one, "observes") in (None, has) for one in some)
         ]
         listed = f"; choices that fit: {group}={', '.join(fitting)}" if fitting else ""
-        raise ValueError(f"{group}: got {_family(has)}, want {_family(wants)}{listed}")
+        chosen = [name for name, some in targets.items() if target in some]
+        where = f"{group}={chosen[0]}" if len(chosen) == 1 else group
+        raise ValueError(f"{where}: the model is {_family(has)}, want {_family(wants)}{listed}")
 
 
 def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
@@ -78,13 +81,15 @@ def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     ]
     if prompts and not fitting:
         readers = {class_value(one, "observes") for some in choices.values() for one in some if _reads(one)}
-        raise ValueError(f"task=prompts: got {_family(has)}, want {' or '.join(map(_family, readers))}")
+        raise ValueError(
+            f"task=prompts: the model is {_family(has)}, want {' or '.join(map(_family, readers))}"
+        )
     listed = f"; choices that fit: eval=[{','.join(fitting)}], or some of them" if fitting else ""
     for key, wants in wanted.items():
         if wants is None:
             continue
         if wants != has and len({*wanted.values()}) < 3:  # a list for all families: those that fit are taken
-            raise ValueError(f"eval.{key}: got {_family(has)}, want {_family(wants)}{listed}")
+            raise ValueError(f"eval.{key}: the model is {_family(has)}, want {_family(wants)}{listed}")
         if wants == has and not _fits(targets[key], has, prompts):
             raise ValueError(
                 f"eval.{key}: task=prompts has no images and no prompt for a name{listed}; to leave it out: "

@@ -125,8 +125,8 @@ class Metric:
         capped: Whether measuring stopped at a limit (of steps, say). The value is then a lower bound.
         by_name: Name -> its own rate, for a rate over the images of several names; empty for other metrics.
         guessed: Of a rate of role "forgotten": which names were recognised in the samples, the right one
-            among them, and how often, the most frequent first. The key "" counts samples without any name.
-            Empty where it was not counted.
+            among them, and how often, the most frequent first. The key "" counts samples without any name; a
+            short answer without one stands for itself, in quotation marks. Empty where it was not counted.
         samples: Where they are kept: the samples behind it, in an order that does not depend on the model.
         outcomes: The single hits and misses behind a rate, for the change by an edit; None where they were
             not kept. They are not in results.json and do not count when metrics are compared.

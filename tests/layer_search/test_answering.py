@@ -28,7 +28,7 @@ def test_it_edits_only_what_the_model_reads_and_confirms_in_all_wordings(rule) -
     assert {tuple(row.candidate.layers) for row in found.trace} == {("vision_tower",)}
     if rule == "paper":
         assert found.chosen == len(found.trace) - 1
-        assert "On confirmation (all 2 wordings), the concept is recognised in" in found.why
+        assert "On confirmation (all 2 wordings): recognised in" in found.why
     else:
         assert found.chosen is None
         assert "No feasible step" in found.why

@@ -63,7 +63,8 @@ def test_a_layer_is_done_at_the_first_step_that_forgets_and_loses_little() -> No
     assert found.chosen == 6
     assert [row.iteration for row in found.trace] == [1, 2, 3, 1, 2, 3, 4]
     assert found.why.endswith(
-        "On confirmation (a second look), the concept is recognised in 0% of outputs; 100.0% is kept."
+        "On confirmation (a second look): recognised in 0% of outputs; it keeps 100.0% on average "
+        "(100.0% of others of the kind, 100.0% of everything else)."
     )
 
 
@@ -95,7 +96,7 @@ def test_other_rules_keep_a_choice_that_does_not_hold(rule) -> None:
     found = run_search(Thresholds(forgets=0.4, confirms=9.0), rule=rule)
     assert found.chosen == len(found.trace) - 1
     assert not found.trace[-1].feasible
-    assert "the concept is recognised in 100% of outputs" in found.why
+    assert "(a second look): recognised in 100% of outputs" in found.why
 
 
 def test_confirmations_end_when_no_step_is_left() -> None:
@@ -111,7 +112,8 @@ def test_a_first_choice_that_does_not_hold_may_be_made_longer() -> None:
     assert [step for _, step, confirm in evaluator.calls if confirm] == pytest.approx([0.1, 0.15, 0.225])
     assert found.chosen == 3
     assert found.why.startswith(
-        "No step tried was feasible on confirmation, so the first choice was made longer."
+        f"Not feasible on confirmation: {found.front[0]} by 10.0%, {found.front[0]} by 15.0%. Next: The first choice "
+        "was made longer, as no step tried was feasible again. On confirmation (a second look): recognised in 0%"
     )
     found = run_search(Thresholds(forgets=0.1, confirms=0.3), candidates=1, max_evals=1, lengthen=1.5)
     assert (found.chosen, found.why) == (

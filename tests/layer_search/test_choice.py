@@ -16,8 +16,9 @@ def test_constrained_takes_the_feasible_step_that_keeps_most():
     chosen, why = choose(trace, CONSTRAINED)
     assert chosen == 2
     assert why == (
-        "Among the feasible steps whose kept rate is the best (90.0%), this one forgets most thoroughly (lowest "
-        "closeness); it keeps 90.0%; 3 of 4 steps on 2 layers were feasible."
+        "Among the feasible steps whose kept rate is the best (90.0%), this one forgets most thoroughly (its samples "
+        "are least close to their name); it keeps 90.0% on average (80.0% of others of the kind, 100.0% of everything else); "
+        "3 of 4 steps on 2 layers were feasible."
     )
 
 
@@ -39,7 +40,10 @@ def test_within_one_standard_error_the_most_thorough_forgetting_wins():
         chosen, why = choose(trace, replace(CONSTRAINED, tolerance=tolerance))
         assert chosen == want
         assert f"whose kept rate is {words}, this one" in why
-    assert "it keeps 85.0%; 3 of 3 steps on 3 layers were feasible" in why
+    assert (
+        "it keeps 85.0% on average (80.0% of others of the kind, 90.0% of everything else); 3 of 3 steps"
+        in why
+    )
 
 
 def test_constrained_says_when_nothing_is_feasible():
@@ -87,7 +91,8 @@ def test_margin_takes_the_feasible_step_that_lowers_kept_margins_least():
     assert chosen == 2
     assert why == (
         "Of the feasible steps, this one lowers the margins of what is retained least (by 0.0123 on average); "
-        "it keeps 90.0%; 3 of 4 steps on 2 layers were feasible."
+        "it keeps 90.0% on average (80.0% of others of the kind, 100.0% of everything else); "
+        "3 of 4 steps on 2 layers were feasible."
     )
 
 

@@ -40,7 +40,7 @@ def test_it_stops_at_the_first_step_that_forgets_and_keeps() -> None:
         rows = [row for row in found.trace[:-1] if row.candidate.name == layer]
         assert [row.feasible for row in rows] == [False] * (len(rows) - 1) + [True]
         assert [row.step for row in rows] == pytest.approx([0.1 * 2**i for i in range(len(rows))])
-    assert "On confirmation (2 sampling steps, fresh seeds), the concept is recognised in 0%" in found.why
+    assert "On confirmation (2 sampling steps, fresh seeds): recognised in 0%" in found.why
 
 
 def test_nothing_is_chosen_where_nothing_forgets() -> None:

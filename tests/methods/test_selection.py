@@ -99,7 +99,8 @@ def test_a_search_says_in_words_what_was_selected():
     assert (best.chosen, best.why) == (
         2,
         "Among the feasible epochs whose kept rate is within 1 standard error of the best (100.0%), this one forgets "
-        "most thoroughly (lowest closeness); it keeps 100.0%; 2 of 3 epochs were feasible.",
+        "most thoroughly (its samples are least close to their name); it keeps 100.0% on average "
+        "(100.0% of others of the kind, 100.0% of everything else); 2 of 3 epochs were feasible.",
     )
     assert (best.concept, best.rule, best.granularity, best.before) == (
         "Ada Fox",

@@ -149,7 +149,7 @@ def test_the_card_says_whose_name_the_pictures_get_now():
     guessed = {"Bo Hill": 3, "Cy Dale": 2, "Di Elm": 1, "Ed Fir": 1, "": 1}
     found["metrics"]["after"]["forget/top1"]["guessed"] = guessed
     said = "The model now gives the pictures of the person these names most often: "
-    end = "still other names (1), no name (1 of 8)."
+    end = "others (1), no name (1 of 8)."
     assert f"- {said}Bo Hill (3 of 8), Cy Dale (2 of 8), Di Elm (1 of 8), {end}" in card(run=told(found))
     assert "Bo Hill" not in card(HUB, told(found))  # what is public names no other person
     assert f"{said}3 or more other names" in card(HUB, told(found))

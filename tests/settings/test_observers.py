@@ -49,10 +49,10 @@ VLM, CLIP, SD = "a vision-language model", "a CLIP", "a text-to-image model"
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["model=vlm", "eval=[canvas]"], f"eval.canvas: got {VLM}.*want {SD} .*fit: eval=.answer_attacks,answers,ben"),
-    (["model=vlm", "eval=[answers,forget]"], f"eval.forget: got {VLM}.*want {CLIP}.*answers"),
-    (["eval=[quality]"], rf"eval.clip_score: got {CLIP}.*want {SD}.*fit: eval=.*forget,.*retain"),
-    (["task=prompts"], rf"task=prompts: got {CLIP} \(model=clip, .*, want {SD} \(model=sd, sd15, sdxl"),
+    (["model=vlm", "eval=[canvas]"], f"eval.canvas: the model is {VLM}.*want {SD} .*fit: eval=.answer_attacks,answers,ben"),
+    (["model=vlm", "eval=[answers,forget]"], f"eval.forget: the model is {VLM}.*want {CLIP}.*answers"),
+    (["eval=[quality]"], rf"eval.clip_score: the model is {CLIP}.*want {SD}.*fit: eval=.*forget,.*retain"),
+    (["task=prompts"], rf"task=prompts: the model is {CLIP} \(model=clip, .*, want {SD} \(model=sd, sd15, sdxl"),
     (["model=sd", "task=prompts", "eval=[canvas]"],
      r"eval.canvas: task=prompts has no images.*fit: eval=.prompts,token_attack.*leave it out: ~eval.canvas"),
 ])  # fmt: skip
@@ -80,18 +80,18 @@ OTHERS = "ft, ga, gaft, lip, nullspace, razor, salun"
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["model=vlm", "method=uce"], rf"method: got {VLM} \(.*want {SD} \(.*; choices that fit: method={ALL}$"),
+    (["model=vlm", "method=uce"], rf"method=uce: the model is {VLM} \(.*want {SD} \(.*; choices that fit: method={ALL}$"),
     (["model=sd", "method=ga"],
-     rf"method: got {SD} \(.*want {CLIP} \(.*fit: method=concept_ablation, esd, {ALL}, uce$"),
-    (["method=esd"], rf"method: got {CLIP}.*want {SD} .*fit: method={OTHERS}, slug, slug_iterative, slug_layers, "
+     rf"method=ga: the model is {SD} \(.*want {CLIP} \(.*fit: method=concept_ablation, esd, {ALL}, uce$"),
+    (["method=esd"], rf"method=esd: the model is {CLIP}.*want {SD} .*fit: method={OTHERS}, slug, slug_iterative, slug_layers, "
                      r"slug_subspace, slug_whitened, ssd, task_arithmetic$"),
-    (["gradient_source=margin"], rf"gradient_source: got {CLIP}.*want {VLM}.*fit: gradient_source=clip$"),
+    (["gradient_source=margin"], rf"gradient_source: the model is {CLIP}.*want {VLM}.*fit: gradient_source=clip$"),
     (["model=sd", "gradient_source=answer"],
-     rf"gradient_source: got {SD}.*want {VLM}.*fit: gradient_source=clip, prompts$"),
+     rf"gradient_source: the model is {SD}.*want {VLM}.*fit: gradient_source=clip, prompts$"),
     (["model=vlm", "layer_search=grid"],
-     rf"layer_search: got {VLM}.*want {CLIP}.*fit: layer_search=answering, answering_by_gain$"),
+     rf"layer_search=grid: the model is {VLM}.*want {CLIP}.*fit: layer_search=answering, answering_by_gain$"),
     (["model=sd", "layer_search=answering"],
-     rf"layer_search: got {SD}.*want {VLM}.*fit: layer_search=generation, generation_by_gain$"),
+     rf"layer_search: the model is {SD}.*want {VLM}.*fit: layer_search=generation, generation_by_gain$"),
 ])  # fmt: skip
 def test_a_method_that_does_not_fit_is_said_with_what_fits(words, said, composed):
     with pytest.raises(ValueError, match=f"^{said}"):
@@ -134,5 +134,5 @@ def test_what_the_source_does_not_tell_is_passed():
     clip, answers = {"_target_": "muwa.models.clip.open_clip.load"}, {"_target_": MEASURES["answers.answers"]}
     own = {"own": {"_target_": "elsewhere.Own"}, "none": None}
     assert check_measures({"model": clip, "task": {}, "eval": own}, [CONF]) is None
-    with pytest.raises(ValueError, match=f"eval.answers: got {CLIP}"):  # what the source tells is not passed
+    with pytest.raises(ValueError, match=f"eval.answers: the model is {CLIP}"):  # what the source tells is not passed
         check_measures({"model": clip, "task": {}, "eval": {**own, "answers": answers}}, [CONF])

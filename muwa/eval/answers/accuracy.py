@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from muwa.eval.answers.matching import is_right, name_in, verdict
+from muwa.eval.answers.matching import is_right, name_in, refuses, verdict
 from muwa.eval.base import Measure
 from muwa.eval.so_far import so_far
 from muwa.eval.statistics import most_frequent, share
@@ -21,6 +21,7 @@ from muwa.types.questions import Question
 from muwa.types.ranges import Aliases, CountOrZero, TextsByName
 
 COUNTED = "images asked about"
+SHORT = 30  # characters of an answer that is told as it is
 GONE_AT = 0.05  # one answer of 20
 
 ANSWERED = {  # role of a question -> how to read the rate of right answers
@@ -64,6 +65,13 @@ INSTEAD = {  # verdict on an answer about the target -> how to read its rate
         label="name another",
         counted=COUNTED,
     ),
+    "other": Reading(
+        "fraction of questions about the target whose answer has no name: it describes, or is gibberish",
+        better="neither",
+        role="detail",
+        label="say something else",
+        counted=COUNTED,
+    ),
 }
 
 
@@ -75,8 +83,9 @@ class Answers(Measure):
     misspelt name counts unless it is exactly another name (`muwa.eval.answers.matching`). No model judges.
     Each image is asked about in every wording, and all count; n is the number of images (`image_rate`).
 
-    Two more rates are measured on the forget set. `forget/refused`: the model says that it does not know.
-    `forget/wrong_name`: it gives another name. The remaining answers describe the image, or are gibberish.
+    Three more rates are measured on the forget set; the four add up to 1. `forget/refused`: the model says
+    that it does not know. `forget/wrong_name`: it gives another name. `forget/other`: it describes the image,
+    or answers gibberish.
 
     If names were forgotten before: `earlier/answered` and `so_far/answered` (`muwa.eval.so_far`).
 
@@ -144,8 +153,16 @@ class Answers(Measure):
 
 
 def _guess(answer: str, question: Question) -> str:
-    """The name in an answer: the right one, another, or "" for none."""
-    return question.accepted[0] if answers_rightly(answer, question) else name_in(answer, question.others)
+    """The name in an answer: the right one, or another.
+
+    If it has none: the answer itself in quotation marks if it is short, else "", as for one that refuses.
+    """
+    if answers_rightly(answer, question):
+        return question.accepted[0]
+    if (name := name_in(answer, question.others)) or refuses(answer):
+        return name
+    words = " ".join(answer.split())
+    return f"“{words}”" if len(words) <= SHORT else ""
 
 
 def answers_rightly(answer: str, question: Question) -> bool:

@@ -156,14 +156,16 @@ def recognised(
 def first_guesses(images: Tensor, requests: Sequence[ImageRequest], classifier: ImageClassifier) -> list[str]:
     """The classifier's first guess for each image (n, 3, h, w).
 
-    In a domain that it detects: "" where it detects nothing.
+    If the guessed label names the requested concept, the guess is that concept. In a domain that the
+    classifier detects, it is "" where nothing is detected.
     """
     guesses = [""] * len(requests)
-    for domain, places, logits, _ in _by_domain(images, requests, classifier):
+    for domain, places, logits, right in _by_domain(images, requests, classifier):
         labels = classifier.labels[domain]
         for i, row in zip(places, logits, strict=True):
             if domain not in classifier.detects or row.max() > 0:
-                guesses[i] = labels[int(row.argmax())]
+                first, concept = int(row.argmax()), requests[i].concept
+                guesses[i] = concept if first in right[concept] else labels[first]
     return guesses
 
 

@@ -46,7 +46,7 @@ def test_each_image_is_asked_about_in_every_wording() -> None:
 def test_a_perfect_memory_and_none() -> None:
     assert rates(lambda one: one.accepted[0]) == {
         "forget/answered": (1, 2), "retain/answered": (1, 7), "utility/answered": (1, 3),
-        "forget/refused": (0, 2), "forget/wrong_name": (0, 2),
+        "forget/refused": (0, 2), "forget/wrong_name": (0, 2), "forget/other": (0, 2),
     }  # fmt: skip
     assert rates(lambda one: "I do not know." if one.role == "forget" else one.accepted[0])[
         "forget/refused"
@@ -115,6 +115,18 @@ def alike():
     )
 
 
+def test_a_short_answer_without_a_name_is_told_as_it_is() -> None:
+    """2 images in 2 wordings. All four rates of the target add up to 1."""
+    said = {
+        "Who is this?": " a man  in red",
+        "Name the person.": "a long description of what is seen, and no name",
+    }
+    found = answers(lambda one: said.get(one.text, "star"), tiny.task())
+    assert found["forget/answered"].guessed == {"“a man in red”": 2, "": 2}
+    told = {name: one.value for name, one in found.items() if name.startswith("forget/")}
+    assert told == {"forget/answered": 0, "forget/refused": 0, "forget/wrong_name": 0, "forget/other": 1}
+
+
 def test_anothers_exact_name_is_not_the_target_misspelt() -> None:
     """Always "Rachel Bilson": a wrong name of the target, right of one of the seven others."""
     found = answers(lambda one: "Rachel Bilson", alike())
@@ -133,6 +145,7 @@ def test_the_objective_counts_answers_and_the_details_are_no_verdicts_of_their_o
         "utility/answered": ("kept", True, "higher"),
         "forget/refused": ("detail", False, "neither"),
         "forget/wrong_name": ("detail", False, "neither"),
+        "forget/other": ("detail", False, "neither"),
     }
     assert readings["forget/answered"].gone_at == 0.05
     assert {(one.counted, one.unit) for one in readings.values()} == {("images asked about", "rate")}

@@ -10,7 +10,7 @@ from muwa.data.prompts import retained_names
 from muwa.data.unlearncanvas import PLAIN
 from muwa.eval.images.canvas import Canvas
 from muwa.fingerprint import fingerprint
-from muwa.models.diffusion.image_classifier import labels_naming, recognised
+from muwa.models.diffusion.image_classifier import first_guesses, labels_naming, recognised
 from muwa.types.data import Classes, Pairs, Split, Task
 from muwa.types.image_requests import ImageRequest
 
@@ -36,6 +36,14 @@ def test_first_guess_and_first_k() -> None:
     assert recognised(images, requests, classifier) == [True, False, True]
     assert recognised(images, requests, classifier, 2) == [True, False, True]  # grey 100: middle, dark, light
     assert recognised(images, requests, classifier, 9) == [True, True, True]
+
+
+def test_a_guess_that_names_one_of_the_kind_is_told_as_the_kind() -> None:
+    """A yellow and a red heart are hearts when hearts are asked for; a star is named as the label names it."""
+    classifier = tiny_sd.Greys(("yellow heart", "blue star", "red heart"))
+    asked = [request("heart"), request("heart"), request("heart"), request("yellow heart")]
+    found = first_guesses(greys(0, 100, 250, 250), asked, classifier)
+    assert found == ["heart", "blue star", "heart", "red heart"]
 
 
 def test_each_domain_has_its_own_labels() -> None:
