@@ -134,5 +134,7 @@ def test_what_the_source_does_not_tell_is_passed():
     clip, answers = {"_target_": "muwa.models.clip.open_clip.load"}, {"_target_": MEASURES["answers.answers"]}
     own = {"own": {"_target_": "elsewhere.Own"}, "none": None}
     assert check_measures({"model": clip, "task": {}, "eval": own}, [CONF]) is None
-    with pytest.raises(ValueError, match=f"eval.answers: the model is {CLIP}"):  # what the source tells is not passed
+    with pytest.raises(
+        ValueError, match=f"eval.answers: the model is {CLIP}"
+    ):  # what the source tells is not passed
         check_measures({"model": clip, "task": {}, "eval": {**own, "answers": answers}}, [CONF])
