@@ -63,6 +63,8 @@ def adapt_command_line() -> None:
 def adapted(words: Sequence[str]) -> list[str]:
     """The words as Hydra should read them. Flags stay as they are, but not between settings.
 
+    A comment is left out (`without_comment`).
+
     Args:
         words: What follows launch.py.
 
@@ -73,7 +75,10 @@ def adapted(words: Sequence[str]) -> list[str]:
     ['-m', '~task.aliases', '+task.aliases={Ada Fox: [A. Fox]}']
     >>> adapted(["task.aliases.Bo=[B]"])
     ['++task.aliases={Bo: [B]}']
+    >>> adapted(["seed=1", "#", "another", "order"])
+    ['seed=1']
     """
+    words = without_comment(words)
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
@@ -95,6 +100,15 @@ def adapted(words: Sequence[str]) -> list[str]:
         _check_readable(overrides[-1], sweep=sweep)
         read += overrides
     return read
+
+
+def without_comment(words: Sequence[str]) -> list[str]:
+    """The words before a lone "#". An interactive zsh hands a comment that was pasted to the command.
+
+    >>> without_comment(["apply", "P", "#", "the", "base"]), without_comment(["a#b", "#c"])
+    (['apply', 'P'], ['a#b', '#c'])
+    """
+    return list(words[: words.index("#")] if "#" in words else words)
 
 
 def refusal_of(error: Exception) -> Refusal:

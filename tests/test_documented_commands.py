@@ -110,6 +110,25 @@ def test_a_documented_command_is_quoted_where_a_shell_would_change_it(command):
     )
 
 
+MARKDOWN = [path for path in TEXTS if path.suffix == ".md" and path.name != "log.md"]
+LINE = re.compile(
+    r"^ {4,}((?:OMP_\S+ |MUWA_\S+ )?(python|muwa|pip|torchrun|wandb|make|export|eval)\b.*)$", re.M
+)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.stem)
+def test_a_documented_line_may_be_pasted_into_zsh(path):
+    """An interactive zsh reads a comment as more words. muwa leaves them out, if zsh does nothing with them."""
+    for line, program in LINE.findall(path.read_text()):
+        command, mark, comment = line.partition(" # ")
+        assert not mark or program in ("python", "muwa", "torchrun"), (
+            f"{program} would read the comment: {line}"
+        )
+        assert not set("[]{}()<>*?;&|$`'\"!~") & set(comment), line
+        if program == "pip":
+            assert "[" not in re.sub(r"'[^']*'", "", command), line
+
+
 NEEDS = re.compile(  # weights, data sets or machines that are not part of muwa
     r"laion_celeba|dataset=unlearncanvas|(?:classifier|recogniser)=unlearncanvas|cuda|hydra/launcher=slurm"
     r"|model=(?:sd15|sd21|sdxl|llava|clip_hf)|table1(?!.*dataset=miniature)"

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     urls.add_argument("--alias", action="append", default=[], help="another spelling of the one name")
     urls.add_argument("--limit", type=int, help="at most this many pairs per name")
     urls.add_argument(
-        "--engine", choices=("duckdb", "spark"), default="duckdb", help="spark: pip install -e .[spark]"
+        "--engine", choices=("duckdb", "spark"), default="duckdb", help="spark: pip install -e '.[spark]'"
     )
     urls.add_argument("--url-col", default="URL")
     urls.add_argument("--caption-col", default="TEXT")
