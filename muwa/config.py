@@ -36,6 +36,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from muwa import multirun
 from muwa.cli import help_page
 from muwa.cli.refused import in_one_line
+from muwa.cli.spelling import choices_with
 from muwa.command_line import CONF, OWN_CONF, adapted, config_folders, refusal_of
 from muwa.data.addresses import hide
 from muwa.errors import message_of
@@ -293,9 +294,11 @@ def _said_of_choices(error: InterpolationKeyError, cfg: DictConfig) -> str | Non
         return None
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     using, lacking = (f"{group}={chosen[group]}" if group in chosen else f"this {group}" for group in groups)
+    having = choices_with(groups[1], wanted.partition(".")[2], config_folders())
+    others = f"{groups[1]}={'|'.join(having)}" if having else f"another {groups[1]}"
     return (
         f"{using} reads {wanted} ({error.full_key}), and {lacking} has no such setting: the two do not go "
-        f"together. Choose another {groups[1]}, or another model, whose {groups[0]} does without"
+        f"together. Take {others}, or another model, whose {groups[0]} does without"
     )
 
 

@@ -65,12 +65,13 @@ class ForgetIdentities(TaskBuilder):
     limits: Limits
 
     def check(self, dataset: Dataset) -> None:
-        """Raise if a name is unknown, a prompt has no {}, or a folder or shard is missing."""
+        """Raise if a name is unknown, a prompt has no {}, or a folder is missing or unwritable."""
         _check_prompts(template=self.template, prompt=self.prompt, utility_prompt=self.utility_prompt)
         people = _read_people(dataset)
         find_names(self.identity, people.names, _names_of(people, dataset))
         check_folder(Path(dataset.images))
         _check_shards(dataset)
+        _curated_folder(dataset)
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
@@ -141,13 +142,14 @@ class ForgetObjects(TaskBuilder):
     limits: Limits
 
     def check(self, dataset: Dataset) -> None:
-        """Raise if a name is unknown, a prompt has no {}, or a folder or shard is missing."""
+        """Raise if a name is unknown, a prompt has no {}, or a folder is missing or unwritable."""
         _check_prompts(
             utility_template=self.utility_template, prompt=self.prompt, utility_prompt=self.utility_prompt
         )
         find_names(self.object, class_names(Path(dataset.images)), dataset.images)
         _read_people(dataset)
         _check_shards(dataset)
+        _curated_folder(dataset)
 
     def __call__(self, dataset: Dataset, *, progress: bool = False) -> Task:
         """Read the data and make the task."""
@@ -334,7 +336,7 @@ def _curated_folder(dataset: Dataset) -> Path:
         ValueError: It is not there, and cannot be made.
     """
     folder = Path(dataset.curated)
-    if not folder.exists():
+    if dataset.forget is None and not folder.exists():
         check_writable("dataset.curated", folder)
     return folder
 
