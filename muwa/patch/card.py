@@ -374,18 +374,21 @@ def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
     before, after = (run["metrics"].get(when, {}) for when in ("before", "after"))
     kinds = (run["verdict"] or {}).get("kinds", {})
     rated = {name: metric for name, metric in after.items() if metric.get("unit", RATE) == RATE}
+    tried = _tried([one for one in (*before.values(), *rated.values()) if one.get("unit", RATE) == RATE])
     judged = [
-        {**_judged(before.get(name), metric, kinds[name]), "change": _change(run["changes"].get(name))}
+        {**_judged(before.get(name), metric, kinds[name], tried), "change": _change(run["changes"].get(name))}
         for name, metric in rated.items()
         if name in kinds
     ]
     worst = run.get("worst")
+    counted = (worst or {}).get("counted", "samples")
     return {
         "judged": judged,
         "main": next((row for row in judged if row["role"] == "forgotten"), None),
         "kept": [row for row in judged if row["role"] == "kept"],
-        "worst": worst and _counts((worst["before"], worst["n"]), (worst["after"], worst["n"])),
-        "worst_counted": (worst or {}).get("counted", "samples"),
+        "worst": worst
+        and _counts((worst["before"], worst["n"]), (worst["after"], worst["n"]), tries=counted in tried),
+        "worst_counted": counted,
         "lost": bool(worst and worst["lost"] > 0),
         "open": [
             {**one, "role": after.get(one["metric"], {}).get("role", "")}
@@ -395,7 +398,9 @@ def _told_of(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judged(before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _judged(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: str, tried: Collection[str]
+) -> dict[str, Any]:
     """A rate that was judged, in counts; for what was to be forgotten, how often it is still recognised."""
     gone = after.get("role") in _GONE
 
@@ -407,13 +412,14 @@ def _judged(before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: st
     rates = [
         (value, one["n"]) for one in (before, after) if one and (value := rate(one, "value")) is not None
     ]
+    told = _counts(*rates, tries=after.get("counted", "samples") in tried)
     ends = [end for end in (rate(after, "low"), rate(after, "high")) if end is not None]
     return {
         "role": after.get("role", ""),
         "label": after.get("label", ""),
         "counted": after.get("counted", "samples"),
-        "before": _counts(*rates)[0] if before else "",
-        "after": _counts(*rates)[-1],
+        "before": told[0] if before else "",
+        "after": told[-1],
         "n": after["n"],
         "low": 100 * min(ends) if ends else None,
         "high": 100 * max(ends) if ends else None,
@@ -424,13 +430,22 @@ def _judged(before: Mapping[str, Any] | None, after: Mapping[str, Any], kind: st
     }
 
 
-def _counts(*rates: tuple[float, int]) -> list[str]:
-    """Rates of n samples as counts; all as percentages where several tries with a sample make its rate.
+def _tried(metrics: Collection[Mapping[str, Any]]) -> set[str]:
+    """What of these rates was tried several times each: the samples that they count."""
+    return {
+        one.get("counted", "samples")
+        for one in metrics
+        if abs(one["value"] * one["n"] - round(one["value"] * one["n"])) > 1e-6
+    }
 
-    >>> _counts((1.0, 8), (0.0, 8)), _counts((1.0, 2), (1 / 6, 2))
+
+def _counts(*rates: tuple[float, int], tries: bool) -> list[str]:
+    """Rates of n samples as counts; as percentages where several tries with a sample make its rate.
+
+    >>> _counts((1.0, 8), (0.0, 8), tries=False), _counts((1.0, 2), (1 / 6, 2), tries=True)
     (['8 of 8', '0 of 8'], ['100.0 % of the tries with 2', '16.7 % of the tries with 2'])
     """
-    if all(abs(rate * n - round(rate * n)) < 1e-6 for rate, n in rates):
+    if not tries:
         return [f"{round(rate * n)} of {n}" for rate, n in rates]
     return [f"{100 * rate:.1f} % of the tries with {n}" for rate, n in rates]
 

@@ -200,6 +200,16 @@ def test_the_first_part_says_what_was_measured_in_counts():
     ]  # fmt: skip
 
 
+def test_where_samples_are_tried_several_times_no_rate_is_told_as_a_count():
+    """5.5 of 10 is no count, so the samples were tried several times each, also where all or none succeeded."""
+    found = results()
+    found["metrics"]["after"]["retain/top1"]["value"] = 0.55
+    text = card(run=told(found))
+    tried = "of the tries with"
+    assert f"in 100.0 % {tried} 8 held-out images; after it, in 0.0 % {tried} 8." in text
+    assert f"lost most: 100.0 % {tried} 4 → 75.0 % {tried} 4 held-out images." in text
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
