@@ -19,6 +19,7 @@ from muwa.fingerprint import read_image
 from muwa.patch.card import RUN, base_metadata, card_text, run_entry
 from muwa.report import alt, figures, samples
 from muwa.report.drawn import Drawn, draw
+from muwa.report.machine_paths import shown_folder
 from muwa.report.record import results
 from muwa.report.text import environment, rounded
 from muwa.report.verdicts import verdict
@@ -58,6 +59,7 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .get_template("report.html")
         .render(
             record=record,
+            folder=shown_folder(report.folder),
             verdict=judged,
             word=word,
             roles={name: metric.reading.role for name, metric in report.after.items()},

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
+from muwa.report.status import planned_runs
 from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
 from muwa.report.sweep_page import cells, heading_of
 from muwa.report.verdicts import verdict
@@ -132,7 +133,7 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
         table.add_column(heading_of(name), justify="right" if name in results else "left", overflow="fold")
     for row in cells(rows[:RUNS], columns, written):
         table.add_row(*(Text(cell.text, style="red" if cell.style == "worse" else "") for cell in row))
-    yield Text(headline(runs))
+    yield Text(headline(runs, planned_runs(folder)))
     yield table
     if len(rows) > RUNS:
         yield Text(f"and {len(rows) - RUNS} more runs", style="dim")

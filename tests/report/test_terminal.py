@@ -125,7 +125,7 @@ def test_a_sweep_ends_with_a_row_for_each_run_and_its_page(tmp_path, capsys):
     run(tmp_path, 2, ["seed=2", "method=ga"])
     print_sweep(tmp_path)
     said = capsys.readouterr().out
-    assert said.startswith("2 of 3 runs are done. 1 of 2 forgot")
+    assert said.startswith("2 of 3 runs are done, 1 unfinished. 1 of 2 forgot")
     found = rows(said)
     assert found["run"][:2] == ["seed", "after forget/top1"]
     assert found["0"] == ["0", "0.0 %", "0.0 %", "-2.0", "0.0000", "visual.proj", "done"]
