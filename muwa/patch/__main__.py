@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.cli.parser import OneLineParser
 from muwa.runtime import stopping
 
 if __name__ == "__main__":
@@ -153,7 +154,7 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="muwa patch" if sys.argv[0].startswith("muwa") else "python -m muwa.patch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -179,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, help="the joined patch file; or a new folder")
     _keep_unedited(add)
     commands.add_parser("list").add_argument("place", metavar="edited", type=Path)
-    check = commands.add_parser("verify")
+    check = commands.add_parser("verify", usage="%(prog)s edited --base BASE patch ...")
     check.add_argument("folder", metavar="edited", type=Path)
     check.add_argument("patches", metavar="patch", type=Path, nargs="*")
     check.add_argument(
