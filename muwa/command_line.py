@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from muwa.cli.flags import in_an_order_for_hydra
+from muwa.cli.flags import in_an_order_for_hydra, unknown_flag
 from muwa.cli.refused import NOTHING, Refusal
+from muwa.cli.several import takes
 from muwa.cli.spelling import check_spelling
 from muwa.cli.tools import TOOLS
 from muwa.data.samples import without_accents
@@ -82,9 +83,10 @@ def adapted(words: Sequence[str]) -> list[str]:
     sweep = not {"-m", "--multirun"}.isdisjoint(words)
     if not {"-sc", "--shell-completion"}.isdisjoint(words):
         return list(words)
-    words = in_an_order_for_hydra(words)
+    typed, words = words, in_an_order_for_hydra(words)
     elsewhere = any(word.startswith(("-cd", "-cp", "-cn", "--config-")) for word in words)
     folders = config_folders()
+    _check_flags(words, typed, folders)
     read: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or "=" not in word:
@@ -135,6 +137,22 @@ def _check_lone_word(before: str, word: str) -> None:
             f"{word}: want SETTING=VALUE, GROUP=CHOICE or a flag (--help lists them), or, as the first "
             f"word, a tool: {', '.join(TOOLS)}"
         )
+
+
+def _check_flags(words: Sequence[str], typed: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raise ValueError if Hydra does not know a flag. Hydra answers with its whole usage.
+
+    Args:
+        words, typed: As for `unknown_flag`.
+    """
+    if (found := unknown_flag(words, typed)) is None:
+        return
+    flag, setting = found
+    try:
+        check_spelling(setting, folders)
+    except ValueError:
+        raise ValueError(f"{flag}: no such flag; --help lists them") from None
+    raise ValueError(f"{flag}: no such flag; a setting has no dashes: type {_for_shell(setting)}")
 
 
 def _check_name(word: str) -> None:
@@ -208,11 +226,22 @@ def _check_readable(word: str, *, sweep: bool) -> None:
     if read is None:
         raise ValueError(f"{word}: Hydra reads this value only {_advice(word, sweep=sweep)}")
     if read.value_type is ValueType.SIMPLE_CHOICE_SWEEP and not sweep:
-        key, _, value = word.partition("=")
-        raise ValueError(
-            f"{word}: Hydra reads several values here. Type {_for_shell(f'{key}=[{value}]')} for a list, "
-            f"{_for_shell(f'{key}={_quoted(value)}')} for one text with a comma, or add -m for one run each"
-        )
+        raise ValueError(f"{word}: Hydra reads several values here. {_for_several(word, read)}")
+
+
+def _for_several(word: str, read: Override) -> str:
+    """What to type in place of several values, where the setting takes it."""
+    key, _, value = word.partition("=")
+    choices = read.value()
+    assert isinstance(choices, ChoiceSweep)
+    values = [one.text if isinstance(one, QuotedString) else one for one in choices.list]
+    typed = (
+        (f"{key}=[{value}]", values, "for a list"),
+        (f"{key}={_quoted(value)}", value, "for one text with a comma"),
+    )
+    name, folders = key.lstrip("+~"), config_folders()
+    offers = [f"{_for_shell(word)} {what}" for word, given, what in typed if takes(name, given, folders)]
+    return f"Type {', '.join(offers)}, or add -m for one run each" if offers else "Add -m for one run each"
 
 
 def _parsed(word: str) -> Override | None:

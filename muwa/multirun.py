@@ -20,18 +20,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from muwa.data.addresses import hide
 from muwa.errors import message_of
-from muwa.report.status import FAILED, STOPPED, begin_run, end_run, status_of
+from muwa.report.status import FAILED, STOPPED, begin_run, begin_sweep, end_run, status_of
 from muwa.runtime import stopping
 from muwa.runtime.ranks import is_worker
 
@@ -111,7 +114,7 @@ def write_pages(sweep: Path) -> None:
 
 
 def prepare(config: DictConfig) -> None:
-    """Before a multirun: put `Joblib` in the plugin's place, and say what a stop leaves.
+    """Before a multirun: put `Joblib` in the plugin's place, note how many runs come, say what a stop leaves.
 
     Hydra takes launchers from the package hydra_plugins only, so its list of plugins is changed.
     """
@@ -119,6 +122,8 @@ def prepare(config: DictConfig) -> None:
     if PLUGIN in known:
         known[PLUGIN] = Joblib
     sweep = config.hydra.sweep.dir
+    if not is_worker():
+        begin_sweep(Path(sweep), number_of_runs(config))
     if config.hydra.launcher._target_.startswith(SUBMITIT):
         stopping.advise(f"Jobs that were submitted go on and write {sweep}/sweep.csv; scancel ends them.")
     else:
@@ -126,6 +131,27 @@ def prepare(config: DictConfig) -> None:
             f"{sweep}/sweep.csv says which runs are done. Finished stages are kept in {config.paths.cache}: "
             "type the same command again to go on from there."
         )
+
+
+def number_of_runs(config: DictConfig) -> int | None:
+    """How many runs a multirun makes.
+
+    Returns:
+        None if only its sweeper knows (Optuna's, say), or if the sweeper is going to refuse the settings.
+    """
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+        return None
+    hydra = GlobalHydra.instance()  # finds the choices behind glob(*)
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
+    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + [
+        *config.hydra.overrides.task
+    ]
+    try:
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+    except HydraException:
+        return None
+    return sum(map(len, batches))
 
 
 class Joblib(Launcher):

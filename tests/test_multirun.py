@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from muwa.multirun import _in_words, _Worker
+from muwa.report.status import planned_runs
 
 ROOT = Path(__file__).parent.parent
 # A program with muwa's config whose runs wait instead of computing. Run 0 is done at once.
@@ -101,6 +102,9 @@ def test_a_run_of_bad_input_fails_alone_and_says_so_in_one_line(multirun, tmp_pa
     _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert rows(tmp_path) == {"0": ("done", ""), "1": ("failed", "seed: got 2"), "2": ("done", "")}
+    (page,) = tmp_path.glob("runs/*/*/sweep.html")
+    assert "2 of 3 runs are done, 1 failed." in page.read_text()
+    assert planned_runs(page.parent) == 3
     assert "muwa: seed: got 2" in said.splitlines()
     assert "Traceback" not in said
 
@@ -130,6 +134,8 @@ def test_a_signal_stops_a_multirun_in_one_process(multirun, tmp_path, number, co
     assert rows(tmp_path) == {
         "0": ("done", ""), "1": ("stopped", f"by {'Ctrl-C' if code == 130 else 'SIGTERM'}")
     }  # fmt: skip
+    (page,) = tmp_path.glob("runs/*/*/sweep.html")
+    assert "1 of 3 runs are done, 1 stopped, 1 not started." in page.read_text()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.cli.parser import OneLineParser
 from muwa.runtime import stopping
 
 if __name__ == "__main__":
@@ -48,9 +49,7 @@ def _find(root: Path, key: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: look into a cache. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("ls", "clear"):
         command = commands.add_parser(name)

@@ -89,10 +89,11 @@ def _files_of(group: str, folders: Sequence[Path]) -> Iterator[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in _load(path).items() if key not in ("defaults", "hydra")}
+    return {key: value for key, value in loaded(path).items() if key not in ("defaults", "hydra")}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def loaded(path: Path) -> dict[str, Any]:
+    """A config file as plain values."""
     return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 

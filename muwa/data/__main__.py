@@ -12,15 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.cli.parser import OneLineParser
 from muwa.errors import message_of
 from muwa.runtime import stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write the url list and say how many pairs each name has. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     urls = commands.add_parser("urls", help="write the url list of the pairs that name someone")
     urls.add_argument("files", nargs="+", help="parquet files: paths, globs, http(s):// or s3:// addresses")

@@ -10,15 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muwa.cli.parser import OneLineParser
 from muwa.errors import message_of
 from muwa.runtime import stopping, threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: `export RUN FILE` writes the gradients of a run to a file. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write the gradients of a finished run to one file")
     export.add_argument("run", type=Path, help="the folder of a run (with results.json)")

@@ -34,6 +34,7 @@ from multiprocessing import (
 )
 from pathlib import Path
 
+from muwa.cli.parser import OneLineParser
 from muwa.runtime import stopping
 
 if __name__ == "__main__":
@@ -221,9 +222,7 @@ def _written(draft: Path, workers: int) -> Iterator[tuple[int, int]]:
 
 def main() -> None:
     """Command line: write the miniature to a folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     for done, total in write(parser.parse_args().root):
         print(f"\r{done}/{total} parts", end="", flush=True)

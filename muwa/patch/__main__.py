@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from muwa.cli.parser import OneLineParser
 from muwa.runtime import stopping
 
 if __name__ == "__main__":
@@ -45,14 +46,15 @@ def _next(args: argparse.Namespace, written: Sequence[str]) -> list[str]:
     """The commands that follow `apply`: check what was written, and take the patch off again."""
     program = _parser().prog
     edited = args.out / written[0] if args.base.is_file() and written else args.out
-    alone = not read_ledger(args.base).requests
-    check = (
-        f"verify {_word(edited)} --base {_word(args.base)} {_word(args.patch)}"
-        if alone
-        else f"list {_word(edited)}"
-    )
+    earlier = read_ledger(args.base).requests
+    places = [f"PATCH{number}" for number in range(1, len(earlier) + 1)]
+    base = "UNEDITED" if earlier else _word(args.base)
+    patches = " ".join([*places, _word(args.patch)])
+    known = [f"{place}: {one.title}" for place, one in zip(places, earlier, strict=True)]
     return [
-        f"  check it: {program} {check}",
+        f"  check it: {program} verify {_word(edited)} --base {base} {patches}",
+        *([f"            UNEDITED: the model without patches; {'; '.join(known)}"] if known else []),
+        *([f"            or its record alone: {program} list {_word(edited)}"] if known else []),
         f"  undo it:  {program} remove {_word(args.patch)} {_word(edited)} --out DIR",
     ]
 
@@ -153,7 +155,7 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="muwa patch" if sys.argv[0].startswith("muwa") else "python -m muwa.patch",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -179,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, help="the joined patch file; or a new folder")
     _keep_unedited(add)
     commands.add_parser("list").add_argument("place", metavar="edited", type=Path)
-    check = commands.add_parser("verify")
+    check = commands.add_parser("verify", usage="%(prog)s edited --base BASE patch ...")
     check.add_argument("folder", metavar="edited", type=Path)
     check.add_argument("patches", metavar="patch", type=Path, nargs="*")
     check.add_argument(

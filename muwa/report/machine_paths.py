@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # An absolute path inside a longer text: at its start, or after a space, a quote, a bracket, a comma or "=".
@@ -53,6 +54,15 @@ def last_folders(path: str, count: int) -> str:
     ('runs/2026-11-26/04-44-12', 'my group')
     """
     return "/".join(path.split(os.sep)[-count:]) if os.path.isabs(path) else path
+
+
+def shown_folder(folder: Path) -> str:
+    """The folder of a run or of a multirun, as its page names it: the last three names of its path.
+
+    >>> shown_folder(Path("/home/ada/outputs/runs/2026-11-26/04-44-12")), shown_folder(Path("/sweep"))
+    ('runs/2026-11-26/04-44-12', 'sweep')
+    """
+    return last_folders(os.path.abspath(folder), 3).strip("/")
 
 
 def _shortened(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from muwa.json_files import read_json
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
+from muwa.report.status import planned_runs
 from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
 from muwa.report.sweep_page import cells, heading_of
 from muwa.report.terminal import as_text, metrics_table, sweep_parts
@@ -124,7 +125,7 @@ class FinishedSweep:
             environment()
             .get_template("notebook.html")
             .render(
-                title=headline(self._runs),
+                title=headline(self._runs, planned_runs(self.folder)),
                 headings=list(map(heading_of, columns)),
                 rows=[[cell.text for cell in row] for row in cells(self.rows, columns, units(finished))],
                 page=str(self.folder / "sweep.html"),

@@ -19,6 +19,7 @@ from muwa.fingerprint import read_image
 from muwa.patch.card import RUN, base_metadata, card_text, run_entry
 from muwa.report import alt, figures, samples
 from muwa.report.drawn import Drawn, draw
+from muwa.report.machine_paths import shown_folder
 from muwa.report.record import results
 from muwa.report.text import environment, rounded
 from muwa.report.verdicts import verdict
@@ -58,6 +59,8 @@ def write_report(report: Report, *, show_forget: bool) -> None:
         .get_template("report.html")
         .render(
             record=record,
+            folder=shown_folder(report.folder),
+            measured_on=measured_on(report.after),
             verdict=judged,
             word=word,
             roles={name: metric.reading.role for name, metric in report.after.items()},
@@ -271,6 +274,26 @@ def _number(value: float, unit: str, sign: str = "") -> str:
     if value == 0:
         return "0"
     return f"{value:{sign}.3g}" if abs(value) < 0.01 else f"{value:{sign}.3f}"
+
+
+def measured_on(after: Mapping[str, Metric]) -> list[str]:
+    """What the metrics with a verdict were measured on: one text for each kind of sample.
+
+    >>> from muwa.types.metric import Reading
+    >>> made = Reading(role="kept", counted="generated images")
+    >>> measured_on({"a": Metric(0.1, 20, reading=made), "b": Metric(0.1, 1200, reading=made)})
+    ['20 to 1,200 generated images, by metric']
+    """
+    sizes: dict[str, list[int]] = {}
+    for metric in after.values():
+        if metric.reading.role and metric.n:
+            sizes.setdefault(metric.reading.counted, []).append(metric.n)
+    return [
+        f"{min(found):,} {counted}"
+        if min(found) == max(found)
+        else f"{min(found):,} to {max(found):,} {counted}, by metric"
+        for counted, found in sizes.items()
+    ]
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -1,6 +1,7 @@
-"""How a run ended, in a file of its folder: `.hydra/status.txt`. It imports nothing that takes time to load.
+"""How a run ended, in a file of its folder, `.hydra/status.txt`; and how many runs a multirun makes.
 
-The first line is the status: "done", "failed" or "stopped" (by Ctrl-C or a signal). The rest says why.
+The first line of a status is "done", "failed" or "stopped" (by Ctrl-C or a signal). The rest says why. This
+module imports nothing that takes time to load.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from muwa.data.addresses import hide
 from muwa.drafts import write_text
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+UNFINISHED = "unfinished"  # at work, in a queue, or killed
+_PLANNED = ".runs.txt"  # in the folder of a multirun
 _LONGEST = 300  # letters of a reason
 
 
@@ -35,6 +38,20 @@ def status_of(run: Path) -> tuple[str, str]:
         return "", ""
     status, _, why = _file(run).read_text(encoding="utf-8").partition("\n")
     return status, why
+
+
+def begin_sweep(sweep: Path, runs: int | None) -> None:
+    """Note in a multirun's folder how many runs it makes; None forgets what an earlier one noted there."""
+    if runs is None:
+        (sweep / _PLANNED).unlink(missing_ok=True)
+    else:
+        write_text(sweep / _PLANNED, str(runs))
+
+
+def planned_runs(sweep: Path) -> int | None:
+    """How many runs a multirun makes, those that have not started among them; None if nobody noted it."""
+    note = sweep / _PLANNED
+    return int(note.read_text(encoding="utf-8")) if note.is_file() else None
 
 
 def _file(run: Path) -> Path:

@@ -22,8 +22,17 @@ from muwa.report import figures
 from muwa.report.drawn import draw
 from muwa.report.heat import heat
 from muwa.report.runs import REPEATED, Results, SweptRun, variant_of
-from muwa.report.status import DONE, status_of
-from muwa.report.sweep_page import OBJECTIVE, POINTS, SECONDS, STEP, Pictures, mean_and_deviation, write_page
+from muwa.report.status import DONE, FAILED, STOPPED, UNFINISHED, planned_runs, status_of
+from muwa.report.sweep_page import (
+    OBJECTIVE,
+    POINTS,
+    SECONDS,
+    STEP,
+    Pictures,
+    mean_and_deviation,
+    number_of,
+    write_page,
+)
 from muwa.report.tables import harm, methods, unlearncanvas, vlm
 from muwa.report.text import csv_cell, rounded
 from muwa.report.verdicts import is_gone
@@ -60,9 +69,10 @@ def _write(folder: Path) -> None:
     write_text(folder / "sweep.csv", text.getvalue())
     finished = [run for run in runs if run.results]
     results = [run.results for run in finished]
-    figure = None
+    figure, planned = None, planned_runs(folder)
+    said = headline(runs, planned)
     if _of_role(results, "forgotten") and _of_role(results, "kept"):
-        seen = f"One dot per run: how much is still recognised against what was lost. {headline(runs)}"
+        seen = f"One dot per run: how much is still recognised against what was lost. {said}"
         figure = draw(partial(_figure, finished), folder / "sweep.png", seen, whole=False)
     harms = harm.harms(finished)
     drawn = harm.write(folder, harms) if harms else []
@@ -73,7 +83,8 @@ def _write(folder: Path) -> None:
         results=outcomes(finished),
         summary=summary(runs),
         units=units(finished),
-        headline=headline(runs),
+        headline=said,
+        planned=planned,
         pictures=Pictures(figure, tuple(zip(harms, drawn, strict=True)), heat(results)),
     )
     for table in TABLES:
@@ -134,7 +145,7 @@ def read_runs(folder: Path) -> list[SweptRun]:
 def _read(run: Path, swept: Mapping[str, str]) -> SweptRun:
     file, (status, why) = run / "results.json", status_of(run)
     results = read_json(file, dict, "the results of a run") if file.is_file() else {}
-    return SweptRun(swept, results, run.name, status or (DONE if results else "unfinished"), why)
+    return SweptRun(swept, results, run.name, status or (DONE if results else UNFINISHED), why)
 
 
 def _order(run: Path) -> tuple[int, str]:
@@ -203,10 +214,14 @@ def _alike(runs: Sequence[SweptRun]) -> bool:
     return all(key in REPEATED for run in runs for key in run.swept)
 
 
-def headline(runs: Sequence[SweptRun]) -> str:
-    """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates."""
+def headline(runs: Sequence[SweptRun], planned: int | None) -> str:
+    """The sweep in words: how many runs forgot and, where runs are alike, the mean changes of kept rates.
+
+    Args:
+        planned: How many runs the multirun makes (`muwa.report.status.planned_runs`); None if nobody knows.
+    """
     done = [run.results for run in runs if run.results]
-    text = f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs are done."
+    text = f"{_ended(runs, planned)}."
     judged = Counter(word(found["verdict"]["kind"]) for found in done if found.get("verdict"))
     if judged:
         text += f" Verdicts: {', '.join(f'{n} {one}' for one, n in judged.most_common())}."
@@ -219,6 +234,19 @@ def headline(runs: Sequence[SweptRun]) -> str:
         change = f"{rounded(statistics.mean(changes), '+.2f')} ± {_std(changes):.2f}"
         text += f" Mean change of {name}: {change} points."
     return text
+
+
+def _ended(runs: Sequence[SweptRun], planned: int | None) -> str:
+    """How many runs ended in which way.
+
+    >>> _ended([SweptRun({}), SweptRun({}, status="stopped")], 6), _ended([SweptRun({})], None)
+    ('1 of 6 runs are done, 1 stopped, 4 not started', '1 of 1 runs are done')
+    """
+    total, counts = number_of(runs, planned), Counter(run.status for run in runs)
+    rest = {status: counts[status] for status in (FAILED, STOPPED, UNFINISHED)}
+    rest["not started"] = total - len(runs)
+    others = [f", {count} {status}" for status, count in rest.items() if count]
+    return f"{counts[DONE]} of {total} runs are done{''.join(others)}"
 
 
 def _of_role(results: Sequence[Results], role: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""sweep.html: what came out first, then the settings that were swept, and every column below, folded."""
+"""sweep.html: the settings that were swept, what came out, and every column below, folded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from muwa.drafts import write_text
 from muwa.report.drawn import Drawn
 from muwa.report.figures import short
 from muwa.report.heat import Heat
+from muwa.report.machine_paths import shown_folder
 from muwa.report.runs import REPEATED, SweptRun
 from muwa.report.status import FAILED, STOPPED
 from muwa.report.tables.harm import Harm, sentences
@@ -73,29 +74,30 @@ def write_page(
     summary: Mapping[str, str],
     units: Mapping[str, str],
     headline: str,
+    planned: int | None,
     pictures: Pictures,
 ) -> None:
     """Write sweep.html.
 
     Args:
         rows: `muwa.report.sweep.row_of` of each run.
-        results: The columns of `rows` that say how a run came out: they stand first.
+        results: The columns of `rows` that say how a run came out.
         summary: Column -> mean ± std over the runs, where that means something.
         units: Column -> how its numbers are written (`number_text`).
+        planned: How many runs the multirun makes; None if nobody knows.
     """
     swept = list(dict.fromkeys(key for run in runs for key in run.swept))
     every = list(dict.fromkeys(key for row in rows for key in row))
-    named = [key for key in swept if key in REPEATED and key != "seed"]
-    names = named or [name for name in ("names",) if name in every]
-    lead = ["run", "status", *(key for key in ("why",) if key in every), *names]
-    edit = [name for name in ("layer", "step", "relative_norm") if name in every]
-    main = [*lead, *results, *(key for key in swept if key not in named), *edit]
+    named = any(key in REPEATED and key != "seed" for key in swept)
+    lead = ["run", "status", "why", *([] if named else ["names"]), *swept]
+    edit = ["layer", "step", "relative_norm"]
+    main = [name for name in (*lead, *results, *edit) if name in every]
     page = (
         environment()
         .get_template("sweep.html")
         .render(
-            name=folder.parent.parent.name,
-            count=len(rows),
+            folder=shown_folder(folder),
+            count=number_of(runs, planned),
             headline=headline,
             figure=pictures.outcomes,
             heat=pictures.heat,
@@ -119,6 +121,11 @@ def write_page(
         )
     )
     write_text(folder / "sweep.html", page)
+
+
+def number_of(runs: Sequence[SweptRun], planned: int | None) -> int:
+    """How many runs a sweep has: those that started, or more if more are planned."""
+    return max(len(runs), planned or 0)
 
 
 def by_setting(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from muwa.report.fitted import Column, FittedTable
 from muwa.report.page import metric_rows
 from muwa.report.runs import SweptRun
+from muwa.report.status import planned_runs
 from muwa.report.sweep import headline, outcomes, read_runs, row_of, units
-from muwa.report.sweep_page import cells, heading_of
+from muwa.report.sweep_page import POINTS, cells, heading_of
 from muwa.report.verdicts import verdict
 from muwa.report.wandb_content import how_to_send
 from muwa.types.metric import Metric, Reading
@@ -92,30 +93,41 @@ def metrics_table(
     after: Mapping[str, Metric],
     names: Collection[str],
     kinds: Mapping[str, str],
-) -> Table:
+) -> FittedTable:
     """One row for each metric of `names`, with its verdict in a word or two.
 
     Args:
         kinds: `Verdict.kinds`; empty if nobody judged.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("metric", "", "before", "after", "interval", "change", "interval", "n", "verdict"):
-        right = heading in ("before", "after", "change", "n")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in metric_rows(before, after, kinds):
-        if (name := row["name"]) in names:
-            keys = ("before", "after", "interval", "change", "change_interval")
-            numbers = (*(row[key] for key in keys), str(row["n"]))
-            reading = after[name].reading
-            shown = Text(word(row["judged"], reading.role), style=STYLES.get(row["judged"], "dim"))
-            table.add_row(name, _label(reading), *numbers, shown)
-    return table
+    rows = [row for row in metric_rows(before, after, kinds) if row["name"] in names]
+    readings = [after[row["name"]].reading for row in rows]
+
+    def column(heading: str, key: str, *, right: bool = False, leaves: int = 0) -> Column:
+        return Column(heading, [Text(str(row[key])) for row in rows], right=right, leaves=leaves)
+
+    verdicts = [
+        Text(word(row["judged"], reading.role), style=STYLES.get(row["judged"], "dim"))
+        for row, reading in zip(rows, readings, strict=True)
+    ]
+    columns = (
+        column("metric", "name"),
+        Column("", [Text(_label(reading)) for reading in readings], folds=True, leaves=1),
+        column("before", "before", right=True),
+        column("after", "after", right=True),
+        column("interval", "interval", leaves=2),
+        column("change", "change", right=True),
+        column("interval", "change_interval", leaves=3),
+        column("n", "n", right=True),
+        Column("verdict", verdicts, folds=True),
+    )
+    return FittedTable(columns, "report.html")
 
 
 def _label(reading: Reading) -> str:
     """The words of a row: its numbers are the metric's own, which may count where the target is not shown."""
     counts_absence = reading.role in ("forgotten", "earlier", "attack") and reading.better == "higher"
-    return f"not {reading.label}" if counts_absence else reading.label
+    label = f"not {reading.label}" if counts_absence else reading.label
+    return f"earlier requests: {label}" if reading.role == "earlier" else label
 
 
 def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableType]:
@@ -127,12 +139,21 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
     results, written = outcomes(finished), units(finished)
     columns = ["run", *swept, *named, *results, "layer", "status"]
     columns = [name for name in columns if any(row.get(name, "") != "" for row in rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(heading_of(name), justify="right" if name in results else "left", overflow="fold")
-    for row in cells(rows[:RUNS], columns, written):
-        table.add_row(*(Text(cell.text, style="red" if cell.style == "worse" else "") for cell in row))
-    yield Text(headline(runs))
+    lines = cells(rows[:RUNS], columns, written)
+    leaves = _leaves(swept, results, written)
+    table = FittedTable(
+        [
+            Column(
+                heading_of(name),
+                [Text(line[i].text, style="red" if line[i].style == "worse" else "") for line in lines],
+                right=name in results,
+                leaves=leaves.get(name, 0),
+            )
+            for i, name in enumerate(columns)
+        ],
+        "sweep.html",
+    )
+    yield Text(headline(runs, planned_runs(folder)))
     yield table
     if len(rows) > RUNS:
         yield Text(f"and {len(rows) - RUNS} more runs", style="dim")
@@ -140,3 +161,20 @@ def sweep_parts(folder: Path, runs: Sequence[SweptRun]) -> Iterator[RenderableTy
         yield Text(str(folder / name), no_wrap=True, overflow="ignore")
     if line := how_to_send(folder, "*/"):
         yield Text(line, no_wrap=True, overflow="ignore")
+
+
+def _leaves(swept: Sequence[str], results: Sequence[str], written: Mapping[str, str]) -> dict[str, int]:
+    """`Column.leaves` of a sweep's columns: the layer leaves first, then the later metrics of each kind.
+
+    The objective and all but the first of the settings follow. The others, such as the verdict, stay.
+
+    Args:
+        swept: The settings that were swept.
+        results: `outcomes`.
+        written: `units`.
+    """
+    changes = [name for name in results if written.get(name) == POINTS]
+    others = [name for name in results if name not in changes and name not in ("verdict", "objective")]
+    pairs = itertools.zip_longest(others, changes)
+    ranked = [name for pair in pairs for name in pair if name is not None]
+    return {name: place for place, name in enumerate([*swept[1:], "objective", *ranked, "layer"], 1)}

@@ -27,6 +27,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from muwa.cli.parser import OneLineParser
 from muwa.drafts import write_text
 from muwa.errors import message_of
 from muwa.report.figures import Figure, blank, hover
@@ -263,9 +264,7 @@ def page(title: str, runs: Sequence[Logged]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: write the page and print where it is. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of a run or of a sweep")
     parser.add_argument("--out", type=Path, help="the page (FOLDER/wandb.html)")
     given = parser.parse_args(argv)

@@ -20,16 +20,7 @@ from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -47,6 +38,14 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.1f}/s" if speed else "", style="progress.data.speed")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, as the lines of the loops around this one say it."""
+
+    def render(self, task: Task) -> Text:
+        left = _left(task)
+        return Text("" if left is None else f"{_clock(left)} left", style="progress.remaining")
 
 
 @dataclass
@@ -70,7 +69,8 @@ class _Screen:
 
     def advance(self, loop: TaskID, units: int) -> None:
         """A loop goes on; loops within it start to count their passes anew."""
-        self.bars.advance(loop, units)
+        now = next(task.elapsed for task in self.bars.tasks if task.id == loop)
+        self.bars.update(loop, advance=units, last=now, units=units)
         depth = self.loops.index(loop)
         self.passes = {key: count for key, count in self.passes.items() if key[0] <= depth}
 
@@ -103,11 +103,23 @@ class _Screen:
 
 
 def _position(task: Task) -> str:
-    """Where a loop is, and about how long it still takes, by the mean of its units so far."""
-    left = ""
-    if task.completed and task.elapsed is not None and task.total:
-        left = f", {_clock(task.elapsed * (task.total - task.completed) / task.completed)} left"
-    return f"{task.description} {task.completed:,.0f} of {task.total or 0:,.0f}{left}"
+    """Where a loop is, and about how long it still takes."""
+    left = _left(task)
+    said = "" if left is None else f", {_clock(left)} left"
+    return f"{task.description} {task.completed:,.0f} of {task.total or 0:,.0f}{said}"
+
+
+def _left(task: Task) -> float | None:
+    """About how many seconds a loop still takes, by the mean of the units that are done; None without any.
+
+    The mean is taken when an item is done. While the next one goes on, the time left goes down by the second,
+    at most by the time of an item as large as the last one, and then stands still.
+    """
+    if not task.completed or task.elapsed is None or not task.total:
+        return None
+    last, units = task.fields["last"], task.fields["units"]
+    each, ahead = last / task.completed, task.total - task.completed
+    return max(each * ahead - (task.elapsed - last), each * max(0, ahead - units))
 
 
 def _clock(seconds: float) -> str:
@@ -141,14 +153,7 @@ _plan: _Plan | None = None
 
 
 def _new_screen(console: Console) -> _Screen:
-    columns = (
-        TextColumn("  {task.description:<26}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
+    columns = (TextColumn("  {task.description:<26}"), BarColumn(), MofNCompleteColumn(), _Rate(), _Left())
     return _Screen(Progress(*columns, console=console, auto_refresh=False))
 
 

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, SchemaError
+from pydantic_core.core_schema import ErrorType
 
 _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "greater_than_equal": "at least {ge}",
@@ -31,9 +32,17 @@ _WORDS = {  # pydantic's types of errors, in the words of our other messages
     "too_short": "a list that is not empty",
     "multiple_of": "a multiple of {multiple_of}",
     "list_type": "a list",
+    "tuple_type": "a list",
+    "sequence_str": "a list",
+    "int_parsing_size": "a smaller number",
+    "literal_error": "{expected}",
+    "dataclass_type": "a mapping",
+    "invalid_key": "a text as each key",
     "callable_type": "a part with a _target_",
 }
+_OF_PYDANTIC = frozenset(get_args(ErrorType))  # those of our own validators say what they want themselves
 _KINDS = {"Sequence": "a list", "Mapping": "a mapping"}
+_OF_A_KEY = "[key]"  # behind a key in pydantic's path: the key itself does not fit, not its value
 _LONGEST = 100  # characters of a value in a message
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -103,8 +112,13 @@ def check_value(key: str, annotation: Any, value: Any) -> None:
 
 
 def _place(value: Any, location: tuple[int | str, ...]) -> tuple[Any, ...]:
-    """The keys and indices that lead to what does not fit. Pydantic puts the members of unions between."""
+    """The keys and indices that lead to what does not fit. Pydantic puts the members of unions between.
+
+    To a key that does not fit leads what leads to its mapping.
+    """
     found: list[int | str] = []
+    if _OF_A_KEY in location:
+        location = location[: location.index(_OF_A_KEY) - 1]
     for name in location:
         inside = value if isinstance(value, Mapping) else dict(enumerate(value)) if _is_list(value) else {}
         if name in inside:
@@ -125,11 +139,18 @@ def _shown(value: Any) -> str:
 
 def _wanted(detail: ErrorDetails) -> str:
     """What a value should be, in words: "at least 1"."""
+    return f"{_kind(detail)} as each key" if _OF_A_KEY in detail["loc"] else _kind(detail)
+
+
+def _kind(detail: ErrorDetails) -> str:
+    """What the value itself, or the key itself, should be."""
     if detail["type"] == "is_instance_of":
         return _KINDS.get(detail.get("ctx", {}).get("class", ""), "a part with a _target_")
     words = _WORDS.get(detail["type"])
     limits = {key: f"{x:g}" if isinstance(x, float) else x for key, x in detail.get("ctx", {}).items()}
-    return words.format(**limits) if words else detail["msg"].removeprefix("Input should be ")
+    if words is None:
+        return "a value of another kind" if detail["type"] in _OF_PYDANTIC else detail["msg"]
+    return words.format(**limits)
 
 
 @cache

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CONF
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 
 from muwa.cli import callbacks
+from muwa.report.status import begin_sweep, planned_runs
 from muwa.types.report import PATCH
 
 
@@ -106,3 +108,23 @@ def test_the_patch_of_another_launch_is_not_written_over(launch, tmp_path, capsy
     what = "the patch of a run" if key == "hydra.run.dir" else "the patches of a multirun"
     wanted = f"muwa: {key}={tmp_path}: holds {what} with other settings (task.identity=Ada); want a new folder, or the same settings\n"
     assert capsys.readouterr().err == wanted
+
+
+@pytest.mark.parametrize(("words", "settings", "runs"), [
+    (["seed=0,1,2", "task.identity=Ada,Bo", "model=clip"], {}, 6),
+    (["seed=0"], {}, 1),
+    (["seed=range(4)"], {"max_batch_size": 2}, 4),
+    (["task.identity=Ada,Bo,Cy"], {"params": {"seed": "0,1"}}, 6),
+    (["method=glob(slug*)"], {}, len([*(CONF / "method").glob("slug*.yaml")])),
+    (["learning_rate=interval(0.1,1)"], {}, None),  # Hydra refuses it next
+    (["seed=0,1"], {"_target_": "a.plugin.Sweeper"}, None),
+])  # fmt: skip
+def test_a_multirun_notes_how_many_runs_come(composed, tmp_path, words, settings, runs):
+    begin_sweep(tmp_path, 99)  # of an earlier multirun in the same folder
+    cfg = composed(f"hydra.sweep.dir={tmp_path}", hydra=True)
+    with read_write(cfg), open_dict(cfg):
+        cfg.hydra.overrides.task = words
+        cfg.hydra.sweeper.update(settings)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        callbacks.SweepPages().on_multirun_start(cfg)
+    assert planned_runs(tmp_path) == runs

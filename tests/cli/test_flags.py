@@ -72,3 +72,27 @@ def test_the_config_is_printed_with_a_flag_between_settings(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "kept_points: 2" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("--method=slug", "--method=slug: no such flag; a setting has no dashes: type method=slug"),
+    ("--method slug model=clip", "--method slug: no such flag; a setting has no dashes: type method=slug"),
+    ("model=clip --seed 1", "--seed 1: no such flag; a setting has no dashes: type seed=1"),
+    ("-m --task.identity=Ada,Bo", "--task.identity=Ada,Bo: no such flag; a setting has no dashes: type task.identity=Ada,Bo"),
+    ("--seed", "--seed: no such flag; a setting has no dashes: type seed=VALUE"),
+    ("--metod=slug", "--metod=slug: no such flag; --help lists them"),
+    ("-x seed=1", "-x: no such flag; --help lists them"),
+    ("--cfg", "argument --cfg/-c: expected one argument (--help lists the flags)"),
+    ("-m --cfg job", "--multirun and --cfg: want only one of them (--help lists the flags)"),
+])  # fmt: skip
+def test_a_flag_that_hydra_does_not_know_is_refused_in_one_line(words, said):
+    with pytest.raises(ValueError, match="flag") as caught:
+        adapted(words.split())
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["--hydra-help"], ["--multirun", "seed=1,2"], ["-cd=x", "--resolve"]]
+)
+def test_flags_of_hydra_pass(words):
+    assert adapted(words) == words

@@ -180,6 +180,22 @@ def test_joined_patches_keep_that_another_one_is_missing(sd, tmp_path):
     assert muwa_patch("verify", tmp_path / "all", "--base", base, first, second) == 0
 
 
+def test_apply_on_a_model_that_carries_patches_says_how_all_are_checked(sd, tmp_path, capsys):
+    """The command has a word for what the record does not know: where the model and the earlier patches are."""
+    (first, second), base = sd
+    assert muwa_patch("apply", first, base, "--out", tmp_path / "one") == 0
+    assert f"verify {tmp_path}/one --base {base} {first}\n" in capsys.readouterr().out
+    assert muwa_patch("apply", second, tmp_path / "one", "--out", tmp_path / "two") == 0
+    said = capsys.readouterr().out
+    assert f"verify {tmp_path}/two --base UNEDITED PATCH1 {second}\n" in said
+    assert f"UNEDITED: the model without patches; PATCH1: Ada Fox (patch {sha(first)})\n" in said
+    assert f"or its record alone: python -m muwa.patch list {tmp_path}/two\n" in said
+    typed = f"verify {tmp_path}/two --base UNEDITED PATCH1 {second}"
+    words = typed.replace("UNEDITED", str(base)).replace("PATCH1", str(first)).split()
+    assert muwa_patch(*words) == 0
+    assert "bit for bit" in capsys.readouterr().out
+
+
 def test_apply_says_what_is_split_and_what_to_do_next(tmp_path, capsys):
     model = tiny_sd.diffusion()
     model.pipeline.save_pretrained(tmp_path / "base")

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from report import test_terminal, test_verdicts
-from report.finished import ANSWERED, FIRST_GUESS, report
+from report.finished import ANSWERED, FIRST_GUESS, UA, report
 
 from muwa.report import figures
 from muwa.report.page import grouped, metric_rows, step_heading, write_report
@@ -32,6 +32,27 @@ def test_the_page_stands_alone_and_is_whole(tmp_path):
     for name in ("pareto", "trace", "metrics", "similarity"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
     assert not list(tmp_path.rglob("*.draft*"))
+
+
+def test_the_page_says_its_folder_and_what_it_was_measured_on(tmp_path):
+    """Held-out images are those of the data set; a measure may look at generated images, or ask questions."""
+    made = report(tmp_path)
+    write_report(made, show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert f"folder <code>{'/'.join(tmp_path.parts[-3:])}</code>" in page
+    assert "utility: held-out images of the data set, in no other set</dd>" in page
+    assert "<dt>measured on</dt><dd>2 to 7 held-out images, by metric</dd>" in page
+    rates = {
+        "forget/answered": Metric(0.0, 8, reading=ANSWERED),
+        "retain/answered": Metric(1.0, 400, reading=replace(ANSWERED, role="kept")),
+        "forget/ua": Metric(1.0, 20, reading=UA),
+        "forget/cosine": Metric(0.1, 9),
+    }
+    write_report(replace(made, before=rates, after=rates), show_forget=False)
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>measured on</dt><dd>8 to 400 images asked about, by metric</dd>" in page
+    assert "<dt>and</dt><dd>20 generated images</dd>" in page
+    assert "held-out images, by metric" not in page
 
 
 def test_warnings_of_the_run_stand_on_the_page(tmp_path):

@@ -5,8 +5,9 @@ from dataclasses import replace
 from report.finished import FIRST_FIVE, FIRST_GUESS, OTHERS, UA
 
 from muwa.report import sweep
-from muwa.report.status import end_run
+from muwa.report.status import begin_sweep, end_run, planned_runs
 from muwa.report.sweep import headline, read_runs, row_of, summary, write_sweep
+from muwa.report.terminal import as_text, sweep_parts
 from muwa.types.metric import Metric
 from muwa.types.verdict import word
 
@@ -66,9 +67,9 @@ def test_changes_means_and_failures_worked_by_hand(tmp_path):
     rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
     assert [round(float(row["change retain/top1"]), 6) for row in rows[:2]] == [-2, -6]
-    text = headline(read_runs(tmp_path))
+    text = headline(read_runs(tmp_path), None)
     assert text == (
-        "2 of 3 runs are done. 1 of 2 forgot (forget/top1 = 0, forget/top5 = 0). "
+        "2 of 3 runs are done, 1 failed. 1 of 2 forgot (forget/top1 = 0, forget/top5 = 0). "
         "Mean change of retain/top1: -4.00 ± 2.83 points."
     )
     page = (tmp_path / "sweep.html").read_text()
@@ -81,7 +82,7 @@ def test_methods_and_their_settings_are_not_averaged(tmp_path):
     run(tmp_path / "people", 0, ["task.identity=A", "seed=0"], top1=0.0)
     run(tmp_path / "people", 1, ["task.identity=B", "seed=1"], top1=0.0)
     runs = read_runs(tmp_path / "people")
-    assert "Mean change of retain/top1: -2.00" in headline(runs)
+    assert "Mean change of retain/top1: -2.00" in headline(runs, None)
     assert summary(runs)["after forget/top1"] == "0.00 ± 0.00 %"
     for key, values in (
         ("method", ("slug", "ga")),
@@ -93,7 +94,9 @@ def test_methods_and_their_settings_are_not_averaged(tmp_path):
             run(folder, number, ["task.identity=A", f"{key}={value}"], top1=0.0)
             (folder / str(number) / ".hydra" / "config.yaml").write_text("rate: ${learning_rate}\n")
         runs = read_runs(folder)
-        assert headline(runs) == "2 of 2 runs are done. 2 of 2 forgot (forget/top1 = 0, forget/top5 = 0)."
+        assert (
+            headline(runs, None) == "2 of 2 runs are done. 2 of 2 forgot (forget/top1 = 0, forget/top5 = 0)."
+        )
         assert summary(runs) == {}
 
 
@@ -103,7 +106,25 @@ def test_a_run_that_gave_no_word_yet_has_not_failed(tmp_path):
     end_run(tmp_path / "1", "failed")
     end_run(tmp_path / "2", "done")  # stages=[curate] leaves no results
     assert [run.status for run in read_runs(tmp_path)] == ["unfinished", "failed", "done"]
-    assert headline(read_runs(tmp_path)) == "1 of 3 runs are done."
+    assert headline(read_runs(tmp_path), None) == "1 of 3 runs are done, 1 failed, 1 unfinished."
+
+
+def test_runs_that_never_started_count_too(tmp_path):
+    """A multirun of six: two are done, Ctrl-C stopped the third. Pages and terminal say so."""
+    begin_sweep(tmp_path, 6)
+    for number in range(3):
+        run(tmp_path, number, [f"seed={number}"], top1=None if number == 2 else 0.0)
+        end_run(tmp_path / str(number), "stopped" if number == 2 else "done")
+    write_sweep(tmp_path)
+    page = (tmp_path / "sweep.html").read_text()
+    said = "2 of 6 runs are done, 1 stopped, 3 not started."
+    assert "<h1>Sweep of 6 runs</h1>" in page
+    assert f'<p class="first">{said}' in page
+    assert as_text(*sweep_parts(tmp_path, read_runs(tmp_path))).startswith(said)
+    begin_sweep(tmp_path, None)  # another multirun in the same folder, of a sweeper that does not say it
+    assert headline(read_runs(tmp_path), planned_runs(tmp_path)).startswith(
+        "2 of 3 runs are done, 1 stopped."
+    )
 
 
 def test_no_runs_no_pages(tmp_path):
@@ -147,7 +168,7 @@ def test_a_run_forgot_when_its_rates_are_at_their_goals(tmp_path):
         run(tmp_path, number, [f"seed={number}"])
         readings = {"forget/ua": UA, "retain/ira": replace(OTHERS, label="Others")}
         write(tmp_path / str(number), readings, before=(0.1, 0.9), after=(ua, 0.9))
-    assert headline(read_runs(tmp_path)) == (
+    assert headline(read_runs(tmp_path), None) == (
         "2 of 2 runs are done. 1 of 2 forgot (forget/ua ≥ 95 %). Mean change of retain/ira: 0.00 ± 0.00 points."
     )
 
@@ -168,7 +189,7 @@ def test_results_of_earlier_versions_are_shown_without_changes(tmp_path):
     old, new = csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines())
     assert (old["after retain/top1"], old["change retain/top1"]) == ("0.88", "")
     assert round(float(new["change retain/top1"]), 6) == -2
-    assert headline(read_runs(tmp_path)) == "2 of 2 runs are done."
+    assert headline(read_runs(tmp_path), None) == "2 of 2 runs are done."
     assert "<svg" not in (tmp_path / "sweep.html").read_text()
 
 
@@ -200,4 +221,4 @@ def test_a_sweep_says_the_words_of_the_runs_verdicts(tmp_path):
     write_sweep(tmp_path)
     assert row_of(read_runs(tmp_path)[0])["verdict"] == word("unsure") == "not shown"
     assert '<td class="unsure">not shown</td>' in (tmp_path / "sweep.html").read_text()
-    assert "Verdicts: 1 not shown." in headline(read_runs(tmp_path))
+    assert "Verdicts: 1 not shown." in headline(read_runs(tmp_path), None)

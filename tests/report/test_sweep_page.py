@@ -21,19 +21,21 @@ def table(page, number):
     ]
 
 
-def test_results_stand_first_then_settings_and_all_columns_are_folded(tmp_path):
+def test_settings_stand_before_results_and_all_columns_are_folded(tmp_path):
     for number, step in enumerate(("0.123456789", "0.123456001")):
         run(tmp_path, number, [f"layer_search.relative_step={step}", "task.identity=A"], top1=0.0)
     write_sweep(tmp_path)
     page = (tmp_path / "sweep.html").read_text()
     head, rows = table(page, 0)
-    assert head == ["run", "status", "names", "after forget/top1", "after forget/top5", "change retain/top1",
-                    "objective (lower is better)", "layer_search.relative_step", "layer", "step", "size, ‖Δθ‖ / ‖θ‖"]  # fmt: skip
-    assert [row[7] for row in rows] == ["0.123457", "0.123456"]  # told apart, the whole value on hover
+    assert head == ["run", "status", "names", "layer_search.relative_step", "after forget/top1", "after forget/top5",
+                    "change retain/top1", "objective (lower is better)", "layer", "step", "size, ‖Δθ‖ / ‖θ‖"]  # fmt: skip
+    assert "First the run and the settings that vary, then how it came out, and the edit." in page
+    assert f"folder <code>{'/'.join(tmp_path.parts[-3:])}</code>" in page
+    assert [row[3] for row in rows] == ["0.123457", "0.123456"]  # told apart, the whole value on hover
     assert 'title="0.123456789"' in page
     everything, _ = table(page, 1)
     assert {"before forget/top1", "seconds", *head} <= {*everything}
-    assert rows[0][3:7] == ["0.0 %", "0.0 %", "-2.0", "0.0000"]
+    assert rows[0][4:8] == ["0.0 %", "0.0 %", "-2.0", "0.0000"]
     assert rows[0][-2:] == ["2", "10.0 %"]
     assert page.index('<details class="screen">') < page.index("before forget/top1")
 

@@ -125,13 +125,49 @@ def test_a_sweep_ends_with_a_row_for_each_run_and_its_page(tmp_path, capsys):
     run(tmp_path, 2, ["seed=2", "method=ga"])
     print_sweep(tmp_path)
     said = capsys.readouterr().out
-    assert said.startswith("2 of 3 runs are done. 1 of 2 forgot")
+    assert said.startswith("2 of 3 runs are done, 1 unfinished. 1 of 2 forgot")
     found = rows(said)
     assert found["run"][:2] == ["seed", "after forget/top1"]
     assert found["0"] == ["0", "0.0 %", "0.0 %", "-2.0", "0.0000", "visual.proj", "done"]
     assert found["1"] == ["1", "50.0 %", "50.0 %", "-6.0", "0.5000", "visual.proj", "done"]
     assert re.search(r"^ *2 +2 +unfinished$", said, re.M)
     assert said.splitlines()[-2:] == [f"{tmp_path}/sweep.html", f"{tmp_path}/sweep.csv"]
+
+
+def test_rates_of_earlier_requests_say_so(tmp_path, capsys):
+    """Two rows in the words of one rate: whose it is stands before it."""
+    one, earlier = report(tmp_path), replace(FIRST_GUESS, role="earlier")
+    for reading, says in ((earlier, ""), (replace(earlier, better="higher"), "not ")):
+        rates = {
+            "forget/top1": Metric(0.0, 8, reading=FIRST_GUESS),
+            "earlier/top1": Metric(0.0, 8, reading=reading),
+        }
+        print_outcome(replace(one, before=rates, after=rates))
+        found = rows(capsys.readouterr().out)
+        assert found["forget/top1"][0] == "the model's first guess"
+        assert found["earlier/top1"][0] == f"earlier requests: {says}the model's first guess"
+
+
+@pytest.mark.parametrize(("width", "missing"), [(80, 3), (100, 1), (118, 0), (160, 0)])
+def test_a_sweep_on_a_terminal_leaves_columns_out_and_cuts_no_name(
+    tmp_path, capsys, monkeypatch, width, missing
+):
+    settings = [("Lior_Garrowby", "slug_whitened"), ("Imre_Marchetal", "slug")]
+    for number, (name, method) in enumerate(settings):
+        run(tmp_path, number, [f"task.identity={name}", f"method={method}"], top1=0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_sweep(tmp_path)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    words = said.split()
+    assert {"task.identity", "method", "status", "forget/top1", "objective", *settings[0], *settings[1]} <= {
+        *words
+    }
+    left_out = f"{missing} column{'s do' if missing > 1 else ' does'} not fit here; sweep.html has all"
+    assert (left_out in said) == bool(missing)
+    assert ("visual.proj" in words) == (not missing)
+    table = said[said.index(" run ") : said.index("sweep.html")].splitlines()
+    assert max(map(len, table)) <= width
 
 
 def test_a_sweep_that_was_logged_offline_ends_with_how_to_send_it(tmp_path, capsys):

@@ -104,6 +104,25 @@ def test_a_long_stage_says_how_far_it_is_once_a_minute(capsys, monkeypatch):
         r"generating images( \(\d\))? \d+ of 50(, 0:00 left)?\n", said)  # fmt: skip
 
 
+@pytest.mark.parametrize(("sizes", "wants"), [
+    ([1, 1, 1, 1], {100: "", 101: "5:03", 150: "4:14", 201: "3:23", 202: "3:22", 900: "3:22"}),
+    ([2, 2, 2], {100: "", 101: "3:22", 150: "2:33", 202: "1:41", 900: "1:41"}),
+])  # fmt: skip
+def test_the_time_left_goes_down_while_a_unit_goes_on(sizes, wants):
+    """An item of 101 s: 3 (4 of 6) units are left, then one (two) fewer at its expected end; never more."""
+    from rich.console import Console
+
+    screen, now = progress._new_screen(Console()), 0.0
+    screen.bars.get_time = lambda: now
+    loop, said = screen.begin("searching", sum(sizes)), {}
+    for now in wants:
+        if now == 101:
+            screen.advance(loop, sizes[0])
+        said[now] = progress._position(screen.tasks()[0]).partition(", ")[2]
+        assert progress._Left().render(screen.tasks()[0]).plain == said[now]
+    assert said == {second: text and f"{text} left" for second, text in wants.items()}
+
+
 def test_one_bar_at_a_time_below_the_loops_around_it(terminal, capsys):
     """The screen while three images of the second layer are done, and the sixth pass has not begun."""
     from rich.console import Console

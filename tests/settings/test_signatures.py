@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import get_origin
 
 import pytest
 
-from muwa.settings.signatures import check
-from muwa.types.ranges import Count, Share
+from muwa.settings.signatures import check, check_value
+from muwa.types import ranges
+from muwa.types.ranges import Count, Fractions, Names, Percent, Share, Texts
 
 
 @dataclass(frozen=True)
 class Inner:
+    count: Count
+
+
+@dataclass(frozen=True)
+class Threads:
     count: Count
 
 
@@ -66,6 +73,53 @@ def test_what_fits_passes(changed):
 def test_what_does_not_fit_is_named_with_its_key(changed, said):
     with pytest.raises(ValueError, match=said):
         checked(**changed)
+
+
+@pytest.mark.parametrize(("annotation", "value", "said"), [
+    (Names, "", "got '', want a whole number or a text that is not empty or a list"),
+    (Texts, "ada", "got 'ada', want a list"),
+    (Texts, [], r"got \[\], want a list that is not empty"),
+    (Fractions, "0.5", "got '0.5', want a list"),
+    (Percent, 3, "got 3, want 1, 5, 10 or 15"),
+    (Percent, 10**400, r"got 10+\.\.\., want a smaller number"),
+    (Mapping[str, int], {1: 2}, r"got \{1: 2\}, want a text as each key"),
+    (Mapping[str, Count], {"a": 0}, "got 0, want at least 1"),
+    (Threads, 3, "got 3, want a mapping"),
+    (set[str], "a", "got 'a', want a value of another kind"),
+])  # fmt: skip
+def test_kinds_and_choices_in_our_words(annotation, value, said):
+    with pytest.raises(ValueError, match=f"key(.a)?: {said}$"):
+        check_value("key", annotation, value)
+
+
+ANNOTATIONS = {name: found for name, found in vars(ranges).items() if get_origin(found) or name == "Text"}
+ODD = ("", "{", "\0", 3, -1, 1.5, float("nan"), float("inf"), True, None, 10**400, -(10**12), 1e30, [], [""], [1], [None],
+       [True], [[]], ["a", 1], {}, {"a": 1}, {"a": []}, {"a": "x"}, {1: ["a"]}, {"a": ["", 1]})  # fmt: skip
+THEIRS = (
+    "Input",
+    "instance",
+    "valid ",
+    "Sequence",
+    "Mapping",
+    "Value ",
+    "should",
+    "another kind",
+    "dictionary",
+)
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS)
+def test_no_words_of_pydantic_get_through(name):
+    """Of every annotation of `muwa.types.ranges`, with values of every kind that a command line can give."""
+    refused = []
+    for value in ODD:
+        try:
+            check_value("key", ANNOTATIONS[name], value)
+        except ValueError as error:
+            refused.append(str(error).partition(", want ")[2])
+    assert refused
+    assert all(refused)
+    assert not [said for said in refused for word in THEIRS if word in said]
 
 
 def test_a_function_may_get_the_rest_later():

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from muwa.cli.parser import OneLineParser
 from muwa.runtime import stopping
 
 if __name__ == "__main__":
@@ -22,9 +23,7 @@ from muwa.runtime import threads
 
 def main() -> None:
     """Command line: train the model and write its folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["clip"])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--without", help="a person whose pairs are left out")

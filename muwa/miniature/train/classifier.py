@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muwa.cli.parser import OneLineParser
 from muwa.drafts import new_file, write_text
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
@@ -104,9 +105,7 @@ def train(
 
 def main() -> None:
     """Command line: train both classifiers and write them with their labels."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     steps_help = "training steps of the classifier of names; the style classifier takes a quarter of them"
     parser.add_argument("--steps", type=int, default=6000, help=steps_help)

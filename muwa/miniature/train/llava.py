@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from muwa.cli.parser import OneLineParser
 from muwa.drafts import new_folder
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
@@ -305,9 +306,7 @@ def _varied(
 
 def main() -> None:
     """Command line: train and write the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     steps = [plan.steps for plan in ROUNDS]
     parser.add_argument(

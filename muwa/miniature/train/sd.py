@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from muwa.cli.parser import OneLineParser
 from muwa.drafts import new_folder
 from muwa.miniature import data, diffusion_data, population
 from muwa.miniature.diffusion_data import TrainingImages
@@ -255,9 +256,7 @@ def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
 
 def main() -> None:
     """Command line: train the autoencoder and the UNet, and write the pipeline."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     steps = [plan.steps for plan in ROUNDS]
