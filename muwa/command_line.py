@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from muwa.cli.flags import in_an_order_for_hydra, unknown_flag
+from muwa.cli.parser import without_comment
 from muwa.cli.refused import NOTHING, Refusal
 from muwa.cli.several import takes
 from muwa.cli.spelling import check_spelling
@@ -102,15 +103,6 @@ def adapted(words: Sequence[str]) -> list[str]:
         _check_readable(overrides[-1], sweep=sweep)
         read += overrides
     return read
-
-
-def without_comment(words: Sequence[str]) -> list[str]:
-    """The words before a lone "#". An interactive zsh hands a comment that was pasted to the command.
-
-    >>> without_comment(["apply", "P", "#", "the", "base"]), without_comment(["a#b", "#c"])
-    (['apply', 'P'], ['a#b', '#c'])
-    """
-    return list(words[: words.index("#")] if "#" in words else words)
 
 
 def refusal_of(error: Exception) -> Refusal:

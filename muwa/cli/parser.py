@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 
@@ -15,6 +16,11 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str | None = None, **settings: Any):
         super().__init__(prog=prog or _program(), **settings)
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse does, without a comment behind the command (`without_comment`)."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(without_comment(words), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and how the command is typed, and leave with exit code 2."""
@@ -29,3 +35,12 @@ def _program() -> str | None:
     if spec is None or sys.argv[0].startswith("muwa "):
         return None
     return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def without_comment(words: Sequence[str]) -> list[str]:
+    """The words before a lone "#". An interactive zsh hands a comment that was pasted to the command.
+
+    >>> without_comment(["apply", "P", "#", "the", "base"]), without_comment(["a#b", "#c"])
+    (['apply', 'P'], ['a#b', '#c'])
+    """
+    return list(words[: words.index("#")] if "#" in words else words)

@@ -33,3 +33,10 @@ def test_a_tool_is_named_as_it_was_started():
         "python -m muwa.cache ls: the following arguments are required: root; "
         "want python -m muwa.cache ls [--stage STAGE] root\n",
     )
+
+
+def test_a_comment_behind_a_command_is_left_out():
+    """An interactive zsh hands it on, to the parsers of subcommands too."""
+    parser = OneLineParser(prog="tool")
+    parser.add_subparsers().add_parser("show").add_argument("file")
+    assert vars(parser.parse_args(["show", "a#b", "#", "what", "is", "in", "it"])) == {"file": "a#b"}
