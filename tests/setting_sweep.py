@@ -30,7 +30,13 @@ UNSAID = {"others", "alpha", "threshold", "step"}  # one record takes a number u
 NULL = {"group", "relative_steps", "canvas"}  # these may be null, though no comment says so
 EMPTY_TEXT = {"anchor"}  # "" is the paper's choice: no name
 TABLES = {"aliases", "descriptions", "options"}  # mappings whose keys the user chooses
-GIVEN = {"fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"]}
+GIVEN = {  # choices that need others
+    "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
+    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people", "answer", "margin",
+                                        "answering", "answering_by_gain")},
+    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts", "generation",
+                                       "generation_by_gain", "esd", "uce", "concept_ablation")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

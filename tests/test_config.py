@@ -7,16 +7,10 @@ from conftest import CONF
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class, get_object
 from omegaconf import OmegaConf
+from setting_sweep import GIVEN
 
 from muwa import config
 
-GIVEN = {  # choices that need others
-    "fixed": ["layer_search.layer=visual.proj", "layer_search.step=1"],
-    **{name: ["model=vlm"] for name in ("answers", "answer_attacks", "benchmarks", "people", "answer", "margin",
-                                        "answering", "answering_by_gain")},
-    **{name: ["model=sd"] for name in ("attacks", "canvas", "quality", "token_attack", "prompts", "generation",
-                                       "generation_by_gain", "esd", "uce", "concept_ablation")},
-}  # fmt: skip
 FILES = sorted(
     path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml") if path.parent != CONF
 )
