@@ -26,7 +26,7 @@ TARGETS = sorted(
         t
         for path in CONF.rglob("*.yaml")
         for t in targets(yaml.safe_load(path.read_text()))
-        if t.startswith("muwa.") and not t.startswith(("muwa.config.", "muwa.miniature.source"))
+        if t.startswith("muwa.") and not t.startswith(("muwa.cli.callbacks.", "muwa.miniature.source"))
     }
 )
 
