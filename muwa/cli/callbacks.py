@@ -52,7 +52,7 @@ class OwnFolder(Callback):
         """Called by Hydra before a multirun, in the process that launches it.
 
         Each run composes its config anew, from the overrides of the launching process. The config is saved
-        as Hydra's own sweeper saves it; a sweeper of a plugin may not.
+        as Hydra's own sweeper saves it; a sweeper of a plugin may not. Worker ranks have no folder.
         """
         if _is_named_by_time(config.hydra.sweep):
             with _ended_by_os_errors(), one_line_refusals():
@@ -61,7 +61,7 @@ class OwnFolder(Callback):
             with read_write(config), open_dict(config):
                 config.hydra.sweep.dir = folder
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
-        else:
+        elif not is_worker():
             with _ended_by_os_errors(), one_line_refusals():
                 _check_earlier_sweep(config)
                 Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,13 @@ def begin_sweep(sweep: Path, runs: int | None) -> None:
 
 
 def planned_runs(sweep: Path) -> int | None:
-    """How many runs a multirun makes, those that have not started among them; None if nobody noted it."""
+    """How many runs a multirun makes, those that have not started among them.
+
+    None if nobody noted it, or if the note is damaged: it must not cost the pages.
+    """
     note = sweep / _PLANNED
-    return int(note.read_text(encoding="utf-8")) if note.is_file() else None
+    text = note.read_bytes() if note.is_file() else b""
+    return int(text) if text.isdigit() else None
 
 
 def _file(run: Path) -> Path:

@@ -31,9 +31,7 @@ def check_method(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     Raises:
         ValueError: Names the group, and its choices that fit.
     """
-    model = returned_class(_target(config["model"]))
-    has = class_value(model, "observer") if model else None
-    if not isinstance(has, str):
+    if (has := _observer(config["model"])) is None:
         return
     for target in _targets_within(config["method"]):
         wants = class_value(target, "observes")
@@ -65,9 +63,7 @@ def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     Raises:
         ValueError: Names the measure, and the choices that fit.
     """
-    model = returned_class(_target(config["model"]))
-    has = class_value(model, "observer") if model else None
-    if not isinstance(has, str):
+    if (has := _observer(config["model"])) is None:
         return
     prompts = _PROMPTS in (class_value(_target(config["task"]), "kinds") or ())
     targets = dict(_targets(config["eval"]))
@@ -95,6 +91,13 @@ def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
                 f"eval.{key}: task=prompts has no images and no prompt for a name{listed}; to leave it out: "
                 f"~eval.{key}"
             )
+
+
+def _observer(model: Any) -> str | None:
+    """The full name of the observer of a model, from its settings; None if the source does not tell it."""
+    made = returned_class(_target(model))
+    has = class_value(made, "observer") if made else None
+    return has if isinstance(has, str) else None
 
 
 def _fits(target: str, has: str, prompts: bool) -> bool:

@@ -71,6 +71,16 @@ def test_a_folder_that_the_user_names_is_taken_as_it_is(composed, tmp_path):
     assert (cfg.hydra.run.dir, cfg.hydra.sweep.dir) == (mine, mine)
 
 
+def test_a_worker_rank_writes_no_config_of_a_multirun(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    cfg = composed(f"hydra.sweep.dir={tmp_path}", hydra=True)
+    callbacks.OwnFolder().on_multirun_start(cfg)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    callbacks.OwnFolder().on_multirun_start(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]
+
+
 @pytest.fixture(params=["run", "multirun"])
 def launch(request, composed, tmp_path):
     """A function that starts a run or a multirun with these words in one folder, and the key of that folder."""

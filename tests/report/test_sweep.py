@@ -121,6 +121,10 @@ def test_runs_that_never_started_count_too(tmp_path):
     assert "<h1>Sweep of 6 runs</h1>" in page
     assert f'<p class="first">{said}' in page
     assert as_text(*sweep_parts(tmp_path, read_runs(tmp_path))).startswith(said)
+    (note,) = tmp_path.glob(".runs.txt")
+    for damage in (b"", b"six", b"\xff"):
+        note.write_bytes(damage)
+        assert planned_runs(tmp_path) is None
     begin_sweep(tmp_path, None)  # another multirun in the same folder, of a sweeper that does not say it
     assert headline(read_runs(tmp_path), planned_runs(tmp_path)).startswith(
         "2 of 3 runs are done, 1 stopped."

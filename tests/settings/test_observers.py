@@ -98,12 +98,12 @@ def test_a_method_that_does_not_fit_is_said_with_what_fits(words, said, composed
         config.Parts(composed(*words))
 
 
-@pytest.mark.parametrize("words", [
-    ["model=vlm", "method=uce", "stages=[eval]"], ["model=sd", "method=ga", "stages=[curate]"],
-    ["method=esd", "layer_search=generation", "model=sd", "gradient_source=answer"],  # ESD reads no gradients
+@pytest.mark.parametrize(("words", "method"), [
+    (["model=vlm", "method=uce", "stages=[eval]"], "UCE"), (["model=sd", "method=ga", "stages=[curate]"], "GA"),
+    (["method=esd", "layer_search=generation", "model=sd", "gradient_source=answer"], "ESD"),  # reads no gradients
 ])  # fmt: skip
-def test_what_is_not_used_may_be_of_another_family(words, composed):
-    config.Parts(composed(*words))
+def test_what_is_not_used_may_be_of_another_family(words, method, composed):
+    assert type(config.Parts(composed(*words))["method"]).__name__ == method
 
 
 @pytest.mark.parametrize("words", [
