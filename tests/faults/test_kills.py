@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -154,11 +156,28 @@ def test_patches_survive_every_kill(tmp_path, patches, action):
     assert found["kills"] == found["points"] >= 1
 
 
+@pytest.fixture
+def few_images(miniature, tmp_path):
+    """A world with the first 64 images of one shard: the trainings read nothing else of it."""
+    shard = Path("shards/00000.tar")
+    world = tmp_path / "world"
+    (world / shard).parent.mkdir(parents=True)
+    shutil.copy(miniature / "world" / "version.txt", world)
+    with tarfile.open(miniature / "world" / shard) as whole, tarfile.open(world / shard, "w") as part:
+        keys = []
+        for member in whole:
+            keys += [] if (key := member.name.partition(".")[0]) in keys else [key]
+            if len(keys) > 64:
+                break
+            part.addfile(member, whole.extractfile(member))
+    return world
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "steps"),
     [("classifier", ["--steps", "4"]), ("sd", ["--autoencoder-steps", "1", "--steps", "1", "1"])],
 )
-def test_trainings_of_the_miniature_survive_every_kill(miniature, tmp_path, model, steps):
-    words = [f"muwa.miniature.train_{model}", "--out", "{out}/made", "--world", f"{miniature}/world", *steps]
+def test_trainings_of_the_miniature_survive_every_kill(few_images, tmp_path, model, steps):
+    words = [f"muwa.miniature.train_{model}", "--out", "{out}/made", "--world", str(few_images), *steps]
     assert killed(tmp_path, words, imports=[f"muwa.miniature.train.{model}"])["points"] >= 5
