@@ -31,7 +31,7 @@ SMALL = (
 
 # The files that take longest, the longest first.
 LONGEST = (
-    "test_pipeline.py", "test_launchers.py", "runtime/test_distributed.py", "test_documented_commands.py",
+    "faults/test_kills.py", "test_pipeline.py", "test_launchers.py", "runtime/test_distributed.py", "test_documented_commands.py",
     "test_config.py", "test_carried.py", "test_notebook.py", "test_library.py", "test_wandb_sweep.py",
     "test_multirun.py", "test_fourth_family.py", "miniature/train/test_clip.py", "report/test_page.py",
     "methods/test_laws.py", "test_startup.py",
