@@ -68,29 +68,36 @@ def check_measures(config: Mapping[str, Any], folders: Sequence[Path]) -> None:
     prompts = _PROMPTS in (class_value(_target(config["task"]), "kinds") or ())
     targets = dict(_targets(config["eval"]))
     wanted = {key: class_value(target, "observes") for key, target in targets.items()}
-    choices = {
-        name: [target for node in nodes for _, target in _targets(node)]
-        for name, nodes in _choices(folders, "eval")
-    }
-    fitting = [
-        name for name, some in choices.items() if some and all(_fits(one, has, prompts) for one in some)
-    ]
-    if prompts and not fitting:
-        readers = {class_value(one, "observes") for some in choices.values() for one in some if _reads(one)}
-        raise ValueError(
-            f"task=prompts: the model is {_family(has)}, want {' or '.join(map(_family, readers))}"
-        )
-    listed = f"; choices that fit: eval=[{','.join(fitting)}], or some of them" if fitting else ""
+    if prompts and not _that_fit(folders, has, prompts):
+        some = [one for targets in _measures(folders).values() for one in targets if _reads(one)]
+        readers = dict.fromkeys(_family(str(class_value(one, "observes"))) for one in some)
+        raise ValueError(f"task=prompts: the model is {_family(has)}, want {' or '.join(readers)}")
     for key, wants in wanted.items():
         if wants is None:
             continue
         if wants != has and len({*wanted.values()}) < 3:  # a list for all families: those that fit are taken
+            listed = _that_fit(folders, has, prompts)
             raise ValueError(f"eval.{key}: the model is {_family(has)}, want {_family(wants)}{listed}")
         if wants == has and not _fits(targets[key], has, prompts):
             raise ValueError(
-                f"eval.{key}: task=prompts has no images and no prompt for a name{listed}; to leave it out: "
-                f"~eval.{key}"
+                f"eval.{key}: task=prompts has no images and no prompt for a name"
+                f"{_that_fit(folders, has, prompts)}; to leave it out: ~eval.{key}"
             )
+
+
+def _measures(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Choice of `eval` -> the targets of its measures. Reads all files of the group."""
+    return {
+        name: [target for node in nodes for _, target in _targets(node)]
+        for name, nodes in _choices(folders, "eval")
+    }
+
+
+def _that_fit(folders: Sequence[Path], has: str, prompts: bool) -> str:
+    """The end of a message: the choices of `eval` that fit the model and the task; empty if none does."""
+    measures = _measures(folders).items()
+    fitting = [name for name, some in measures if some and all(_fits(one, has, prompts) for one in some)]
+    return f"; choices that fit: eval=[{','.join(fitting)}], or some of them" if fitting else ""
 
 
 def _observer(model: Any) -> str | None:
