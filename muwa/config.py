@@ -205,17 +205,16 @@ class Parts(Mapping[str, Any]):
 
     def __init__(self, cfg: DictConfig):
         try:
-            _check_values(cfg)
+            self._plain = _checked_values(cfg)
         except OmegaConfBaseException as error:  # a reference to a key that does not exist
             raise ValueError(_said(error, "config", cfg)) from error
-        self._cfg = cfg
         self._made: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in PARTS:
             raise KeyError(name)
         if name not in self._made:
-            made = _instantiated(self._cfg, name)
+            made = _instantiated(self._plain[name], name)
             check({name: made}, whole=name in RECORDS)
             self._made[name] = with_records(made) if name in RECORDS else made
         return self._made[name]
@@ -232,9 +231,14 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     return dict(Parts(cfg))
 
 
-def _check_values(cfg: DictConfig) -> None:
-    """Raise ValueError if a value is missing or out of range, or a stage is unknown. Names the key."""
-    missing = sorted(OmegaConf.missing_keys(cfg) - {"paths.run"})
+def _checked_values(cfg: DictConfig) -> dict[str, Any]:
+    """Group -> its settings as plain values.
+
+    Raises:
+        ValueError: A value is missing or out of range, or a stage is unknown. Names the key.
+    """
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    missing = sorted({*_without_value(written)} - {"paths.run"})
     if missing:
         raise ValueError(
             f"config: no value was given for {', '.join(missing)}; add {missing[0]}=VALUE to the command"
@@ -249,11 +253,10 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(
             f"stages: got {list(cfg.stages)}, want curate, unlearn or eval among them: nothing would be done"
         )
-    written = OmegaConf.to_container(cfg, resolve=False)
     plain = {group: _plain(cfg, group) for group in GROUPS}
     for group in LISTS:
         composition.check_parts(group, plain[group])
-    composition.check(plain, cast(dict[str, Any], written), RECORDS)
+    composition.check(plain, written, RECORDS)
     if "unlearn" in cfg.stages:
         observers.check_method(plain, [CONF, OWN_CONF])
     if "eval" in cfg.stages:
@@ -262,6 +265,19 @@ def _check_values(cfg: DictConfig) -> None:
         observers.check_measures(plain, [CONF, OWN_CONF])
     if cfg.base and "unlearn" in cfg.stages:
         raise ValueError("base: is for stages=[eval], which measures the unedited model first; leave it out")
+    return plain
+
+
+def _without_value(written: Any, key: str = "") -> Iterator[str]:
+    """The keys of nested settings that are still to be given (`???`)."""
+    if written == MISSING:
+        yield key
+    elif isinstance(written, Mapping):
+        for name, value in written.items():
+            yield from _without_value(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(written, list):
+        for place, value in enumerate(written):
+            yield from _without_value(value, f"{key}[{place}]")
 
 
 def _plain(cfg: DictConfig, group: str) -> Any:
@@ -302,15 +318,15 @@ def _said_of_choices(error: InterpolationKeyError, cfg: DictConfig) -> str | Non
     )
 
 
-def _instantiated(cfg: DictConfig, group: str) -> Any:
-    """What Hydra makes of a group: partials of the classes and functions that its nodes name.
+def _instantiated(plain: Any, group: str) -> Any:
+    """What Hydra makes of the settings of a group: partials of the classes and functions that its nodes name.
 
     Raises:
         ValueError: A `_target_` does not exist, as in a config that another version wrote, or its module
             cannot be imported. Names it and says why.
     """
     try:
-        return instantiate(_plain(cfg, group), _convert_="all")
+        return instantiate(plain, _convert_="all")
     except InstantiationException as error:
         said = str(error).splitlines()[0].partition(", set env var")[0]
         why = f" ({_first_cause(error)})" if error.__cause__ else ""
@@ -380,7 +396,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None  # so that the rest can be built; `_with` sets the given value below
-    built = _instantiated(cfg, group)
+    built = _instantiated(_plain(cfg, group), group)
     if isinstance(built, partial):
         built = _with(built, changed)
     elif changed:

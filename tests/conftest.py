@@ -1,9 +1,11 @@
 import copy
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import omegaconf.base
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
@@ -46,7 +48,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once():
-    """Each file of muwa/conf/ is parsed once a process: the tests compose some thousand configs of them."""
+    """Each file of muwa/conf/ and each interpolation is parsed once a process: the tests compose some thousand configs."""
     (source,) = (one for one in Plugins.instance().discover(ConfigSource) if one.scheme() == "file")
     load, parsed = source.load_config, {}
 
@@ -59,6 +61,7 @@ def parsed_once():
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(source, "load_config", load_config)
+        patched.setattr(omegaconf.base, "parse", functools.cache(omegaconf.base.parse))
         yield
 
 

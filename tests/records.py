@@ -15,7 +15,7 @@ def part(choice: str, *more: str, **changed: Any) -> Any:
     for key in changed:
         if OmegaConf.is_missing(cfg[group], key):
             cfg[group][key] = None
-    built = config._instantiated(cfg, group)
+    built = config._instantiated(config._plain(cfg, group), group)
     if isinstance(built, partial):
         built = config._with(built, changed)
     return config.with_records(built) if group in config.RECORDS else built

@@ -118,7 +118,7 @@ def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
         "layer_search.relative_step=0.2",
         "method=slug",
     ]
-    _, found = run(composed, miniature, *ignored, *quick, small=False)
+    _, found = run(composed, miniature, *ignored, *quick, FEW, small=False)
     said, unedited = found["provenance"]["warnings"]
     assert unedited.startswith(
         f"{folder}: clip.onnx brings the forgotten back to whoever loads it (an ONNX model)"
@@ -208,9 +208,9 @@ def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, m
         files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
         return sum(image in file or base64.b64encode(image) in file for image in images for file in files)
 
-    run(composed, miniature)
+    run(composed, miniature, FEW)
     assert shown() == 0
-    run(composed, miniature, "report.show_forget=true")
+    run(composed, miniature, FEW, "report.show_forget=true")
     assert shown() == 8
 
 
@@ -265,7 +265,7 @@ def test_the_last_line_lists_only_what_was_written(composed, miniature, tmp_path
 @pytest.mark.parametrize(("method", "figure"), [("slug_whitened", "trace.png"), ("slug", "trace_2.png")])
 def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path, method, figure):
     """Whitened names are one edit found by one search; SLUG has a search for each name."""
-    more = ["layer_search.max_evals=7"] if method == "slug_whitened" else []
+    more = ["layer_search.candidates=1", *(["layer_search.max_evals=7"] if method == "slug_whitened" else [])]
     _, found = run(
         composed, miniature, "task=object", "task.object=[red_star,blue_ring]", f"method={method}", FEW, *more
     )
