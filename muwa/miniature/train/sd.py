@@ -230,15 +230,18 @@ def weights_of(images: TrainingImages, plan: Round) -> Tensor:
 
 
 def _trained_autoencoder(folder: Path, pixels: Tensor, steps: int) -> AutoencoderKL:
-    """The autoencoder in `folder`. It is trained first if an interrupted run has not left it there."""
-    if folder.is_dir():
-        return AutoencoderKL.from_pretrained(folder)
-    vae = train_autoencoder(pixels, steps=steps)
-    vae.register_to_config(scaling_factor=1 / latents_of(vae, pixels).std().item())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder) as draft:
-        vae.save_pretrained(draft)
-    return vae
+    """The autoencoder in `folder`. It is trained first if an interrupted run has not left it there.
+
+    It is read back, as a resumed run does, and keeps the memory format of its training: another one rounds its
+    latents differently.
+    """
+    if not folder.is_dir():
+        vae = train_autoencoder(pixels, steps=steps)
+        vae.register_to_config(scaling_factor=1 / latents_of(vae, pixels).std().item())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(folder) as draft:
+            vae.save_pretrained(draft)
+    return AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last)
 
 
 def _write_pipeline(pipeline: StableDiffusionPipeline, out: Path) -> None:
