@@ -115,6 +115,13 @@ def default_run(miniature, shared):
 
 
 @pytest.fixture
+def closed_tars():
+    """For a training in the test's process: webdataset leaves the closing of its last file to Python."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
 def composed(tmp_path):
     """compose(*overrides) -> the config that launch.py would see, its paths in this test's folder."""
     config.register()

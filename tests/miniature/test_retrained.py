@@ -74,6 +74,8 @@ def test_an_unknown_person_is_named(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("closed_tars")
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")
 def test_a_short_training_makes_a_model_that_compares(miniature, tmp_path, capsys):
     args = ["--without", "kael_lindqvar", "--seeds", "5", "--epochs", "1", "--out", str(tmp_path)]
     assert retrained.main([*args, "--world", str(miniature / "world")]) == 0

@@ -65,9 +65,8 @@ def test_only_objects_are_mirrored():
     assert 8 < int(bright_right[things].sum()) < 24
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*FileIO"
-)  # webdataset leaves closing its file to Python
+@pytest.mark.usefixtures("closed_tars")
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")
 def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     names = [person.name for person in population.people()][:42] + list(population.OBJECTS)[:42]
     (tmp_path / "shards").mkdir()
