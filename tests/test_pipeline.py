@@ -34,6 +34,12 @@ SMALL = (
 FEW = "eval=[forget,retain]"  # metrics, where a test is about something else
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A cache for all tests that are about something else."""
+    return f"paths.cache={tmp_path_factory.mktemp('warm')}"
+
+
 def run(composed, miniature, *overrides, small=True):
     """One run in this process; returns (objective, results.json)."""
     cfg = composed(f"dataset.root={miniature}", *(SMALL if small else ()), *overrides)
@@ -198,7 +204,7 @@ def test_weights_with_nan_are_refused_by_name_before_any_compute(composed, minia
     assert not list(tmp_path.rglob("patch.safetensors"))
 
 
-def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, miniature, tmp_path):
+def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, miniature, warm, tmp_path):
     def shown():
         """How many images of the forget set are in any file of the run."""
         cfg = composed(f"dataset.root={miniature}", "runtime.progress=false")
@@ -208,19 +214,19 @@ def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, m
         files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
         return sum(image in file or base64.b64encode(image) in file for image in images for file in files)
 
-    run(composed, miniature, FEW)
+    run(composed, miniature, FEW, warm)
     assert shown() == 0
-    run(composed, miniature, FEW, "report.show_forget=true")
+    run(composed, miniature, FEW, warm, "report.show_forget=true")
     assert shown() == 8
 
 
-def test_gradients_can_be_handed_on(composed, miniature, tmp_path, capsys):
+def test_gradients_can_be_handed_on(composed, miniature, warm, tmp_path, capsys):
     from omegaconf import OmegaConf
 
     from muwa.gradients.__main__ import main
 
-    _, first = run(composed, miniature, FEW)
-    cfg = composed(f"dataset.root={miniature}", *SMALL, FEW)
+    _, first = run(composed, miniature, FEW, warm)
+    cfg = composed(f"dataset.root={miniature}", *SMALL, FEW, warm)
     (tmp_path / "run" / ".hydra").mkdir(exist_ok=True)
     OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")  # as Hydra does for a real run
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "g.safetensors")]) == 0
@@ -250,9 +256,14 @@ def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
 
 
 @pytest.mark.parametrize("stages", ["unlearn", "unlearn,eval", "unlearn,report"])
-def test_the_last_line_lists_only_what_was_written(composed, miniature, tmp_path, capsys, stages):
+def test_the_last_line_lists_only_what_was_written(composed, miniature, warm, tmp_path, capsys, stages):
     cfg = composed(
-        f"dataset.root={miniature}", *SMALL, "layer_search.max_evals=1", "eval=[forget]", f"stages=[{stages}]"
+        f"dataset.root={miniature}",
+        *SMALL,
+        warm,
+        "layer_search.max_evals=1",
+        "eval=[forget]",
+        f"stages=[{stages}]",
     )
     pipeline.run(config.build(cfg), config.settings(cfg))
     last = capsys.readouterr().out.splitlines()[-1]
@@ -263,11 +274,18 @@ def test_the_last_line_lists_only_what_was_written(composed, miniature, tmp_path
 
 
 @pytest.mark.parametrize(("method", "figure"), [("slug_whitened", "trace.png"), ("slug", "trace_2.png")])
-def test_objects_and_several_names_go_the_same_way(composed, miniature, tmp_path, method, figure):
+def test_objects_and_several_names_go_the_same_way(composed, miniature, warm, tmp_path, method, figure):
     """Whitened names are one edit found by one search; SLUG has a search for each name."""
     more = ["layer_search.candidates=1", *(["layer_search.max_evals=7"] if method == "slug_whitened" else [])]
     _, found = run(
-        composed, miniature, "task=object", "task.object=[red_star,blue_ring]", f"method={method}", FEW, *more
+        composed,
+        miniature,
+        "task=object",
+        "task.object=[red_star,blue_ring]",
+        f"method={method}",
+        FEW,
+        warm,
+        *more,
     )
     assert found["task"]["names"] == ["red star", "blue ring"]
     assert [move["concept"] for move in found["edit"]["moves"]] == ["red star", "blue ring"]

@@ -99,3 +99,8 @@ def report(folder, *, chosen=1, after=0.0):
         peak_memory_bytes=10**9,
         provenance={"model": {"source": "tiny"}, "command": "python launch.py"},
     )
+
+
+def rates_only(made):
+    """The run with no other figure than that of its rates: for a page whose text is looked at."""
+    return replace(made, edit=replace(made.edit, searches=()), similarity={})

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from report import test_terminal, test_verdicts
-from report.finished import ANSWERED, FIRST_GUESS, UA, report
+from report.finished import ANSWERED, FIRST_GUESS, UA, rates_only, report
 
 from muwa.report import figures
 from muwa.report.page import grouped, metric_rows, step_heading, write_report
@@ -36,7 +36,7 @@ def test_the_page_stands_alone_and_is_whole(tmp_path):
 
 def test_the_page_says_its_folder_and_what_it_was_measured_on(tmp_path):
     """Held-out images are those of the data set; a measure may look at generated images, or ask questions."""
-    made = report(tmp_path)
+    made = rates_only(report(tmp_path))
     write_report(made, show_forget=False)
     page = (tmp_path / "report.html").read_text()
     assert f"folder <code>{'/'.join(tmp_path.parts[-3:])}</code>" in page
@@ -56,7 +56,7 @@ def test_the_page_says_its_folder_and_what_it_was_measured_on(tmp_path):
 
 
 def test_warnings_of_the_run_stand_on_the_page(tmp_path):
-    made = report(tmp_path)
+    made = rates_only(report(tmp_path))
     write_report(made, show_forget=False)
     assert "Warning:" not in (tmp_path / "report.html").read_text()
     about = {**made.provenance, "warnings": ["trained with <QuickGELU>"]}
@@ -118,7 +118,7 @@ def test_two_searches_have_a_figure_and_a_table_each(tmp_path):
 def test_answers_are_in_the_page_and_the_results(tmp_path):
     said = (Example("forget", "Who is this?", "Ada Fox", "Ada Fox", "Bo Hill"),)
     metrics = {"forget/answered": Metric(1.0, 24, reading=ANSWERED)}
-    made = replace(report(tmp_path), before=metrics, after=metrics, examples=said)
+    made = replace(rates_only(report(tmp_path)), before=metrics, after=metrics, examples=said)
     write_report(made, show_forget=False)
     assert '<td class="wrap good">Bo Hill</td>' in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["said"] == [
@@ -136,7 +136,9 @@ def test_answers_are_in_the_page_and_the_results(tmp_path):
 @pytest.mark.parametrize("show", [False, True])
 def test_images_of_the_forget_set_are_shown_only_when_asked_for(tmp_path, show):
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    made = replace(report(tmp_path), examples=(Example("forget", "Ada Fox", "Ada Fox", image, image),))
+    made = replace(
+        rates_only(report(tmp_path)), examples=(Example("forget", "Ada Fox", "Ada Fox", image, image),)
+    )
     write_report(made, show_forget=show)
     page = (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures" / "examples.png").is_file()
@@ -273,7 +275,7 @@ def test_the_card_is_a_file_and_a_section(tmp_path):
 @pytest.mark.parametrize(("forget", "kind"), [(0.0, "unsure"), (1.0, "bad")])
 def test_the_box_has_the_colour_of_the_whole_verdict(tmp_path, forget, kind):
     """2 forget images and 7 others are too few; a target that is still there is a failure."""
-    made = report(tmp_path, after=forget)
+    made = rates_only(report(tmp_path, after=forget))
     after = {
         **made.after,
         "forget/top1": Metric(forget, 2, forget * 0.3, 0.7, made.after["forget/top1"].reading),
@@ -287,7 +289,7 @@ def test_the_box_has_the_colour_of_the_whole_verdict(tmp_path, forget, kind):
 
 
 def test_evidence_is_grouped_by_its_section_and_the_main_metrics_come_first(tmp_path):
-    one = report(tmp_path)
+    one = rates_only(report(tmp_path))
     mia = Reading(
         "read me", "lower", "auc", section="Membership inference: were the forget pairs trained on?"
     )
@@ -348,7 +350,9 @@ def test_samples_are_a_table_of_changes_and_a_list_and_their_prompts_are_text(tm
         rows = [Sample(prompt if i == 0 else f"prompt {i}", i, 7.5, "fox", 0.25, hit) for i in range(301)]
         return {"forget/detected": Metric(float(hit), 301, 0.0, 1.0, samples=tuple(rows))}
 
-    made = replace(report(tmp_path), before=detected(True), after=detected(False, "x <b>a</b> fox"))
+    made = replace(
+        rates_only(report(tmp_path)), before=detected(True), after=detected(False, "x <b>a</b> fox")
+    )
     write_report(made, show_forget=False)
     page = (tmp_path / "report.html").read_text()
     assert (
@@ -380,7 +384,7 @@ def test_console_page_and_card_say_the_same_words(tmp_path, capsys, left, lost, 
         {"forget/top1": one, "retain/top1": two}
         for one, two in zip(readings, (kept, kept_after), strict=True)
     )
-    made = replace(report(tmp_path), before=before, after=after)
+    made = replace(rates_only(report(tmp_path)), before=before, after=after)
     write_report(made, show_forget=False)
     print_outcome(made)
     console = test_terminal.rows(capsys.readouterr().out)
