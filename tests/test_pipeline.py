@@ -157,28 +157,32 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(miniature, tmp_path):
-    code, stderr = launched(
-        miniature, tmp_path, "-m", *SMALL, FEW, "task.identity=Kael_Lindqvar,Lior_Garrowby"
-    )
-    assert code == 0, stderr
-    (table,) = tmp_path.glob("runs/*/*/sweep.csv")
-    rows = list(csv.DictReader(table.read_text().splitlines()))
+@pytest.fixture(scope="module")
+def sweep(miniature, tmp_path_factory):
+    """A multirun over two people and an unknown one: (exit code, what it wrote to stderr, the path of its table)."""
+    out = tmp_path_factory.mktemp("sweep")
+    people = "task.identity=Nobody_Atall,Kael_Lindqvar,Lior_Garrowby"
+    code, stderr = launched(miniature, out, "-m", *SMALL, FEW, people)
+    (table,) = out.glob("runs/*/*/sweep.csv")
+    return code, stderr, table
+
+
+def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(sweep):
+    _, _, table = sweep
+    _, *rows = csv.DictReader(table.read_text().splitlines())
     assert [row["task.identity"] for row in rows] == ["Kael_Lindqvar", "Lior_Garrowby"]
     assert [row["status"] for row in rows] == ["done", "done"]
     caches = [json.loads((table.parent / row["run"] / "results.json").read_text())["cache"] for row in rows]
     assert [cache["gradients/retain"] for cache in caches] == ["miss", "hit"]
-    assert "2 of 2 runs are done" in (table.parent / "sweep.html").read_text()
+    assert "2 of 3 runs are done" in (table.parent / "sweep.html").read_text()
 
 
-def test_a_failed_run_of_a_multirun_keeps_its_row(miniature, tmp_path):
-    code, stderr = launched(
-        miniature, tmp_path, "-m", *SMALL, FEW, "task.identity=Nobody_Atall,Kael_Lindqvar"
-    )
+def test_a_failed_run_of_a_multirun_keeps_its_row(sweep):
+    code, stderr, table = sweep
     assert code != 0
     assert "Unknown name 'Nobody_Atall'" in stderr
-    (table,) = tmp_path.glob("runs/*/*/sweep.csv")
-    assert [row["status"] for row in csv.DictReader(table.read_text().splitlines())] == ["failed", "done"]
+    rows = csv.DictReader(table.read_text().splitlines())
+    assert [row["status"] for row in rows] == ["failed", "done", "done"]
 
 
 def test_bad_input_is_one_line_and_no_compute(miniature, tmp_path):

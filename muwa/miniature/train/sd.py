@@ -232,8 +232,8 @@ def weights_of(images: TrainingImages, plan: Round) -> Tensor:
 def _trained_autoencoder(folder: Path, pixels: Tensor, steps: int) -> AutoencoderKL:
     """The autoencoder in `folder`. It is trained first if an interrupted run has not left it there.
 
-    It is read back, as a resumed run does, and keeps the memory format of its training: another one rounds its
-    latents differently.
+    It is read back, as a resumed run does, and keeps the memory format of its training: another one rounds
+    its latents differently.
     """
     if not folder.is_dir():
         vae = train_autoencoder(pixels, steps=steps)
