@@ -101,3 +101,12 @@ def test_the_shipped_classifier_knows_held_out_images(miniature) -> None:
     ]
     assert sum(right[:100]) >= 95
     assert sum(right[100:]) >= 95
+
+
+def test_an_autoencoder_that_is_read_back_gives_the_latents_of_its_training(tmp_path) -> None:
+    """A training that was stopped after its autoencoder goes on with it."""
+    pixels = torch.randint(256, (16, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    want = train_sd.latents_of(train_sd.train_autoencoder(pixels, steps=1), pixels)
+    for _ in ("trained", "read back"):
+        found = train_sd._trained_autoencoder(tmp_path / "vae", pixels, 1)
+        assert torch.equal(train_sd.latents_of(found, pixels), want)
