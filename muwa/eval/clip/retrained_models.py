@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from muwa.data.samples import fold
 from muwa.json_files import read_json
@@ -21,18 +22,34 @@ class Card:
     """How a retrained model was trained, as its folder says it next to the weights.
 
     Args:
-        without: The name that it was trained without.
+        without: The names that it was trained without.
         seed: The seed of the training.
         epochs: The number of epochs of the training.
+        precision: "bf16" | "fp32": the precision of the training's forward pass. Cards of earlier versions do
+            not say it: those trainings were in bf16.
     """
 
-    without: str
+    without: tuple[str, ...]
     seed: int
     epochs: int
+    precision: str = "bf16"
 
     def write(self, folder: Path) -> None:
-        """Write the card into the folder of a retrained model."""
-        (folder / CARD).write_text(json.dumps(asdict(self)) + "\n")
+        """Write the card into the folder of a retrained model. A single name is written as a string."""
+        said: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs, "precision": self.precision}
+        without = self.without[0] if len(self.without) == 1 else self.without
+        (folder / CARD).write_text(json.dumps({"without": without} | said) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Card:
+        """The card in the folder of a retrained model.
+
+        Raises:
+            OSError, ValueError, TypeError: There is none, or it is no such card.
+        """
+        said = read_json(Path(folder) / CARD, dict, "the card of a retrained model")
+        without = said.pop("without", ())
+        return cls((without,) if isinstance(without, str) else tuple(without), **said)
 
 
 def load_retrained(model: Clip, folders: Sequence[str]) -> list[Clip]:
@@ -57,9 +74,9 @@ def check_retrained(
 
     Raises:
         ValueError: There are fewer than `least`. A folder is given twice, or holds no model or no card. A
-            model differs from `model` in more than its weights. Models were trained without another name,
-            from the same seed, or for different numbers of epochs. The message gives the command that makes
-            such models.
+            model differs from `model` in more than its weights. Models were trained without other names,
+            from the same seed, for different numbers of epochs or in different precisions. The message gives
+            the command that makes such models.
     """
     if len(folders) < least:
         raise ValueError(
@@ -85,13 +102,13 @@ def check_retrained(
     cards = {folder: _card(folder, key) for folder in folders}
     if cards:
         _check_names(cards, names, key)
-        _check_seeds(list(cards.values()), key)
+        _check_trainings(list(cards.values()), key)
 
 
 def _card(folder: str, key: str) -> Card:
     """The card in `folder`."""
     try:
-        return Card(**read_json(Path(folder) / CARD, dict, "the card of a retrained model"))
+        return Card.read(folder)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{key}: got {folder}, which does not say without whom it was trained, want a retrained model "
@@ -100,27 +117,30 @@ def _card(folder: str, key: str) -> Card:
 
 
 def _check_names(cards: dict[str, Card], names: Sequence[str], key: str) -> None:
-    """Raise unless every model was trained without the one name to forget."""
-    if len(names) != 1:
-        raise ValueError(
-            f"{key}: got retrained models for {len(names)} names to forget ({', '.join(names)}), want one "
-            "name: each is trained without one name; forget one, or give no retrained models"
-        )
+    """Raise unless every model was trained without exactly the names to forget."""
+    wanted, quoted = " and ".join(names), " ".join(f'"{name}"' for name in names)
     for folder, card in cards.items():
-        if fold(card.without) != fold(names[0]):
+        if {fold(name) for name in card.without} != {fold(name) for name in names}:
             raise ValueError(
-                f"{key}: {folder} was trained without {card.without}, want one without {names[0]}, the "
-                "name to forget; make it: " + HOW.replace("NAME", f'"{names[0]}"')
+                f"{key}: {folder} was trained without {' and '.join(card.without) or 'nobody'}, want one "
+                f"without {wanted}, which the run forgets; make it: " + HOW.replace("NAME", quoted)
             )
 
 
-def _check_seeds(cards: Sequence[Card], key: str) -> None:
-    """Raise unless the models were trained for the same number of epochs, from different seeds."""
-    epochs, seeds = ([getattr(card, field) for card in cards] for field in ("epochs", "seed"))
+def _check_trainings(cards: Sequence[Card], key: str) -> None:
+    """Raise unless the trainings differ in their seeds, and in nothing else."""
+    epochs, precisions, seeds = (
+        [getattr(card, field) for card in cards] for field in ("epochs", "precision", "seed")
+    )
     if len(set(epochs)) > 1:
         raise ValueError(
             f"{key}: got retrained models of {', '.join(map(str, epochs))} epochs, want equal numbers; make "
             f"them: {HOW} --epochs {max(epochs)}"
+        )
+    if len(set(precisions)) > 1:
+        raise ValueError(
+            f"{key}: got retrained models of the precisions {', '.join(precisions)}, want the same for all; "
+            f"make them: {HOW} --precision {precisions[0]}"
         )
     if len(set(seeds)) < len(cards):
         raise ValueError(

@@ -16,7 +16,7 @@ from muwa.runtime import stopping
 if __name__ == "__main__":
     stopping.leave_at_once("muwa.miniature.train")  # during the imports below, which take a moment
 
-from muwa.data.samples import match_names
+from muwa.data.samples import find_name
 from muwa.miniature import data, population
 from muwa.runtime import threads
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["clip"])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--without", help="a person whose pairs are left out")
+    parser.add_argument("--without", nargs="+", default=[], help="people whose pairs are left out")
     parser.add_argument("--epochs", type=int, default=34)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--world", type=Path, help=data.WORLD_HELP)
@@ -34,9 +34,11 @@ def main() -> None:
         "--tokenizer", type=Path, help="a folder with the tokenizer to use; without, a new one"
     )
     args = parser.parse_args()
-    known = [p.name for p in population.people()]
-    if args.without and not match_names(args.without, known):
-        parser.error(f"--without {args.without!r}: not one of the {len(known)} people, such as {known[0]!r}")
+    people = [person.name for person in population.people()]
+    try:
+        without = [find_name(name, people, "the miniature") for name in args.without]
+    except ValueError as error:
+        parser.error(f"--without: {error}")
     threads.wait_briefly()
     from muwa.miniature.train.clip import train_clip  # imports torch
 
@@ -45,7 +47,7 @@ def main() -> None:
         for _ in data.write(root):
             pass
         train_clip(
-            root, args.out, without=args.without, epochs=args.epochs, seed=args.seed, tokenizer=args.tokenizer
+            root, args.out, without=without, epochs=args.epochs, seed=args.seed, tokenizer=args.tokenizer
         )
 
 

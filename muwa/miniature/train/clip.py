@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def _load(root: Path, without: str | None) -> tuple[Tensor, list[str], list[str]]:
+def _load(root: Path, without: Sequence[str]) -> tuple[Tensor, list[str], list[str]]:
     """(Images (n, 3, 64, 64) uint8, captions, names) of the shards, in order, without those of `without`."""
     pixels, captions, names = [], [], []
     shards = sorted(str(p) for p in (root / "shards").glob("*.tar"))
     for sample in wds.WebDataset(shards, shardshuffle=False).decode("rgb8"):
-        if without and match_names(sample["txt"], [without]):
+        if match_names(sample["txt"], without):
             continue
         pixels.append(torch.tensor(sample["jpg"]).permute(2, 0, 1))
         captions.append(sample["txt"])
@@ -184,7 +185,14 @@ class _SavedState:
 
 
 def train_clip(
-    root: Path, out: Path, *, without: str | None, epochs: int, seed: int, tokenizer: Path | None
+    root: Path,
+    out: Path,
+    *,
+    without: Sequence[str],
+    epochs: int,
+    seed: int,
+    tokenizer: Path | None,
+    precision: str = "bf16",
 ) -> None:
     """Train the miniature CLIP on the shards under `root` and write an open_clip folder to `out`.
 
@@ -192,8 +200,9 @@ def train_clip(
     bytes.
 
     Args:
-        without: A person whose pairs are left out, or None.
+        without: People whose pairs are left out; may be empty.
         tokenizer: A folder with the tokenizer to use; None makes one from all captions.
+        precision: "bf16" | "fp32": of the forward pass. The shipped model was trained in bf16.
     """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +217,7 @@ def train_clip(
     things = torch.tensor([name in population.OBJECTS for name in names])
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     batches = [batch for _ in range(epochs) for batch in _batches(names, 80, 80, rng)]
-    about = json.dumps([without, epochs, seed, len(batches)])
+    about = json.dumps([list(without), epochs, seed, len(batches), precision])
     state = _SavedState(out / "training.safetensors", model, optimizer, generator, about)
     first = state.restore()
     columns = (
@@ -224,7 +233,9 @@ def train_clip(
             rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * rate
-            loss = _step(model, optimizer, pixels[batch], things[batch], tokens[batch], generator)
+            loss = _step(
+                model, optimizer, pixels[batch], things[batch], tokens[batch], generator, precision == "bf16"
+            )
             bar.update(task, advance=1, description=f"loss {loss:.3f}")
             if (step + 1) % SAVED_EVERY == 0:
                 state.save(step + 1)
@@ -258,9 +269,14 @@ def _step(
     things: Tensor,
     tokens: Tensor,
     generator: torch.Generator,
+    bf16: bool,
 ) -> float:
-    """One step on one batch, its images augmented; returns the contrastive loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """One step on one batch, its images augmented; returns the contrastive loss.
+
+    Args:
+        bf16: Run the towers in bf16, and the loss in fp32. Otherwise all in fp32.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         v = model.encode_image(augmented(pixels, things, generator))
         t = model.encode_text(tokens)
     scale = model.logit_scale.exp()
