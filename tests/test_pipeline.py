@@ -34,12 +34,6 @@ SMALL = (
 FEW = "eval=[forget,retain]"  # metrics, where a test is about something else
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    """A cache for all tests that are about something else."""
-    return f"paths.cache={tmp_path_factory.mktemp('warm')}"
-
-
 def run(composed, miniature, *overrides, small=True):
     """One run in this process; returns (objective, results.json)."""
     cfg = composed(f"dataset.root={miniature}", *(SMALL if small else ()), *overrides)
@@ -58,6 +52,21 @@ def launched(miniature, out, *overrides):
     program = launch(miniature, out, *overrides)
     _, stderr = program.communicate()
     return program.poll(), stderr
+
+
+@pytest.fixture(scope="module")
+def straight(miniature, tmp_path_factory):
+    """The folder of a small run from a cold cache to its end."""
+    out = tmp_path_factory.mktemp("straight")
+    code, stderr = launched(miniature, out, *SMALL, FEW)
+    assert code == 0, stderr
+    return out
+
+
+@pytest.fixture
+def warm(straight):
+    """The cache of that run, for tests that are about something else."""
+    return f"paths.cache={straight}/cache"
 
 
 def test_the_default_forgets_and_keeps(default_run):
@@ -97,17 +106,24 @@ def test_every_key_of_the_results_is_documented(default_run):
     assert set(top) == set(found)
 
 
-def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(composed, miniature, tmp_path):
-    _, first = run(composed, miniature)
-    patch = (tmp_path / "run" / "patch.safetensors").read_bytes()
-    _, second = run(composed, miniature)
+def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(
+    composed, miniature, default_run, tmp_path
+):
+    """The first run was the default's, in another process."""
+    folder, _ = default_run
+    first = json.loads((folder / "results.json").read_text())
+    _, second = run(composed, miniature, f"paths.cache={folder.parents[2]}/cache", small=False)
     assert set(first["cache"].values()) <= {"miss", "partial"}
     assert set(second["cache"].values()) == {"hit"}
-    assert (tmp_path / "run" / "patch.safetensors").read_bytes() == patch
+    assert (tmp_path / "run" / "patch.safetensors").read_bytes() == (
+        folder / "patch.safetensors"
+    ).read_bytes()
     parts = ("open", "libraries", "data", "gradients/retain", "search")
     assert first["seconds"]["total"] > sum(first["seconds"][part] for part in parts) > 0
-    same = [key for key in first if key not in ("seconds", "cache", "peak_memory_bytes", "cost")]
+    same = set(first) - {"seconds", "cache", "peak_memory_bytes", "cost", "provenance"}
     assert {key: first[key] for key in same} == {key: second[key] for key in same}
+    own = {"command": "", "machine": ""}  # the numbers of threads may differ
+    assert first["provenance"] | own == second["provenance"] | own
 
 
 def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
@@ -136,24 +152,21 @@ def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
     ]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, tmp_path):
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    cut.mkdir()
-    whole.mkdir()
-    program = launch(miniature, cut, *SMALL, FEW)
-    while not [p for p in cut.glob("cache/gradients/forget/*/value.json") if p.parent.suffix != ".draft"]:
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, straight, tmp_path):
+    program = launch(miniature, tmp_path, *SMALL, FEW)
+    forget = "cache/gradients/forget/*/value.json"
+    while not [path for path in tmp_path.glob(forget) if path.parent.suffix != ".draft"]:
         assert program.poll() is None, program.communicate()
         time.sleep(0.02)
     program.process.kill()
     program.communicate()
     assert program.poll() == -signal.SIGKILL
-    assert not list(cut.glob("runs/*/*/results.json"))
-    for out in (cut, whole):
-        code, stderr = launched(miniature, out, *SMALL, FEW)
-        assert code == 0, stderr
-    (resumed,), (straight,) = (list(out.glob("runs/*/*/results.json")) for out in (cut, whole))
+    assert not list(tmp_path.glob("runs/*/*/results.json"))
+    code, stderr = launched(miniature, tmp_path, *SMALL, FEW)
+    assert code == 0, stderr
+    (resumed,), (whole,) = (list(out.glob("runs/*/*/results.json")) for out in (tmp_path, straight))
     assert json.loads(resumed.read_text())["cache"]["gradients/forget"] == "hit"
-    first, second = (one.parent / "patch.safetensors" for one in (resumed, straight))
+    first, second = (one.parent / "patch.safetensors" for one in (resumed, whole))
     assert first.read_bytes() == second.read_bytes()
 
 
