@@ -8,8 +8,9 @@ BIN = $(VENV)/bin
 run: install
 	$(BIN)/python launch.py
 
+# Two processes with one thread each. Bytecode is kept, for the next run and for the processes that tests start.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # two processes with one thread each
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
