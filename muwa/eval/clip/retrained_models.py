@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from muwa.data.samples import fold
 from muwa.json_files import read_json
@@ -36,9 +35,8 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write the card into the folder of a retrained model. A single name is written as a string."""
-        said: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs, "precision": self.precision}
-        without = self.without[0] if len(self.without) == 1 else self.without
-        (folder / CARD).write_text(json.dumps({"without": without} | said) + "\n")
+        alone = {"without": self.without[0]} if len(self.without) == 1 else {}
+        (folder / CARD).write_text(json.dumps(asdict(self) | alone) + "\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> Card:

@@ -111,9 +111,10 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")
 def test_the_precision_of_a_training_is_that_of_its_towers(trained):
-    """One step of 1e-5 for each weight, with the signs of the gradient: nearly all agree, and not all."""
+    """AdamW's first step moves a weight by 1e-5 at most, whatever the gradient; the file has fp16's three digits."""
     bf16, fp32 = (load(trained(precision, epochs=1, precision=precision)) for precision in ("bf16", "fp32"))
-    assert all(torch.allclose(bf16[name], fp32[name], atol=5e-3) for name in fp32)
+    near = {"rtol": 1e-3, "atol": 2.5e-5}
+    assert all(torch.allclose(bf16[name].float(), fp32[name].float(), **near) for name in fp32)
     assert any(not torch.equal(bf16[name], fp32[name]) for name in fp32)
 
 
