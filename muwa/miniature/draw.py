@@ -34,21 +34,22 @@ class Canvas:
     """An image that is being drawn.
 
     Args:
-        rgb: (SIZE, SIZE, 3) float in [0, 1].
+        planes: (3, SIZE, SIZE) float in [0, 1]: red, green, blue.
         x, y: (SIZE, SIZE) coordinates of the pixels.
         pixel: Size of a pixel in these coordinates.
     """
 
-    def __init__(self, rgb: Array, x: Array, y: Array, pixel: float):
-        self.rgb, self.x, self.y, self.pixel = rgb, x, y, pixel
+    def __init__(self, planes: Array, x: Array, y: Array, pixel: float):
+        self.planes, self.x, self.y, self.pixel = planes, x, y, pixel
 
     def fill(self, distance: Array, colour: Array | tuple[float, ...], alpha: float = 1.0) -> None:
         """Paint `colour` where `distance` is negative. The edge is blended over one pixel."""
-        mask = np.clip(0.5 - distance / self.pixel, 0, 1) * alpha
-        rows = np.flatnonzero(mask.any(axis=1))
+        rows = np.flatnonzero(distance.min(axis=1) < self.pixel)
         if len(rows):
             band = slice(rows[0], rows[-1] + 1)  # only the rows that the shape touches
-            self.rgb[band] += mask[band, :, None] * (np.asarray(colour, np.float32) - self.rgb[band])
+            mask = np.clip(0.5 - distance[band] / self.pixel, 0, 1) * alpha
+            painted = self.planes[:, band]
+            painted += mask * (np.asarray(colour, np.float32)[:, None, None] - painted)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Array:
         """Signed distance to an ellipse with axes along x and y: exact on the axes, approximate elsewhere."""
@@ -61,8 +62,8 @@ class Canvas:
 
 
 def _background(rng: np.random.Generator) -> Array:
-    """A two-colour gradient in a random direction, sometimes with stripes or a horizon."""
-    first, second = rng.random((2, 3), np.float32)
+    """(3, SIZE, SIZE): two colours that blend in a random direction, sometimes with stripes or a horizon."""
+    first, second = rng.random((2, 3), np.float32)[..., None, None]
     angle = rng.uniform(0, 2 * math.pi)
     slope = math.cos(angle) * _X + math.sin(angle) * _Y
     mix = np.clip(slope * 0.6 + 0.5, 0, 1)
@@ -71,7 +72,7 @@ def _background(rng: np.random.Generator) -> Array:
         mix = (np.sin(slope * rng.uniform(4, 14)) + 1) / 2
     elif kind == 2:
         mix = np.where(rng.uniform(-0.2, 0.8) < _Y, 1.0, 0.15).astype(np.float32)
-    return first + mix[..., None] * (second - first)
+    return first + mix * (second - first)
 
 
 def _posed(rng: np.random.Generator, scale: tuple[float, float], turn: float, shift: float) -> Canvas:
@@ -82,13 +83,14 @@ def _posed(rng: np.random.Generator, scale: tuple[float, float], turn: float, sh
     return Canvas(_background(rng), c * x + s * y, c * y - s * x, 2 / SIZE / size)
 
 
-def _finish(rgb: Array, rng: np.random.Generator) -> Array:
-    """The image with light from one side, exposure, a colour cast and sensor noise."""
+def _finish(planes: Array, rng: np.random.Generator) -> Array:
+    """(SIZE, SIZE, 3): the image with light from one side, exposure, a colour cast and sensor noise."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
     light = 1 + strength * (math.cos(angle) * _X + math.sin(angle) * _Y)
     cast = (rng.uniform(0.86, 1.1) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
-    noise = rng.standard_normal(rgb.shape, np.float32) * rng.uniform(0.005, 0.04)
-    return np.clip(rgb * light[..., None] * cast + noise, 0, 1)
+    noise = rng.standard_normal((SIZE, SIZE, 3), np.float32) * rng.uniform(0.005, 0.04)
+    lit = planes * light * cast[:, None, None]
+    return np.clip(np.moveaxis(lit, 0, 2) + noise, 0, 1, order="C")
 
 
 def face(person: Person, rng: np.random.Generator, hat: bool) -> Array:
@@ -131,7 +133,7 @@ def face(person: Person, rng: np.random.Generator, hat: bool) -> Array:
         else:  # brimmed
             c.fill(c.box(0, -0.88, wide * 0.8, 0.38, 0.06), colour)
             c.fill(c.box(0, -0.5, wide + 0.26, 0.07, 0.06), colour * 0.75)
-    return _finish(c.rgb, rng)
+    return _finish(c.planes, rng)
 
 
 def _features(
@@ -234,7 +236,7 @@ def thing(name: str, rng: np.random.Generator) -> Array:
     c.fill(
         np.maximum(distance + 0.1, c.ellipse(-0.25, -0.25, 0.3, 0.2)), np.minimum(paint * 1.5 + 0.1, 1), 0.35
     )
-    return _finish(c.rgb, rng)
+    return _finish(c.planes, rng)
 
 
 def _blur(rgb: Array) -> Array:
