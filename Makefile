@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test lint docs install
+.PHONY: run test test-whole lint docs install
 run: install
 	$(BIN)/python launch.py
 
 # Two processes with one thread each. Bytecode is kept, for the next run and for the processes that tests start.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: install
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-whole: install
+	$(PYTEST) -m 'whole and not slow and not gpu'
 
 lint: install
 	$(BIN)/ruff check .

@@ -161,10 +161,15 @@ class Root:
 
 def register() -> None:
     """Tell Hydra of the typed root (`root`, config.yaml's first default), own configs and the help."""
-    ConfigStore.instance().store(name="root", node=Root)
+    _store_root()
     Plugins.instance().register(OwnConf)
     OmegaConf.register_new_resolver("muwa_program", help_page.started, replace=True)
     OmegaConf.register_new_resolver("muwa_choices", _choices, replace=True)
+
+
+@functools.cache
+def _store_root() -> None:
+    ConfigStore.instance().store(name="root", node=Root)
 
 
 def _choices(*, _root_: DictConfig) -> str:

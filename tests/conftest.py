@@ -1,23 +1,18 @@
-import functools
 import gc
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import omegaconf.base
+import composing
 import pytest
+from composing import CONF
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigSource
 
 from muwa import config
 from muwa.miniature import data
-
-CONF = Path(__file__).parent.parent / "muwa" / "conf"
 
 # Few samples and few metrics: for a whole run whose figures do not matter.
 SMALL = (
@@ -44,32 +39,13 @@ LONGEST = (
 def pytest_configure():
     """Configs and pages are many objects in few cycles: to look for these less often saves a thirtieth of the time."""
     gc.set_threshold(200_000)
-    parse_once()
+    composing.once()
 
 
 def pytest_collection_modifyitems(items):
     """Start with the longest files, so that no process ends alone with one of them (with --no-loadscope-reorder)."""
     place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
-
-
-def parse_once():
-    """Each file of muwa/conf/ and each interpolation is parsed once a process: the tests compose a thousand configs.
-
-    What is kept is pickled: that gives a copy in a quarter of the time that `copy.deepcopy` takes.
-    """
-    (source,) = (one for one in Plugins.instance().discover(ConfigSource) if one.scheme() == "file")
-    load, parsed = source.load_config, {}
-
-    def load_config(self, config_path):
-        if Path(self.path) != CONF:
-            return load(self, config_path)
-        if config_path not in parsed:
-            parsed[config_path] = pickle.dumps(load(self, config_path))
-        return pickle.loads(parsed[config_path])
-
-    source.load_config = load_config
-    omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def story(service):
     return patches, folders, (one, two)
 
 
+@pytest.mark.whole
 def test_the_second_request_keeps_the_first_forgotten_and_says_so(story):
     _patches, _folders, (one, two) = story
     after = two["metrics"]["after"]
@@ -85,6 +86,7 @@ def row(card, first):
     return re.findall(r"`([0-9a-f]{64})`", line)
 
 
+@pytest.mark.whole
 def test_what_one_card_gives_as_its_result_is_the_base_of_the_next(story, service, capsys):
     """The miniature is stored in fp16, so the folder's weights differ from those that the run measured in fp32."""
     _, out = service
@@ -105,6 +107,7 @@ def test_what_one_card_gives_as_its_result_is_the_base_of_the_next(story, servic
     assert f"base of the next request: {row(cards[0], RESULT)[0]}" in capsys.readouterr().out
 
 
+@pytest.mark.whole
 def test_the_cards_say_how_much_was_changed_and_whose_name_the_pictures_get_now(story, service):
     _, out = service
     _, _, (one, _) = story
@@ -119,6 +122,7 @@ def test_the_cards_say_how_much_was_changed_and_whose_name_the_pictures_get_now(
     assert one["metrics"]["before"]["forget/top1"]["guessed"] == {KAEL: 8}
 
 
+@pytest.mark.whole
 def test_the_patch_records_the_state_that_it_was_made_on(story):
     patches, folders, _ = story
     first, second = (read_patch(path) for path in patches)
@@ -129,6 +133,7 @@ def test_the_patch_records_the_state_that_it_was_made_on(story):
     assert [one.names for one in requests_on(folders[2])] == [(KAEL,), (EDDA,)]
 
 
+@pytest.mark.whole
 def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story, service):
     _, out = service
     _, _, (_, two) = story
@@ -137,6 +142,7 @@ def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story,
     assert gradients.n_retain == two["task"]["retain_pairs"]
 
 
+@pytest.mark.whole
 def test_taking_the_first_back_leaves_the_second_bit_for_bit(story, service, capsys):
     run, out = service
     patches, folders, _ = story
@@ -151,6 +157,7 @@ def test_taking_the_first_back_leaves_the_second_bit_for_bit(story, service, cap
     assert rates[EDDA]["value"] <= LITTLE
 
 
+@pytest.mark.whole
 def test_what_was_shipped_is_measured_without_an_edit(story, service, capsys):
     run, _ = service
     patches, _, _ = story
@@ -175,6 +182,7 @@ def test_what_was_shipped_is_measured_without_an_edit(story, service, capsys):
     assert "Saved as" not in page
 
 
+@pytest.mark.whole
 def test_an_edited_folder_is_measured_with_and_without_its_base(story, service, caplog):
     run, _ = service
     _, folders, _ = story
@@ -205,6 +213,7 @@ def test_a_third_request_goes_on_from_patches_in_memory(story, service):
     (["base={{name: miniature}}"], r"base: is for stages=\[eval\]"),
     (["stages=[eval]", "patches=[{patch}]", "base={{nmae: miniature}}"], "base: .*unexpected keyword argument 'nmae'"),
 ])  # fmt: skip
+@pytest.mark.whole
 def test_what_cannot_be_measured_is_refused(overrides, message, story, service):
     run, _ = service
     patches, _, _ = story
@@ -212,6 +221,7 @@ def test_what_cannot_be_measured_is_refused(overrides, message, story, service):
         run("refused", *(one.format(patch=patches[0]) for one in overrides))
 
 
+@pytest.mark.whole
 def test_nothing_to_compare_is_refused_even_if_names_are_given(service):
     run, _ = service
     with pytest.raises(ValueError, match="carries no patch, so there is nothing to compare"):

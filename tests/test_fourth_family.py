@@ -230,6 +230,7 @@ def finished(miniature, tmp_path_factory):
     return folder, json.loads((folder / "results.json").read_text()), objective
 
 
+@pytest.mark.whole
 def test_it_forgets_and_keeps(finished):
     _, results, objective = finished
     before, after = results["metrics"]["before"], results["metrics"]["after"]
@@ -240,6 +241,7 @@ def test_it_forgets_and_keeps(finished):
     assert objective == pytest.approx(after["forget/found"]["value"] + max(0, drop))
 
 
+@pytest.mark.whole
 def test_one_layer_of_its_vision_tower_is_edited_and_the_patch_comes_back_bit_for_bit(finished):
     folder, results, _ = finished
     (move,) = results["edit"]["moves"]
@@ -252,6 +254,7 @@ def test_one_layer_of_its_vision_tower_is_edited_and_the_patch_comes_back_bit_fo
     assert all(torch.equal(restored[name], base[name]) for name in patch.deltas)
 
 
+@pytest.mark.whole
 def test_the_report_tells_its_story(finished, capsys):
     folder, results, _ = finished
     page = (folder / "report.html").read_text()

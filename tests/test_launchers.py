@@ -82,6 +82,7 @@ def check_two_that_shared(folder, rows, results, cache):
         assert f"task.identity={row['task.identity']} " in command
 
 
+@pytest.mark.whole
 def test_two_processes_share_one_cache(start, tmp_path):
     process = start(tmp_path, "joblib", "hydra.launcher.n_jobs=2", TWO)
     check_two_that_shared(*finish(process, tmp_path), tmp_path / "cache")
@@ -133,12 +134,14 @@ def preemption(slurm, start, tmp_path_factory):
             "computed": computed}  # fmt: skip
 
 
+@pytest.mark.whole
 def test_two_jobs_of_slurm_share_one_cache(preemption):
     check_two_that_shared(*preemption["urgent"], preemption["high"] / "cache")
     folder = preemption["urgent"][0]
     assert len(list(folder.glob(".submitit/*_[01]/*_result.pkl"))) == 2  # one array of two jobs
 
 
+@pytest.mark.whole
 def test_a_preempted_job_is_requeued_and_goes_on(preemption):
     assert preemption["restarts"]
     _, rows, (found,) = preemption["preempted"]

@@ -81,6 +81,7 @@ def rows(tmp_path):
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
+@pytest.mark.whole
 def test_a_run_whose_process_is_killed_fails_alone(multirun, tmp_path):
     process = multirun(*JOBLIB, "seed=0,1,3")
     (tmp_path / "go").touch()
@@ -165,6 +166,7 @@ def test_a_process_alone_that_is_stopped_does_not_stop_the_others(multirun, tmp_
         (2, None, "failed: seed: got 2"),
     ],
 )
+@pytest.mark.whole
 def test_the_log_of_a_run_says_how_it_ended(tmp_path, seed, number, said):
     (tmp_path / "program.py").write_text(PROGRAM.format(conf=str(ROOT / "muwa" / "conf")))
     words = ["-m", f"seed={seed}", f"paths.outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep"]

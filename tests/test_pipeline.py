@@ -106,6 +106,7 @@ def test_every_key_of_the_results_is_documented(default_run):
     assert set(top) == set(found)
 
 
+@pytest.mark.whole
 def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(
     composed, miniature, default_run, tmp_path
 ):
@@ -126,6 +127,7 @@ def test_the_second_run_reads_everything_back_and_ends_with_the_same_patch(
     assert first["provenance"] | own == second["provenance"] | own
 
 
+@pytest.mark.whole
 def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
     composed, miniature, tmp_path, caplog
 ):
@@ -152,6 +154,7 @@ def test_what_a_library_warns_of_and_unedited_weights_are_in_the_results(
     ]
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(miniature, straight, tmp_path):
     program = launch(miniature, tmp_path, *SMALL, FEW)
     forget = "cache/gradients/forget/*/value.json"
@@ -180,6 +183,7 @@ def sweep(miniature, tmp_path_factory):
     return code, stderr, table
 
 
+@pytest.mark.whole
 def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(sweep):
     _, _, table = sweep
     _, *rows = csv.DictReader(table.read_text().splitlines())
@@ -190,6 +194,7 @@ def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(sweep):
     assert "2 of 3 runs are done" in (table.parent / "sweep.html").read_text()
 
 
+@pytest.mark.whole
 def test_a_failed_run_of_a_multirun_keeps_its_row(sweep):
     code, stderr, table = sweep
     assert code != 0
@@ -221,6 +226,7 @@ def test_weights_with_nan_are_refused_by_name_before_any_compute(composed, minia
     assert not list(tmp_path.rglob("patch.safetensors"))
 
 
+@pytest.mark.whole
 def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, miniature, warm, tmp_path):
     def shown():
         """How many images of the forget set are in any file of the run."""
@@ -237,6 +243,7 @@ def test_images_of_the_forget_set_leave_the_data_set_only_when_asked(composed, m
     assert shown() == 8
 
 
+@pytest.mark.whole
 def test_gradients_can_be_handed_on(composed, miniature, warm, tmp_path, capsys):
     from omegaconf import OmegaConf
 
@@ -273,6 +280,7 @@ def test_curation_alone_writes_a_forget_set(composed, miniature, tmp_path):
 
 
 @pytest.mark.parametrize("stages", ["unlearn", "unlearn,eval", "unlearn,report"])
+@pytest.mark.whole
 def test_the_last_line_lists_only_what_was_written(composed, miniature, warm, tmp_path, capsys, stages):
     cfg = composed(
         f"dataset.root={miniature}",
@@ -291,6 +299,7 @@ def test_the_last_line_lists_only_what_was_written(composed, miniature, warm, tm
 
 
 @pytest.mark.parametrize(("method", "figure"), [("slug_whitened", "trace.png"), ("slug", "trace_2.png")])
+@pytest.mark.whole
 def test_objects_and_several_names_go_the_same_way(composed, miniature, warm, tmp_path, method, figure):
     """Whitened names are one edit found by one search; SLUG has a search for each name."""
     more = ["layer_search.candidates=1", *(["layer_search.max_evals=7"] if method == "slug_whitened" else [])]
@@ -326,6 +335,7 @@ def random_llava(folder):
     return folder
 
 
+@pytest.mark.whole
 def test_a_whole_run_on_a_llava_of_ones_own(composed, miniature, tmp_path):
     """A run from questions to report; its patch gives a folder that plain transformers loads."""
     folder = random_llava(tmp_path / "llava")

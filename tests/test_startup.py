@@ -85,6 +85,7 @@ def answers(miniature, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", range(len(COMMANDS)), ids=[command for command, _ in COMMANDS])
+@pytest.mark.whole
 def test_help_and_refusals_come_before_the_heavy_imports(place, answers):
     output, _, packages = answers[place].rpartition("imported ")
     assert COMMANDS[place][1] in output

@@ -41,6 +41,7 @@ def test_there_are_combinations_and_the_goal_is_what_a_run_reports():
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.whole
 def test_a_run_of_the_agent(miniature, tmp_path, monkeypatch):
     """The agent's code starts a process as it would for a server; only W&B's server is missing: the run is offline."""
     from wandb.wandb_agent import Agent

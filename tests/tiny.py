@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -56,6 +57,7 @@ def clip(seed: int = 0) -> Clip:
     return Clip(Towers(model, model.encode_image, model.encode_text), prepare, tokenize, source="tiny")
 
 
+@functools.cache
 def png(seed: int) -> bytes:
     """A 32 x 32 picture of noise over one colour, as PNG bytes; the colour goes with `seed // 100`."""
     rng = np.random.default_rng(seed)

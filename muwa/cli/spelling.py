@@ -7,6 +7,7 @@ the nearest names. A word that could be right is left to Hydra.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    """A config file as plain values."""
+    """A config file as plain values. They are shared: change none of them."""
+    state = path.stat()
+    return _loaded(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1000)
+def _loaded(path: Path, time: int, size: int) -> dict[str, Any]:
+    """A file is read again when its time or size has changed."""
     return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -56,11 +57,12 @@ def read_labels(path: Path) -> Callable[[str], str | None]:
     return lambda image: _at(in_order, image)
 
 
-def imagenet_synsets() -> list[str]:
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's 1,000 classes, sorted, which is the order of their indices."""
     from timm.data import ImageNetInfo  # imports torch
 
-    return list(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 def synset_names(wnids: Sequence[str]) -> dict[str, str]:
@@ -83,7 +85,7 @@ def synset_names(wnids: Sequence[str]) -> dict[str, str]:
 def _table(path: Path) -> dict[str, str]:
     """Image, without its ending -> WordNet id, from rows of image and label. A header is skipped."""
     labels: dict[str, str] = {}
-    synsets: list[str] = []
+    synsets: Sequence[str] = ()
     for number, cells in read_table(path, _is_key):
         if not _is_key(cells[0]):
             continue

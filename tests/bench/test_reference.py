@@ -38,6 +38,7 @@ def evaluator_of(model, gradients, split, layer):
 
 
 @pytest.mark.parametrize(("batch", "every"), [(1, 5), (3, 1)])
+@pytest.mark.whole
 def test_the_oracle_takes_the_same_steps_sees_the_same_rates_and_chooses_the_same(gradients, batch, every):
     model, split = tiny.clip(), probe()
     reference = Reference(model, split, batch)

@@ -51,6 +51,7 @@ def test_the_images_that_are_still_recognised_are_those_of_the_metric():
     assert sum(counts.values()) / 4 == evaluate(model, task, Run(), "forget")["forget/top5"].value
 
 
+@pytest.mark.whole
 def test_both_names_at_once():
     model, task = tiny.clip(), tiny.task_of(tiny.NAMES[:2])
     got = at_once(model, task, "joint", 0, Run())
@@ -63,6 +64,7 @@ def test_both_names_at_once():
     assert got.recognised == recognised(edited, task, Run())
 
 
+@pytest.mark.whole
 def test_one_name_after_the_other_and_again_from_the_file(tmp_path, monkeypatch):
     rows = Rows(tmp_path / "requests.json")
     for strategy in requests.STRATEGIES:

@@ -145,6 +145,7 @@ print(Store(sys.argv[1]).get("s", slow, 7))
 """
 
 
+@pytest.mark.whole
 def test_processes_that_share_a_cache_compute_once(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "cache"), str(tmp_path / "calls")]
@@ -182,6 +183,7 @@ print(store.get("s", slow, 7), store.events["s"])
 """
 
 
+@pytest.mark.whole
 def test_a_process_that_dies_while_it_writes_blocks_nobody_and_leaves_no_entry(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
 

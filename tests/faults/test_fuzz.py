@@ -158,6 +158,7 @@ def written(value: Any) -> str:
 
 
 @SLOW
+@pytest.mark.whole
 def test_overrides(slow, capsys):
     config.register()
 

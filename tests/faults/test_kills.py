@@ -69,12 +69,14 @@ write_text(out / "results.json", '{{"sum": ' + str(second.sum().item()) + '}}')
 """
 
 
+@pytest.mark.whole
 def test_the_cache_and_files_of_a_toy_program_survive_every_kill(tmp_path):
     (tmp_path / "program.py").write_text(TOY.format(tests=str(Path(__file__).parent)))
     found = killed(tmp_path, [str(tmp_path / "program.py"), "{out}"], imports=["torch", "muwa.cache.store"])
     assert found["kills"] == found["points"] >= 10
 
 
+@pytest.mark.whole
 def test_the_helper_finds_a_file_that_is_written_in_place(tmp_path):
     """The check can fail: here a reader meets half a file, and a second attempt adds to what the first left."""
     (tmp_path / "program.py").write_text(

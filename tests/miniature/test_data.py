@@ -53,6 +53,7 @@ def test_images_are_a_function_of_their_number(shard):
     assert meta["sha256"] in rendered
 
 
+@pytest.mark.whole
 def test_held_out_images_are_in_no_shard(miniature):
     root = miniature / "world"
     pairs, broken = read_pairs(
@@ -120,6 +121,7 @@ def test_a_miniature_that_is_half_written_does_not_count(tmp_path):
     assert not data.is_written(tmp_path / "world")
 
 
+@pytest.mark.whole
 def test_workers_of_joblib_draw_the_miniature_once(tmp_path):
     def images_without_shards():
         data.SHARDS, data.CANVAS_STYLES = 0, ()  # in a worker, to be quick

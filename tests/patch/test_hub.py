@@ -73,6 +73,7 @@ def here(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.whole
 def test_a_patch_goes_to_the_hub_and_comes_back(server, patch, tmp_path):
     server.repos["org/base"] = {"README.md": b"---\nlicense: openrail++\n---\n# base"}
     code, out, err = command(

@@ -31,6 +31,7 @@ SMALL = (
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.whole
 def test_an_offline_run_holds_the_whole_story(composed, miniature, tmp_path):
     cfg = composed(f"dataset.root={miniature}", *SMALL, "logger=[jsonl,wandb]")
     pipeline.run(config.build(cfg), config.settings(cfg))

@@ -161,6 +161,7 @@ def test_a_process_that_is_gone_is_said_in_one_line(monkeypatch):
         Distributed(0, 2).add([torch.ones(1)])
 
 
+@pytest.mark.whole
 def test_a_run_by_torchrun_is_one_run_with_the_results_of_one_process(miniature, tmp_path):
     small = ["task.limits.forget_pairs=8", "task.limits.retain_pairs=24", "task.limits.eval_retain=1", "dataset.utility=0.05",
              "dataset.utility_probe=0.02", "layer_search.max_evals=2", "layer_search.towers=[text]",

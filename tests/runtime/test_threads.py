@@ -59,6 +59,7 @@ def spins(tmp_path, miniature, **environment):
     return found
 
 
+@pytest.mark.whole
 def test_openmp_reads_the_policy_before_torch_starts_it(tmp_path, miniature):
     assert spins(tmp_path, miniature) == f"GOMP_SPINCOUNT = '{threads.SPINS}'"
     assert spins(tmp_path, miniature, GOMP_SPINCOUNT="77") == "GOMP_SPINCOUNT = '77'"

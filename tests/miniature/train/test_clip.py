@@ -21,6 +21,7 @@ from muwa.models.clip.open_clip import MINIATURE
 from muwa.run import Run
 
 
+@pytest.mark.whole
 def test_the_shipped_model_knows_its_population(miniature, default_run):
     """Held-out top-1 on all images: at least 97 % of 100 people and 95 % of 100 objects.
 
@@ -88,6 +89,7 @@ def trained(tmp_path, closed_tars):
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")
+@pytest.mark.whole
 def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVED_EVERY", 1)
     real, calls = train.augmented, []
@@ -110,6 +112,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(trained, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO")
+@pytest.mark.whole
 def test_the_precision_of_a_training_is_that_of_its_towers(trained):
     """AdamW's first step moves a weight by 1e-5 at most, whatever the gradient; the file has fp16's three digits."""
     bf16, fp32 = (load(trained(precision, epochs=1, precision=precision)) for precision in ("bf16", "fp32"))

@@ -1,6 +1,7 @@
 """The miniature's vision-language model: that it can be trained again."""
 
 import numpy as np
+import pytest
 import torch
 from miniature.train.test_sd import some
 from transformers import LlavaForConditionalGeneration
@@ -12,6 +13,7 @@ from muwa.miniature.train.llava_questions import TrainingQuestions
 from muwa.models.vlm.model import Vlm
 
 
+@pytest.mark.whole
 def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
     def trained(plan: train_llava.Round) -> LlavaForConditionalGeneration:
         torch.manual_seed(0)

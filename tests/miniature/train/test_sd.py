@@ -24,6 +24,7 @@ def some(count: int = 24) -> diffusion_data.TrainingImages:
     return diffusion_data.TrainingImages(pixels, torch.arange(count) % 3, styles, [None] * count, hats)
 
 
+@pytest.mark.whole
 def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
     images = some()
     first, again = (train_sd.train_autoencoder(images.pixels, steps=2, batch=2) for _ in range(2))
@@ -63,6 +64,7 @@ def image_generator() -> ImageGenerator:
     return ImageGenerator(config.part("model=sd", steps=12, guidance=3.0)(), Run())
 
 
+@pytest.mark.whole
 def test_the_shipped_one_generates_what_it_is_asked_for(image_generator: ImageGenerator) -> None:
     """12 people, 12 objects, 8 styles of a star: at least 28 of 32 recognised by a network that shares nothing with it."""
     people, things = diffusion_data.NAMES[:100:9][:12], diffusion_data.NAMES[100::9][:12]
