@@ -1,4 +1,5 @@
-# make run: install, then one run.   make test: install, then the tests.   make lint: install, then style and types.
+# make run: install, then one run.   make test: install, then the tests.   make test-whole: the tests of whole runs,
+# trainings and programs of their own.   make lint: install, then style and types.
 # make docs: the documentation as a site in site/, in an environment of its own.
 PYTHON ?= python3
 VENV ?= .venv

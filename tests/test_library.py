@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import forked
+import pytest
 
 from muwa.patch.apply import read_patch
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.whole
 def test_the_example_of_the_readme_runs_as_it_stands(miniature, default_run, tmp_path):
     """It computes what the default run of the command line computes, so it reads that run's cache."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

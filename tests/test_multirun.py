@@ -97,6 +97,7 @@ def test_a_run_whose_process_is_killed_fails_alone(multirun, tmp_path):
 @pytest.mark.parametrize(
     "launcher", [(), pytest.param(JOBLIB, marks=pytest.mark.slow)], ids=["one by one", "joblib"]
 )
+@pytest.mark.whole
 def test_a_run_of_bad_input_fails_alone_and_says_so_in_one_line(multirun, tmp_path, launcher):
     (tmp_path / "go").touch()
     process = multirun(*launcher, "seed=0,2,3")

@@ -60,6 +60,7 @@ def outputs(miniature, default_run, tmp_path_factory):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.whole
 def test_every_cell_runs_and_shows_little(outputs):
     assert len(outputs) == len(cells("code"))
     for one in outputs:
@@ -69,6 +70,7 @@ def test_every_cell_runs_and_shows_little(outputs):
         assert one["printed"] == ""
 
 
+@pytest.mark.whole
 def test_the_comparison_and_the_run_are_shown_as_tables(outputs):
     (compared,) = [
         one for one in outputs if one["text"].startswith("metric") or "forget/top1" in one["text"][:400]

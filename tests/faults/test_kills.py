@@ -150,6 +150,7 @@ PATCHING = {
     "action",
     ["apply", pytest.param("remove", marks=pytest.mark.slow), pytest.param("add", marks=pytest.mark.slow)],
 )
+@pytest.mark.whole
 def test_patches_survive_every_kill(tmp_path, patches, action):
     before = [["muwa.patch", "apply", *PATCHING["apply"][:-1], "{base}/edited"]] if action == "remove" else []
     found = killed(

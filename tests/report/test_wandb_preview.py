@@ -62,6 +62,7 @@ def runs(sweep):
     return wandb_preview.read_runs(sweep)
 
 
+@pytest.mark.whole
 def test_attempts_are_one_run_and_say_what_wandb_would_show(runs):
     first, second = runs
     assert first.name == "slug · Ada Fox · vision visual.proj"
@@ -80,12 +81,14 @@ def test_attempts_are_one_run_and_say_what_wandb_would_show(runs):
     assert second.points["search/step"] == first.points["search/step"]  # of the first
 
 
+@pytest.mark.whole
 def test_a_command_writes_the_page_of_a_run(sweep, capsys):
     assert wandb_preview.main([str(sweep / "0")]) == 0
     assert capsys.readouterr().out == f"{sweep}/0/wandb.html\n"
     assert "<h1>What W&amp;B gets of 0</h1>" in (sweep / "0" / "wandb.html").read_text()
 
 
+@pytest.mark.whole
 def test_the_page_has_charts_tables_figures_and_files(runs):
     page = wandb_preview.page("my sweep", runs)
     headings = [unescape(one) for one in re.findall(r"<h2>(.*?)</h2>", page)]

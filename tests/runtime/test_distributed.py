@@ -100,6 +100,7 @@ def test_a_named_gpu_cannot_be_shared(monkeypatch):
 
 
 @pytest.mark.parametrize("micro", [0, 1])
+@pytest.mark.whole
 def test_two_processes_give_the_gradient_of_one(tmp_path, micro):
     """Batches of 5 are shared 2 and 3, the last one of 2 pairs 1 and 1; both with whole shares and in parts of one pair."""
     (tmp_path / "program.py").write_text(PROGRAM)
