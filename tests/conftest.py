@@ -1,5 +1,6 @@
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from muwa import config
+from muwa.cache.code import code_fingerprint
 from muwa.miniature import data
 
 # Few samples and few metrics: for a whole run whose figures do not matter.
@@ -56,16 +58,27 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def miniature(shared):
-    """A folder with the data of the miniature, as `dataset.root` wants it: drawn once a session, or there already.
+def miniature(shared, request):
+    """A folder with the data of the miniature, as `dataset.root` wants it.
 
-    MUWA_TEST_MINIATURE names such a folder, to save the drawing while one works on a test.
+    Its images are drawn once for each state of the code that draws them, and kept in pytest's cache
+    (`pytest --cache-clear` drops them). MUWA_TEST_MINIATURE names a folder in their place.
     """
     if "MUWA_TEST_MINIATURE" in os.environ:
         return Path(os.environ["MUWA_TEST_MINIATURE"])
-    for _ in data.write(shared / "miniature" / "world"):
-        pass
-    return shared / "miniature"
+    kept = request.config.cache.mkdir("miniature")
+    world = kept / code_fingerprint(["muwa.miniature.data"])[:12]
+    folder = shared / "miniature"
+    with FileLock(f"{folder}.lock"):
+        for _ in data.write(world):
+            pass
+        for other in kept.iterdir():
+            if other.is_dir() and other != world:
+                shutil.rmtree(other)
+        folder.mkdir(exist_ok=True)
+        if not (folder / "world").is_symlink():
+            (folder / "world").symlink_to(world)
+    return folder
 
 
 @pytest.fixture(scope="session")
