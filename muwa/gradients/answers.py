@@ -28,7 +28,7 @@ from muwa.gradients.moments import Sums, minus
 from muwa.gradients.towers import moments_by_clip
 from muwa.models.base import Observer, check_observer
 from muwa.models.vlm.question_answering import QuestionAnswering
-from muwa.types.gradients import Gradients
+from muwa.types.gradients import FORGET_ALONE, Gradients
 from muwa.types.ranges import TextsByName
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class AnswerGradients(GradientSource):
         forgotten = in_wordings(named, self.wordings[task.kind])
         retained = self._retained(task, task.retain_pairs())
         forget = self._mean("forget", model, forgotten, recipe, run)
-        retain = self._mean("retain", model, retained, recipe, run)
+        retain = self._mean("retain", model, retained, recipe, run) if recipe.retain_gradient else {}
         origin = {
             "model": model.fingerprint,
             "forget_pairs": forgotten.fingerprint,
@@ -105,7 +105,9 @@ class AnswerGradients(GradientSource):
             "batch_size": str(_pairs_at_once(recipe)),
             "seed": str(recipe.seed),
         }
-        gradients = Gradients(forget, retain, len(named), len(retained), origin)
+        if not retain:
+            origin |= FORGET_ALONE
+        gradients = Gradients(forget, retain, len(named), len(retained) if retain else 0, origin)
         return dict.fromkeys(model.clips, gradients)
 
     def moments(

@@ -43,6 +43,7 @@ class Recipe:
         batch_size, seed, precision: As in `BatchLoss`.
         micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
             rounding only.
+        retain_gradient: Whether the mean retain gradient is taken. Only the alignment of layers needs it.
 
     Raises:
         ValueError: A setting is out of range; names it.
@@ -54,6 +55,7 @@ class Recipe:
     seed: int
     precision: str
     micro_batch_size: int | None = None
+    retain_gradient: bool = True
 
     def __post_init__(self) -> None:
         for loss in (self.forget_loss, self.retain_loss):
@@ -84,9 +86,11 @@ class GradientSource(Protocol):
 
     Attributes:
         observes: The kind of observer that models must have; None: it fits all models.
+        whitens: Whether its forget gradients are whitened (`Gradients.whitened`).
     """
 
     observes: ClassVar[type[Observer] | None] = None
+    whitens: ClassVar[bool] = False
 
     @property
     def reads_pairs(self) -> bool:

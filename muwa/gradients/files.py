@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muwa.drafts import new_file
 from muwa.json_files import parse_json
-from muwa.types.gradients import Gradients
+from muwa.types.gradients import FORGET_ALONE, Gradients
 from muwa.weight_files.diagnosis import check_file
 
 FORMAT = "muwa.gradients/1"
@@ -22,7 +22,8 @@ FORMAT = "muwa.gradients/1"
 def write_gradients(path: Path, gradients: Gradients) -> None:
     """Write gradients as one safetensors file, atomically.
 
-    Its tensors are `forget/<parameter>` and `retain/<parameter>`; its metadata holds the rest.
+    Its tensors are `forget/<parameter>` and, with a retain gradient, `retain/<parameter>`. Its metadata holds
+    the rest.
     """
     tensors = {f"forget/{k}": g.contiguous() for k, g in gradients.forget.items()}
     tensors |= {f"retain/{k}": g.contiguous() for k, g in gradients.retain.items()}
@@ -45,7 +46,7 @@ def _about(text: str | None, path: Path) -> dict[str, Any]:
     wanted = "what muwa writes"
     about = parse_json(text, f"gradients={path}: its metadata", dict, wanted)
     counts = (about.get("n_forget"), about.get("n_retain"))
-    if not isinstance(about.get("origin"), dict) or not all(type(n) is int and n > 0 for n in counts):
+    if not isinstance(about.get("origin"), dict) or not all(type(n) is int and n >= 0 for n in counts):
         raise ValueError(f"gradients={path}: its metadata has no origin or no counts, want {wanted}")
     return about
 
@@ -54,12 +55,12 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
     """Read a file that `write_gradients` wrote.
 
     Args:
-        expected: What the gradients must have been computed from (`muwa.gradients.mean.origin`). None skips
-            this check.
+        expected: What the gradients must have been computed from (`muwa.gradients.mean.origin`). If it says
+            that no retain gradient is taken, that of the file is left out. None skips this check.
 
     Raises:
         ValueError: `path` is not such a file, or its gradients were computed from something else; says what
-            differs.
+            differs. Or it has no retain gradient, and one is expected.
     """
     if path.is_file():
         check_file(path, "gradients=")
@@ -69,17 +70,30 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
-    if expected is not None and (wrong := [k for k in expected if about["origin"].get(k) != expected[k]]):
-        lines = [
-            f"{k}: file has {str(about['origin'].get(k))[:12]}, this run has {expected[k][:12]}"
-            for k in wrong
-        ]
-        raise ValueError(
-            f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "
-            "Take the same model, data and losses, or leave gradients=null to compute them."
-        )
+    _check_origin(about["origin"], expected or {}, path)
 
     def side(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
 
-    return Gradients(side("forget"), side("retain"), about["n_forget"], about["n_retain"], about["origin"])
+    found = Gradients(side("forget"), side("retain"), about["n_forget"], about["n_retain"], about["origin"])
+    if expected is None:
+        return found
+    if expected.items() >= FORGET_ALONE.items():
+        return found.without_retain()
+    if not found.retain:
+        raise ValueError(
+            f"gradients={path}: it has no retain gradient, which this run needs; export it from a run of "
+            "method=slug, or leave gradients=null to compute it"
+        )
+    return found
+
+
+def _check_origin(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
+    """Raise if gradients were computed from something else than expected."""
+    compared = expected.keys() - FORGET_ALONE.keys()
+    if wrong := [k for k in expected if k in compared and found.get(k) != expected[k]]:
+        lines = [f"{k}: file has {str(found.get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
+        raise ValueError(
+            f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "
+            "Take the same model, data and losses, or leave gradients=null to compute them."
+        )

@@ -24,7 +24,7 @@ from muwa.gradients.base import BatchLoss, GradientSource, Recipe
 from muwa.gradients.files import read_gradients
 from muwa.gradients.losses import by_name
 from muwa.gradients.moments import clip_input_sums, clip_output_sums, minus
-from muwa.types.gradients import Gradients, Moments
+from muwa.types.gradients import FORGET_ALONE, Gradients, Moments
 from muwa.types.ranges import Count, Loss, Seed
 
 if TYPE_CHECKING:
@@ -138,10 +138,8 @@ def forget_sum(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> 
 def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run) -> Gradients | None:
     """The mean forget gradient of `name` and the mean retain gradient, of one CLIP. Their sums are cached.
 
-    All tasks on the same data share the sum over the whole retain set. The retain pairs that mention a
-    forgotten name (`task.mentions`) are taken out of it exactly, by one pass over the batches that hold them.
-
     Args:
+        recipe: Says whether the retain gradient is taken.
         run: Its processes take gradients together: all of them must call this.
 
     Returns:
@@ -157,30 +155,47 @@ def mean_gradients(model: Clip, task: Task, name: str, recipe: Recipe, run: Run)
             f"{name}: all {len(task.retain)} retain pairs mention what is to be forgotten; "
             "want some that do not: point dataset.retain at other pairs, or give fewer aliases"
         )
-    free = {"run": run, "micro_batch_size": recipe.micro_batch_size}
     forget = forget_sum(model, task, name, recipe, run)
+    retain = retain_sum(model, task, recipe, run) if recipe.retain_gradient else GradientSum(sum={}, n=0)
+    if not run.is_main:
+        return None
+    for side in (forget, retain):
+        for total in side["sum"].values():  # nothing else uses these tensors, so they are changed in place
+            total.div_(side["n"])
+    return Gradients(
+        forget["sum"], retain["sum"], forget["n"], retain["n"], origin(model, task, name, recipe)
+    )
+
+
+def retain_sum(model: Clip, task: Task, recipe: Recipe, run: Run) -> GradientSum:
+    """The gradient of the retain loss, summed over the retain set of a task; cached.
+
+    All tasks on the same data share the sum over the whole retain set. The retain pairs that mention a
+    forgotten name (`task.mentions`) are taken out of it exactly, by one pass over the batches that hold them.
+
+    All ranks must call this; worker ranks get None.
+    """
+    free = {"run": run, "micro_batch_size": recipe.micro_batch_size}
     retain: GradientSum = run.cached(
         "gradients/retain", gradient_sum, model, task.retain, recipe.retain, _free=free, _together=True
     )
-    change: GradientSum | None = None
-    if task.mentions:
-        change = run.cached(
-            "gradients/mentions",
-            leave_out_change,
-            model,
-            task.retain,
-            recipe.retain,
-            task.mentions,
-            _free=free,
-            _together=True,
-        )
-    if not run.is_main:
-        return None
-    n_retain = retain["n"] + (change["n"] if change else 0)
-    for key, total in retain["sum"].items():  # nothing else uses these tensors, so they are changed in place
-        (total.add_(change["sum"][key]) if change else total).div_(n_retain)
-        forget["sum"][key].div_(forget["n"])
-    return Gradients(forget["sum"], retain["sum"], forget["n"], n_retain, origin(model, task, name, recipe))
+    if not task.mentions:
+        return retain
+    change: GradientSum = run.cached(
+        "gradients/mentions",
+        leave_out_change,
+        model,
+        task.retain,
+        recipe.retain,
+        task.mentions,
+        _free=free,
+        _together=True,
+    )
+    if run.is_main:
+        retain["n"] += change["n"]
+        for key, total in retain["sum"].items():  # nothing else uses these tensors
+            total.add_(change["sum"][key])
+    return retain
 
 
 @dataclass(frozen=True)
@@ -293,7 +308,7 @@ def output_moments(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[st
 def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]:
     """What gradients depend on: model, forget pairs, retain pairs, losses, batch size, seed, precision."""
     left_out = digest([str(i) for i in task.mentions])
-    return {
+    about = {
         "model": model.fingerprint,
         "forget_pairs": task.forget[name].fingerprint,
         "retain_pairs": digest([task.retain.fingerprint, left_out]),
@@ -302,12 +317,14 @@ def origin(model: Clip, task: Task, name: str, recipe: Recipe) -> dict[str, str]
         "seed": str(recipe.seed),
         "precision": recipe.precision,
     }
+    return about if recipe.retain_gradient else about | FORGET_ALONE
 
 
-def norms(gradients: Gradients) -> dict[str, dict[str, float]]:
-    """Parameter name -> {"forget": |g_f|, "retain": |g_r|}, Euclidean norms."""
+def norms(gradients: Gradients) -> dict[str, dict[str, float | None]]:
+    """Parameter name -> {"forget": |g_f|, "retain": |g_r|}, Euclidean norms; |g_r| is None if not taken."""
+    retain = gradients.retain
     return {
-        name: {"forget": g.norm().item(), "retain": gradients.retain[name].norm().item()}
+        name: {"forget": g.norm().item(), "retain": retain[name].norm().item() if retain else None}
         for name, g in gradients.forget.items()
     }
 

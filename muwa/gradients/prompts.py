@@ -30,7 +30,7 @@ from muwa.models.base import Observer, check_observer
 from muwa.models.clip.layers import as_matrix, matrices
 from muwa.models.diffusion.image_generation import ImageGenerator
 from muwa.models.diffusion.text_encoders import prompt_only
-from muwa.types.gradients import Gradients, Moments
+from muwa.types.gradients import FORGET_ALONE, Gradients, Moments
 from muwa.types.ranges import Count
 
 if TYPE_CHECKING:
@@ -102,6 +102,31 @@ def prompt_gradient_sums(
             "gradient_source=prompts: the gradient is not finite in the pipeline's own precision; take "
             "model.dtype=bf16 or fp32, whose range is wider than that of fp16"
         )
+    return sums
+
+
+def _cached_sums(
+    side: str,
+    model: Diffusion,
+    prompts: Sequence[Sequence[str]],
+    stand_ins: Sequence[Sequence[str]],
+    batch_size: int,
+    run: Run,
+) -> dict[str, dict[str, Tensor]]:
+    """`prompt_gradient_sums`, cached.
+
+    Args:
+        side: "forget" | "retain", for the place in the cache.
+    """
+    sums: dict[str, dict[str, Tensor]] = run.cached(
+        f"gradients/prompts_{side}",
+        prompt_gradient_sums,
+        model,
+        prompts,
+        stand_ins,
+        batch_size=batch_size,
+        _free={"run": run},
+    )
     return sums
 
 
@@ -248,31 +273,26 @@ class PromptGradients(GradientSource):
         if not run.is_main:
             return None
         stand_ins = self._stand_ins(task, name)
-        prompts = {"forget": (prompts_with(task, name),), "retain": retained_prompts(task, name)}
+        forgotten, retained = prompts_with(task, name), retained_prompts(task, name)
         batch_size = recipe.micro_batch_size or recipe.batch_size
-        sums: dict[str, dict[str, dict[str, Tensor]]] = {
-            side: run.cached(
-                f"gradients/prompts_{side}",
-                prompt_gradient_sums,
-                model,
-                some,
-                stand_ins,
-                batch_size=batch_size,
-                _free={"run": run},
-            )
-            for side, some in prompts.items()
-        }
-        counts = {side: sum(map(len, some)) for side, some in prompts.items()}
+        sums = {"forget": _cached_sums("forget", model, (forgotten,), stand_ins, batch_size, run)}
+        counts = {"forget": len(forgotten), "retain": 0}
         origin = {
             "model": model.fingerprint,
-            "forget_pairs": digest(prompts_with(task, name)),
-            "retain_pairs": digest([prompt for some in prompts["retain"] for prompt in some]),
+            "forget_pairs": digest(forgotten),
+            "retain_pairs": digest([prompt for some in retained for prompt in some]),
             "losses": digest([prompt for some in stand_ins for prompt in some]),
             "batch_size": str(batch_size),
         }
+        if recipe.retain_gradient:
+            sums["retain"] = _cached_sums("retain", model, retained, stand_ins, batch_size, run)
+            counts["retain"] = sum(map(len, retained))
+        else:
+            origin |= FORGET_ALONE
 
         def mean(side: str, encoder: str) -> dict[str, Tensor]:
-            return {key: total / counts[side] for key, total in sums[side][encoder].items()}
+            of_encoder = sums[side][encoder] if side in sums else {}
+            return {key: total / counts[side] for key, total in of_encoder.items()}
 
         return {
             key: Gradients(

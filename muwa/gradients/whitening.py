@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from scipy.optimize import nnls
@@ -152,6 +152,8 @@ class WhitenedGradients(GradientSource):
         whitening: The map from the one forget gradient to the other.
     """
 
+    whitens: ClassVar[bool] = True
+
     source: GradientSource
     whitening: Whitening
 
@@ -189,7 +191,8 @@ class WhitenedGradients(GradientSource):
         """The gradients of one or several names, with the whitened direction as their forget gradient.
 
         Their origin names the whitening, so that a search on them has another cache key. `n_forget` is the
-        number of pairs of all names. The retain gradient is that of the first name: all names share it.
+        number of pairs of all names. The retain gradient, if it was taken, is that of the first name: all
+        names share it.
 
         Args:
             names: The gradients of each name, of one CLIP.

@@ -42,6 +42,14 @@ class LayerSearch(Protocol):
             run: Gets the log: the event "scores" once, and "evaluation" for every step.
         """
 
+    def reads_front(self, *, whitened: bool) -> bool:
+        """Whether the search reads a Pareto front, which needs the retain gradient.
+
+        Args:
+            whitened: Whether the forget gradient is whitened: layers are then known by their gain too.
+        """
+        return True
+
     def ready(self, model: Editable, task: Task) -> Self:
         """The same search with everything loaded that its settings only point to, such as a classifier.
 

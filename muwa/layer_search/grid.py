@@ -50,6 +50,10 @@ class Grid(ZeroShotSettings, LayerSearch):
         self.check_settings("layer_search=grid", model, self.layers or ())
         check_one_kind_of_step(steps=self.steps, relative_steps=self.relative_steps)
 
+    def reads_front(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`. Given layers are scored by the retain gradient too, for the record."""
+        return self.layers is None or not whitened
+
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run
     ) -> Search:
@@ -102,6 +106,10 @@ class Fixed(ZeroShotSettings, LayerSearch):
         """
         self.check_settings("layer_search=fixed", model, [self.layer])
         check_one_kind_of_step(step=self.step, relative_step=self.relative_step)
+
+    def reads_front(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`. As for given layers of a `Grid`."""
+        return not whitened
 
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

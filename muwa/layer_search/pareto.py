@@ -28,7 +28,7 @@ def pareto(scores: Mapping[str, LayerScore], tower: str) -> list[str]:
     either score does not beat, so equal layers stay on the front together. O(n log n).
 
     Args:
-        scores: Layer name -> score.
+        scores: Layer name -> score. A layer without an alignment is not on the front.
         tower: "vision" | "text". Each tower has its own front.
 
     Returns:
@@ -42,7 +42,9 @@ def pareto(scores: Mapping[str, LayerScore], tower: str) -> list[str]:
     ['a', 'b', 'd']
     """
     mine = [
-        (score.importance, score.alignment, name) for name, score in scores.items() if score.tower == tower
+        (score.importance, score.alignment, name)
+        for name, score in scores.items()
+        if score.tower == tower and score.alignment is not None
     ]
     ranked = sorted((row for row in mine if row[0] > 0), key=lambda row: (-row[0], row[1]))
     front, least, tied, level = [], float("inf"), float("inf"), float("inf")
@@ -92,7 +94,7 @@ def scored_layers(
     """Score every layer of every encoder, and find the Pareto front of each tower.
 
     Args:
-        gradients: Encoder -> the gradients of its CLIP.
+        gradients: Encoder -> the gradients of its CLIP. Without a retain gradient, the fronts are empty.
         granularity: What counts as one layer (`muwa.models.clip.layers`).
         towers: The towers whose fronts are found, in the order in which the fronts are joined.
     """

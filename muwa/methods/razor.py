@@ -169,7 +169,9 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
         gradients = round_gradients(model, now, task, settings, run)
         samples += gradients.samples
         scores = layer_scores(now.weights, gradients.forget, gradients.retain, list(layers.values()))
-        ranks = {name: score(one.importance, one.cosine, settings.alpha) for name, one in scores.items()}
+        ranks = {
+            name: score(one.importance, one.cosine or 0.0, settings.alpha) for name, one in scores.items()
+        }
         chosen = _grow(chosen, ranks, settings.threshold)
         direction = fused([layers[name] for name in chosen], now.weights, gradients, settings)
         where = f"round {turn + 1}, {len(chosen)} layers and heads"

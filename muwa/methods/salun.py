@@ -92,7 +92,8 @@ def forget_gradient(model: Clip, task: Task, recipe: Recipe, run: Run) -> dict[s
             if run.is_main:
                 total, count = _add(total, one["sum"]), count + one["n"]
         elif run.is_main:
-            read = read_gradients(run.gradient_file, origin(model, task, name, recipe))
+            alone = replace(recipe, retain_gradient=False)
+            read = read_gradients(run.gradient_file, origin(model, task, name, alone))
             total = _add(total, {key: read.n_forget * g for key, g in read.forget.items()})
             count += read.n_forget
     return {key: g / count for key, g in total.items()} if run.is_main else None

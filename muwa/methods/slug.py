@@ -50,8 +50,13 @@ class SlugSettings:
     micro_batch_size: Count | None
 
     @property
+    def whitens(self) -> bool:
+        """Whether the forget gradients of the layer search are whitened."""
+        return self.gradients.whitens
+
+    @property
     def recipe(self) -> Recipe:
-        """How the gradients are taken.
+        """How the gradients are taken; no retain gradient if the layer search reads no Pareto front.
 
         Raises:
             ValueError: A setting is out of range.
@@ -63,6 +68,7 @@ class SlugSettings:
             self.seed,
             self.precision,
             self.micro_batch_size,
+            retain_gradient=self.layer_search.reads_front(whitened=self.whitens),
         )
 
     def slug_along(self, gradients: GradientSource) -> Slug:

@@ -57,6 +57,11 @@ class SlugWhitened(SlugSettings, Method):
     rounds: Count
 
     @property
+    def whitens(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def slug(self) -> Slug:
         """SLUG on the whitened gradients."""
         return self.slug_along(self.whitened)

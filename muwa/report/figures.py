@@ -24,7 +24,7 @@ from muwa.report.runs import Variant
 from muwa.report.text import rounded
 from muwa.runtime.notices import notice
 from muwa.types.metric import RATE, Metric
-from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, LayerScore, Search
+from muwa.types.search import BOTH_TOWERS, Candidate, Evaluation, Search
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8a8a"
@@ -119,8 +119,12 @@ def pareto(search: Search) -> Figure:
     figure, axes = blank(5.2 * len(towers), 4.4, 1, len(towers))
     chosen = edited_layers(search)
     for axis, tower in zip(axes.flat, towers, strict=True):
-        mine = {name: s for name, s in search.scores.items() if s.tower == tower and s.importance > 0}
-        front = sorted((name for name in search.front if name in mine), key=lambda name: mine[name].alignment)
+        mine = {
+            name: (s.alignment, s.importance)
+            for name, s in search.scores.items()
+            if s.tower == tower and s.alignment is not None and s.importance > 0
+        }
+        front = sorted((name for name in search.front if name in mine), key=lambda name: mine[name][0])
         axis.set_title(
             f"{tower} tower: {len(mine)} layers, {len(front)} on the front", fontsize=10, loc="left"
         )
@@ -159,37 +163,28 @@ def edited_layers(search: Search) -> set[str]:
 
 
 def _scores(
-    axis: Any, scores: Mapping[str, LayerScore], front: Sequence[str], chosen: set[str], colour: str
+    axis: Any, at: Mapping[str, tuple[float, float]], front: Sequence[str], chosen: set[str], colour: str
 ) -> None:
-    """One panel of `pareto`: the layers of one tower."""
-    dots = axis.scatter(
-        [s.alignment for s in scores.values()], [s.importance for s in scores.values()], s=16, c="#c2c2c2"
-    )
-    hover(
-        dots,
-        [
-            f"{short(n)}: importance {s.importance:.3g}, alignment {s.alignment:.3f}"
-            for n, s in scores.items()
-        ],
-    )
-    x, y = [scores[name].alignment for name in front], [scores[name].importance for name in front]
+    """One panel of `pareto`: the layers of one tower.
+
+    Args:
+        at: Layer name -> (alignment, importance).
+    """
+    dots = axis.scatter([x for x, _ in at.values()], [y for _, y in at.values()], s=16, c="#c2c2c2")
+    hover(dots, [f"{short(n)}: importance {y:.3g}, alignment {x:.3f}" for n, (x, y) in at.items()])
+    x, y = [at[name][0] for name in front], [at[name][1] for name in front]
     axis.plot(x, y, "-o", color=colour, markersize=5, linewidth=1.2)
     axis.set_yscale("log")
     axis.set_xlabel("alignment  |cos(g_f, g_r)|   (lower: safer)", fontsize=9)
     axis.set_ylabel("importance  |g_f| / |θ|   (higher: stronger)", fontsize=9)
-    widest = max((s.alignment for s in scores.values()), default=1.0)
+    widest = max((x for x, _ in at.values()), default=1.0)
     axis.set_xlim(-0.04 * widest, widest * 1.06)
     bottom, top = axis.get_ylim()
     axis.set_ylim(bottom, top * (top / bottom) ** 0.08)
     _label(axis, front, x, y, chosen)
-    rings = [scores[name] for name in scores if name in chosen]
+    rings = [at[name] for name in at if name in chosen]
     axis.scatter(
-        [s.alignment for s in rings],
-        [s.importance for s in rings],
-        s=150,
-        facecolors="none",
-        edgecolors=RED,
-        linewidths=1.8,
+        [x for x, _ in rings], [y for _, y in rings], s=150, facecolors="none", edgecolors=RED, linewidths=1.8
     )
 
 

@@ -104,7 +104,7 @@ def _figures(report: Report) -> dict[str, list[tuple[str, str, Makes]]]:
         title = search.concept
         if any(score.gain for score in search.scores.values()):
             made.setdefault("gains", []).append((title, alt.gains(search), partial(figures.gains, search)))
-        elif search.scores:
+        elif any(score.alignment is not None for score in search.scores.values()):
             made.setdefault("pareto", []).append((title, alt.pareto(search), partial(figures.pareto, search)))
         if search.trace:
             made.setdefault("trace", []).append((title, alt.trace(search), partial(figures.trace, search)))

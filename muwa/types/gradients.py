@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 from muwa.fingerprint import Content, digest
@@ -12,6 +12,8 @@ from muwa.types.short import short_repr
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FORGET_ALONE = {"retain_gradient": "not taken"}  # in `Gradients.origin`, if there is no retain gradient
 
 
 class Moments(TypedDict):
@@ -47,8 +49,8 @@ class Gradients(Content):
 
     Args:
         forget, retain: Parameter name -> gradient of the loss itself, of the parameter's shape. A step along
-            `forget` raises the forget loss.
-        n_forget, n_retain: The number of pairs that each gradient is the mean over.
+            `forget` raises the forget loss. `retain` is empty if it was not taken.
+        n_forget, n_retain: The number of pairs that each gradient is the mean over; 0 if it was not taken.
         origin: Input -> fingerprint or value: everything that the gradients were computed from.
         whitened: What `forget` was made from if it is whitened (`muwa.gradients.whitening`), else None.
 
@@ -68,6 +70,10 @@ class Gradients(Content):
     def __post_init__(self) -> None:
         check_finite(self.forget, "forget gradient of")
         check_finite(self.retain, "retain gradient of")
+
+    def without_retain(self) -> Gradients:
+        """The same forget gradient without a retain gradient."""
+        return replace(self, retain={}, n_retain=0, origin={**self.origin, **FORGET_ALONE})
 
     @property
     def fingerprint(self) -> str:

@@ -58,20 +58,20 @@ class LayerScore:
 
     Args:
         importance: |g_f| / |theta|, >= 0.
-        alignment: |cos(g_f, g_r)|, in [0, 1].
-        cosine: cos(g_f, g_r), in [-1, 1].
-        weight_norm, forget_norm, retain_norm: |theta|, |g_f| and |g_r|.
+        alignment: |cos(g_f, g_r)|, in [0, 1]; None if g_r was not taken, as the search did not need it.
+        cosine: cos(g_f, g_r), in [-1, 1]; None likewise.
+        weight_norm, forget_norm, retain_norm: |theta|, |g_f| and |g_r|; |g_r| is None likewise.
         tower: "vision" | "text".
         gain: How much a whitened forget gradient raises the forget loss for a given change of the retained
             outputs (`muwa.layer_search.gains`); None if the gradient is not whitened.
     """
 
     importance: float
-    alignment: float
-    cosine: float
+    alignment: float | None
+    cosine: float | None
     weight_norm: float
     forget_norm: float
-    retain_norm: float
+    retain_norm: float | None
     tower: str
     gain: float | None = None
 
@@ -185,7 +185,7 @@ class Search:
         concept: The name to forget. Several names that were searched together are joined by ", ".
         rule, granularity: The settings `rule` and `granularity` of the search.
         scores: Layer name -> its scores; empty if none were computed.
-        front: The names of the layers on the Pareto front.
+        front: The names of the layers on the Pareto front; empty if alignments were not computed.
         before: The evaluation of the unedited model.
         trace: Every step that was tried, in order.
         chosen: The index of the chosen step in `trace`; None if none was chosen.

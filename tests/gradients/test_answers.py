@@ -57,6 +57,17 @@ def test_pairs_that_mention_the_forgotten_are_left_out(tmp_path) -> None:
     tiny.same_gradients(gradients.forget, want, 1e-4)
 
 
+def test_without_a_retain_gradient_no_retained_answer_is_differentiated(tmp_path) -> None:
+    model, task, store = tiny_vlm.vlm(), tiny.task(), Store(tmp_path)
+    both = ANSWER(model, task, task.names[0], RECIPE, Run())["vision_tower"]
+    alone = replace(RECIPE, retain_gradient=False)
+    found = ANSWER(model, task, task.names[0], alone, Run(store))["vision_tower"]
+    tiny.same_gradients(found.forget, both.forget, 0)
+    assert (found.retain, found.n_forget, found.n_retain) == ({}, 6, 0)
+    assert list(store.events) == ["gradients/answer_forget"]
+    assert found.fingerprint == both.without_retain().fingerprint
+
+
 def test_the_margin_is_asked_for_in_all_wordings_of_the_kind() -> None:
     model, task = tiny_vlm.vlm(), tiny.task()
     forgotten = task.forget[task.names[0]].with_caption(task.names[0])

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from muwa.gradients.files import read_gradients, write_gradients
-from muwa.types.gradients import Gradients
+from muwa.types.gradients import FORGET_ALONE, Gradients
 
 ORIGIN = {"model": "a" * 64, "seed": "0"}
 GRADIENTS = Gradients(
@@ -42,6 +42,24 @@ def test_a_difference_in_origin_is_named_part_by_part(tmp_path):
         ValueError, match=r"model: file has a{12}, this run has b{12}; precision: file has None"
     ):
         read_gradients(tmp_path / "g", {"model": "b" * 64, "seed": "0", "precision": "fp32"})
+
+
+def test_a_retain_gradient_that_is_not_asked_for_is_left_out(tmp_path):
+    asked = {**ORIGIN, **FORGET_ALONE}
+    alone = GRADIENTS.without_retain()
+    for i, written in enumerate((GRADIENTS, alone)):
+        write_gradients(tmp_path / str(i), written)
+        back = read_gradients(tmp_path / str(i), asked)
+        assert (back.n_forget, back.n_retain, back.retain, back.origin) == (7, 0, {}, asked)
+        assert all(torch.equal(back.forget[name], g) for name, g in GRADIENTS.forget.items())
+    assert back.fingerprint == alone.fingerprint != GRADIENTS.fingerprint
+    assert read_gradients(tmp_path / "1", None).origin == asked
+    with pytest.raises(
+        ValueError, match="1: it has no retain gradient, which this run needs; export it from"
+    ):
+        read_gradients(tmp_path / "1", ORIGIN)
+    with pytest.raises(ValueError, match="seed: file has 0, this run has 1"):
+        read_gradients(tmp_path / "1", {**asked, "seed": "1"})
 
 
 def test_another_file_is_refused(tmp_path):

@@ -64,6 +64,19 @@ def test_equals_a_plain_loop(name, loss):
     tiny.same_gradients(got["sum"], want)
 
 
+def test_without_a_retain_gradient_nothing_is_computed_on_the_retain_set(tmp_path):
+    model, task, store = tiny.clip(), tiny.task(), Store(tmp_path)
+    assert task.mentions
+    both = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run())
+    alone = replace(RECIPE, retain_gradient=False)
+    found = mean_gradients(model, task, tiny.NAMES[0], alone, Run(store))
+    tiny.same_gradients(found.forget, both.forget, 0)
+    assert (found.retain, found.n_forget, found.n_retain) == ({}, both.n_forget, 0)
+    assert list(store.events) == ["gradients/forget"]
+    assert found.fingerprint == both.without_retain().fingerprint != both.fingerprint
+    assert norms(found) == {name: {**n, "retain": None} for name, n in norms(both).items()}
+
+
 def test_the_same_inputs_give_the_same_bits_and_the_model_is_untouched():
     model, pairs = tiny.clip(), tiny.pairs(9)
     before = {name: w.clone() for name, w in model.weights.items()}

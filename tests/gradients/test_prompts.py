@@ -181,6 +181,17 @@ def test_an_anchor_stands_in_and_changes_the_origin(tmp_path: Path) -> None:
     assert torch.equal(mean.forget[C_PROJ], again.forget[C_PROJ])
 
 
+def test_without_a_retain_gradient_the_retained_prompts_are_not_differentiated(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    both = MEAN(pipeline(), tiny.task(), "Ada Fox", RECIPE, Run())["text_encoder"]
+    alone = replace(RECIPE, retain_gradient=False)
+    found = MEAN(pipeline(), tiny.task(), "Ada Fox", alone, Run(store))["text_encoder"]
+    tiny.same_gradients(found.forget, both.forget, 0)
+    assert (found.retain, found.n_forget, found.n_retain) == ({}, both.n_forget, 0)
+    assert list(store.events) == ["gradients/prompts_forget"]
+    assert found.fingerprint == both.without_retain().fingerprint
+
+
 def test_a_worker_rank_gets_none() -> None:
     worker = Run(distributed=Distributed(1, 2))
     assert MEAN(pipeline(), tiny.task(), "Ada Fox", RECIPE, worker) is None

@@ -38,6 +38,13 @@ def test_each_tower_has_its_own_front_and_zero_importance_is_never_on_it():
     assert pareto({}, "text") == []
 
 
+def test_without_a_retain_gradient_the_front_is_empty():
+    gradients = random_gradients(tiny.clip()).without_retain()
+    scored = scored_layers(tiny.clip(), {"": gradients}, "tensor")
+    assert scored.front == ()
+    assert all(score.importance > 0 and score.alignment is None for score in scored.scores.values())
+
+
 def test_equals_the_releases_all_pairs_rule():
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,7 +45,16 @@ def test_zero_gradient_scores_zero():
     assert (got.importance, got.alignment) == (0, 0)
 
 
+def test_without_a_retain_gradient_there_is_no_alignment():
+    g_f = {"w": torch.tensor([[0.0, 10.0]])}
+    both = layer_scores(ONE, g_f, ONE, [layer(Part("w"))])["l"]
+    alone = layer_scores(ONE, g_f, {}, [layer(Part("w"))])["l"]
+    assert alone == replace(both, alignment=None, cosine=None, retain_norm=None)
+
+
 def test_shape_mismatch_names_the_layer():
+    with pytest.raises(ValueError, match=r"l: weights \(1, 2\), retain gradient \(2,\)"):
+        layer_scores(ONE, {"w": torch.ones(1, 2)}, {"w": torch.ones(2)}, [layer(Part("w"))])
     with pytest.raises(ValueError, match=r"l: weights \(1, 2\), forget gradient \(2,\)"):
         layer_scores(ONE, {"w": torch.ones(2)}, {"w": torch.ones(1, 2)}, [layer(Part("w"))])
 

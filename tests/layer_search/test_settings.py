@@ -105,3 +105,22 @@ def test_candidates_may_be_all_but_not_none_of_them():
 def test_a_search_is_ready_as_it_is():
     search = part("layer_search=grid")
     assert search.ready(tiny.clip(), tiny.task()) is search
+
+
+@pytest.mark.parametrize(("search", "settings", "reads"), [
+    ("pareto_bisect", {}, False),
+    ("pareto_bisect", {"rule": "margin"}, False),
+    ("pareto_bisect", {"rule": "constrained"}, True),
+    ("fixed", {"layer": "visual.proj", "step": 1.0}, False),
+    ("grid", {}, True),
+    ("grid", {"rule": "margin"}, True),
+    ("grid", {"layers": ["visual.proj"]}, False),
+    ("generation", {}, False),
+    ("generation", {"start": "clip"}, True),
+    ("answering", {"start": "gain"}, False),
+    ("answering", {"start": "ratio"}, True),
+])  # fmt: skip
+def test_only_along_a_whitened_gradient_can_a_search_do_without_the_front(search, settings, reads):
+    made = part(f"layer_search={search}", **settings)
+    assert made.reads_front(whitened=True) is reads
+    assert made.reads_front(whitened=False) is True

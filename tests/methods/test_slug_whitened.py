@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import tiny
@@ -11,6 +11,7 @@ from muwa.gradients.base import GradientSource, Recipe
 from muwa.gradients.mean import ClipGradients
 from muwa.gradients.whitening import WhitenedGradients, Whitening
 from muwa.layer_search.base import LayerSearch
+from muwa.layer_search.bisection import ParetoBisect
 from muwa.methods.base import make_edit
 from muwa.methods.slug_whitened import kept_margin, needed_rises
 from muwa.run import Run
@@ -213,10 +214,11 @@ def test_a_search_on_other_gradients_is_another_search(tmp_path):
 
 
 def test_requests_share_gradients_and_moments(tmp_path):
-    make_edit(whitened(layer_search=FIXED, output_power=0.5), tiny.clip(), tiny.task(), Run(Store(tmp_path)))
+    search = replace(FIXED, rule="constrained")
+    make_edit(whitened(layer_search=search, output_power=0.5), tiny.clip(), tiny.task(), Run(Store(tmp_path)))
     store = Store(tmp_path)
     make_edit(
-        whitened(layer_search=FIXED, output_power=0.5, damping=0.7),
+        whitened(layer_search=search, output_power=0.5, damping=0.7),
         tiny.clip(),
         replace(tiny.task(), mentions=()),
         Run(store),
@@ -225,6 +227,35 @@ def test_requests_share_gradients_and_moments(tmp_path):
         store.events[stage]
         for stage in ("gradients/forget", "gradients/retain", "moments/inputs", "moments/outputs")
     ] == ["hit"] * 4
+
+
+@dataclass(frozen=True)
+class ReadsFront(ParetoBisect):
+    """The same search, for which the retain gradient is taken."""
+
+    def reads_front(self, *, whitened):
+        return True
+
+
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_search_by_gain_takes_no_retain_gradient_and_finds_the_same_edit(tmp_path, names):
+    task = two_names() if names == 2 else tiny.task()
+    search = bisect()
+    given = {field.name: getattr(search, field.name) for field in fields(search)}
+    stores = [Store(tmp_path / name) for name in ("without", "with")]
+    without, both = (
+        make_edit(whitened(layer_search=one), tiny.clip(), task, Run(store))
+        for one, store in zip((search, ReadsFront(**given)), stores, strict=True)
+    )
+    assert without.moves == both.moves
+    assert all(torch.equal(delta, both.deltas[name]) for name, delta in without.deltas.items())
+    assert both.samples - without.samples == len(task.retain_pairs())
+    assert ["gradients/retain" in store.events for store in stores] == [False, True]
+    (one,), (other,) = without.searches, both.searches
+    assert (one.front, bool(other.front)) == ((), True)
+    assert one.trace == other.trace
+    unaligned = {"alignment": None, "cosine": None, "retain_norm": None}
+    assert one.scores == {name: replace(score, **unaligned) for name, score in other.scores.items()}
 
 
 @pytest.mark.parametrize("names", [1, 2])

@@ -55,6 +55,7 @@ def test_every_key_of_schema_1_is_there(tmp_path):
     assert list(found["scores"][0]) == [
         "concept", "layer", "importance", "alignment", "cosine", "weight_norm", "forget_norm", "retain_norm", "tower", "gain",
     ]  # fmt: skip
+    assert list(found["front"][0]) == ["concept", "layer", "tower", "importance", "alignment"]
     assert list(found["edit"]) == ["tower", "layer", "step", "relative_norm", "moves"]
     assert list(found["task"]) == [
         "kind", "names", "forget_pairs", "retain_pairs", "retain_pairs_left_out", "classes", "pictures",
