@@ -139,7 +139,7 @@ def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story,
     _, _, (_, two) = story
     gradients = from_run(out / "second", None, trusted=(), commands=False)
     assert gradients.origin["model"] == two["provenance"]["model"]["fingerprint"]
-    assert gradients.n_retain == two["task"]["retain_pairs"]
+    assert gradients.n_forget == two["task"]["forget_pairs"][EDDA]
 
 
 @pytest.mark.whole

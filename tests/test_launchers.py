@@ -72,8 +72,8 @@ def check_two_that_shared(folder, rows, results, cache):
     assert [row["task.identity"] for row in rows] == ["Kael_Lindqvar", "Lior_Garrowby"]
     assert [row["status"] for row in rows] == ["done", "done"]
     assert "2 of 2 runs are done" in (folder / "sweep.html").read_text()
-    assert sorted(found["cache"]["gradients/retain"] for found in results) == ["hit", "miss"]
-    assert len(list(cache.glob("gradients/retain/*/value.json"))) == 1
+    assert sorted(found["cache"]["moments/inputs"] for found in results) == ["hit", "miss"]
+    assert len(list(cache.glob("moments/inputs/*/value.json"))) == 1
     assert len(list(cache.glob("gradients/forget/*/value.json"))) == 2
     assert not list(cache.rglob("*.draft"))
     for row, found in zip(rows, results, strict=True):  # each says how to make it alone
@@ -147,9 +147,9 @@ def test_a_preempted_job_is_requeued_and_goes_on(preemption):
     _, rows, (found,) = preemption["preempted"]
     assert [row["status"] for row in rows] == ["done"]
     computed = preemption["computed"]
-    stages = {path.parent.parent.name for path in computed}
-    assert stages >= {"forget", "retain"}
-    assert {found["cache"][f"gradients/{stage}"] for stage in stages} == {"hit"}
+    stages = {"/".join(path.parts[-4:-2]) for path in computed}
+    assert stages >= {"gradients/forget", "moments/inputs"}
+    assert {found["cache"][stage] for stage in stages} == {"hit"}
     assert times(preemption["low"]).items() >= computed.items()
     assert events(preemption["low"]).count("config") == 2
 
@@ -163,8 +163,9 @@ def events(out):
 
 
 def times(out):
-    """When each gradient in the cache was written."""
-    return {path: path.stat().st_mtime_ns for path in out.glob("cache/gradients/*/*/value.json")}
+    """When each gradient and moment in the cache was written."""
+    kept = [path for stage in ("gradients", "moments") for path in out.glob(f"cache/{stage}/*/*/value.json")]
+    return {path: path.stat().st_mtime_ns for path in kept}
 
 
 @pytest.mark.slow

@@ -184,13 +184,13 @@ def sweep(miniature, tmp_path_factory):
 
 
 @pytest.mark.whole
-def test_a_multirun_takes_the_retain_gradient_once_and_writes_one_table(sweep):
+def test_a_multirun_takes_the_moments_of_the_retain_set_once_and_writes_one_table(sweep):
     _, _, table = sweep
     _, *rows = csv.DictReader(table.read_text().splitlines())
     assert [row["task.identity"] for row in rows] == ["Kael_Lindqvar", "Lior_Garrowby"]
     assert [row["status"] for row in rows] == ["done", "done"]
     caches = [json.loads((table.parent / row["run"] / "results.json").read_text())["cache"] for row in rows]
-    assert [cache["gradients/retain"] for cache in caches] == ["miss", "hit"]
+    assert [cache["moments/inputs"] for cache in caches] == ["miss", "hit"]
     assert "2 of 3 runs are done" in (table.parent / "sweep.html").read_text()
 
 

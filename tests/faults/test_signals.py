@@ -27,7 +27,7 @@ def test_a_run_is_stopped_with_one_line_and_goes_on(miniature, tmp_path, number,
     command = [sys.executable, "launch.py", *SMALL, f"paths.outputs={tmp_path}", f"hydra.run.dir={run}",
                f"dataset.root={miniature}"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list(cache.glob("gradients/*/*/value.json")):  # the first of the two gradients
+    while not list(cache.glob("gradients/*/*/value.json")):  # the forget gradient
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
