@@ -90,6 +90,23 @@ def test_there_are_commands_of_every_kind_of_text():
     assert all(any(command.where.startswith(kind) for command in COMMANDS) for kind in kinds)
 
 
+@pytest.fixture(scope="module")
+def equal_parts_once():
+    """Parts with equal settings are instantiated once: most commands have most parts in common."""
+    made, instantiate = {}, config.instantiate
+
+    def once(plain, **how):
+        key = repr((plain, how))
+        if key not in made:
+            made[key] = instantiate(plain, **how)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(config, "instantiate", once)
+        yield
+
+
+@pytest.mark.usefixtures("equal_parts_once")
 @pytest.mark.parametrize("command", COMMANDS, ids=shown)
 def test_a_documented_command_composes_and_builds(command):
     overrides = [re.sub(r"\$(\w+)", lambda m: ENVIRONMENT[m[1]], word) for word in command.overrides]
