@@ -6,8 +6,9 @@
 
 Pairs of the retain set (LAION-like tars, jpg) in batches of 32, contrastive loss. muwa decodes images; the
 bare loops get tensors. `padded` is the usual loop, with prompts padded to the context length. `limit` is the
-same loop with the padding removed by hand: the fastest that the modules of the libraries allow. Memory is
-that of weights, gradient and activations.
+same loop with the padding removed by hand: the fastest that the modules of the libraries allow. `moments` is
+the pass that the default method makes in place of the retain gradient's: the second moments of the inputs of
+each weight. Memory is that of weights, gradient (or moments) and activations.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.reference import bare_loop
 from muwa.gradients.base import BatchLoss
 from muwa.gradients.losses import contrastive
 from muwa.gradients.mean import gradient_sum, shuffled_batches
+from muwa.gradients.moments import clip_input_sums
 from muwa.models.clip.embeddings import pixel_batches
 from muwa.models.clip.model import Clip
 from muwa.run import Run
@@ -52,7 +54,7 @@ def decoded_batches(model: Clip, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
 
 
 def variants(model: Clip, pairs: Pairs, precision: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """The functions that are compared, by name. Each gives the sum of gradients over all pairs."""
+    """The functions that are compared, by name. Each gives a sum over all pairs, of gradients or moments."""
     batches = decoded_batches(model, pairs)
 
     def stage() -> dict[str, Tensor]:
@@ -60,7 +62,8 @@ def variants(model: Clip, pairs: Pairs, precision: str) -> dict[str, Callable[[]
 
     padded = partial(bare_loop, model, batches, contrastive, cut=False, precision=precision)
     limit = partial(bare_loop, model, batches, contrastive, cut=True, precision=precision)
-    return {"padded": padded, "limit": limit, "muwa": stage}
+    moments = partial(clip_input_sums, model, pairs, batch_size=BATCH, run=Run())
+    return {"padded": padded, "limit": limit, "muwa": stage, "moments": moments}
 
 
 def prepare(size: str, device: str, count: int | None) -> tuple[Clip, Pairs]:
@@ -115,6 +118,7 @@ def report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     memory = {name: figures["weights"] + peak for name, peak in figures["peak"].items()}
     ratios = {name: seconds[name] / seconds["muwa"] for name in apart}
     ratios["memory"] = memory["muwa"] / memory["limit"]
+    ratios["moments"] = seconds["moments"] / seconds["muwa"]
     rows = [
         [
             name,
@@ -134,6 +138,8 @@ def report(args: argparse.Namespace, figures: dict[str, Any]) -> None:
             f"memory: muwa takes {ratios['memory']:.2f} times that of the bare loop without padding. Weights "
             f"and one gradient are {size_of(figures['weights'])} each. Two batches, a process each.",
             f"floor: {seconds['limit']:.2f} s, the bare loop without padding. Best of three, taken in turns.",
+            f"moments: the default's pass over the retain set takes {ratios['moments']:.2f} times as long "
+            "as the gradient's.",
         ],
     )
     about = {
