@@ -1,4 +1,4 @@
-"""How long a command takes before it answers or computes, and which of its imports take long.
+"""Time and peak memory of a command before it answers or computes, and which of its imports take long.
 
     python -m bench.startup                            # two minutes
     python -m bench.startup --old CHECKOUT             # beside another checkout, taken in turns
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import entry
 
@@ -41,14 +42,26 @@ def command(what: str, out: Path) -> list[str]:
     return ["launch.py", *LAUNCH[what].split(), f"paths.outputs={out}"]
 
 
-def seconds(what: str, checkout: Path, out: Path) -> float:
-    """Seconds of one process."""
+class Taken(NamedTuple):
+    """What one process took: seconds, and its peak memory in MB."""
+
+    seconds: float
+    peak: float
+
+
+def taken(what: str, checkout: Path, out: Path) -> Taken:
+    """What the process of one row takes."""
     environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(checkout)}
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, *command(what, out)], cwd=checkout, env=environment, capture_output=True, check=False
+    process = subprocess.Popen(
+        [sys.executable, *command(what, out)],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    return time.perf_counter() - started
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    return Taken(time.perf_counter() - started, usage.ru_maxrss / 1024)
 
 
 def tree(what: str, out: Path, least: float) -> str:
@@ -88,19 +101,22 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{what}\n{tree(what, outs['here'], args.tree)}")
             return
         for name, checkout in checkouts.items():
-            seconds("cached run", checkout, outs[name])  # fills the cache, and Python's compiled files
-        found: dict[tuple[str, str], list[float]] = {}
+            taken("cached run", checkout, outs[name])  # fills the cache, and Python's compiled files
+        found: dict[tuple[str, str], list[Taken]] = {}
         for _ in range(args.rounds):
             for what in (*LAUNCH, *IMPORTS):
                 for name, checkout in checkouts.items():
-                    found.setdefault((what, name), []).append(seconds(what, checkout, outs[name]))
+                    found.setdefault((what, name), []).append(taken(what, checkout, outs[name]))
     from bench.common import machine, show
 
-    rows = [
-        [what, *(f"{statistics.median(found[what, name]):.2f}" for name in checkouts)]
-        for what in (*LAUNCH, *IMPORTS)
-    ]
-    show("Seconds until the command ends", ["command", *checkouts], rows, [machine("cpu")])
+    def medians(what: str) -> list[str]:
+        each = [found[what, name] for name in checkouts]
+        seconds = [f"{statistics.median(one.seconds for one in some):.2f}" for some in each]
+        return seconds + [f"{statistics.median(one.peak for one in some):.0f}" for some in each]
+
+    rows = [[what, *medians(what)] for what in (*LAUNCH, *IMPORTS)]
+    columns = [f"{name}, {unit}" for unit in ("s", "MB") for name in checkouts]
+    show("Until the command ends", ["command", *columns], rows, [machine("cpu")])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import Any
 from muwa.data.base import TaskBuilder
 from muwa.data.dataset import Dataset
 from muwa.drafts import check_writable
+from muwa.runtime import libraries, threads
 from muwa.runtime import progress as shown
-from muwa.runtime import threads
 from muwa.runtime.notices import recorded_notices
 from muwa.runtime.ranks import is_worker
 from muwa.types.stages import AFTER, BEFORE, CURATE, EDIT, LIBRARIES, LOAD, OPEN, REPORT, only_measures
@@ -59,7 +59,7 @@ def run(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
             named = not only_eval or f"task.{task.names_setting}" in settings["given"]
             dataset.prepare(task.check if computes and named else lambda _: None)
         if computes:
-            with _timed(seconds, "libraries"), shown.stage(LIBRARIES):
+            with _timed(seconds, "libraries"), shown.stage(LIBRARIES), libraries.loading():
                 threads.wait_briefly()
                 parts = dict(parts)  # makes and checks all parts; this imports torch
                 from muwa import unlearning
