@@ -47,6 +47,10 @@ NOTHING = -1.0  # stands for what a layer without a feasible step keeps: below t
 class FirstByEachScore(ParetoBisect):
     """A search of at most three layers: the first by gain, by importance and by low alignment."""
 
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """Yes: alignment is one of the scores."""
+        return True
+
     def layers_to_search(self, scored: ScoredLayers, acceptance: Acceptance) -> list[Layer]:
         """The first layer by each score. With `candidates`, which is not used, the runs stay comparable."""
         layers = [layer for layer in scored.layers[""].values() if layer.tower in self.towers]
@@ -72,6 +76,11 @@ def ranked(record: Mapping[str, Any], score: str, towers: Sequence[str]) -> list
     """The scores of the searched layers of some towers, the first by one score first."""
     searched = {row["layer"] for row in record["trace"]}
     rows = [row for row in record["scores"] if row["layer"] in searched and row["tower"] in towers]
+    if any(row["alignment"] is None for row in rows):
+        raise ValueError(
+            f"{record['folder']}: its layers have no alignment, want runs with "
+            "layer_search.candidates=null or layer_search._target_=bench.layer_scores.FirstByEachScore"
+        )
     return sorted(rows, key=lambda row: -SCORES[score] * (row[score] or 0))
 
 

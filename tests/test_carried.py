@@ -3,12 +3,14 @@
 import json
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import SMALL
 from omegaconf import OmegaConf
 
 from muwa import config, pipeline
+from muwa.gradients import export
 from muwa.gradients.export import from_run
 from muwa.models.clip.open_clip import MINIATURE
 from muwa.patch.__main__ import main
@@ -134,12 +136,17 @@ def test_the_patch_records_the_state_that_it_was_made_on(story):
 
 
 @pytest.mark.whole
-def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story, service):
+def test_the_gradients_of_a_later_request_are_exported_as_they_were_taken(story, service, monkeypatch):
     _, out = service
     _, _, (_, two) = story
     gradients = from_run(out / "second", None, trusted=(), commands=False)
     assert gradients.origin["model"] == two["provenance"]["model"]["fingerprint"]
     assert gradients.n_forget == two["task"]["forget_pairs"][EDDA]
+    taken = export.recipe_of
+    both = {"retain_gradient": True}  # its mean is over the pairs that the request left
+    monkeypatch.setattr(export, "recipe_of", lambda *of_run: replace(taken(*of_run), **both))
+    gradients = from_run(out / "second", None, trusted=(), commands=False)
+    assert gradients.n_retain == two["task"]["retain_pairs"]
 
 
 @pytest.mark.whole

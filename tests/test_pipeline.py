@@ -98,7 +98,7 @@ def test_every_key_of_the_results_is_documented(default_run):
     text = (ROOT / "docs" / "results_schema.md").read_text()
     documented = set(re.findall(r"`([^`\s]+)`", text))
     nested = {f"metrics.{key}" for key in found["metrics"]}
-    missing = (set(found) - {"metrics"} | nested | set(found["edit"]) | set(found["trace"][0])
+    missing = (set(found) - {"metrics"} | nested | set(found["edit"]) | set(found["trace"][0]) | set(found["scores"][0])
                | set(found["metrics"]["after"]) | set(found["metrics"]["after"]["forget/top1"]) | set(found["provenance"])
                | set(found["similarity"]) | set(found["search"][0])) - documented  # fmt: skip
     assert not missing

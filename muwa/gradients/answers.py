@@ -96,7 +96,13 @@ class AnswerGradients(GradientSource):
         forgotten = in_wordings(named, self.wordings[task.kind])
         retained = self._retained(task, task.retain_pairs())
         forget = self._mean("forget", model, forgotten, recipe, run)
-        retain = self._mean("retain", model, retained, recipe, run) if recipe.retain_gradient else {}
+        if not len(retained):
+            raise ValueError(
+                f"{name}: no retain pair is left (dataset.retain is empty, or all of its pairs mention what "
+                "is to be forgotten); point dataset.retain at other pairs, or give fewer aliases"
+            )
+        both = recipe.retain_gradient
+        retain = self._mean("retain", model, retained, recipe, run) if both else {}
         origin = {
             "model": model.fingerprint,
             "forget_pairs": forgotten.fingerprint,
@@ -105,9 +111,9 @@ class AnswerGradients(GradientSource):
             "batch_size": str(_pairs_at_once(recipe)),
             "seed": str(recipe.seed),
         }
-        if not retain:
+        if not both:
             origin |= FORGET_ALONE
-        gradients = Gradients(forget, retain, len(named), len(retained) if retain else 0, origin)
+        gradients = Gradients(forget, retain, len(named), len(retained) if both else 0, origin)
         return dict.fromkeys(model.clips, gradients)
 
     def moments(

@@ -43,7 +43,8 @@ class Recipe:
         batch_size, seed, precision: As in `BatchLoss`.
         micro_batch_size: Pairs that are encoded at once; None takes whole batches. It changes the result by
             rounding only.
-        retain_gradient: Whether the mean retain gradient is taken. Only the alignment of layers needs it.
+        retain_gradient: Whether the mean retain gradient is taken. A layer search that ranks layers by their
+            gain does without (`LayerSearch.needs_retain_gradient`).
 
     Raises:
         ValueError: A setting is out of range; names it.
@@ -108,6 +109,8 @@ class GradientSource(Protocol):
         self, model: Any, task: Task, name: str, recipe: Recipe, run: Run
     ) -> Mapping[str, Gradients] | None:
         """Encoder (a key of `model.clips`) -> the gradients of its CLIP; None on worker ranks.
+
+        The retain gradient is taken only if the recipe asks for it.
 
         Gradients are those of the losses, with no sign flipped. A step along the forget gradient raises the
         forget loss.

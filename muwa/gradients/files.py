@@ -33,8 +33,11 @@ def write_gradients(path: Path, gradients: Gradients) -> None:
         save_file(tensors, draft, metadata={FORMAT: json.dumps(about, sort_keys=True)})
 
 
-def _about(text: str | None, path: Path) -> dict[str, Any]:
+def _about(text: str | None, path: Path, *, retain: bool) -> dict[str, Any]:
     """What the metadata of a gradient file says.
+
+    Args:
+        retain: Whether the file has a retain gradient.
 
     Raises:
         ValueError: It is not what `write_gradients` writes.
@@ -46,7 +49,9 @@ def _about(text: str | None, path: Path) -> dict[str, Any]:
     wanted = "what muwa writes"
     about = parse_json(text, f"gradients={path}: its metadata", dict, wanted)
     counts = (about.get("n_forget"), about.get("n_retain"))
-    if not isinstance(about.get("origin"), dict) or not all(type(n) is int and n >= 0 for n in counts):
+    least = (1, 1 if retain else 0)
+    fit = all(type(n) is int and n >= lowest for n, lowest in zip(counts, least, strict=True))
+    if not isinstance(about.get("origin"), dict) or not fit:
         raise ValueError(f"gradients={path}: its metadata has no origin or no counts, want {wanted}")
     return about
 
@@ -66,8 +71,9 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
         check_file(path, "gradients=")
     try:
         with safe_open(path, "pt") as file:
-            about = _about((file.metadata() or {}).get(FORMAT), path)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            retain = any(key.startswith("retain/") for key in tensors)
+            about = _about((file.metadata() or {}).get(FORMAT), path, retain=retain)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"gradients={path}: not a readable gradient file ({error})") from error
     _check_origin(about["origin"], expected or {}, path)
@@ -82,16 +88,15 @@ def read_gradients(path: Path, expected: Mapping[str, str] | None) -> Gradients:
         return found.without_retain()
     if not found.retain:
         raise ValueError(
-            f"gradients={path}: it has no retain gradient, which this run needs; export it from a run of "
-            "method=slug, or leave gradients=null to compute it"
+            f"gradients={path}: it has no retain gradient, which this run needs; take a file from a run of "
+            "method=slug, or leave gradients=null to compute them"
         )
     return found
 
 
 def _check_origin(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
     """Raise if gradients were computed from something else than expected."""
-    compared = expected.keys() - FORGET_ALONE.keys()
-    if wrong := [k for k in expected if k in compared and found.get(k) != expected[k]]:
+    if wrong := [k for k in expected if k not in FORGET_ALONE and found.get(k) != expected[k]]:
         lines = [f"{k}: file has {str(found.get(k))[:12]}, this run has {expected[k][:12]}" for k in wrong]
         raise ValueError(
             f"gradients={path}: computed from something else than this run ({'; '.join(lines)}). "

@@ -283,6 +283,7 @@ class PromptGradients(GradientSource):
             "retain_pairs": digest([prompt for some in retained for prompt in some]),
             "losses": digest([prompt for some in stand_ins for prompt in some]),
             "batch_size": str(batch_size),
+            "seed": str(recipe.seed),  # of the moments at the outputs
         }
         if recipe.retain_gradient:
             sums["retain"] = _cached_sums("retain", model, retained, stand_ins, batch_size, run)

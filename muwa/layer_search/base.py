@@ -42,11 +42,13 @@ class LayerSearch(Protocol):
             run: Gets the log: the event "scores" once, and "evaluation" for every step.
         """
 
-    def reads_front(self, *, whitened: bool) -> bool:
-        """Whether the search reads a Pareto front, which needs the retain gradient.
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """Whether the search, or its record, needs the alignments of layers or the Pareto front.
+
+        If not, gradients are taken without the retain gradient: alignments are None and fronts are empty.
 
         Args:
-            whitened: Whether the forget gradient is whitened: layers are then known by their gain too.
+            whitened: Whether the forget gradient is whitened. Layers then have a gain, which needs none.
         """
         return True
 

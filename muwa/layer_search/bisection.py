@@ -77,7 +77,7 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         max_evals: Number of steps tried per layer; the paper's is 10.
         candidates: With whitened gradients and the rule "margin", the layers of largest gain
             (`muwa.layer_search.gains`) are searched instead of the front: at most this many, of all towers
-            together. None searches all layers that have a gain.
+            together. None searches all layers that have a gain, and records their alignments too.
 
     The other arguments are those of `muwa.layer_search.settings.ZeroShotSettings`.
 
@@ -101,6 +101,11 @@ class ParetoBisect(ZeroShotSettings, LayerSearch):
         self.check_settings("layer_search=pareto_bisect", model)
         check_above_0(first_step=self.first_step, max_evals=self.max_evals)
         check_at_least_1(candidates=1 if self.candidates is None else self.candidates)
+
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`. The rule "margin" reads gains alone. Who tries all layers gets all scores."""
+        by_gain = whitened and self.acceptance(whitened).rule == "margin"
+        return not by_gain or self.candidates is None
 
     def __call__(
         self, model: Editable, gradients: Mapping[str, Gradients], task: Task, concept: str, *, run: Run

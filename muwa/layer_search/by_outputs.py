@@ -74,7 +74,7 @@ def by_outputs(
     Returns:
         The search. The last evaluations of its trace are the confirmations, and `chosen` is the index of the
         last confirmation. With rule "constrained" it is None if no confirmation was feasible. It is None with
-        every rule if no layer is on the front.
+        every rule if no layer is on the front, or has a gain.
     """
     scored = scored_layers(model, gradients, settings.granularity)
     run.log("scores", {"concept": concept, "scores": scored.scores, "front": scored.front})

@@ -101,7 +101,7 @@ def choose(trace: Sequence[Evaluation], acceptance: Acceptance) -> tuple[int | N
     al. 1984, section 3.4.3 (there for pruning trees).
     """
     if not trace:
-        return None, "Nothing was tried: no layer is on the front."
+        return None, "Nothing was tried: no layer is on the front, or has a gain."
     layers = len({row.candidate.name for row in trace})
     note = feasible_note(trace, f"steps on {layers} layer{'' if layers == 1 else 's'}")
     if acceptance.rule in ("constrained", "margin") and not any(row.feasible for row in trace):

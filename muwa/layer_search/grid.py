@@ -50,8 +50,8 @@ class Grid(ZeroShotSettings, LayerSearch):
         self.check_settings("layer_search=grid", model, self.layers or ())
         check_one_kind_of_step(steps=self.steps, relative_steps=self.relative_steps)
 
-    def reads_front(self, *, whitened: bool) -> bool:
-        """See `LayerSearch`. Given layers are scored by the retain gradient too, for the record."""
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`. Along a whitened gradient, given layers are recorded with their gains alone."""
         return self.layers is None or not whitened
 
     def __call__(
@@ -107,8 +107,8 @@ class Fixed(ZeroShotSettings, LayerSearch):
         self.check_settings("layer_search=fixed", model, [self.layer])
         check_one_kind_of_step(step=self.step, relative_step=self.relative_step)
 
-    def reads_front(self, *, whitened: bool) -> bool:
-        """See `LayerSearch`. As for given layers of a `Grid`."""
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`; as for given layers of a `Grid`."""
         return not whitened
 
     def __call__(

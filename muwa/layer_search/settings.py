@@ -73,10 +73,6 @@ class ZeroShotSettings:
         rule = self.rule or ("margin" if whitened else "constrained")
         return Acceptance(rule, self.criterion, self.target, self.tolerance, self.stranger)
 
-    def reads_front(self, *, whitened: bool) -> bool:
-        """See `muwa.layer_search.base.LayerSearch`. The rule "margin" searches the layers of largest gain."""
-        return not whitened or self.acceptance(whitened).rule != "margin"
-
     def check_settings(self, search: str, model: Editable, layers: Sequence[str] = ()) -> None:
         """Raise if one of these settings is out of range or does not fit the model.
 
@@ -141,9 +137,9 @@ class OutputSettings:
         """How one of the steps is chosen. By outputs, forget accuracy is top-1: the criterion is "top1"."""
         return Acceptance(self.rule, "top1", self.forget_at_most, self.tolerance, stranger=0.0)
 
-    def reads_front(self, *, whitened: bool) -> bool:
-        """See `muwa.layer_search.base.LayerSearch`. The start "gain" searches the layers of largest gain."""
-        return not (whitened and self.start in (None, "gain"))
+    def needs_retain_gradient(self, *, whitened: bool) -> bool:
+        """See `LayerSearch`. The start "gain" reads gains alone. Who tries all layers gets all scores."""
+        return not (whitened and self.start in (None, "gain")) or self.candidates is None
 
     def check_settings(self, search: str, model: Editable) -> None:
         """Raise if one of these settings is out of range or does not fit the model.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from muwa.models.clip.model import Clip
     from muwa.run import Run
     from muwa.types.data import Pairs, Task
-    from muwa.types.search import Evaluation, Layer
+    from muwa.types.search import Evaluation, Layer, LayerScore
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,12 @@ def score(importance: float, cosine: float, alpha: float) -> float:
     return importance * (1 - cosine) ** alpha
 
 
+def _rank(of_layer: LayerScore, alpha: float) -> float:
+    """`score` of a layer."""
+    assert of_layer.cosine is not None  # RAZOR takes both gradients
+    return score(of_layer.importance, of_layer.cosine, alpha)
+
+
 @dataclass(frozen=True)
 class RoundGradients:
     """The gradients of one round: parameter name -> mean over pairs, with the sign of its loss.
@@ -169,9 +175,7 @@ def search_rounds(model: Clip, task: Task, settings: RAZOR, *, run: Run) -> dict
         gradients = round_gradients(model, now, task, settings, run)
         samples += gradients.samples
         scores = layer_scores(now.weights, gradients.forget, gradients.retain, list(layers.values()))
-        ranks = {
-            name: score(one.importance, one.cosine or 0.0, settings.alpha) for name, one in scores.items()
-        }
+        ranks = {name: _rank(one, settings.alpha) for name, one in scores.items()}
         chosen = _grow(chosen, ranks, settings.threshold)
         direction = fused([layers[name] for name in chosen], now.weights, gradients, settings)
         where = f"round {turn + 1}, {len(chosen)} layers and heads"

@@ -68,7 +68,7 @@ class SlugSettings:
             self.seed,
             self.precision,
             self.micro_batch_size,
-            retain_gradient=self.layer_search.reads_front(whitened=self.whitens),
+            retain_gradient=self.layer_search.needs_retain_gradient(whitened=self.whitens),
         )
 
     def slug_along(self, gradients: GradientSource) -> Slug:

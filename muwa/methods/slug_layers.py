@@ -119,7 +119,8 @@ def ordered(scores: Mapping[str, LayerScore], pick: str, seed: int) -> list[str]
         front = {name for tower in ("vision", "text") for name in pareto(scores, tower)}
         return [name for name in important if name in front]
     if pick == "alignment":
-        return sorted(moving, key=lambda name: moving[name].alignment or 0.0)
+        alignments = {name: one.alignment for name, one in moving.items() if one.alignment is not None}
+        return sorted(alignments, key=lambda name: alignments[name])
     if pick == "random":
         return [list(moving)[i] for i in np.random.default_rng(seed).permutation(len(moving))]
     return important

@@ -58,7 +58,7 @@ class SlugWhitened(SlugSettings, Method):
 
     @property
     def whitens(self) -> bool:
-        """Yes."""
+        """Yes: see the class."""
         return True
 
     @property

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """In this block, Python looks for no garbage. Afterwards it leaves out the objects that are there.
+    """In this block, Python looks for no garbage. Afterwards it leaves out all objects that are there.
 
     The objects of a library live as long as the process. To look for garbage among them, again and again,
-    takes a second of a run. Where torch is imported already, nothing changes: some of the objects may be
-    garbage of an earlier run.
+    takes a second of a run. What else is there, such as the config and the data set, is small. Where torch
+    is imported already, nothing changes: some of the objects may be garbage of an earlier run.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

@@ -101,6 +101,16 @@ def test_nothing_recorded_is_not_the_same(tmp_path):
 def test_runs_that_searched_one_layer_have_no_rank(tmp_path):
     record = {"folder": tmp_path, "trace": [{"layer": "a", "feasible": False}],
               "search": [{"before": {"kept": 1.0}}],
-              "scores": [{"layer": "a", "tower": "vision", "gain": 1.0}]}  # fmt: skip
+              "scores": [{"layer": "a", "tower": "vision", "gain": 1.0, "alignment": 0.5}]}  # fmt: skip
     with pytest.raises(ValueError, match="1 layers of the vision tower were searched, want two or more"):
         layer_scores.measured(record, "gain", ("vision",))
+
+
+def test_runs_without_alignments_are_not_ranked_by_them(tmp_path):
+    layers = [{"layer": name, "tower": "vision", "gain": 1.0, "alignment": None} for name in "ab"]
+    record = {"folder": tmp_path, "trace": [{"layer": name, "feasible": False} for name in "ab"],
+              "search": [{"before": {"kept": 1.0}}], "scores": layers}  # fmt: skip
+    with pytest.raises(
+        ValueError, match="its layers have no alignment, want runs with layer_search.candidates=null"
+    ):
+        layer_scores.measured(record, "alignment", ("vision",))

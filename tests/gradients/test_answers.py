@@ -68,6 +68,14 @@ def test_without_a_retain_gradient_no_retained_answer_is_differentiated(tmp_path
     assert found.fingerprint == both.without_retain().fingerprint
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_retain_set_of_which_nothing_is_left_is_refused(both) -> None:
+    task = replace(tiny.task(), mentions=tuple(range(len(tiny.task().retain))))
+    recipe = replace(RECIPE, retain_gradient=both)
+    with pytest.raises(ValueError, match="Ada Fox: no retain pair is left"):
+        ANSWER(tiny_vlm.vlm(), task, task.names[0], recipe, Run())
+
+
 def test_the_margin_is_asked_for_in_all_wordings_of_the_kind() -> None:
     model, task = tiny_vlm.vlm(), tiny.task()
     forgotten = task.forget[task.names[0]].with_caption(task.names[0])

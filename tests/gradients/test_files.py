@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from muwa.gradients.files import read_gradients, write_gradients
+from muwa.gradients.files import FORMAT, read_gradients, write_gradients
 from muwa.types.gradients import FORGET_ALONE, Gradients
 
 ORIGIN = {"model": "a" * 64, "seed": "0"}
@@ -55,11 +56,22 @@ def test_a_retain_gradient_that_is_not_asked_for_is_left_out(tmp_path):
     assert back.fingerprint == alone.fingerprint != GRADIENTS.fingerprint
     assert read_gradients(tmp_path / "1", None).origin == asked
     with pytest.raises(
-        ValueError, match="1: it has no retain gradient, which this run needs; export it from"
+        ValueError, match="1: it has no retain gradient, which this run needs; take a file from"
     ):
         read_gradients(tmp_path / "1", ORIGIN)
     with pytest.raises(ValueError, match="seed: file has 0, this run has 1"):
         read_gradients(tmp_path / "1", {**asked, "seed": "1"})
+
+
+@pytest.mark.parametrize("changed", [
+    {"n_forget": 0}, {"n_retain": 0}, {"n_retain": -1}, {"n_forget": 2.0}, {"origin": "here"},
+])  # fmt: skip
+def test_a_file_without_its_counts_or_origin_is_refused(tmp_path, changed):
+    about = {"n_forget": 7, "n_retain": 8, "origin": ORIGIN, **changed}
+    tensors = {"forget/w": torch.ones(1), "retain/w": torch.ones(1)}
+    save_file(tensors, tmp_path / "g", metadata={FORMAT: json.dumps(about)})
+    with pytest.raises(ValueError, match="g: its metadata has no origin or no counts, want what muwa writes"):
+        read_gradients(tmp_path / "g", None)
 
 
 def test_another_file_is_refused(tmp_path):

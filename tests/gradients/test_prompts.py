@@ -192,6 +192,15 @@ def test_without_a_retain_gradient_the_retained_prompts_are_not_differentiated(t
     assert found.fingerprint == both.without_retain().fingerprint
 
 
+def test_the_seed_of_the_moments_changes_the_origin() -> None:
+    """It draws the targets of the moments at the outputs, so whitened gradients depend on it."""
+    one, other = (
+        MEAN(pipeline(), tiny.task(), "Ada Fox", replace(RECIPE, seed=seed), Run())["text_encoder"]
+        for seed in (0, 1)
+    )
+    assert one.fingerprint != other.fingerprint
+
+
 def test_a_worker_rank_gets_none() -> None:
     worker = Run(distributed=Distributed(1, 2))
     assert MEAN(pipeline(), tiny.task(), "Ada Fox", RECIPE, worker) is None

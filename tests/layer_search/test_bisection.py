@@ -109,7 +109,7 @@ def test_an_empty_front_has_no_step(rule):
     search = part("layer_search=pareto_bisect", rule=rule)
     found = search(tiny.clip(), {"": Gradients(flat, flat, 1, 1, {})}, tiny.task(), "x", run=Run())
     assert (found.front, found.trace, found.chosen) == ((), (), None)
-    assert found.why == "Nothing was tried: no layer is on the front."
+    assert found.why == "Nothing was tried: no layer is on the front, or has a gain."
 
 
 def searched(gradients, **settings):

@@ -127,7 +127,7 @@ def test_an_empty_front_is_said() -> None:
     gradients = {"text_encoder": Gradients(flat, flat, 1, 1, {})}
     found = by_outputs(SEARCH, Thresholds(0.1), pipeline(), gradients, tiny.task(), "Ada Fox", run=Run())
     assert (found.front, found.trace, found.chosen) == ((), (), None)
-    assert found.why == "Nothing was tried: no layer is on the front."
+    assert found.why == "Nothing was tried: no layer is on the front, or has a gain."
 
 
 def test_without_a_feasible_step_nothing_is_confirmed() -> None:

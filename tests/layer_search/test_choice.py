@@ -126,7 +126,7 @@ def test_deepest_takes_the_last_step_even_when_infeasible():
 
 @pytest.mark.parametrize("acceptance", [CONSTRAINED, MARGIN, PAPER, DEEPEST])
 def test_an_empty_front_is_said(acceptance):
-    assert choose([], acceptance) == (None, "Nothing was tried: no layer is on the front.")
+    assert choose([], acceptance) == (None, "Nothing was tried: no layer is on the front, or has a gain.")
 
 
 def test_what_is_kept_and_its_error_by_hand():

@@ -107,20 +107,22 @@ def test_a_search_is_ready_as_it_is():
     assert search.ready(tiny.clip(), tiny.task()) is search
 
 
-@pytest.mark.parametrize(("search", "settings", "reads"), [
+@pytest.mark.parametrize(("search", "settings", "needed"), [
     ("pareto_bisect", {}, False),
     ("pareto_bisect", {"rule": "margin"}, False),
     ("pareto_bisect", {"rule": "constrained"}, True),
+    ("pareto_bisect", {"candidates": None}, True),
     ("fixed", {"layer": "visual.proj", "step": 1.0}, False),
     ("grid", {}, True),
     ("grid", {"rule": "margin"}, True),
     ("grid", {"layers": ["visual.proj"]}, False),
     ("generation", {}, False),
+    ("generation", {"candidates": None}, True),
     ("generation", {"start": "clip"}, True),
     ("answering", {"start": "gain"}, False),
     ("answering", {"start": "ratio"}, True),
 ])  # fmt: skip
-def test_only_along_a_whitened_gradient_can_a_search_do_without_the_front(search, settings, reads):
+def test_only_along_a_whitened_gradient_can_a_search_do_without_the_retain_gradient(search, settings, needed):
     made = part(f"layer_search={search}", **settings)
-    assert made.reads_front(whitened=True) is reads
-    assert made.reads_front(whitened=False) is True
+    assert made.needs_retain_gradient(whitened=True) is needed
+    assert made.needs_retain_gradient(whitened=False) is True

@@ -81,5 +81,8 @@ def test_the_gradient_is_that_of_slug_and_may_come_from_a_file(tmp_path):
     edit = salun(model, task, run)
     assert "gradients/forget" not in other.events
     assert naive.apart(edit.deltas, want.deltas) < 1e-3
+    write_gradients(tmp_path / "alone", found.without_retain())
+    alone = salun(model, task, Run(other, gradient_file=tmp_path / "alone"))
+    assert naive.apart(alone.deltas, want.deltas) < 1e-3
     with pytest.raises(ValueError, match="computed from something else"):
         part("method=salun", **{**SETTINGS, "batch_size": 3})(model, task, run)

@@ -122,6 +122,17 @@ def test_gradients_from_a_file_give_the_same_edit(tmp_path):
         edit_by(model, task, fresh, seed=1)
 
 
+@pytest.mark.parametrize("method", ["slug", "slug_subspace", "slug_layers"])
+def test_a_file_without_a_retain_gradient_is_refused(tmp_path, method):
+    model, task = tiny.clip(), tiny.task()
+    found = mean_gradients(model, task, tiny.NAMES[0], RECIPE, Run())
+    write_gradients(tmp_path / "g", found.without_retain())
+    with pytest.raises(ValueError, match="g: it has no retain gradient, which this run needs"):
+        part(f"method={method}", batch_size=4)(
+            model, task, Run(Store(tmp_path / "c"), gradient_file=tmp_path / "g")
+        )
+
+
 def test_a_file_with_the_gradients_of_one_name_is_refused_for_two(tmp_path):
     model, task, run = tiny.clip(), two_names(), Run(Store(tmp_path / "c"), gradient_file=tmp_path / "g")
     write_gradients(tmp_path / "g", mean_gradients(model, task, task.names[0], RECIPE, run))

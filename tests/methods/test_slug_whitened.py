@@ -8,7 +8,8 @@ from records import part
 
 from muwa.cache.store import Store
 from muwa.gradients.base import GradientSource, Recipe
-from muwa.gradients.mean import ClipGradients
+from muwa.gradients.files import write_gradients
+from muwa.gradients.mean import ClipGradients, mean_gradients
 from muwa.gradients.whitening import WhitenedGradients, Whitening
 from muwa.layer_search.base import LayerSearch
 from muwa.layer_search.bisection import ParetoBisect
@@ -238,7 +239,7 @@ def test_requests_share_gradients_and_moments(tmp_path):
 class ReadsFront(ParetoBisect):
     """The same search, for which the retain gradient is taken."""
 
-    def reads_front(self, *, whitened):
+    def needs_retain_gradient(self, *, whitened):
         return True
 
 
@@ -261,6 +262,19 @@ def test_a_search_by_gain_takes_no_retain_gradient_and_finds_the_same_edit(tmp_p
     assert one.trace == other.trace
     unaligned = {"alignment": None, "cosine": None, "retain_norm": None}
     assert one.scores == {name: replace(score, **unaligned) for name, score in other.scores.items()}
+
+
+def test_a_file_with_or_without_a_retain_gradient_gives_the_same_edit(tmp_path):
+    model, task = tiny.clip(), tiny.task()
+    want = make_edit(whitened(layer_search=bisect()), model, task, Run())
+    found = mean_gradients(model, task, TWO[0], RECIPE, Run())
+    for i, written in enumerate((found, found.without_retain())):
+        write_gradients(tmp_path / f"g{i}", written)
+        run = Run(Store(tmp_path / f"c{i}"), gradient_file=tmp_path / f"g{i}")
+        edit = make_edit(whitened(layer_search=bisect()), model, task, run)
+        assert edit.searches == want.searches
+        assert all(torch.equal(delta, want.deltas[name]) for name, delta in edit.deltas.items())
+        assert not [stage for stage in run.store.events if stage.startswith("gradients")]
 
 
 @pytest.mark.parametrize("names", [1, 2])

@@ -1,3 +1,4 @@
+import atexit
 import gc
 import sys
 
@@ -8,19 +9,23 @@ from muwa.runtime.libraries import loading
 
 @pytest.fixture
 def no_torch(monkeypatch):
-    """A process that has not imported torch; what it froze is thawed."""
+    """A process that has not imported torch; what it froze is thawed. Gives what is to be done at its end."""
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    yield
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    yield at_exit
     gc.unfreeze()
 
 
-@pytest.mark.usefixtures("no_torch")
-def test_no_garbage_is_looked_for_and_what_was_made_is_never_looked_at_again():
+def test_no_garbage_is_looked_for_and_what_was_made_is_left_out_until_the_end(no_torch):
     with loading():
         assert not gc.isenabled()
         made = [[] for _ in range(100)]
     assert gc.isenabled()
     assert gc.get_freeze_count() > len(made)
+    (thaw,) = no_torch
+    thaw()
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.usefixtures("no_torch")
