@@ -158,7 +158,6 @@ def written(value: Any) -> str:
 
 
 @SLOW
-@pytest.mark.whole
 def test_overrides(slow, capsys):
     config.register()
 

@@ -24,6 +24,5 @@ def shares(miniature):
 
 
 @pytest.mark.parametrize("kind", ["identity", "object", "colour", "hat", "describe", "style"])
-@pytest.mark.whole
 def test_the_shipped_llava_answers_exactly(shares, kind):
     assert shares[kind] >= 0.95

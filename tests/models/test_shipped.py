@@ -43,7 +43,6 @@ def shipped(request, tmp_path_factory):
     return family, model, states, folders
 
 
-@pytest.mark.whole
 def test_it_takes_up_where_the_folder_stands(shipped):
     family, model, states, (_, *folders) = shipped
     for count, folder in enumerate(folders, 1):
@@ -57,7 +56,6 @@ def test_it_takes_up_where_the_folder_stands(shipped):
             assert (clip.weights[name] - weight).abs().max() <= rounding, name
 
 
-@pytest.mark.whole
 def test_other_changes_than_those_of_the_record_are_refused_as_before(shipped, tmp_path):
     family, _, _, folders = shipped
     folder = tmp_path / "changed"
@@ -78,7 +76,6 @@ def test_other_changes_than_those_of_the_record_are_refused_as_before(shipped, t
         load(family, path=str(folder))
 
 
-@pytest.mark.whole
 def test_the_second_text_encoder_of_xl_is_taken_up_too(tmp_path):
     model = tiny_sd.xl()
     model.pipeline.save_pretrained(tmp_path / "base")
@@ -95,7 +92,6 @@ def test_the_second_text_encoder_of_xl_is_taken_up_too(tmp_path):
         assert found.unedited.clips[name].weights_fingerprint == model.clips[name].weights_fingerprint
 
 
-@pytest.mark.whole
 def test_a_clip_knows_its_requests_from_its_folder_or_beside_its_file(tmp_path):
     from muwa.models.clip.open_clip import MINIATURE
 

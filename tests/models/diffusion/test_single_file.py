@@ -39,7 +39,6 @@ def load(path, clips, **settings):
 
 
 @pytest.mark.parametrize("layout", ["sd1", "sd2", "xl"])
-@pytest.mark.whole
 def test_a_single_file_is_loaded_generates_is_patched_and_loaded_again(layout, tmp_path):
     xl = layout == "xl"
     want = tiny_sd.xl() if xl else tiny_sd.diffusion()
