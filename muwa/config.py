@@ -40,6 +40,7 @@ from muwa.cli.spelling import choices_with
 from muwa.command_line import CONF, OWN_CONF, adapted, config_folders, refusal_of
 from muwa.data.addresses import hide
 from muwa.errors import message_of
+from muwa.runtime import stopping
 from muwa.runtime.notices import notice
 from muwa.settings import composition, observers
 from muwa.settings.signatures import check, check_value
@@ -546,7 +547,7 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
         RefusedError: A run of a multirun had bad input.
     """
     try:
-        with multirun.noted(cfg):
+        with multirun.noted(cfg), stopping.errors_of_a_stop():
             yield
     except (ValueError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

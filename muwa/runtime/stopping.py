@@ -129,6 +129,20 @@ def check() -> None:
         raise Stopped(_CAME[-1])
 
 
+@contextmanager
+def errors_of_a_stop() -> Iterator[None]:
+    """In this block, an error that comes after a signal is taken for the stop.
+
+    Where Python swallowed the stop (`check`), what it interrupted is half done and may fail later: a module
+    that was half imported lacks a name.
+    """
+    try:
+        yield
+    except Exception:
+        check()
+        raise
+
+
 def _pass(number: int, frame: FrameType | None) -> None:
     """Do nothing. Unlike SIG_IGN, it is silent when the signal has come already and waits to be handled."""
 

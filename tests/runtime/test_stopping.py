@@ -159,3 +159,23 @@ def test_processes_started_in_the_block_get_no_ctrl_c(tmp_path):
     deaf.terminate()
     assert deaf.wait(30) == -signal.SIGTERM
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class Destroyed:
+    """A signal comes while it is destroyed, where Python swallows what the handler raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_error_after_a_signal_that_python_swallowed_is_the_stop():
+    with pytest.raises(stopping.Stopped) as stopped, stopping.listening(), stopping.errors_of_a_stop():
+        Destroyed()
+        raise AttributeError("module 'half' has no attribute 'imported'")
+    assert stopping.word(stopped.value) == "SIGTERM"
+
+
+def test_an_error_without_a_signal_is_that_error():
+    with pytest.raises(AttributeError), stopping.listening(), stopping.errors_of_a_stop():
+        raise AttributeError("module 'whole' has no such attribute")
