@@ -105,31 +105,6 @@ def prompt_gradient_sums(
     return sums
 
 
-def _cached_sums(
-    side: str,
-    model: Diffusion,
-    prompts: Sequence[Sequence[str]],
-    stand_ins: Sequence[Sequence[str]],
-    batch_size: int,
-    run: Run,
-) -> dict[str, dict[str, Tensor]]:
-    """`prompt_gradient_sums`, cached.
-
-    Args:
-        side: "forget" | "retain", for the place in the cache.
-    """
-    sums: dict[str, dict[str, Tensor]] = run.cached(
-        f"gradients/prompts_{side}",
-        prompt_gradient_sums,
-        model,
-        prompts,
-        stand_ins,
-        batch_size=batch_size,
-        _free={"run": run},
-    )
-    return sums
-
-
 def embeddings_of(model: Diffusion, prompts: Sequence[str], batch_size: int) -> Tensor:
     """`embeddings` of many prompts, some at a time."""
     return torch.cat(
@@ -275,8 +250,20 @@ class PromptGradients(GradientSource):
         stand_ins = self._stand_ins(task, name)
         forgotten, retained = prompts_with(task, name), retained_prompts(task, name)
         batch_size = recipe.micro_batch_size or recipe.batch_size
-        sums = {"forget": _cached_sums("forget", model, (forgotten,), stand_ins, batch_size, run)}
-        counts = {"forget": len(forgotten), "retain": 0}
+        taken = {"forget": (forgotten,)} | ({"retain": retained} if recipe.retain_gradient else {})
+        sums: dict[str, dict[str, dict[str, Tensor]]] = {
+            side: run.cached(
+                f"gradients/prompts_{side}",
+                prompt_gradient_sums,
+                model,
+                some,
+                stand_ins,
+                batch_size=batch_size,
+                _free={"run": run},
+            )
+            for side, some in taken.items()
+        }
+        counts = {side: sum(map(len, some)) for side, some in taken.items()}
         origin = {
             "model": model.fingerprint,
             "forget_pairs": digest(forgotten),
@@ -284,12 +271,8 @@ class PromptGradients(GradientSource):
             "losses": digest([prompt for some in stand_ins for prompt in some]),
             "batch_size": str(batch_size),
             "seed": str(recipe.seed),  # of the moments at the outputs
+            **({} if recipe.retain_gradient else FORGET_ALONE),
         }
-        if recipe.retain_gradient:
-            sums["retain"] = _cached_sums("retain", model, retained, stand_ins, batch_size, run)
-            counts["retain"] = sum(map(len, retained))
-        else:
-            origin |= FORGET_ALONE
 
         def mean(side: str, encoder: str) -> dict[str, Tensor]:
             of_encoder = sums[side][encoder] if side in sums else {}
@@ -297,7 +280,7 @@ class PromptGradients(GradientSource):
 
         return {
             key: Gradients(
-                mean("forget", key), mean("retain", key), counts["forget"], counts["retain"], origin
+                mean("forget", key), mean("retain", key), counts["forget"], counts.get("retain", 0), origin
             )
             for key in model.clips
         }
